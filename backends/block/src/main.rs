@@ -1,0 +1,5 @@
+//! `bulkhead-block`: A vhost-user-blk server for raw and qcow2 images.
+
+#![forbid(unsafe_code)]
+
+fn main() {}

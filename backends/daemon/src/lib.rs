@@ -1,0 +1,1 @@
+//! `bulkhead-daemon`: What every vhost-user backend shares: program conventions, serve loop, in-flight requests.

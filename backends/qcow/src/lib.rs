@@ -1,0 +1,1 @@
+//! `qcow`: Raw and qcow2 disk images.

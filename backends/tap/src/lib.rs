@@ -1,0 +1,1 @@
+//! `tap`: Linux TAP devices.

@@ -1,0 +1,5 @@
+//! `image-tool`: Disk images at rest: create, convert, inspect, check.
+
+#![forbid(unsafe_code)]
+
+fn main() {}

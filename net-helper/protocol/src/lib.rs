@@ -1,0 +1,1 @@
+//! `bulkhead-net-protocol`: The messages between bulkhead-net-helper and its clients.

@@ -1,0 +1,1 @@
+//! `bulkhead-boot`: Kernel loading and ACPI tables: pure functions over guest memory.

@@ -1,0 +1,1 @@
+//! `bulkhead-devices`: Buses, serial port, PCI, virtio-pci and the one vhost-user frontend.

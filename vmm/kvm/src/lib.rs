@@ -1,0 +1,1 @@
+//! `bulkhead-kvm`: KVM: the machine, its vCPUs, memory and interrupt routes.
