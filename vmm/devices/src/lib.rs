@@ -1,1 +1,13 @@
-//! `bulkhead-devices`: Buses, serial port, PCI, virtio-pci and the one vhost-user frontend.
+//! `bulkhead-devices`: buses, serial port, PCI, virtio-pci and the one vhost-user frontend.
+//!
+//! It may touch guest RAM (to find a vring's place, never to move data), eventfds and the Unix sockets it is told to
+//! connect to. It must not depend on KVM, on a backend or on image code: what it needs of a hypervisor is in
+//! [`Hypervisor`], and the machine supplies it.
+
+#![forbid(unsafe_code)]
+
+mod bus;
+mod hypervisor;
+
+pub use bus::{Bus, BusDevice, BusError};
+pub use hypervisor::{Hypervisor, MsiVector};
