@@ -1,0 +1,43 @@
+//! Capabilities: out of every set, so that no later execve can bring them back.
+
+use std::io;
+
+use rustix::io::Errno;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+};
+
+use super::ConfineError;
+
+pub(super) fn keep(kept: CapabilitySet) -> Result<(), ConfineError> {
+    drop_all_but(kept).map_err(|error| ConfineError::Capabilities(io::Error::from(error)))
+}
+
+fn drop_all_but(kept: CapabilitySet) -> rustix::io::Result<()> {
+    set_no_new_privs(true)?;
+    clear_ambient_capability_set()?;
+    for number in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if kept.contains(capability) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
+            // Not privileged enough to narrow the bounding set: then there is nothing to gain from it either.
+            Err(Errno::PERM) => break,
+            // Past the kernel's last capability.
+            Err(Errno::INVAL) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    let held = capabilities(None)?.permitted & kept;
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: held,
+            permitted: held,
+            inheritable: CapabilitySet::empty(),
+        },
+    )
+}

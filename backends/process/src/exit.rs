@@ -1,0 +1,105 @@
+//! From `main` to the exit status: 0, 1 for an error, 2 for a wrong command line.
+
+use std::process::ExitCode;
+
+/// The exit status of a program that met an error.
+pub const ERROR: u8 = 1;
+/// The exit status of a program that was called wrongly.
+const USAGE: u8 = 2;
+
+/// A command line that parses but makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(String);
+
+/// An error whose exit status is 2: the command line is wrong.
+pub fn usage(message: impl Into<String>) -> anyhow::Error {
+    UsageError(message.into()).into()
+}
+
+/// Parses the command line and runs `body`; what goes wrong becomes one line on standard error and an exit status.
+pub fn main<A: clap::Parser>(body: impl FnOnce(A) -> anyhow::Result<ExitCode>) -> ExitCode {
+    let outcome = match parse::<A>(std::env::args_os()) {
+        Ok(args) => body(args),
+        Err(status) => return status,
+    };
+    match outcome {
+        Ok(status) => status,
+        Err(error) => {
+            report(&one_line(&format!("{error:#}")));
+            let wrong_usage = error.chain().any(|cause| cause.is::<UsageError>());
+            ExitCode::from(if wrong_usage { USAGE } else { ERROR })
+        }
+    }
+}
+
+/// Parses `args`. `Err` is the status to end with: help and version have been printed (0), or what is wrong with the arguments (2).
+pub fn parse<A: clap::Parser>(
+    args: impl IntoIterator<Item = std::ffi::OsString>,
+) -> Result<A, ExitCode> {
+    A::try_parse_from(args).map_err(|error| {
+        if !error.use_stderr() {
+            // Nobody is left to tell when standard output is gone.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        report(&first_paragraph(&error.to_string()));
+        ExitCode::from(USAGE)
+    })
+}
+
+/// Standard error may be closed; that must not end the program in a panic.
+#[allow(clippy::disallowed_methods)]
+fn report(message: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "error: {message}");
+}
+
+/// clap's message without its usage and hints, in one line.
+fn first_paragraph(message: &str) -> String {
+    let paragraph = message.split("\n\n").next().unwrap_or(message);
+    let line = one_line(paragraph);
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+fn one_line(message: &str) -> String {
+    message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Args {
+        #[arg(long)]
+        kernel: String,
+    }
+
+    #[test]
+    fn an_argument_that_is_missing_is_named_in_one_line() {
+        let error = <Args as clap::Parser>::try_parse_from(["program"]).unwrap_err();
+        assert_eq!(
+            first_paragraph(&error.to_string()),
+            "the following required arguments were not provided: --kernel <KERNEL>"
+        );
+    }
+
+    #[test]
+    fn an_argument_that_is_given_is_parsed() {
+        let args = parse::<Args>(["program", "--kernel", "k"].map(Into::into)).unwrap();
+        assert_eq!(args.kernel, "k");
+    }
+
+    #[test]
+    fn a_usage_error_is_found_below_its_context() {
+        let error = usage("no --format").context("--disk");
+        assert!(error.chain().any(|cause| cause.is::<UsageError>()));
+        assert_eq!(format!("{error:#}"), "--disk: no --format");
+    }
+}

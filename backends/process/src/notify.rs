@@ -1,0 +1,68 @@
+//! Readiness: `READY=1` to the socket that `$NOTIFY_SOCKET` names (sd_notify(3)), for systemd and `bulkhead run` alike.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
+
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
+};
+
+static SOCKET: OnceLock<Option<OwnedFd>> = OnceLock::new();
+
+/// Opens the connection while sockets may still be opened. Confinement calls it; a second call does nothing.
+pub(crate) fn prepare() {
+    SOCKET.get_or_init(|| open(std::env::var_os("NOTIFY_SOCKET")?).ok());
+}
+
+/// Tells the service manager, if there is one, that the program does its work from now on.
+///
+/// # Errors
+/// When there is one and it cannot be told.
+pub fn ready() -> io::Result<()> {
+    prepare();
+    match SOCKET.get() {
+        Some(Some(socket)) => send(socket, b"READY=1\n", SendFlags::NOSIGNAL)
+            .map(drop)
+            .map_err(io::Error::from),
+        _ => Ok(()),
+    }
+}
+
+fn open(path: OsString) -> io::Result<OwnedFd> {
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
+        path => SocketAddrUnix::new(path)?,
+    };
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    connect(&socket, &address)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::read;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn a_service_manager_that_listens_is_reached() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+
+        let socket = open(path.into()).unwrap();
+        send(&socket, b"READY=1\n", SendFlags::NOSIGNAL).unwrap();
+
+        let mut message = [0; 16];
+        let length = read(&manager, &mut message).unwrap();
+        assert_eq!(&message[..length], b"READY=1\n");
+    }
+}
