@@ -1,0 +1,196 @@
+//! What `bulkhead run` is told: the guest, as a person describes it.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A guest to run.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The guest's name
+    #[arg(long, value_parser = name)]
+    pub(crate) name: String,
+    /// Number of virtual CPUs
+    #[arg(long, default_value_t = 1)]
+    pub(crate) cpus: u32,
+    /// Memory, with a suffix K, M, G or T
+    #[arg(long, default_value = "512M")]
+    pub(crate) memory: String,
+    /// Kernel: a bzImage or an ELF vmlinux
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kernel: PathBuf,
+    /// Initial RAM file system
+    #[arg(long, value_name = "PATH")]
+    pub(crate) initramfs: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, default_value = "console=ttyS0")]
+    pub(crate) cmdline: String,
+    /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off]; a comma in PATH is written twice
+    #[arg(long, value_name = "PATH[,…]")]
+    pub(crate) disk: Vec<Disk>,
+    /// Network to connect to: NETWORK[,mac=MAC]
+    #[arg(long, value_name = "NETWORK[,…]")]
+    pub(crate) net: Vec<Net>,
+    /// Socket of the network helper, which must run already; without this one is started if none runs
+    #[arg(long, value_name = "PATH")]
+    pub(crate) helper_socket: Option<PathBuf>,
+    /// End when the guest reboots, with status 3, instead of starting it again
+    #[arg(long)]
+    pub(crate) no_reboot: bool,
+    /// Say how each process ended
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+    /// Print the command of every process, in the order they are started, and start none
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// One `--disk`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    pub(crate) path: PathBuf,
+    pub(crate) format: String,
+    pub(crate) readonly: bool,
+}
+
+/// One `--net`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Net {
+    pub(crate) network: String,
+    pub(crate) mac: Option<String>,
+}
+
+impl FromStr for Disk {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = split(text).into_iter();
+        let path = PathBuf::from(
+            parts
+                .next()
+                .filter(|path| !path.is_empty())
+                .ok_or("no path")?,
+        );
+        let mut format = None;
+        let mut readonly = false;
+        for part in parts {
+            match part.split_once('=') {
+                Some(("format", value @ ("raw" | "qcow2"))) => format = Some(value.to_owned()),
+                Some(("format", other)) => {
+                    return Err(format!("unknown format '{other}': raw or qcow2"));
+                }
+                Some(("readonly", "on")) => readonly = true,
+                Some(("readonly", "off")) => readonly = false,
+                _ => return Err(format!("unknown option '{part}': format=, readonly=on|off")),
+            }
+        }
+        let format = format.or_else(|| by_name(&path)).ok_or_else(|| {
+            format!(
+                "the format of {} is not known: add ,format=raw or ,format=qcow2",
+                path.display()
+            )
+        })?;
+        Ok(Self {
+            path,
+            format,
+            readonly,
+        })
+    }
+}
+
+impl FromStr for Net {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = split(text).into_iter();
+        let network = name(&parts.next().unwrap_or_default())?;
+        let mut mac = None;
+        for part in parts {
+            match part.split_once('=') {
+                Some(("mac", value)) => mac = Some(value.to_owned()),
+                _ => return Err(format!("unknown option '{part}': mac=")),
+            }
+        }
+        Ok(Self { network, mac })
+    }
+}
+
+/// The format that the file's name declares. Its content is never asked: a guest can write that.
+fn by_name(path: &Path) -> Option<String> {
+    let format = match path.extension()?.to_str()? {
+        "qcow2" => "qcow2",
+        "raw" | "img" => "raw",
+        _ => return None,
+    };
+    Some(format.to_owned())
+}
+
+/// Splits at single commas; a double one stands for itself.
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match (c, parts.last_mut()) {
+            (',', _) if rest.peek() != Some(&',') => parts.push(String::new()),
+            (c, Some(part)) => {
+                if c == ',' {
+                    rest.next();
+                }
+                part.push(c);
+            }
+            (_, None) => {}
+        }
+    }
+    parts
+}
+
+/// A name that is safe as a file's name.
+fn name(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let first = |c: char| c.is_ascii_alphanumeric();
+    if text.len() <= 64 && text.starts_with(first) && text.chars().all(allowed) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "'{text}' is no name: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_read_as_written() {
+        let disk: Disk = "/a,,b.raw,format=qcow2,readonly=on".parse().unwrap();
+        assert_eq!(disk.path, Path::new("/a,b.raw"));
+        assert_eq!(disk.format, "qcow2");
+        assert!(disk.readonly);
+    }
+
+    #[test]
+    fn a_format_comes_from_the_name_or_is_asked_for() {
+        assert_eq!("x.qcow2".parse::<Disk>().unwrap().format, "qcow2");
+        assert_eq!("x.img".parse::<Disk>().unwrap().format, "raw");
+        let error = "disk".parse::<Disk>().unwrap_err();
+        assert!(error.contains("add ,format=raw"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        assert!(
+            "x.img,cache=none"
+                .parse::<Disk>()
+                .unwrap_err()
+                .contains("cache=none")
+        );
+        assert!(
+            "default,model=e1000"
+                .parse::<Net>()
+                .unwrap_err()
+                .contains("model=e1000")
+        );
+        assert!(name("../x").is_err());
+        assert!(name("-x").is_err());
+        assert!(name("").is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! One running process: started so that it ends with us, watched to its end, told to stop by a handle that never names another.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+
+use crossbeam_channel::Sender;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::console::Input;
+use super::plan::{Process, Role};
+use super::supervisor::Event;
+
+/// A process that has been started.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) pid: u32,
+    handle: OwnedFd,
+    ready: Arc<AtomicBool>,
+}
+
+/// How it ended, and what it last said if that was before it was ready.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) last_words: Option<String>,
+}
+
+impl Child {
+    /// Starts it. Its end becomes [`Event::Ended`] with `index`.
+    pub(crate) fn start(
+        process: &Process,
+        index: usize,
+        notify: &Path,
+        input: &Input,
+        events: &Sender<Event>,
+    ) -> io::Result<Self> {
+        let monitor = process.role == Role::Monitor;
+        let mut command = Command::new(&process.program);
+        command
+            .args(&process.args)
+            .env("NOTIFY_SOCKET", notify)
+            // Ctrl-C reaches us alone; we end the others in order.
+            .process_group(0)
+            .stdin(if monitor {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            })
+            .stdout(if monitor {
+                Stdio::inherit()
+            } else {
+                Stdio::null()
+            })
+            .stderr(Stdio::piped());
+        end_with_parent(&mut command);
+        let mut child = command.spawn()?;
+        if let Some(stdin) = child.stdin.take() {
+            *input.lock().unwrap_or_else(PoisonError::into_inner) = Some(stdin);
+        }
+        let pid = child.id();
+        // Our own child: until it is waited for, its number is its own.
+        let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+        let ready = Arc::new(AtomicBool::new(false));
+        let stderr = child.stderr.take();
+        let (name, events, told) = (process.name.clone(), events.clone(), ready.clone());
+        std::thread::Builder::new()
+            .name(format!("watch-{name}"))
+            .spawn(move || {
+                let last_words = stderr.and_then(|stderr| listen(stderr, &name, &told));
+                let ended = child.wait().map(|status| Ended { status, last_words });
+                // Nobody listens any more once the run is over.
+                let _ = events.send(Event::Ended(index, pid, ended));
+            })?;
+        Ok(Self { pid, handle, ready })
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Fails only when it has ended already, which is as well.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&self.handle, signal);
+    }
+}
+
+/// Passes on what it says; keeps the last line said before it is ready, for the error that its end will be.
+fn listen(stderr: ChildStderr, name: &str, ready: &AtomicBool) -> Option<String> {
+    let mut last = None;
+    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        let error = line.strip_prefix("error: ");
+        if !ready.load(Ordering::Relaxed) {
+            last = Some(error.unwrap_or(&line).to_owned());
+            continue;
+        }
+        // Standard error may be closed; the guest runs on.
+        let _ = match error {
+            Some(words) => writeln!(io::stderr(), "error: {name}: {words}"),
+            None => writeln!(io::stderr(), "{name}: {line}"),
+        };
+    }
+    last
+}
+
+/// Even when we are killed, nothing we started runs on.
+#[allow(unsafe_code)]
+fn end_with_parent(command: &mut Command) {
+    let arrange =
+        || rustix::process::set_parent_process_death_signal(Some(Signal::TERM)).map_err(Into::into);
+    // SAFETY: between fork and exec only one system call is made; nothing is allocated and no lock is taken. Needed because the standard
+    // library has no safe way to set it for a child.
+    unsafe { command.pre_exec(arrange) };
+}

@@ -1,0 +1,56 @@
+//! Readiness: one socket on which each process says, as to a service manager, that it does its work.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+use crossbeam_channel::Sender;
+use rustix::net::sockopt::set_socket_passcred;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use super::supervisor::Event;
+
+/// The socket to name in `$NOTIFY_SOCKET`. What arrives on it becomes [`Event::Ready`].
+pub(crate) fn listen(folder: &Path, events: Sender<Event>) -> io::Result<PathBuf> {
+    let path = folder.join("notify.sock");
+    let socket = UnixDatagram::bind(&path)?;
+    set_socket_passcred(&socket, true)?;
+    std::thread::Builder::new()
+        .name("ready".into())
+        .spawn(move || {
+            while let Ok(message) = receive(&socket) {
+                if let Some(pid) = message
+                    && events.send(Event::Ready(pid)).is_err()
+                {
+                    return;
+                }
+            }
+        })?;
+    Ok(path)
+}
+
+/// The sender of the next message, if that says it is ready. The kernel vouches for the process id.
+fn receive(socket: &UnixDatagram) -> io::Result<Option<u32>> {
+    let mut text = [0; 1024];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let length = recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut text)],
+        &mut control,
+        RecvFlags::empty(),
+    )?
+    .bytes;
+    let ready = text.get(..length).is_some_and(|text| {
+        text.split(|&byte| byte == b'\n')
+            .any(|line| line == b"READY=1")
+    });
+    let sender = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmCredentials(sender) => {
+            u32::try_from(sender.pid.as_raw_nonzero().get()).ok()
+        }
+        _ => None,
+    });
+    Ok(sender.filter(|_| ready))
+}

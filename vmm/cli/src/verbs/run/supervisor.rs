@@ -1,0 +1,320 @@
+//! Starts the processes of a guest, in order and in parallel where it can; starts a backend that dies again; ends them all in order.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bulkhead_process::signals::SignalFd;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::Signal;
+
+use super::child::{Child, Ended};
+use super::console::Input;
+use super::plan::{Process, Role};
+use super::ready;
+use crate::runtime::GuestFolder;
+
+/// How long the others may take to end by themselves once the guest has ended, and again once they were told to.
+const GRACE: Duration = Duration::from_secs(10);
+/// A backend ends when its monitor does; so long we wait for the monitor's end before we take its end for a failure.
+const SETTLE: Duration = Duration::from_millis(200);
+/// The longest pause before a process that dies again and again is started once more.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the supervisor waits for.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The process with this id does its work.
+    Ready(u32),
+    /// The process at this index, with this id, is gone.
+    Ended(usize, u32, std::io::Result<Ended>),
+    /// We were told to end.
+    Stop,
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The monitor ended with this status.
+    Ended(i32),
+    /// We were told to end.
+    Stopped,
+}
+
+/// One process of the plan, and its life.
+struct Slot {
+    process: Process,
+    child: Option<Child>,
+    was_ready: bool,
+    restarts: u32,
+    restart_at: Option<Instant>,
+}
+
+/// Runs plans, one after the other.
+pub(crate) struct Supervisor {
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+    notify: PathBuf,
+    input: Input,
+    verbose: bool,
+    slots: Vec<Slot>,
+}
+
+impl Supervisor {
+    pub(crate) fn new(
+        folder: &GuestFolder,
+        signals: SignalFd,
+        input: Input,
+        verbose: bool,
+    ) -> anyhow::Result<Self> {
+        let (sender, events) = unbounded();
+        let notify = ready::listen(folder.path(), sender.clone())
+            .with_context(|| format!("cannot listen in {}", folder.path().display()))?;
+        let stop = sender.clone();
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || pass_on_signals(&signals, &stop))?;
+        Ok(Self {
+            events,
+            sender,
+            notify,
+            input,
+            verbose,
+            slots: Vec::new(),
+        })
+    }
+
+    /// Runs the processes until the monitor ends or we are told to end. None of them is left when this returns.
+    pub(crate) fn run(&mut self, processes: Vec<Process>) -> anyhow::Result<Outcome> {
+        self.slots = processes
+            .into_iter()
+            .map(|process| Slot {
+                process,
+                child: None,
+                was_ready: false,
+                restarts: 0,
+                restart_at: None,
+            })
+            .collect();
+        let outcome = self.watch();
+        let ended = self.end(&outcome);
+        outcome.and_then(|outcome| ended.map(|()| outcome))
+    }
+
+    fn watch(&mut self) -> anyhow::Result<Outcome> {
+        loop {
+            self.start_what_can_be()?;
+            let event = match self.next_restart() {
+                Some(when) => match self.events.recv_deadline(when) {
+                    Ok(event) => event,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => bail!("lost track of the processes"),
+                },
+                None => self.events.recv()?,
+            };
+            match event {
+                Event::Stop => return Ok(Outcome::Stopped),
+                Event::Ready(pid) => self.ready(pid),
+                Event::Ended(index, pid, ended) => {
+                    if let Some(status) = self.ended(index, pid, ended?)? {
+                        return Ok(Outcome::Ended(status));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts each process that does not run, has no pause to sit out, and needs nobody who is not ready.
+    fn start_what_can_be(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let ready: Vec<bool> = self.slots.iter().map(|slot| slot.was_ready).collect();
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let waits = slot.restart_at.is_some_and(|when| when > now);
+            let process = &slot.process;
+            let needs = |&other: &usize| !ready.get(other).copied().unwrap_or(false);
+            if slot.child.is_some() || waits || process.after.iter().any(needs) {
+                continue;
+            }
+            let child = Child::start(process, index, &self.notify, &self.input, &self.sender)
+                .with_context(|| format!("cannot start {}", process.program.display()))?;
+            slot.child = Some(child);
+            slot.restart_at = None;
+        }
+        Ok(())
+    }
+
+    fn next_restart(&self) -> Option<Instant> {
+        self.slots.iter().filter_map(|slot| slot.restart_at).min()
+    }
+
+    fn ready(&mut self, pid: u32) {
+        for slot in &mut self.slots {
+            if let Some(child) = slot.child.as_ref().filter(|child| child.pid == pid) {
+                child.set_ready();
+                slot.was_ready = true;
+            }
+        }
+    }
+
+    /// The monitor's status, once it has ended. Anyone else is started again, unless it never began.
+    fn ended(&mut self, index: usize, pid: u32, ended: Ended) -> anyhow::Result<Option<i32>> {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return Ok(None);
+        };
+        // A straggler of an earlier run has nothing to say here.
+        let Some(child) = slot.child.take_if(|child| child.pid == pid) else {
+            return Ok(None);
+        };
+        let name = slot.process.name.clone();
+        let began = child.is_ready();
+        if slot.process.role == Role::Monitor {
+            self.told(&name, pid, &ended, true);
+            return monitor_ended(ended, began).map(Some);
+        }
+        if !slot.was_ready {
+            bail!("{name}: {}", why(&ended));
+        }
+        let pause = pause(slot.restarts, ended.status.success());
+        slot.restarts = slot.restarts.saturating_add(1);
+        slot.restart_at = Some(Instant::now() + pause);
+        // Ending with the monitor is what a backend should do; whether that is so, we know in a moment.
+        if !ended.status.success() {
+            let _ = writeln!(
+                std::io::stderr(),
+                "{name} died ({}): starting it again",
+                why(&ended)
+            );
+        } else {
+            self.told(&name, pid, &ended, true);
+        }
+        Ok(None)
+    }
+
+    /// Waits for everybody's end: by itself if the guest has ended, told to otherwise, and killed if nothing else helps.
+    fn end(&mut self, outcome: &anyhow::Result<Outcome>) -> anyhow::Result<()> {
+        let by_itself = matches!(outcome, Ok(Outcome::Ended(_)));
+        if !by_itself {
+            self.signal_all(Signal::TERM);
+        }
+        let mut failures = self.wait_for_all(by_itself);
+        if self.any_runs() && by_itself {
+            self.signal_all(Signal::TERM);
+            failures.extend(self.wait_for_all(false));
+        }
+        if self.any_runs() {
+            for slot in self.slots.iter().filter(|slot| slot.child.is_some()) {
+                failures.push(format!("{} did not end and was killed", slot.process.name));
+            }
+            self.signal_all(Signal::KILL);
+            failures.extend(self.wait_for_all(false));
+        }
+        match failures.first() {
+            Some(failure) => bail!("{failure}"),
+            None => Ok(()),
+        }
+    }
+
+    fn wait_for_all(&mut self, by_itself: bool) -> Vec<String> {
+        let deadline = Instant::now() + GRACE;
+        let mut failures = Vec::new();
+        while self.any_runs() {
+            match self.events.recv_deadline(deadline) {
+                Ok(Event::Ended(index, pid, Ok(ended))) => {
+                    let Some(slot) = self.slots.get_mut(index) else {
+                        continue;
+                    };
+                    if slot.child.take_if(|child| child.pid == pid).is_none() {
+                        continue;
+                    }
+                    let name = slot.process.name.clone();
+                    self.told(&name, pid, &ended, by_itself);
+                    if !ended.status.success() {
+                        failures.push(format!("{name}: {}", why(&ended)));
+                    }
+                }
+                // Told again: no more waiting.
+                Ok(Event::Stop) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        failures
+    }
+
+    fn any_runs(&self) -> bool {
+        self.slots.iter().any(|slot| slot.child.is_some())
+    }
+
+    fn signal_all(&self, signal: Signal) {
+        for child in self.slots.iter().filter_map(|slot| slot.child.as_ref()) {
+            child.signal(signal);
+        }
+    }
+
+    fn told(&self, name: &str, pid: u32, ended: &Ended, by_itself: bool) {
+        if self.verbose {
+            let how = if by_itself { "by itself" } else { "as told" };
+            let _ = writeln!(
+                std::io::stderr(),
+                "{name} (process {pid}) ended {how}, {}",
+                ended.status
+            );
+        }
+    }
+}
+
+/// The monitor's status is the run's. Only a signal, or an end before the guest began, is an error of ours to tell.
+fn monitor_ended(ended: Ended, began: bool) -> anyhow::Result<i32> {
+    match ended.status.code() {
+        Some(0) => Ok(0),
+        Some(status) if began => Ok(status),
+        _ => bail!("vmm: {}", why(&ended)),
+    }
+}
+
+fn why(ended: &Ended) -> String {
+    ended
+        .last_words
+        .clone()
+        .unwrap_or_else(|| ended.status.to_string())
+}
+
+/// At once after a first death, later and later if it goes on.
+fn pause(restarts: u32, ended_well: bool) -> Duration {
+    if ended_well {
+        return SETTLE;
+    }
+    let doubled = Duration::from_millis(50).saturating_mul(1 << restarts.min(8));
+    match restarts {
+        0 => Duration::ZERO,
+        _ => doubled.min(LONGEST_PAUSE),
+    }
+}
+
+fn pass_on_signals(signals: &SignalFd, events: &Sender<Event>) {
+    loop {
+        let waited = poll(&mut [PollFd::new(signals, PollFlags::IN)], None);
+        match (waited, signals.take()) {
+            (Err(rustix::io::Errno::INTR), _) | (Ok(_), Ok(None)) => {}
+            (Ok(_), Ok(Some(_))) => {
+                if events.send(Event::Stop).is_err() {
+                    return;
+                }
+            }
+            _ => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_restart_is_at_once_and_later_ones_are_bounded() {
+        assert_eq!(pause(0, false), Duration::ZERO);
+        assert!(pause(1, false) < pause(3, false));
+        assert_eq!(pause(1000, false), LONGEST_PAUSE);
+    }
+}
