@@ -1,7 +1,6 @@
 //! From the guest to its processes: which programs, with which arguments, started after which others.
 
 use std::ffi::OsString;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -210,10 +209,14 @@ fn mac(args: &Args, net: &Net, index: usize) -> String {
     if let Some(mac) = &net.mac {
         return mac.clone();
     }
-    let mut hasher = DefaultHasher::new();
-    (args.name.as_str(), net.network.as_str(), index).hash(&mut hasher);
-    let [a, b, c, ..] = hasher.finish().to_le_bytes();
+    let [a, b, c, ..] = fnv1a(format!("{}/{}/{index}", args.name, net.network).as_bytes());
     format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+}
+
+/// FNV-1a: the same on every host and in every version.
+fn fnv1a(bytes: &[u8]) -> [u8; 8] {
+    let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step).to_le_bytes()
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
