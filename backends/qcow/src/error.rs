@@ -1,0 +1,119 @@
+//! The one error type of this crate.
+
+use std::fmt;
+use std::io;
+
+/// What went wrong, coarse enough to act upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The operating system refused a read, a write or another call.
+    Io,
+    /// The file is not of the declared format.
+    NotThisFormat,
+    /// The image breaks the specification in a way that makes it unreadable or unsafe to write.
+    Corrupt,
+    /// The image is valid and asks for something this library does not do (a feature bit, encryption, a protocol).
+    Unsupported,
+    /// The caller asked for something impossible: a bad size, an option out of range, a name that exists.
+    InvalidInput,
+    /// A name (snapshot, bitmap) that does not exist.
+    NotFound,
+    /// The offset or length lies outside the image.
+    OutOfRange,
+    /// The image was opened read-only, or has been marked corrupt.
+    ReadOnly,
+    /// Another process holds a lock that forbids this use.
+    Locked,
+    /// A backing chain that is too deep, loops, lacks a format, or was not opened.
+    Backing,
+}
+
+/// An error: its kind, one line that names what was wrong, and the system's error if there is one.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<io::Error>,
+}
+
+/// The result type of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    pub(crate) fn io(message: impl Into<String>, source: io::Error) -> Self {
+        Self {
+            kind: ErrorKind::Io,
+            message: message.into(),
+            source: Some(source),
+        }
+    }
+
+    #[allow(dead_code)]
+    pub(crate) fn corrupt(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Corrupt, message)
+    }
+
+    pub(crate) fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unsupported, message)
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidInput, message)
+    }
+
+    /// Puts `what: ` in front of the message, usually the name of the file.
+    pub(crate) fn within(mut self, what: impl fmt::Display) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// What kind of error this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The error number of the system call that failed, if one did.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.source.as_ref().and_then(io::Error::raw_os_error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+// The source is part of the message, so that one line says everything; it is not reported a second time.
+impl std::error::Error for Error {}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match error.kind {
+            ErrorKind::Io => match &error.source {
+                Some(source) => source.kind(),
+                None => io::ErrorKind::Other,
+            },
+            ErrorKind::NotFound => io::ErrorKind::NotFound,
+            ErrorKind::InvalidInput | ErrorKind::OutOfRange => io::ErrorKind::InvalidInput,
+            ErrorKind::ReadOnly => io::ErrorKind::PermissionDenied,
+            ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+            ErrorKind::NotThisFormat | ErrorKind::Corrupt => io::ErrorKind::InvalidData,
+            ErrorKind::Locked | ErrorKind::Backing => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}

@@ -1,0 +1,113 @@
+//! Locks on image files that QEMU's processes and ours both obey.
+//!
+//! QEMU describes what a user of an image does (permissions) and what it lets others do (sharing) by read locks on single
+//! bytes: 100+i for each permission held, 200+i for each one not shared. To see whether somebody objects, it asks for a write
+//! lock at 200+i for what it wants and at 100+i for what it does not share. The locks belong to the open file description
+//! and go when it is closed, so a crash leaves none behind.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::error::{Error, ErrorKind, Result};
+
+const HELD_BASE: i64 = 100;
+const UNSHARED_BASE: i64 = 200;
+
+/// Permissions, numbered as QEMU numbers them.
+const PERMISSIONS: [&str; 4] = ["consistent read", "write", "write unchanged", "resize"];
+const CONSISTENT_READ: u8 = 1 << 0;
+const WRITE: u8 = 1 << 1;
+const RESIZE: u8 = 1 << 3;
+
+/// A lock on an image; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct FileLock {
+    // Shares the open file description with the image's storage; kept so that the lock lives as long as this value.
+    _file: File,
+}
+
+fn flock(kind: libc::c_int, byte: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+/// What a user of an image does with it, and what it lets others do meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Writes; nobody else does.
+    Write,
+    /// Reads; nobody writes.
+    Read,
+    /// Reads, whatever others do.
+    ReadShared,
+}
+
+impl FileLock {
+    /// Locks for `usage`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] if another process holds or forbids what is wanted.
+    pub(crate) fn acquire(file: &File, usage: Use, path: &Path) -> Result<Self> {
+        let (held, unshared) = match usage {
+            Use::Write => (CONSISTENT_READ | WRITE | RESIZE, WRITE | RESIZE),
+            Use::Read => (CONSISTENT_READ, WRITE | RESIZE),
+            Use::ReadShared => (CONSISTENT_READ, 0),
+        };
+        let file = file
+            .try_clone()
+            .map_err(|error| Error::io("cannot duplicate the file", error))?;
+        for (index, name) in PERMISSIONS.iter().enumerate() {
+            let bit = 1u8 << index;
+            let index = index as i64;
+            if held & bit != 0 {
+                set(&file, HELD_BASE + index, name, path)?;
+            }
+            if unshared & bit != 0 {
+                set(&file, UNSHARED_BASE + index, name, path)?;
+            }
+        }
+        for (index, name) in PERMISSIONS.iter().enumerate() {
+            let bit = 1u8 << index;
+            let index = index as i64;
+            if held & bit != 0 && taken(&file, UNSHARED_BASE + index)? {
+                return Err(conflict(name, "", path));
+            }
+            if unshared & bit != 0 && taken(&file, HELD_BASE + index)? {
+                return Err(conflict(name, "shared ", path));
+            }
+        }
+        Ok(Self { _file: file })
+    }
+}
+
+fn conflict(name: &str, shared: &str, path: &Path) -> Error {
+    let message = format!(
+        "{}: cannot get {shared}\"{name}\" lock: is another process using the image?",
+        path.display()
+    );
+    Error::new(ErrorKind::Locked, message)
+}
+
+fn set(file: &File, byte: i64, name: &str, path: &Path) -> Result<()> {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&flock(libc::F_RDLCK, byte))) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(conflict(name, "", path)),
+        Err(error) => Err(Error::io("cannot lock the file", io::Error::from(error))),
+    }
+}
+
+fn taken(file: &File, byte: i64) -> Result<bool> {
+    let mut lock = flock(libc::F_WRLCK, byte);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))
+        .map_err(|error| Error::io("cannot test the file's locks", io::Error::from(error)))?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}

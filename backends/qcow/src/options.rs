@@ -1,0 +1,290 @@
+//! How an image is opened and created.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::image::Image;
+
+/// The format of an image. Always declared, never guessed by this library while opening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// The file is the disk.
+    Raw,
+    /// qcow2, versions 2 and 3.
+    Qcow2,
+}
+
+impl Format {
+    /// The name qemu-img uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "raw" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(Error::unsupported(format!("unknown image format '{name}'"))),
+        }
+    }
+}
+
+/// What to do about the backing file an image names.
+#[derive(Clone, Default)]
+pub enum Backing {
+    /// Open no other file. Reading what only the backing file holds is then an error, never zeroes.
+    #[default]
+    Ignore,
+    /// Open the whole chain, read-only, every file in its recorded format. A backing file without a recorded format is refused.
+    Open,
+    /// Read what the image does not hold from this image instead of the one it names.
+    Use(Arc<Image>),
+}
+
+/// What to do about an external data file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum DataFile {
+    /// Do not open it: facts and metadata can be read, data cannot.
+    #[default]
+    Ignore,
+    /// Open the file the image names.
+    Open,
+    /// Open this file instead.
+    Path(PathBuf),
+}
+
+/// How the image is locked against other processes (QEMU's, too).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Locking {
+    /// As QEMU: one writer, or any number of readers.
+    #[default]
+    Exclusive,
+    /// As QEMU's `force-share` (`-U`): reads beside a writer. Only for read-only use.
+    Shared,
+    /// No locks at all.
+    Off,
+}
+
+/// What a discard does to the host's file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Discard {
+    /// Clusters are freed in the image; the host keeps the space for them.
+    Ignore,
+    /// Freed space is given back to the host.
+    #[default]
+    Unmap,
+}
+
+/// How to open an image; see the crate's example.
+#[derive(Clone)]
+pub struct OpenOptions {
+    pub(crate) format: Format,
+    pub(crate) writable: bool,
+    pub(crate) backing: Backing,
+    pub(crate) data_file: DataFile,
+    pub(crate) locking: Locking,
+    pub(crate) discard: Discard,
+    pub(crate) max_depth: u32,
+    pub(crate) cache_bytes: usize,
+    pub(crate) for_check: bool,
+    pub(crate) snapshot: Option<String>,
+    pub(crate) unformatted_backing: Option<Format>,
+}
+
+impl OpenOptions {
+    /// Read-only, no other file opened, locked as QEMU would.
+    pub fn new(format: Format) -> Self {
+        Self {
+            format,
+            writable: false,
+            backing: Backing::Ignore,
+            data_file: DataFile::Ignore,
+            locking: Locking::Exclusive,
+            discard: Discard::Unmap,
+            max_depth: 64,
+            cache_bytes: 8 << 20,
+            for_check: false,
+            snapshot: None,
+            unformatted_backing: None,
+        }
+    }
+
+    /// Open for reading and writing.
+    pub fn writable(mut self, writable: bool) -> Self {
+        self.writable = writable;
+        self
+    }
+
+    /// The gate to backing files.
+    pub fn backing(mut self, backing: Backing) -> Self {
+        self.backing = backing;
+        self
+    }
+
+    /// The gate to an external data file.
+    pub fn data_file(mut self, data_file: DataFile) -> Self {
+        self.data_file = data_file;
+        self
+    }
+
+    /// Shorthand: open the backing chain and the external data file that the image names.
+    pub fn follow_references(self) -> Self {
+        self.backing(Backing::Open).data_file(DataFile::Open)
+    }
+
+    /// Locks against other processes.
+    pub fn locking(mut self, locking: Locking) -> Self {
+        self.locking = locking;
+        self
+    }
+
+    /// What discards do to the host's file.
+    pub fn discard(mut self, discard: Discard) -> Self {
+        self.discard = discard;
+        self
+    }
+
+    /// The most images a chain may have, this one included (64).
+    pub fn max_depth(mut self, max_depth: u32) -> Self {
+        self.max_depth = max_depth;
+        self
+    }
+
+    /// Bound on the memory that holds metadata tables, per image (8 MiB).
+    pub fn cache_bytes(mut self, cache_bytes: usize) -> Self {
+        self.cache_bytes = cache_bytes;
+        self
+    }
+
+    /// Open even what is damaged as far as [`Image::check`] needs it; no automatic repair of a dirty image.
+    pub fn for_check(mut self, for_check: bool) -> Self {
+        self.for_check = for_check;
+        self
+    }
+
+    /// Read the disk as it was in this internal snapshot (an id or a name). Only for read-only use.
+    pub fn snapshot(mut self, id_or_name: Option<String>) -> Self {
+        self.snapshot = id_or_name;
+        self
+    }
+
+    /// The format of backing files that record none; without it such a chain is refused.
+    pub fn unformatted_backing(mut self, format: Option<Format>) -> Self {
+        self.unformatted_backing = format;
+        self
+    }
+}
+
+/// How clusters of a new qcow2 image are compressed when compressed at all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CompressionType {
+    /// Raw deflate.
+    #[default]
+    Zlib,
+    /// Zstandard.
+    Zstd,
+}
+
+impl CompressionType {
+    /// The name qemu-img uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zlib => "zlib",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// What is allocated while an image is created or grown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing.
+    #[default]
+    Off,
+    /// The metadata (qcow2 only); the file stays sparse.
+    Metadata,
+    /// Metadata, and the space by `fallocate`.
+    Falloc,
+    /// Metadata, and the space by writing zeroes.
+    Full,
+}
+
+impl Preallocation {
+    /// The name qemu-img uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Metadata => "metadata",
+            Self::Falloc => "falloc",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// What to create. The fields are qemu-img's `-o` options.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// The format.
+    pub format: Format,
+    /// Virtual size in bytes; a multiple of 512 for qcow2.
+    pub size: u64,
+    /// qcow2 version: 2 (`compat=0.10`) or 3 (`compat=1.1`).
+    pub version: u32,
+    /// Cluster size in bytes, 512 to 2 MiB; default 64 KiB (and the same with extended L2 entries).
+    pub cluster_size: u64,
+    /// Width of a refcount in bits: 1, 2, 4, 8, 16, 32 or 64.
+    pub refcount_bits: u32,
+    /// Name of the backing file, as it is to be recorded.
+    pub backing_file: Option<String>,
+    /// Format of the backing file; required when there is one.
+    pub backing_format: Option<Format>,
+    /// Name of the external data file, as it is to be recorded; created if it does not exist.
+    pub data_file: Option<String>,
+    /// The external data file is also a raw image of the disk.
+    pub data_file_raw: bool,
+    /// Refcounts may be stale while the image is in use.
+    pub lazy_refcounts: bool,
+    /// L2 entries with subclusters.
+    pub extended_l2: bool,
+    /// Compression of compressed clusters.
+    pub compression_type: CompressionType,
+    /// What to allocate at once.
+    pub preallocation: Preallocation,
+}
+
+impl CreateOptions {
+    /// qemu-img's defaults.
+    pub fn new(format: Format, size: u64) -> Self {
+        Self {
+            format,
+            size,
+            version: 3,
+            cluster_size: 65536,
+            refcount_bits: 16,
+            backing_file: None,
+            backing_format: None,
+            data_file: None,
+            data_file_raw: false,
+            lazy_refcounts: false,
+            extended_l2: false,
+            compression_type: CompressionType::Zlib,
+            preallocation: Preallocation::Off,
+        }
+    }
+}

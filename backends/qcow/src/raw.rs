@@ -1,0 +1,96 @@
+//! Raw images: the file is the disk.
+
+use std::io;
+
+use crate::buffer::{Destination, Source};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::Storage;
+
+/// A raw image.
+pub(crate) struct Raw {
+    pub(crate) storage: Box<dyn Storage>,
+    size: std::sync::atomic::AtomicU64,
+    discard: bool,
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |error| Error::io(what, error)
+}
+
+impl Raw {
+    pub(crate) fn new(storage: Box<dyn Storage>, discard: bool) -> Result<Self> {
+        let size = storage.len().map_err(failed("cannot find the size"))?;
+        Ok(Self {
+            storage,
+            size: size.into(),
+            discard,
+        })
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(crate) fn read(
+        &self,
+        offset: u64,
+        dst: &mut dyn Destination,
+        at: usize,
+        len: usize,
+    ) -> Result<()> {
+        self.storage
+            .read(offset, dst, at, len)
+            .map_err(failed("read error"))
+    }
+
+    pub(crate) fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> Result<()> {
+        self.storage
+            .write(offset, src, at, len)
+            .map_err(failed("write error"))
+    }
+
+    pub(crate) fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
+        self.storage
+            .write_zeroes(offset, len, may_unmap && self.discard)
+            .map_err(failed("write error"))
+    }
+
+    pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        if !self.discard {
+            return Ok(());
+        }
+        self.storage
+            .discard(offset, len)
+            .map_err(failed("discard error"))
+    }
+
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.storage.sync().map_err(failed("flush error"))
+    }
+
+    /// Length of the first extent at `offset`, and whether it holds data.
+    pub(crate) fn status(&self, offset: u64, len: u64) -> Result<(u64, bool)> {
+        let end = offset
+            .checked_add(len)
+            .ok_or_else(|| Error::new(ErrorKind::OutOfRange, "range overflows"))?;
+        match self
+            .storage
+            .next_data(offset)
+            .map_err(failed("cannot find holes"))?
+        {
+            Some((start, data_end)) if start <= offset => {
+                Ok((data_end.min(end).saturating_sub(offset).max(1), true))
+            }
+            Some((start, _)) => Ok((start.min(end) - offset, false)),
+            None => Ok((len, false)),
+        }
+    }
+
+    pub(crate) fn resize(&self, size: u64) -> Result<()> {
+        self.storage
+            .set_len(size)
+            .map_err(failed("cannot resize"))?;
+        self.size.store(size, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+}

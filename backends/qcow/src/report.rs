@@ -1,0 +1,153 @@
+//! What the library tells about an image: extents, facts, the result of a check.
+
+use std::path::PathBuf;
+
+use crate::options::{CompressionType, Format};
+
+/// A range of the disk that is stored in one way, with qemu-img map's fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// Guest offset of the first byte.
+    pub start: u64,
+    /// Length in bytes; never 0.
+    pub length: u64,
+    /// How many images below the top one it is found (0 = the image asked). Of the last image asked if it is nowhere.
+    pub depth: u32,
+    /// Some image of the chain decides the content; if not, it reads as zeroes because nothing holds it.
+    pub present: bool,
+    /// It reads as zeroes.
+    pub zero: bool,
+    /// It is stored as data.
+    pub data: bool,
+    /// It is stored compressed.
+    pub compressed: bool,
+    /// Where the data lies in the file, if it lies there as it is.
+    pub offset: Option<u64>,
+    /// The file `offset` refers to: the image's own, or its external data file.
+    pub file: Option<PathBuf>,
+}
+
+/// All facts of an image's header, as `qemu-img info` shows them. Gathered without opening any other file.
+#[derive(Debug, Clone)]
+pub struct Info {
+    /// The name it was opened by.
+    pub filename: PathBuf,
+    /// The format.
+    pub format: Format,
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
+    /// Bytes the host has allocated for the file.
+    pub actual_size: u64,
+    /// Length of the file in bytes.
+    pub file_size: u64,
+    /// Cluster size, of formats that have clusters.
+    pub cluster_size: Option<u64>,
+    /// Backing file name as recorded.
+    pub backing_filename: Option<String>,
+    /// Where that name leads, relative names being relative to the image.
+    pub full_backing_filename: Option<PathBuf>,
+    /// Backing format as recorded.
+    pub backing_format: Option<String>,
+    /// Internal snapshots, in the order of the table.
+    pub snapshots: Vec<SnapshotInfo>,
+    /// Facts only qcow2 has.
+    pub qcow2: Option<Qcow2Info>,
+}
+
+/// Facts of a qcow2 header.
+#[derive(Debug, Clone)]
+pub struct Qcow2Info {
+    /// 2 (compat 0.10) or 3 (compat 1.1).
+    pub version: u32,
+    /// Compression of compressed clusters.
+    pub compression_type: CompressionType,
+    /// The lazy refcounts bit.
+    pub lazy_refcounts: bool,
+    /// Width of a refcount.
+    pub refcount_bits: u32,
+    /// The dirty bit.
+    pub dirty: bool,
+    /// The corrupt bit.
+    pub corrupt: bool,
+    /// L2 entries with subclusters.
+    pub extended_l2: bool,
+    /// Name of the external data file as recorded, if the image uses one.
+    pub data_file: Option<String>,
+    /// The external data file is a raw image, too.
+    pub data_file_raw: bool,
+    /// Persistent dirty bitmaps.
+    pub bitmaps: Vec<BitmapInfo>,
+}
+
+/// One internal snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its id, unique, usually a number.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Size of the saved machine state in bytes.
+    pub vm_state_size: u64,
+    /// Time of creation, seconds since 1970.
+    pub date_sec: u32,
+    /// Nanoseconds of the time of creation.
+    pub date_nsec: u32,
+    /// How long the guest had run, in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// Instructions executed, if recorded (`-1` in the file means not).
+    pub icount: Option<u64>,
+    /// Size of the disk then, if recorded.
+    pub disk_size: Option<u64>,
+}
+
+/// One persistent dirty bitmap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BitmapInfo {
+    /// Its name.
+    pub name: String,
+    /// Bytes of disk per bit.
+    pub granularity: u64,
+    /// It was not saved properly and must not be trusted.
+    pub in_use: bool,
+    /// It is enabled: writers must keep it up to date.
+    pub auto: bool,
+}
+
+/// What [`crate::Image::check`] may change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing.
+    #[default]
+    None,
+    /// Lower refcounts that are too high.
+    Leaks,
+    /// Everything that can be.
+    All,
+}
+
+/// What a check found, with qemu-img check's fields.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckResult {
+    /// Errors that stopped (part of) the check.
+    pub check_errors: u64,
+    /// Corruptions that remain.
+    pub corruptions: u64,
+    /// Leaked clusters that remain.
+    pub leaks: u64,
+    /// Corruptions repaired.
+    pub corruptions_fixed: u64,
+    /// Leaked clusters freed.
+    pub leaks_fixed: u64,
+    /// End of the last cluster in use.
+    pub image_end_offset: u64,
+    /// Clusters of the disk.
+    pub total_clusters: u64,
+    /// Clusters allocated, compressed ones included.
+    pub allocated_clusters: u64,
+    /// Clusters that do not follow their predecessor.
+    pub fragmented_clusters: u64,
+    /// Compressed clusters.
+    pub compressed_clusters: u64,
+    /// One line per finding, worded as QEMU does.
+    pub messages: Vec<String>,
+}
