@@ -1,1 +1,12 @@
-//! `bulkhead-tests`: End-to-end tests: real KVM, real taps, real kernels, real peers.
+//! `bulkhead-tests`: end-to-end tests: real KVM, real taps, real kernels, real peers.
+//!
+//! Three layers: data planes, image tool and net helper natively; the monitor on this machine's KVM with a
+//! bare-metal guest; Linux guests end to end, on the nested bench where KVM cannot run Linux. May touch whatever
+//! the machine has; nothing may depend on it.
+
+pub mod guest_linux;
+pub mod initramfs;
+pub mod kernel;
+pub mod nested;
+pub mod probe;
+pub mod workplace;

@@ -1,0 +1,57 @@
+//! The nested bench: an outer host under QEMU's software emulation, whose AMD SVM gives Debian's own kernel a real
+//! and complete `/dev/kvm`. Commands run in it as they would on a machine with hardware virtualization.
+
+mod outer_root;
+mod qemu;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+pub use qemu::Clock;
+
+use crate::workplace::Workplace;
+
+/// What to run in an outer host, and with what.
+#[derive(Debug, Clone)]
+pub struct OuterHost {
+    /// Memory in MiB.
+    pub memory: u32,
+    /// How its time passes.
+    pub clock: Clock,
+    /// After this it is stopped and counts as failed.
+    pub time_limit: Duration,
+    /// Further programs of this machine, with the libraries they need, at the same paths.
+    pub extra_programs: Vec<PathBuf>,
+}
+
+impl Default for OuterHost {
+    fn default() -> Self {
+        Self {
+            memory: 4096,
+            clock: Clock::Host,
+            time_limit: Duration::from_secs(300),
+            extra_programs: Vec::new(),
+        }
+    }
+}
+
+impl OuterHost {
+    /// Boots an outer host, runs `command` in it with its output going to this program's standard output, and
+    /// returns the command's exit status.
+    ///
+    /// A command is found in [`Workplace::programs`] or in Debian's own folders.
+    pub fn run(&self, workplace: &Workplace, command: &[String]) -> Result<u8> {
+        let bench = workplace.bench();
+        std::fs::create_dir_all(&bench).with_context(|| bench.display().to_string())?;
+        let scratch = tempfile::Builder::new()
+            .prefix("outer-")
+            .tempdir_in(&bench)
+            .context("scratch folder")?;
+        let kernel = workplace.kernel()?;
+        let initramfs = scratch.path().join("root.cpio");
+        outer_root::build(workplace, &kernel, &self.extra_programs, command)?.save(&initramfs)?;
+        qemu::run(self, &kernel.bzimage(), &initramfs, scratch.path())
+    }
+}
