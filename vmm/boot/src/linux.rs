@@ -1,0 +1,100 @@
+//! The 64-bit boot protocol of Linux (Documentation/arch/x86/boot.rst), for bzImages and for ELF kernels without a
+//! PVH note.
+
+use linux_loader::configurator::linux::LinuxBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::kernel::{Entry, Prepared};
+use crate::layout::{BOOT_PARAMS, GDT, Layout, PAGE_SIZE, PAGE_TABLES};
+use crate::{Error, layout};
+
+const BOOT_FLAG: u16 = 0xaa55;
+const HEADER_MAGIC: u32 = 0x5372_6448; // "HdrS"
+/// A boot loader without a number of its own.
+const LOADER_UNDEFINED: u8 = 0xff;
+
+/// Null, null, code at 0x10, data at 0x18, TSS at 0x20; the third is 64-bit, the fourth a flat one.
+const DESCRIPTORS: [u64; 5] = [
+    0,
+    0,
+    0x00af_9b00_0000_ffff,
+    0x00cf_9300_0000_ffff,
+    0x008f_8b00_0000_ffff,
+];
+
+const PRESENT_WRITABLE: u64 = 3;
+const LARGE_PAGE: u64 = 1 << 7;
+const LARGE_PAGE_SIZE: u64 = 2 << 20;
+const ENTRIES: u64 = 512;
+
+/// A header for kernels that have none of their own.
+pub(crate) fn default_header() -> setup_header {
+    setup_header {
+        boot_flag: BOOT_FLAG,
+        header: HEADER_MAGIC,
+        kernel_alignment: 0x0100_0000,
+        ..Default::default()
+    }
+}
+
+/// Writes boot parameters, page tables and GDT, and tells how to enter the kernel at `entry`.
+pub(crate) fn prepare(
+    memory: &GuestMemoryMmap,
+    layout: &Layout,
+    entry: u64,
+    header: &setup_header,
+    prepared: &Prepared,
+) -> Result<Entry, Error> {
+    let mut params = boot_params {
+        hdr: *header,
+        acpi_rsdp_addr: prepared.rsdp,
+        ..Default::default()
+    };
+    params.hdr.type_of_loader = LOADER_UNDEFINED;
+    params.hdr.cmd_line_ptr = layout::CMDLINE as u32;
+    if let Some(initramfs) = prepared.initramfs {
+        params.hdr.ramdisk_image = initramfs.start as u32;
+        params.hdr.ramdisk_size = initramfs.len as u32;
+    }
+    let map = layout.memory_map();
+    for (place, &(addr, size, usage)) in params.e820_table.iter_mut().zip(&map) {
+        *place = boot_e820_entry {
+            addr,
+            size,
+            r#type: usage as u32,
+        };
+    }
+    params.e820_entries = map.len() as u8;
+    let params = BootParams::new(&params, GuestAddress(BOOT_PARAMS));
+    LinuxBootConfigurator::write_bootparams(&params, memory).map_err(|_| Error::NoRoom)?;
+
+    for (address, descriptor) in (GDT..).step_by(8).zip(DESCRIPTORS) {
+        memory.write_obj(descriptor, GuestAddress(address))?;
+    }
+    write_page_tables(memory)?;
+    Ok(Entry::Long {
+        entry,
+        boot_params: BOOT_PARAMS,
+        page_table: PAGE_TABLES,
+        gdt: (GDT, (size_of_val(&DESCRIPTORS) - 1) as u16),
+    })
+}
+
+/// Maps the first 4 GiB to themselves, in pages of 2 MiB.
+fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), Error> {
+    let pointers = PAGE_TABLES + PAGE_SIZE;
+    let directories = pointers + PAGE_SIZE;
+    let write = |at: u64, value: u64| memory.write_obj(value, GuestAddress(at));
+    write(PAGE_TABLES, pointers | PRESENT_WRITABLE)?;
+    for directory in 0..4 {
+        let at = directories + directory * PAGE_SIZE;
+        write(pointers + directory * 8, at | PRESENT_WRITABLE)?;
+        for entry in 0..ENTRIES {
+            let target = (directory * ENTRIES + entry) * LARGE_PAGE_SIZE;
+            write(at + entry * 8, target | PRESENT_WRITABLE | LARGE_PAGE)?;
+        }
+    }
+    Ok(())
+}
