@@ -1,0 +1,55 @@
+//! What the guest can do, chosen by `test=` on the kernel command line.
+//!
+//! | `test=` | does | further words (default) |
+//! |---|---|---|
+//! | `start` | nothing but start and end | |
+//! | `blk` | reads, writes the pattern, flushes, reads back | `read=SECTORS` (128), `write=SECTORS` (128), `at=SECTOR` (the end of what is read), `size=SECTORS` (8), `depth=N` (8), `seed=N` (1), `disk=N` (0) |
+//! | `blk-stress` | writes and checks at random places | `n=N` (1000), `span=SECTORS` (2048), `seed`, `depth`, `disk` |
+//! | `idle-io` | waits for `go` in a sector, reads, writes `done` into the next, waits for `end` | `n=N` (1000), `signal=SECTOR` (0), `disk` |
+//! | `net` | ARP, ICMP echo, then datagrams to a server that returns them with every bit inverted | `ip=`, `peer=`, `port=N` (7), `n=N` (100), `seed` |
+//! | `smp` | starts all processors, lets them count together, interrupts each | `n=N` (100000) |
+//! | `memory` | writes and checks all memory, a word in every page | |
+//! | `reset` | resets by ACPI | |
+//! | `triple-fault` | triple-faults | |
+//!
+//! `pci=ports` uses the PCI configuration ports instead of ECAM.
+
+mod block;
+mod machine;
+mod network;
+
+use crate::acpi::Acpi;
+use crate::cmdline::CommandLine;
+use crate::pci::{self, Configuration};
+use crate::power;
+use crate::serial::say;
+
+/// The first vector of the block device; the network device's are the next ones.
+const DISK_VECTOR: u8 = 0x30;
+const NIC_VECTOR: u8 = 0x38;
+
+/// Does what the command line says.
+pub(crate) fn run(words: &CommandLine, acpi: &Acpi) {
+    let test = words.value("test").unwrap_or("start");
+    let configuration = Configuration::new(words, acpi);
+    say!(
+        "start test={test} cpus={} pci-functions={}",
+        acpi.processors().len(),
+        pci::count_functions(configuration)
+    );
+    for test in test.split(',') {
+        match test {
+            "start" => {}
+            "blk" => block::check(words, configuration),
+            "blk-stress" => block::stress(words, configuration),
+            "idle-io" => block::idle_io(words, configuration),
+            "net" => network::check(words, configuration),
+            "smp" => machine::processors(words, acpi),
+            "memory" => machine::memory(),
+            "reset" => power::reset(acpi),
+            "triple-fault" => power::triple_fault(),
+            other => panic!("command line: test={other} is unknown"),
+        }
+    }
+    say!("ok");
+}

@@ -1,0 +1,67 @@
+//! Tests of the machine itself: processors and memory.
+
+use crate::acpi::Acpi;
+use crate::cmdline::CommandLine;
+use crate::serial::say;
+use crate::start::StartInfo;
+use crate::{apic, memory, pattern, smp};
+
+const PAGE: u64 = 4096;
+/// Below this lie the real-mode parts, tables of the firmware, the program itself and its heap.
+const FIRST_FREE: u64 = 64 << 20;
+
+/// Starts all processors, lets them count together, interrupts each.
+pub(super) fn processors(words: &CommandLine, acpi: &Acpi) {
+    let amount = words.number("n", 100_000);
+    let this = apic::id();
+    let processors = acpi.processors();
+    assert!(
+        processors.contains(&this),
+        "the MADT does not have this processor, APIC id {this}"
+    );
+    let mut started = 0;
+    for apic_id in processors.iter().copied().filter(|id| *id != this) {
+        started += 1;
+        smp::start(started, apic_id);
+        say!("smp processor={started} apic-id={apic_id} started");
+    }
+    let total = smp::count_together(started as u64, amount);
+    for apic_id in processors.iter().copied().filter(|id| *id != this) {
+        smp::interrupt(apic_id);
+    }
+    say!(
+        "smp processors={} counted={total} interrupted={started}",
+        processors.len()
+    );
+}
+
+/// Writes a word into every page of memory, then checks all of them.
+pub(super) fn memory() {
+    let mut total = 0;
+    for (start, size) in StartInfo::get().memory() {
+        say!("memory start={start:#x} size={size:#x}");
+        total += size;
+        memory::map_device(start, size);
+        for page in pages(start, size) {
+            // SAFETY: memory that the monitor says is ordinary memory, mapped, and above everything that is in use.
+            unsafe { (page as *mut [u8; 8]).write_volatile(pattern::word(0, page)) }
+        }
+    }
+    for page in StartInfo::get()
+        .memory()
+        .flat_map(|(start, size)| pages(start, size))
+    {
+        // SAFETY: as above.
+        let word = unsafe { (page as *const [u8; 8]).read_volatile() };
+        assert!(
+            word == pattern::word(0, page),
+            "memory at {page:#x} does not hold what was written"
+        );
+    }
+    say!("memory total={total}");
+}
+
+fn pages(start: u64, size: u64) -> impl Iterator<Item = u64> {
+    let first = start.max(FIRST_FREE).next_multiple_of(PAGE);
+    (first..start + size).step_by(PAGE as usize)
+}
