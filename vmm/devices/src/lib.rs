@@ -8,6 +8,13 @@
 
 mod bus;
 mod hypervisor;
+pub mod pci;
+mod serial;
+pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};
 pub use hypervisor::{Hypervisor, MsiVector};
+pub use serial::{SERIAL_LEN, Serial};
+
+#[cfg(test)]
+mod testing;

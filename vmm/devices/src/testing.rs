@@ -1,0 +1,98 @@
+//! A hypervisor that keeps notes, for the tests of what sits above it.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::hypervisor::{Hypervisor, MsiVector};
+
+pub(crate) struct NotedVector {
+    eventfd: EventFd,
+    pub(crate) route: Mutex<Option<(u64, u32)>>,
+    /// How often the route was set or taken away.
+    pub(crate) changes: Mutex<u32>,
+}
+
+impl MsiVector for NotedVector {
+    fn eventfd(&self) -> &EventFd {
+        &self.eventfd
+    }
+
+    fn route(&self, address: u64, data: u32) -> io::Result<()> {
+        *self.changes.lock().unwrap() += 1;
+        // KVM accepts messages to local APICs.
+        if address >> 20 != 0xfee {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        *self.route.lock().unwrap() = Some((address, data));
+        Ok(())
+    }
+
+    fn unroute(&self) -> io::Result<()> {
+        *self.changes.lock().unwrap() += 1;
+        *self.route.lock().unwrap() = None;
+        Ok(())
+    }
+}
+
+impl NotedVector {
+    /// Plays the hypervisor: takes the signals and says whether they became an interrupt.
+    pub(crate) fn deliver(&self) -> Option<(u64, u32)> {
+        let route = (*self.route.lock().unwrap())?;
+        self.eventfd.read().ok().map(|_| route)
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Notes {
+    pub(crate) vectors: Mutex<Vec<Arc<NotedVector>>>,
+    /// Address and a clone of the eventfd.
+    pub(crate) doorbells: Mutex<Vec<(u64, EventFd)>>,
+}
+
+impl Notes {
+    pub(crate) fn vector(&self, number: usize) -> Arc<NotedVector> {
+        self.vectors.lock().unwrap()[number].clone()
+    }
+
+    pub(crate) fn doorbell_addresses(&self) -> Vec<u64> {
+        let doorbells = self.doorbells.lock().unwrap();
+        doorbells.iter().map(|(address, _)| *address).collect()
+    }
+
+    /// A guest write that the hypervisor turns into a signal, if there is a doorbell.
+    pub(crate) fn ring(&self, address: u64) -> bool {
+        let doorbells = self.doorbells.lock().unwrap();
+        let bell = doorbells.iter().find(|(at, _)| *at == address);
+        bell.is_some_and(|(_, fd)| fd.write(1).is_ok())
+    }
+}
+
+impl Hypervisor for Notes {
+    fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
+        let vector = Arc::new(NotedVector {
+            eventfd: EventFd::new(EFD_NONBLOCK)?,
+            route: Mutex::new(None),
+            changes: Mutex::new(0),
+        });
+        self.vectors.lock().unwrap().push(vector.clone());
+        Ok(vector)
+    }
+
+    fn bind_doorbell(&self, address: u64, fd: &EventFd) -> io::Result<()> {
+        let mut doorbells = self.doorbells.lock().unwrap();
+        if doorbells.iter().any(|(at, _)| *at == address) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        doorbells.push((address, fd.try_clone()?));
+        Ok(())
+    }
+
+    fn unbind_doorbell(&self, address: u64, _fd: &EventFd) -> io::Result<()> {
+        let mut doorbells = self.doorbells.lock().unwrap();
+        let at = doorbells.iter().position(|(at, _)| *at == address);
+        doorbells.remove(at.ok_or(io::ErrorKind::NotFound)?);
+        Ok(())
+    }
+}
