@@ -25,10 +25,10 @@ pvh_start:
     mov $bsp_start, %esi
 
     # The boot processor's task segment descriptor: its base is scattered over the descriptor.
-    mov $task_segments, %eax
+    mov $bsp_task_segment, %eax
     mov %eax, %ecx
     shl $16, %ecx
-    or $0x67, %ecx
+    or $bsp_task_segment_end - bsp_task_segment - 1, %ecx
     mov %ecx, gdt_task_segments
     mov %eax, %ecx
     shr $16, %ecx
@@ -137,7 +137,19 @@ page_directories:
     .set page, page + 0x200000
     .endr
 
-    # Task segments: only the ring 0 stack pointer is used. 104 bytes each, 128 apart.
+    # Task segments. The boot processor's has a permission map that gives ring 3 all ports: IOPL 3 would do, but a
+    # hypervisor that runs ring 3 in its own ring 3 may not keep IOPL.
+    .align 128
+bsp_task_segment:
+    .long 0
+    .quad ring0_stacks + 4096
+    .fill 102 - 12, 1, 0
+    .word 104
+    .fill 65536 / 8, 1, 0
+    .byte 0xff
+bsp_task_segment_end:
+
+    # The others: 104 bytes each, 128 apart. Only the ring 0 stack pointer is used.
     .align 128
     .global task_segments
 task_segments:
@@ -145,7 +157,9 @@ task_segments:
     .rept 8
     .long 0
     .quad ring0_stacks + 4096 * (cpu + 1)
-    .fill 128 - 12, 1, 0
+    .fill 102 - 12, 1, 0
+    .word 104
+    .fill 128 - 104, 1, 0
     .set cpu, cpu + 1
     .endr
 

@@ -1,8 +1,8 @@
 //! `bulkhead-guest`: a bare-metal guest for testing a monitor and its devices from the inside.
 //!
-//! It is entered by PVH, goes to ring 3 at once with IOPL 3 and lives there, so that it runs at full speed even where the
-//! host interprets ring 0. It finds its devices by ACPI and PCI, drives them with virtqueues and MSI-X interrupts, and
-//! reports in lines on COM1:
+//! It is entered by PVH, goes to ring 3 at once and lives there, with all ports open to it, so that it runs at full speed
+//! even where the host interprets ring 0. It finds its devices by ACPI and PCI, drives them with virtqueues and MSI-X
+//! interrupts, and reports in lines on COM1:
 //!
 //! ```text
 //! guest: start test=blk cpus=1
@@ -10,7 +10,7 @@
 //! guest: ok
 //! ```
 //!
-//! The last line is `guest: ok` or `guest: failed: why`; then it powers off. What it does is chosen by words on the kernel
+//! The last line is `guest: ok`, then it powers off, or `guest: failed: why`, then it triple-faults. What it does is chosen by words on the kernel
 //! command line, see [`tests`].
 //!
 //! It may touch everything in its machine. It must not depend on any crate of Bulkhead: it is the other side.

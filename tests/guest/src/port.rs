@@ -1,4 +1,4 @@
-//! Port I/O, allowed in ring 3 by IOPL 3.
+//! Port I/O, allowed in ring 3 by the task segment.
 
 use core::arch::asm;
 

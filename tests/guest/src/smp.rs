@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{apic, interrupts, pattern};
 
-const TRAMPOLINE: usize = 0x8000;
+/// A page of conventional memory in which neither a firmware nor a monitor keeps anything.
+const TRAMPOLINE: usize = 0x9_0000;
 const STACK_SIZE: usize = 64 << 10;
 const TASK_SEGMENT_SIZE: u64 = 128;
 const TASK_SEGMENT_LIMIT: u64 = 0x67;

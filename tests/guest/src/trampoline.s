@@ -1,15 +1,14 @@
-# Where an application processor starts: in real mode, in a page below 1 MiB to which this is copied.
+# Where an application processor starts: in real mode, at the beginning of a page below 1 MiB to which this is copied.
 
     .section .rodata.trampoline, "a"
     .global trampoline
     .global trampoline_end
-    .set TRAMPOLINE, 0x8000
     .code16
 trampoline:
     cli
-    xor %ax, %ax
+    mov %cs, %ax
     mov %ax, %ds
-    lgdtl TRAMPOLINE + trampoline_gdt_pointer - trampoline
+    lgdtl trampoline_gdt_pointer - trampoline
     mov %cr0, %eax
     or $1, %eax
     mov %eax, %cr0
