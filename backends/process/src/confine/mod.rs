@@ -46,6 +46,7 @@ pub struct Confinement {
     syscalls: SyscallList,
     read: Vec<PathBuf>,
     write: Vec<PathBuf>,
+    remove: Vec<PathBuf>,
     capabilities: CapabilitySet,
 }
 
@@ -65,6 +66,7 @@ impl Confinement {
             syscalls,
             read: Vec::new(),
             write: Vec::new(),
+            remove: Vec::new(),
             capabilities: CapabilitySet::empty(),
         }
     }
@@ -113,6 +115,13 @@ impl Confinement {
         self
     }
 
+    /// Allows removing files in the folder, such as a socket of its own, if the system calls for it are allowed too.
+    #[must_use]
+    pub fn remove_below(mut self, folder: impl AsRef<Path>) -> Self {
+        self.remove.push(folder.as_ref().to_owned());
+        self
+    }
+
     /// Keeps these capabilities of those the process has.
     #[must_use]
     pub fn keep_capabilities(mut self, kept: CapabilitySet) -> Self {
@@ -129,7 +138,7 @@ impl Confinement {
         crate::notify::prepare();
         // Made first: building the filter allocates and may fail, and nothing has been given up yet.
         let filters = self.syscalls.compile()?;
-        paths::restrict(&self.read, &self.write)?;
+        paths::restrict(&self.read, &self.write, &self.remove)?;
         capabilities::keep(self.capabilities)?;
         filters.apply()
     }

@@ -12,7 +12,11 @@ use super::ConfineError;
 /// The newest rights asked for; a kernel that knows fewer enforces those.
 const NEWEST: ABI = ABI::V6;
 
-pub(super) fn restrict(read: &[PathBuf], write: &[PathBuf]) -> Result<(), ConfineError> {
+pub(super) fn restrict(
+    read: &[PathBuf],
+    write: &[PathBuf],
+    remove: &[PathBuf],
+) -> Result<(), ConfineError> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))
@@ -26,6 +30,9 @@ pub(super) fn restrict(read: &[PathBuf], write: &[PathBuf]) -> Result<(), Confin
     }
     for path in write {
         rules = rule(rules, path, readable | AccessFs::from_write(NEWEST))?;
+    }
+    for folder in remove {
+        rules = rule(rules, folder, AccessFs::RemoveFile.into())?;
     }
     rules.restrict_self().map(drop).map_err(refused)
 }

@@ -1,0 +1,86 @@
+//! The command line that every vhost-user back-end shares ("Backend program conventions" of the vhost-user specification).
+
+use std::io::{self, Write};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+/// Where the frontend is, and how long to serve. For `#[command(flatten)]`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct DaemonArgs {
+    /// Listen on this Unix socket (created with mode 0600)
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with = "fd",
+        required_unless_present_any = ["fd", "print_capabilities"]
+    )]
+    pub socket_path: Option<PathBuf>,
+
+    /// Use this inherited socket, listening or connected
+    #[arg(long, value_name = "N")]
+    pub fd: Option<RawFd>,
+
+    /// Wait for the next frontend when one disconnects, instead of ending
+    #[arg(long)]
+    pub persist: bool,
+
+    /// Print what this program can do as JSON, and end
+    #[arg(long)]
+    pub print_capabilities: bool,
+}
+
+/// What kind of device a back-end is, with the name that the specification's `vhost-user.json` has for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum DeviceType {
+    /// virtio-blk
+    Block,
+    /// virtio-net
+    Net,
+}
+
+impl DeviceType {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Net => "net",
+        }
+    }
+}
+
+/// Answers `--print-capabilities`: the device type, and the optional features of the conventions that the program has.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn print_capabilities(device_type: DeviceType, features: &[&str]) -> io::Result<()> {
+    let capabilities = serde_json::json!({ "type": device_type.name(), "features": features });
+    writeln!(io::stdout(), "{capabilities:#}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+    }
+
+    fn parse(args: &[&str]) -> Result<DaemonArgs, clap::Error> {
+        Program::try_parse_from([&["program"], args].concat()).map(|program| program.daemon)
+    }
+
+    #[test]
+    fn a_socket_is_named_in_one_way_only() {
+        assert!(parse(&["--socket-path", "a"]).is_ok());
+        assert_eq!(parse(&["--fd=3"]).unwrap().fd, Some(3));
+        assert!(parse(&["--socket-path", "a", "--fd", "3"]).is_err());
+        assert!(parse(&[]).is_err());
+    }
+
+    #[test]
+    fn capabilities_need_no_socket() {
+        assert!(parse(&["--print-capabilities"]).unwrap().print_capabilities);
+    }
+}

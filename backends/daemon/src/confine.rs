@@ -1,0 +1,28 @@
+//! The system calls of the serve loop, beyond those of every program.
+
+use bulkhead_process::confine::Confinement;
+
+/// The reason for each.
+const SYSCALLS: &[libc::c_long] = &[
+    // A frontend connects, with --persist the next one too.
+    libc::SYS_accept4,
+    // The in-flight area is made, sized and sealed.
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    // The sizes of the files that memory is mapped from.
+    libc::SYS_statx,
+];
+
+/// `FIONREAD`: how much of a message has arrived.
+const IOCTLS: &[u64] = &[libc::FIONREAD];
+
+pub(crate) fn allow(confinement: Confinement) -> Confinement {
+    confinement.allow(SYSCALLS).allow_ioctls(IOCTLS)
+}
+
+/// What it takes to remove the socket file at the end.
+pub(crate) fn allow_removal(confinement: Confinement, folder: &std::path::Path) -> Confinement {
+    confinement
+        .allow(&[libc::SYS_unlink, libc::SYS_unlinkat, libc::SYS_lstat])
+        .remove_below(folder)
+}

@@ -1,0 +1,131 @@
+//! What a device is to the daemon.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use vm_memory::GuestMemoryMmap;
+
+use crate::error::RingError;
+use crate::poll::Again;
+use crate::ring::{Queue, Ring, Turn};
+
+/// A virtio device: everything that is not the vhost-user protocol.
+///
+/// All calls come from one thread, one at a time. None may wait for the guest or the frontend.
+pub trait Device {
+    /// What can happen outside the rings: one value per descriptor of [`events`](Self::events). `std::convert::Infallible` for a device
+    /// that has none.
+    type Event: Copy;
+
+    /// The device's own feature bits; those of the ring and of virtio 1 are the daemon's.
+    fn features(&self) -> u64;
+
+    /// How many rings there are. Asked once.
+    fn queues(&self) -> u16;
+
+    /// The configuration space, as the driver reads it.
+    fn config(&self) -> Vec<u8>;
+
+    /// The driver writes `data` at `offset` of the configuration space.
+    ///
+    /// # Errors
+    /// Why this cannot be written.
+    fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), String> {
+        let _ = data;
+        Err(format!("config space is read-only at {offset}"))
+    }
+
+    /// The driver has accepted these features (all bits, not only the device's).
+    fn negotiated(&mut self, features: u64) {
+        let _ = features;
+    }
+
+    /// A ring has started (`true`) or stopped. When it stops, every chain taken must have been completed or given back.
+    fn queue_running(&mut self, index: u16, running: bool) {
+        let _ = (index, running);
+    }
+
+    /// There may be requests: take them until there are none, or until the device can do no more for now. What is left is offered again
+    /// on the next kick, event or turn.
+    ///
+    /// # Errors
+    /// Takes the ring out of service until the driver sets it up anew. A request that merely fails is no error here.
+    fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError>;
+
+    /// The descriptors that the device waits for, to be watched from the start to the end. They are watched edge-triggered: at an
+    /// event, read until there is nothing left, or remember that there was more.
+    fn events(&self) -> Vec<(BorrowedFd<'_>, Self::Event)> {
+        Vec::new()
+    }
+
+    /// A descriptor became ready.
+    ///
+    /// # Errors
+    /// When the device cannot go on; the program ends with this error.
+    fn handle(&mut self, event: Self::Event, queues: &mut Queues<'_>) -> io::Result<()> {
+        let _ = (event, queues);
+        Ok(())
+    }
+
+    /// The frontend is gone, or the program is about to end: put everything where it lasts, and be ready for another frontend.
+    ///
+    /// # Errors
+    /// When it could not be put away.
+    fn disconnected(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The rings of the device, for an event that concerns some of them.
+#[derive(Debug)]
+pub struct Queues<'a> {
+    pub(crate) rings: &'a mut [Ring],
+    pub(crate) memory: &'a GuestMemoryMmap,
+    pub(crate) again: &'a mut Again,
+}
+
+impl Queues<'_> {
+    /// Whether ring `index` is set up, enabled and in service.
+    #[must_use]
+    pub fn is_running(&self, index: u16) -> bool {
+        self.rings
+            .get(usize::from(index))
+            .is_some_and(Ring::is_running)
+    }
+
+    /// Lets `serve` take and complete requests of ring `index`, and tells the driver afterwards. `false` if the ring does not run (any
+    /// more); an error of `serve` takes it out of service.
+    pub fn run(
+        &mut self,
+        index: u16,
+        serve: impl FnOnce(&mut Queue<'_>) -> Result<(), RingError>,
+    ) -> bool {
+        let ring = self.rings.get_mut(usize::from(index));
+        let Some(ring) = ring.filter(|ring| ring.is_running()) else {
+            return false;
+        };
+        match ring.turn(self.memory, serve) {
+            Ok(Turn::Wait) => true,
+            Ok(Turn::Again) => {
+                self.again.add(index);
+                true
+            }
+            Err(error) => {
+                out_of_service(ring, &error);
+                false
+            }
+        }
+    }
+}
+
+/// Takes `ring` out of service, with one line that says why.
+pub(crate) fn out_of_service(ring: &mut Ring, error: &RingError) {
+    ring.break_down();
+    warn(&format!("ring {} is out of service: {error}", ring.index));
+}
+
+/// One line on standard error, which may be closed.
+pub(crate) fn warn(message: &str) {
+    use std::io::Write;
+    let _ = writeln!(io::stderr(), "warning: {message}");
+}

@@ -1,0 +1,70 @@
+//! Why a back-end could not serve, and why a ring no longer can.
+
+use std::io;
+
+use bulkhead_process::confine::ConfineError;
+
+/// Why a back-end could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket on the command line cannot be used.
+    #[error("{0}")]
+    Socket(String, #[source] Option<io::Error>),
+    /// The process could not be confined.
+    #[error("cannot confine the process")]
+    Confine(#[from] ConfineError),
+    /// The frontend broke the protocol; the connection is closed.
+    #[error("the vhost-user frontend: {0}")]
+    Frontend(String),
+    /// The device could not put its data away.
+    #[error("cannot finish")]
+    Device(#[source] io::Error),
+    /// A system call of the event loop failed.
+    #[error("{0}")]
+    System(&'static str, #[source] io::Error),
+}
+
+impl Error {
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
+        move |error| Self::System(what, error.into())
+    }
+}
+
+/// Why a ring is broken: it is not served until the frontend sets it up anew. (virtio 1.2, 2.7 "Split Virtqueues")
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RingError {
+    /// The driver did not accept VIRTIO_F_VERSION_1.
+    #[error("the driver is older than virtio 1.0")]
+    Legacy,
+    /// Size or addresses make no ring in guest memory.
+    #[error("its descriptor table, available or used ring is not in guest memory")]
+    Addresses,
+    /// The index of the available ring moved further than the ring is long.
+    #[error("the available index makes no sense")]
+    AvailableIndex,
+    /// A descriptor index is not in its table.
+    #[error("descriptor {0} is not in the table")]
+    DescriptorIndex(u16),
+    /// A chain has more descriptors than a device accepts, as one that goes in circles does.
+    #[error("a descriptor chain is too long or a loop")]
+    ChainTooLong,
+    /// A chain starts with nothing at all, or a descriptor has no length.
+    #[error("a descriptor is empty")]
+    EmptyDescriptor,
+    /// A descriptor that the device may read follows one that it may write.
+    #[error("a readable descriptor follows a writable one")]
+    DescriptorOrder,
+    /// An indirect table is nested, continued, or of a wrong size.
+    #[error("an indirect descriptor table is malformed")]
+    Indirect,
+    /// A buffer, or part of the ring, is not in guest memory.
+    #[error("an address is outside guest memory")]
+    OutsideMemory,
+    /// The shared in-flight area does not fit the ring.
+    #[error("the in-flight area does not fit the ring")]
+    Inflight,
+    /// What the device says.
+    #[error("{0}")]
+    Device(String),
+}
