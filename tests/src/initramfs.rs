@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -72,6 +73,23 @@ impl Initramfs {
                 target: target.to_owned(),
             },
         );
+    }
+
+    /// Adds links to the busybox in `folder` for each of its applets that is in none of `folders` yet.
+    pub fn busybox_links(&mut self, folder: &str, folders: &[&str]) -> Result<()> {
+        let output = Command::new("/usr/bin/busybox")
+            .arg("--list")
+            .output()
+            .context("busybox")?;
+        for applet in String::from_utf8_lossy(&output.stdout).lines() {
+            if !folders
+                .iter()
+                .any(|folder| self.contains(&format!("{folder}/{applet}")))
+            {
+                self.symlink(&format!("{folder}/{applet}"), "busybox");
+            }
+        }
+        Ok(())
     }
 
     /// Whether something is at `path` already.
@@ -150,7 +168,7 @@ fn record(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
 
     #[test]
     fn cpio_reads_back_what_was_put_in() {

@@ -4,9 +4,15 @@
 //! bare-metal guest; Linux guests end to end, on the nested bench where KVM cannot run Linux. May touch whatever
 //! the machine has; nothing may depend on it.
 
+pub mod demo;
+pub mod exits;
 pub mod guest_linux;
+pub mod guest_run;
+pub mod hash;
+pub mod host_state;
 pub mod initramfs;
 pub mod kernel;
 pub mod nested;
 pub mod probe;
+pub mod web;
 pub mod workplace;

@@ -90,7 +90,7 @@ pub(super) fn build(
         programs.push(program);
     }
     add_with_libraries(&mut root, workplace, &programs)?;
-    add_busybox_links(&mut root)?;
+    root.busybox_links("/usr/bin", &["/usr/bin", "/usr/sbin"])?;
     add_kernel(&mut root, kernel)?;
 
     let words: Vec<String> = command.iter().map(|word| shell_quoted(word)).collect();
@@ -157,21 +157,6 @@ fn merged(path: &Path) -> String {
         true => format!("/usr{text}"),
         false => text.into_owned(),
     }
-}
-
-/// A link to busybox for each of its applets that the root has no real program for.
-fn add_busybox_links(root: &mut Initramfs) -> Result<()> {
-    let output = Command::new("busybox")
-        .arg("--list")
-        .output()
-        .context("busybox")?;
-    for applet in String::from_utf8_lossy(&output.stdout).lines() {
-        let path = format!("/usr/bin/{applet}");
-        if !root.contains(&path) && !root.contains(&format!("/usr/sbin/{applet}")) {
-            root.symlink(&path, "busybox");
-        }
-    }
-    Ok(())
 }
 
 /// The kernel's images for guests inside, and its modules, where both `modprobe` and [`Workplace::kernel`] look.
