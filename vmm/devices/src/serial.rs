@@ -1,11 +1,13 @@
 //! The serial port: a 16550, eight registers wide.
 
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{EventfdFlags, eventfd};
 use vm_superio::Trigger;
 use vm_superio::serial::SerialEvents;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 
@@ -25,7 +27,20 @@ impl Trigger for Irq {
     }
 }
 
-struct Room(EventFd);
+/// An eventfd that is readable once there is room.
+struct Room(OwnedFd);
+
+impl Room {
+    fn tell(&self) {
+        // It only fails when the counter is full, and then it is readable already.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    fn forget(&self) {
+        // It only fails when there is nothing to forget.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
 
 impl SerialEvents for Room {
     fn buffer_read(&self) {}
@@ -33,8 +48,7 @@ impl SerialEvents for Room {
     fn tx_lost_byte(&self) {}
 
     fn in_buffer_empty(&self) {
-        // It only fails when the counter is full, and then it is readable already.
-        let _ = self.0.write(1);
+        self.tell();
     }
 }
 
@@ -46,7 +60,7 @@ type Uart = vm_superio::Serial<Irq, Room, Box<dyn Write + Send>>;
 /// input there is [`Self::feed`], which takes what fits, and [`Self::room`], which tells when more will fit.
 pub struct Serial {
     uart: Mutex<Uart>,
-    room: EventFd,
+    room: Room,
 }
 
 impl Serial {
@@ -55,8 +69,9 @@ impl Serial {
     /// # Errors
     /// When no eventfd can be had.
     pub fn new(irq: EventFd, out: Box<dyn Write + Send>) -> io::Result<Self> {
-        let room = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let room = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         let uart = Uart::with_events(Irq(irq), Room(room.try_clone()?), out);
+        let room = Room(room);
         Ok(Self {
             uart: Mutex::new(uart),
             room,
@@ -67,7 +82,7 @@ impl Serial {
     /// than all of them, wait for [`Self::room`] and offer the rest again.
     pub fn feed(&self, bytes: &[u8]) -> usize {
         // The counter is emptied before the FIFO is filled: what the guest reads from here on signals it again.
-        let _ = self.room.read();
+        self.room.forget();
         let mut uart = self.uart();
         let fits = bytes.len().min(uart.fifo_capacity());
         match bytes.get(..fits) {
@@ -78,8 +93,8 @@ impl Serial {
     }
 
     /// Becomes readable when the guest has emptied the receive FIFO, or may have begun to listen.
-    pub fn room(&self) -> &EventFd {
-        &self.room
+    pub fn room(&self) -> BorrowedFd<'_> {
+        self.room.0.as_fd()
     }
 
     fn uart(&self) -> MutexGuard<'_, Uart> {
@@ -101,7 +116,7 @@ impl BusDevice for Serial {
             let _ = self.uart().write(register, byte);
             if register == MCR {
                 // In loop-back the port takes no input: whoever waits with some should try again.
-                let _ = self.room.write(1);
+                self.room.tell();
             }
         }
     }
@@ -129,6 +144,13 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    /// Whether room was told of, since the last time.
+    fn taken(port: &Serial) -> bool {
+        rustix::io::read(port.room(), &mut [0; 8]).is_ok()
     }
 
     fn port() -> (Serial, EventFd, Out) {
@@ -176,12 +198,12 @@ mod tests {
             assert!(sent - got.len() <= 64, "more than the FIFO holds");
             if sent < input.len() {
                 assert_eq!(port.feed(&input[sent..]), 0);
-                assert!(port.room().read().is_err(), "no room, but told so");
+                assert!(!taken(&port), "no room, but told so");
             }
             while read(&port, LSR) & 1 == 1 {
                 got.push(read(&port, DATA));
             }
-            assert!(port.room().read().is_ok(), "room, but not told");
+            assert!(taken(&port), "room, but not told");
         }
         assert_eq!(got, input);
     }
