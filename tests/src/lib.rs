@@ -6,6 +6,7 @@
 
 pub mod demo;
 pub mod exits;
+pub mod guest;
 pub mod guest_linux;
 pub mod guest_run;
 pub mod hash;

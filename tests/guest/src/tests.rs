@@ -8,7 +8,7 @@
 //! | `idle-io` | waits for `go` in a sector, reads, writes `done` into the next, waits for `end` | `n=N` (1000), `signal=SECTOR` (0), `disk` |
 //! | `net` | ARP, ICMP echo, then datagrams to a server that returns them with every bit inverted | `ip=`, `peer=`, `port=N` (7), `n=N` (100), `seed` |
 //! | `smp` | starts all processors, lets them count together, interrupts each | `n=N` (100000) |
-//! | `memory` | writes and checks all memory, a word in every page | |
+//! | `memory` | writes and checks all memory, a word every so often | `stride=BYTES` (4096) |
 //! | `reset` | resets by ACPI | |
 //! | `triple-fault` | triple-faults | |
 //!
@@ -45,7 +45,7 @@ pub(crate) fn run(words: &CommandLine, acpi: &Acpi) {
             "idle-io" => block::idle_io(words, configuration),
             "net" => network::check(words, configuration),
             "smp" => machine::processors(words, acpi),
-            "memory" => machine::memory(),
+            "memory" => machine::memory(words),
             "reset" => power::reset(acpi),
             "triple-fault" => power::triple_fault(),
             other => panic!("command line: test={other} is unknown"),

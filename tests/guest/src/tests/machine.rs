@@ -35,33 +35,34 @@ pub(super) fn processors(words: &CommandLine, acpi: &Acpi) {
     );
 }
 
-/// Writes a word into every page of memory, then checks all of them.
-pub(super) fn memory() {
+/// Writes a word into every `stride` bytes of memory, then checks all of them.
+pub(super) fn memory(words: &CommandLine) {
+    let stride = words.number("stride", PAGE);
     let mut total = 0;
     for (start, size) in StartInfo::get().memory() {
         say!("memory start={start:#x} size={size:#x}");
         total += size;
         memory::map_device(start, size);
-        for page in pages(start, size) {
+        for place in places(start, size, stride) {
             // SAFETY: memory that the monitor says is ordinary memory, mapped, and above everything that is in use.
-            unsafe { (page as *mut [u8; 8]).write_volatile(pattern::word(0, page)) }
+            unsafe { (place as *mut [u8; 8]).write_volatile(pattern::word(0, place)) }
         }
     }
-    for page in StartInfo::get()
+    for place in StartInfo::get()
         .memory()
-        .flat_map(|(start, size)| pages(start, size))
+        .flat_map(move |(start, size)| places(start, size, stride))
     {
         // SAFETY: as above.
-        let word = unsafe { (page as *const [u8; 8]).read_volatile() };
+        let word = unsafe { (place as *const [u8; 8]).read_volatile() };
         assert!(
-            word == pattern::word(0, page),
-            "memory at {page:#x} does not hold what was written"
+            word == pattern::word(0, place),
+            "memory at {place:#x} does not hold what was written"
         );
     }
     say!("memory total={total}");
 }
 
-fn pages(start: u64, size: u64) -> impl Iterator<Item = u64> {
+fn places(start: u64, size: u64, stride: u64) -> impl Iterator<Item = u64> {
     let first = start.max(FIRST_FREE).next_multiple_of(PAGE);
-    (first..start + size).step_by(PAGE as usize)
+    (first..start + size).step_by(stride as usize)
 }

@@ -1,0 +1,146 @@
+//! `bulkhead-vmm` with the bare-metal guest.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+use super::backend::Backend;
+use super::kernel;
+use super::program::Program;
+use crate::workplace::Workplace;
+
+/// A monitor that runs the guest, its serial port on standard output.
+pub struct Machine {
+    program: Program,
+}
+
+/// A line the guest has said, without `guest: `.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line(pub String);
+
+impl Line {
+    /// The value of `name=value` in it.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn value(&self, name: &str) -> &str {
+        self.0
+            .split(' ')
+            .filter_map(|word| word.split_once('='))
+            .find_map(|(key, value)| (key == name).then_some(value))
+            .unwrap_or_else(|| panic!("no {name}= in {:?}", self.0))
+    }
+
+    /// The number (decimal, or hexadecimal with `0x`) in it.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn number(&self, name: &str) -> u64 {
+        let value = self.value(name);
+        match value.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => value.parse(),
+        }
+        .unwrap_or_else(|_| panic!("{name}={value} is no number"))
+    }
+}
+
+/// Whether there is a KVM to run the guest on; says why not, in the name of the test.
+#[must_use]
+pub fn kvm_is_usable(test: &str) -> bool {
+    match kvm_ioctls::Kvm::new() {
+        Ok(_) => true,
+        Err(error) => {
+            eprintln!("skipped: {test}: /dev/kvm: {error}");
+            false
+        }
+    }
+}
+
+impl Machine {
+    /// Starts a monitor with `arguments` beyond the guest and its command line.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(words: &str, arguments: &[OsString]) -> Self {
+        let program = Workplace::find().unwrap().program("bulkhead-vmm").unwrap();
+        let mut command = Command::new(program);
+        command.arg("--kernel").arg(kernel());
+        command.args(["--cmdline", words, "--serial", "tty"]);
+        command.args(arguments);
+        Self {
+            program: Program::start(command),
+        }
+    }
+
+    /// The monitor's process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.program.id()
+    }
+
+    /// The guest's next line, `None` when there will be no more.
+    ///
+    /// # Panics
+    /// When none comes in time, or it is that of a failed guest.
+    pub fn next_line(&mut self) -> Option<Line> {
+        while let Some(line) = self.program.next_line() {
+            let Some(said) = line.strip_prefix("guest: ") else {
+                continue;
+            };
+            assert!(!said.starts_with("failed"), "guest {said}");
+            return Some(Line(said.to_owned()));
+        }
+        None
+    }
+
+    /// Waits for a line that begins with `start`.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub fn expect(&mut self, start: &str) -> Line {
+        while let Some(line) = self.next_line() {
+            if line.0.starts_with(start) {
+                return line;
+            }
+        }
+        let (status, errors) = self.program.wait();
+        panic!("the guest never said {start:?}; the monitor ended with {status}: {errors}");
+    }
+
+    /// Waits until the monitor ends by itself. Returns how, and what it wrote to standard error.
+    pub fn wait(mut self) -> (ExitStatus, String) {
+        self.program.wait()
+    }
+
+    /// Waits for the guest's `ok` and an orderly end of the monitor.
+    ///
+    /// # Panics
+    /// When that is not how it ends.
+    pub fn expect_success(mut self) {
+        self.expect("ok");
+        let (status, errors) = self.program.wait();
+        assert_eq!((status.code(), errors.as_str()), (Some(0), ""));
+    }
+}
+
+/// `--disk` for a backend.
+#[must_use]
+pub fn disk(backend: &Backend) -> [OsString; 2] {
+    attach("--disk", backend.socket(), "")
+}
+
+/// `--net` for a backend, with more of its parameters.
+#[must_use]
+pub fn net(backend: &Backend, more: &str) -> [OsString; 2] {
+    attach("--net", backend.socket(), more)
+}
+
+fn attach(option: &str, socket: &Path, more: &str) -> [OsString; 2] {
+    let mut value = OsString::from("vhost_user=on,socket=");
+    value.push(socket);
+    value.push(more);
+    [option.into(), value]
+}

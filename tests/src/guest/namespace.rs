@@ -1,0 +1,94 @@
+//! Network namespaces of a test's own, and a server in them that the guest talks to.
+
+use std::net::UdpSocket;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// Runs `body` in a fresh network namespace: the test program starts itself again under `unshare`, for this one test.
+///
+/// # Panics
+/// When the test fails in there.
+pub fn in_own_namespace(test: &str, body: impl FnOnce()) {
+    const INSIDE: &str = "BULKHEAD_TEST_INSIDE_NAMESPACE";
+    if std::env::var_os(INSIDE).is_some() {
+        ip("link set lo up");
+        return body();
+    }
+    let probe = Command::new("unshare")
+        .args(["-n", "test", "-w", "/dev/net/tun"])
+        .output();
+    if !probe.is_ok_and(|out| out.status.success()) {
+        eprintln!("skipped: {test}: no network namespace (are you root?) or no /dev/net/tun here");
+        return;
+    }
+    let status = Command::new("unshare")
+        .arg("-n")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .status()
+        .unwrap();
+    assert!(
+        status.success(),
+        "{test} failed inside its network namespace"
+    );
+}
+
+/// Runs `ip` with these words.
+///
+/// # Panics
+/// When it fails.
+pub fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {words}");
+}
+
+/// What a server has received.
+pub struct Answers {
+    received: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Answers {
+    /// The different datagrams so far, in the order of their numbers (their first 8 bytes).
+    ///
+    /// # Panics
+    /// When the server has failed.
+    #[must_use]
+    pub fn received(&self) -> Vec<Vec<u8>> {
+        let mut received = self.received.lock().unwrap().clone();
+        received.sort_by_key(|payload| {
+            payload
+                .first_chunk()
+                .map(|bytes| u64::from_le_bytes(*bytes))
+        });
+        received
+    }
+}
+
+/// Answers datagrams to `address` with the same bytes, every bit inverted, for as long as the test runs.
+///
+/// # Panics
+/// When the address cannot be had.
+#[must_use]
+pub fn serve_inverted(address: &str) -> Answers {
+    let socket = UdpSocket::bind(address).unwrap();
+    let received = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+    let all = received.clone();
+    thread::spawn(move || {
+        let mut buffer = vec![0; 65536];
+        loop {
+            let (length, peer) = socket.recv_from(&mut buffer).unwrap();
+            let payload = buffer[..length].to_vec();
+            let inverted: Vec<u8> = payload.iter().map(|byte| !byte).collect();
+            {
+                let mut all = all.lock().unwrap();
+                if !all.contains(&payload) {
+                    all.push(payload);
+                }
+            }
+            socket.send_to(&inverted, peer).unwrap();
+        }
+    });
+    Answers { received }
+}
