@@ -1,5 +1,122 @@
-//! `bulkhead-block`: A vhost-user-blk server for raw and qcow2 images.
+//! `bulkhead-block`: a vhost-user-blk server for raw and qcow2 images.
+//!
+//! A request goes through three small files: [`request`] reads what the driver wrote and makes a plain `Request` of it, [`execute`]
+//! does that to an image, [`device`] joins the two to the rings. Only `request` and `config` know virtio-blk, and only `execute` and
+//! [`memory`] know images.
+//!
+//! It may touch the image files it was given, which it opens before it confines itself, and the guest's memory. It must not depend on
+//! KVM, networking, or the monitor.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod config;
+mod confine;
+mod device;
+mod execute;
+mod memory;
+mod request;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use bulkhead_daemon::{DaemonArgs, DeviceType};
+use bulkhead_process::usage;
+use clap::{Parser, ValueEnum};
+use qcow::{Image, OpenOptions};
+
+use device::{Block, Options};
+
+/// A vhost-user block device on a raw or qcow2 image.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead-block", version)]
+struct Args {
+    #[command(flatten)]
+    daemon: DaemonArgs,
+
+    /// The image
+    #[arg(long, value_name = "PATH")]
+    blk_file: Option<PathBuf>,
+
+    /// The format of the image; it is never guessed
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+
+    /// Do not let the guest write
+    #[arg(long)]
+    read_only: bool,
+
+    /// The serial number the guest sees, up to 20 bytes
+    #[arg(long, value_name = "STRING", default_value = "")]
+    serial: String,
+
+    /// How many request queues the guest may use
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    num_queues: u16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// The file is the disk
+    Raw,
+    /// QEMU's format, with its backing files
+    Qcow2,
+}
+
+impl From<Format> for qcow::Format {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => Self::Raw,
+            Format::Qcow2 => Self::Qcow2,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    bulkhead_process::main::<Args>(run)
+}
+
+fn run(args: Args) -> Result<ExitCode> {
+    if args.daemon.print_capabilities {
+        bulkhead_daemon::print_capabilities(DeviceType::Block, &["read-only", "blk-file"])?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut device = Block::new(open(&args)?, &options(&args)?)?;
+    let served = bulkhead_daemon::run(&args.daemon, &mut device, confine::confinement());
+    // The image is closed in order whatever became of the frontend; the first error is the one that is told.
+    let closed = device.close();
+    served?;
+    closed?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(args: &Args) -> Result<Image> {
+    let path = args
+        .blk_file
+        .as_ref()
+        .ok_or_else(|| usage("no image is given: --blk-file PATH"))?;
+    let format = args.format.ok_or_else(|| {
+        usage(format!(
+            "{}: its format must be declared: --format raw or --format qcow2",
+            path.display()
+        ))
+    })?;
+    let options = OpenOptions::new(format.into())
+        .writable(!args.read_only)
+        .follow_references();
+    Image::open(path, &options).context("cannot open the image")
+}
+
+fn options(args: &Args) -> Result<Options> {
+    if args.serial.len() > request::SERIAL_LENGTH {
+        let length = args.serial.len();
+        let most = request::SERIAL_LENGTH;
+        return Err(usage(format!(
+            "--serial has {length} bytes, {most} are possible"
+        )));
+    }
+    Ok(Options {
+        serial: args.serial.clone(),
+        queues: args.num_queues,
+    })
+}

@@ -124,8 +124,9 @@ pub(crate) fn out_of_service(ring: &mut Ring, error: &RingError) {
     warn(&format!("ring {} is out of service: {error}", ring.index));
 }
 
-/// One line on standard error, which may be closed.
-pub(crate) fn warn(message: &str) {
+/// One `warning:` line on standard error, which may be closed. For what a user must know and the program survives; whoever calls this
+/// bounds how often a guest can make it happen.
+pub fn warn(message: &str) {
     use std::io::Write;
     let _ = writeln!(io::stderr(), "warning: {message}");
 }

@@ -28,7 +28,7 @@
 //! # struct Args { #[command(flatten)] daemon: DaemonArgs }
 //! fn serve(args: &Args) -> Result<(), bulkhead_daemon::Error> {
 //!     let confinement = Confinement::new().allow(&[libc::SYS_preadv]); // for `iovec::read_at`: what the device needs beyond the loop
-//!     run(&args.daemon, Sink, confinement)
+//!     run(&args.daemon, &mut Sink, confinement)
 //! }
 //! ```
 //!
@@ -81,7 +81,7 @@ mod socket;
 pub use args::{DaemonArgs, DeviceType, print_capabilities};
 pub use bulkhead_process::confine::Confinement;
 pub use chain::{Buffers, Chain, MAX_CHAIN, Segment};
-pub use device::{Device, Queues};
+pub use device::{Device, Queues, warn};
 pub use error::{Error, RingError};
 pub use ring::{MAX_RING_SIZE, Queue};
 pub use serve::run;

@@ -36,7 +36,11 @@ enum End {
 ///
 /// # Errors
 /// See [`Error`]. What the device has acknowledged is put away in any case.
-pub fn run<D: Device>(args: &DaemonArgs, device: D, confinement: Confinement) -> Result<(), Error> {
+pub fn run<D: Device>(
+    args: &DaemonArgs,
+    device: &mut D,
+    confinement: Confinement,
+) -> Result<(), Error> {
     let termination = signals::block_termination()
         .map_err(|error| Error::System("cannot wait for signals", error))?;
     let meeting = Meeting::open(args)?;
@@ -73,13 +77,13 @@ pub fn run<D: Device>(args: &DaemonArgs, device: D, confinement: Confinement) ->
     }
 }
 
-struct Server<D> {
-    device: D,
+struct Server<'d, D> {
+    device: &'d mut D,
     termination: SignalFd,
     poll: Arc<Poll>,
 }
 
-impl<D: Device> Server<D> {
+impl<D: Device> Server<'_, D> {
     /// Watches what is there from the start.
     fn watch(&self) -> Result<(), Error> {
         self.poll
@@ -150,7 +154,7 @@ impl<D: Device> Server<D> {
             .map(|(_, event)| event)
             .collect();
         let session = Arc::new(Mutex::new(Session::new(
-            &mut self.device,
+            &mut *self.device,
             Arc::clone(&self.poll),
         )));
         let mut frontend = Frontend {

@@ -1,0 +1,24 @@
+//! What the image needs of the kernel once it is open.
+
+use bulkhead_daemon::Confinement;
+
+/// The reason for each.
+const SYSCALLS: &[libc::c_long] = &[
+    // Data, straight from and to guest memory.
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    // Metadata of the image.
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    // Flush.
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    // Discard and write zeroes; a qcow2 file grows.
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+];
+
+/// No path and no capability: every file is open already.
+pub(crate) fn confinement() -> Confinement {
+    Confinement::new().allow(SYSCALLS)
+}
