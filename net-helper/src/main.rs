@@ -1,5 +1,115 @@
-//! `bulkhead-net-helper`: The only privileged process: bridges, TAP devices, NAT, DHCP.
+//! `bulkhead-net-helper`: bridges, TAP devices, NAT and DHCP. The only privileged process of Bulkhead.
+//!
+//! It makes the networks it is told to on start, confines itself, and then does one thing: a client that asks over the socket is handed
+//! an open TAP device, which goes back when the client's connection closes. Everything is undone when it ends, and what a killed run has left is
+//! put right by the next.
+//!
+//! It may touch netlink (routing and nf_tables), `/dev/net/tun`, `net.ipv4.ip_forward`, its socket and its state folder. It must never touch guest
+//! memory, an image or /dev/kvm, and other nftables tables than its own. It depends on `bulkhead-net-protocol`, `bulkhead-process` and `tap`.
+//!
+//! | file | what |
+//! |---|---|
+//! | `args`, `network`, `subnet` | what is wanted, checked |
+//! | `host` | what stands, its making and undoing |
+//! | `link`, `nft`, `forwarding`, `dhcp` | the four kinds of thing that stand |
+//! | `keeper` | the process between this one and dnsmasq |
+//! | `listen`, `serve`, `lease` | clients |
+//! | `state` | what a killed run has left |
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod confine;
+mod dhcp;
+mod forwarding;
+mod host;
+mod keeper;
+mod lease;
+mod link;
+mod listen;
+mod netlink;
+mod network;
+mod nft;
+mod serve;
+mod state;
+mod subnet;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use bulkhead_process::{notify, signals};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use args::{Args, Config};
+use dhcp::Dhcp;
+use host::Host;
+use listen::Listener;
+use network::Network;
+use serve::Server;
+use state::StateDir;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == keeper::FLAG) {
+        return keeper::main(args);
+    }
+    bulkhead_process::main::<Args>(|args| run(args.check()?))
+}
+
+fn run(config: Config) -> Result<ExitCode> {
+    if !capabilities(None)?
+        .effective
+        .contains(CapabilitySet::NET_ADMIN)
+    {
+        bail!("bulkhead-net-helper needs CAP_NET_ADMIN: run it as root");
+    }
+    let (state, record) = StateDir::open(&config.state)?;
+    // The keepers come before the signals are blocked, so that what they start does not inherit it.
+    let keepers = keepers(&config.networks, state.path())?;
+    let signals = signals::block_termination().context("cannot block signals")?;
+    let mut host = Host::new(state, record, keepers)?;
+    let served = stand(&config, &signals, &mut host);
+    let errors = host.down();
+    for error in &errors {
+        warn(&format!("{error:#}"));
+    }
+    served?;
+    match errors.len() {
+        0 => Ok(ExitCode::SUCCESS),
+        _ => bail!("not everything could be undone"),
+    }
+}
+
+/// Makes the networks and serves, until it is time to end.
+fn stand(config: &Config, signals: &signals::SignalFd, host: &mut Host) -> Result<()> {
+    host.up(&config.networks)?;
+    let listener = Listener::bind(&config.socket, config.group)?;
+    let folders =
+        [config.socket.parent(), config.state.parent()].map(|p| p.unwrap_or(Path::new("/")));
+    let mut server = Server::new(config.exit_idle);
+    let served = confine::enter(&folders)
+        .context("cannot confine the process")
+        .and_then(|()| notify::ready().context("cannot report readiness"))
+        .and_then(|()| server.run(&listener, signals, host));
+    server.close(host);
+    served.and(listener.close())
+}
+
+fn keepers(networks: &[Network], state: &Path) -> Result<Vec<Dhcp>> {
+    let mut keepers = Vec::new();
+    for network in networks {
+        if let Some(addressing) = network.addressing
+            && addressing.dhcp
+        {
+            keepers.push(Dhcp::prepare(network, addressing.subnet, state)?);
+        }
+    }
+    Ok(keepers)
+}
+
+/// One line for whoever looks after the host.
+fn warn(message: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "warning: {message}");
+}

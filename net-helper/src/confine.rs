@@ -1,0 +1,41 @@
+//! What the helper may still do once it serves: interfaces and rules through sockets that are open, TAP devices, its own folder.
+
+use std::path::Path;
+
+use bulkhead_process::confine::{CapabilitySet, ConfineError, Confinement};
+
+/// System calls beyond those of every program, and what for.
+const CALLS: &[libc::c_long] = &[
+    // Clients.
+    libc::SYS_accept4,
+    libc::SYS_getsockopt,
+    // Netlink peeks at the size of what is there.
+    libc::SYS_recvfrom,
+    // /dev/net/tun, and the state folder at the end.
+    libc::SYS_openat,
+    libc::SYS_getdents64,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+    libc::SYS_rmdir,
+    // The end of dnsmasq's keepers.
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+];
+
+/// The requests that make a TAP device.
+const IOCTLS: &[u64] = &[libc::TUNSETIFF, libc::TUNSETVNETHDRSZ];
+
+/// Confines the process. `folder` holds the socket and the state.
+pub(crate) fn enter(folders: &[&Path]) -> Result<(), ConfineError> {
+    let mut confinement = Confinement::new()
+        .allow(CALLS)
+        .allow_ioctls(IOCTLS)
+        .write_path("/dev/net/tun")
+        .keep_capabilities(CapabilitySet::NET_ADMIN);
+    for folder in folders {
+        confinement = confinement.write_path(folder);
+    }
+    confinement.enter()
+}

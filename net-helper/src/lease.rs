@@ -1,0 +1,194 @@
+//! A TAP device for a client: validate, act, hand over.
+
+use anyhow::Result;
+use bulkhead_net_protocol::{
+    MAX_QUEUES, MacAddr, Refusal, RefusalKind, Subnet, TapInfo, TapRequest,
+};
+use rustix::rand::{GetRandomFlags, getrandom};
+use tap::{InterfaceName, Options, Tap};
+
+use crate::host::{Host, Standing};
+
+/// What the names of this program's TAP devices begin with.
+pub(crate) const TAP_PREFIX: &str = "bhtap";
+
+/// The smallest MTU that IPv4 knows, and the largest that a TAP device has.
+const MTU: std::ops::RangeInclusive<u32> = 68..=65521;
+
+/// A TAP device in a client's hands.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    index: u32,
+    network: String,
+    mac: MacAddr,
+}
+
+/// What a client is given.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    pub(crate) lease: Lease,
+    pub(crate) info: TapInfo,
+    /// To be handed over, and then closed here: a TAP device ends with its last open file.
+    pub(crate) queues: Vec<Tap>,
+}
+
+/// A request that makes sense.
+struct Wanted {
+    standing: Standing,
+    mac: MacAddr,
+    queues: u16,
+    mtu: u16,
+}
+
+impl Lease {
+    /// Makes what is asked for.
+    pub(crate) fn grant<'a>(
+        request: &TapRequest,
+        host: &mut Host,
+        others: impl Iterator<Item = &'a Lease>,
+    ) -> Result<Grant, Refusal> {
+        let wanted = validate(request, host, others)?;
+        act(wanted, host).map_err(|error| refusal(RefusalKind::System, format!("{error:#}")))
+    }
+
+    /// Takes it back.
+    pub(crate) fn release(self, host: &mut Host) -> Result<()> {
+        Ok(host.links.delete(self.index)?)
+    }
+}
+
+fn validate<'a>(
+    request: &TapRequest,
+    host: &Host,
+    mut others: impl Iterator<Item = &'a Lease>,
+) -> Result<Wanted, Refusal> {
+    let invalid = |why: String| Err(refusal(RefusalKind::Invalid, why));
+    let name = &request.network;
+    let Some(standing) = host.networks.iter().find(|s| s.network.name == *name) else {
+        let known: Vec<_> = host
+            .networks
+            .iter()
+            .map(|s| s.network.name.as_str())
+            .collect();
+        let why = format!(
+            "bulkhead-net-helper has no network {name:?}; it has {}",
+            known.join(", ")
+        );
+        return Err(refusal(RefusalKind::UnknownNetwork, why));
+    };
+    if !(1..=MAX_QUEUES).contains(&request.queues) {
+        return invalid(format!(
+            "{} queues: from 1 to {MAX_QUEUES} can be had",
+            request.queues
+        ));
+    }
+    let mtu = request.mtu.map_or(standing.mtu, u32::from);
+    let Some(mtu) = MTU
+        .contains(&mtu)
+        .then(|| u16::try_from(mtu).ok())
+        .flatten()
+    else {
+        return invalid(format!(
+            "an MTU of {mtu}: from {} to {} can be had",
+            MTU.start(),
+            MTU.end()
+        ));
+    };
+    let mac = match request.mac {
+        Some(mac) => mac,
+        None => random_mac().map_err(|e| refusal(RefusalKind::System, format!("{e:#}")))?,
+    };
+    if others.any(|lease| lease.mac == mac && lease.network == *name) {
+        return invalid(format!("MAC address {mac} is in use on network {name}"));
+    }
+    Ok(Wanted {
+        standing: standing.clone(),
+        mac,
+        queues: request.queues,
+        mtu,
+    })
+}
+
+fn act(wanted: Wanted, host: &mut Host) -> Result<Grant> {
+    let Wanted {
+        standing,
+        mac,
+        queues,
+        mtu,
+    } = wanted;
+    let mut options = Options::VNET_HDR;
+    options.set(Options::MULTI_QUEUE, queues > 1);
+    // Until it is attached, the device goes away by itself if anything fails.
+    let first = Tap::create(&InterfaceName::new(TAP_PREFIX)?, options)?;
+    first.set_vnet_hdr_len(tap::VNET_HDR_LEN)?;
+    let mut taps = vec![first];
+    for _ in 1..queues {
+        let more = taps.first().map(Tap::another_queue).transpose()?;
+        taps.extend(more);
+    }
+    let Some(name) = taps.first().map(|tap| tap.name().clone()) else {
+        anyhow::bail!("no TAP device")
+    };
+    let index = host
+        .links
+        .attach(&name, standing.bridge, host_side(mac), mtu.into())?;
+    let network = standing.network;
+    let info = TapInfo {
+        interface: name.to_string(),
+        mac,
+        mtu,
+        bridge: network.bridge.to_string(),
+        subnet: network.addressing.map(|a| Subnet {
+            network: a.subnet.network(),
+            prefix: a.subnet.prefix(),
+            gateway: a.subnet.gateway(),
+        }),
+    };
+    Ok(Grant {
+        lease: Lease {
+            index,
+            network: network.name,
+            mac,
+        },
+        info,
+        queues: taps,
+    })
+}
+
+/// The host's end must not have the guest's address, or the bridge would keep the guest's frames for the host.
+fn host_side(guest: MacAddr) -> [u8; 6] {
+    let [first, a, b, c, d, e] = guest.octets();
+    [if first == 0xfe { 0xfa } else { 0xfe }, a, b, c, d, e]
+}
+
+/// An address of QEMU's range, as guests of KVM have it.
+pub(crate) fn random_mac() -> Result<MacAddr> {
+    let mut bytes = [0; 3];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    let [a, b, c] = bytes;
+    Ok(MacAddr::new([0x52, 0x54, 0, a, b, c]))
+}
+
+pub(crate) fn refusal(kind: RefusalKind, message: String) -> Refusal {
+    Refusal { kind, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_end_never_has_the_guests_address() {
+        for first in [0x52, 0xfe, 0xfa] {
+            let guest = MacAddr::new([first, 1, 2, 3, 4, 5]);
+            assert_ne!(host_side(guest), guest.octets());
+        }
+    }
+
+    #[test]
+    fn random_addresses_differ_and_are_usable() {
+        let (a, b) = (random_mac().unwrap(), random_mac().unwrap());
+        assert!(a.is_unicast() && b.is_unicast());
+        assert_ne!(a, b);
+    }
+}

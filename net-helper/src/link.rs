@@ -1,0 +1,270 @@
+//! Interfaces, addresses and routes of this host, through rtnetlink.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoData, InfoKind,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use rustix::io::Errno;
+use tap::InterfaceName;
+
+use crate::netlink::Netlink;
+use crate::subnet::Ipv4Subnet;
+
+/// The smallest MTU of an interface that has IPv6 (RFC 8200, section 5).
+const IPV6_MIN_MTU: u32 = 1280;
+
+/// This host's interfaces.
+#[derive(Debug)]
+pub(crate) struct Links {
+    netlink: Netlink,
+    ipv6: bool,
+}
+
+/// An interface as the kernel describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mtu: u32,
+    pub(crate) is_bridge: bool,
+}
+
+/// A range of IPv4 addresses that this host has a use for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InUse {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) prefix: u8,
+    /// The interface's index, if it is on one.
+    pub(crate) index: Option<u32>,
+}
+
+impl Links {
+    pub(crate) fn open() -> io::Result<Self> {
+        // Without it the kernel refuses what is said about IPv6.
+        let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
+        Ok(Links {
+            netlink: Netlink::open(NETLINK_ROUTE)?,
+            ipv6,
+        })
+    }
+
+    /// The interface of that name, if there is one.
+    pub(crate) fn find(&mut self, name: &InterfaceName) -> io::Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_string()));
+        self.get(message)
+    }
+
+    /// The interface with that index, if there is one.
+    pub(crate) fn by_index(&mut self, index: u32) -> io::Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.get(message)
+    }
+
+    fn get(&mut self, message: LinkMessage) -> io::Result<Option<Link>> {
+        match self.netlink.get(RouteNetlinkMessage::GetLink(message)) {
+            Ok(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(Link::from(message))),
+            Ok(_) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the kernel's description of a link is strange",
+            )),
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::NODEV) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a bridge, up, with a hardware address of its own so that it does not change with its ports.
+    pub(crate) fn create_bridge(&mut self, name: &InterfaceName, mac: [u8; 6]) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_string()),
+            LinkAttribute::Address(mac.to_vec()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Bridge),
+                // A port forwards at once: nobody else's bridges are behind it.
+                LinkInfo::Data(InfoData::Bridge(vec![
+                    InfoBridge::ForwardDelay(0),
+                    InfoBridge::StpState(BridgeStpState::Disabled),
+                ])),
+            ]),
+        ];
+        self.netlink.request(
+            RouteNetlinkMessage::NewLink(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )?;
+        self.bring_up(vec![LinkAttribute::IfName(name.to_string())], true)
+    }
+
+    /// Makes an interface a port of a bridge and brings it up.
+    pub(crate) fn attach(
+        &mut self,
+        name: &InterfaceName,
+        bridge: u32,
+        mac: [u8; 6],
+        mtu: u32,
+    ) -> io::Result<u32> {
+        // By itself: below IPv6's smallest MTU the interface has no IPv6, and then nothing may be said about it.
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_string()),
+            LinkAttribute::Mtu(mtu),
+        ];
+        self.netlink
+            .request(RouteNetlinkMessage::NewLink(message), 0)?;
+        let attributes = vec![
+            LinkAttribute::IfName(name.to_string()),
+            LinkAttribute::Address(mac.to_vec()),
+            LinkAttribute::Controller(bridge),
+        ];
+        self.bring_up(attributes, mtu >= IPV6_MIN_MTU)?;
+        match self.find(name)? {
+            Some(link) => Ok(link.index),
+            None => Err(Errno::NODEV.into()),
+        }
+    }
+
+    /// Brings an interface up, changed as the attributes say, and without IPv6 addresses: a bridge and its ports carry the guests'
+    /// IPv6, and the host takes no part in it.
+    fn bring_up(&mut self, mut attributes: Vec<LinkAttribute>, has_ipv6: bool) -> io::Result<()> {
+        if self.ipv6 && has_ipv6 {
+            let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+            attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
+                vec![none],
+            )]));
+        }
+        let mut message = LinkMessage::default();
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes = attributes;
+        self.netlink
+            .request(RouteNetlinkMessage::NewLink(message), 0)
+    }
+
+    /// Removes an interface; that it is gone already is as good.
+    pub(crate) fn delete(&mut self, index: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        match self
+            .netlink
+            .request(RouteNetlinkMessage::DelLink(message), 0)
+        {
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::NODEV) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The ports of a bridge.
+    pub(crate) fn ports(&mut self, bridge: u32) -> io::Result<Vec<Link>> {
+        let all = self
+            .netlink
+            .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        let port = |message| match message {
+            RouteNetlinkMessage::NewLink(link) => link
+                .attributes
+                .contains(&LinkAttribute::Controller(bridge))
+                .then(|| Link::from(link)),
+            _ => None,
+        };
+        Ok(all.into_iter().filter_map(port).collect())
+    }
+
+    /// Gives an interface the host's address of a network.
+    pub(crate) fn assign(&mut self, index: u32, subnet: Ipv4Subnet) -> io::Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = subnet.prefix();
+        message.header.index = index;
+        message.attributes = vec![
+            AddressAttribute::Local(IpAddr::V4(subnet.gateway())),
+            AddressAttribute::Address(IpAddr::V4(subnet.gateway())),
+            AddressAttribute::Broadcast(subnet.broadcast()),
+        ];
+        self.netlink.request(
+            RouteNetlinkMessage::NewAddress(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+
+    /// Every range of IPv4 addresses that an interface has or a route leads to, default routes excepted.
+    pub(crate) fn in_use(&mut self) -> io::Result<Vec<InUse>> {
+        let mut address = AddressMessage::default();
+        address.header.family = AddressFamily::Inet;
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet;
+        let mut all = self
+            .netlink
+            .dump(RouteNetlinkMessage::GetAddress(address))?;
+        all.extend(self.netlink.dump(RouteNetlinkMessage::GetRoute(route))?);
+        Ok(all.iter().filter_map(InUse::from_message).collect())
+    }
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let mut link = Link {
+            index: message.header.index,
+            name: String::new(),
+            mtu: 0,
+            is_bridge: false,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::LinkInfo(info) => {
+                    link.is_bridge = info.contains(&LinkInfo::Kind(InfoKind::Bridge))
+                }
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+impl InUse {
+    fn from_message(message: &RouteNetlinkMessage) -> Option<Self> {
+        match message {
+            RouteNetlinkMessage::NewAddress(message) => {
+                let address = message.attributes.iter().find_map(|a| match a {
+                    AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
+                    _ => None,
+                })?;
+                Some(InUse {
+                    address,
+                    prefix: message.header.prefix_len,
+                    index: Some(message.header.index),
+                })
+            }
+            RouteNetlinkMessage::NewRoute(message)
+                if message.header.destination_prefix_length > 0 =>
+            {
+                let address = message.attributes.iter().find_map(|a| match a {
+                    RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+                    _ => None,
+                })?;
+                let index = message.attributes.iter().find_map(|a| match a {
+                    RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                });
+                Some(InUse {
+                    address,
+                    prefix: message.header.destination_prefix_length,
+                    index,
+                })
+            }
+            _ => None,
+        }
+    }
+}

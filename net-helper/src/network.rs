@@ -1,0 +1,264 @@
+//! A network as the command line describes it, checked.
+
+use std::fmt;
+use std::str::FromStr;
+
+use tap::InterfaceName;
+
+use crate::subnet::Ipv4Subnet;
+
+/// What a network is when nothing else is said.
+const DEFAULT_BRIDGE: &str = "bulkhead0";
+const DEFAULT_SUBNET: Ipv4Subnet = Ipv4Subnet::from_parts([192, 168, 124, 0], 24);
+
+/// How the guests of a network reach the world: libvirt's forward modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Through this host, with its address.
+    Nat,
+    /// Through this host, with their own addresses: others must know the way back.
+    Routed,
+    /// Each other and this host, nothing else.
+    Isolated,
+    /// As ports of a bridge that exists and is somebody else's.
+    Bridge,
+}
+
+/// The host's and the guests' addresses on a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Addressing {
+    /// The network. Its first address is the host's.
+    pub(crate) subnet: Ipv4Subnet,
+    /// Whether the guests get theirs, and name resolution, from this host.
+    pub(crate) dhcp: bool,
+}
+
+/// One network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Network {
+    /// What clients call it.
+    pub(crate) name: String,
+    /// The bridge its TAP devices are ports of.
+    pub(crate) bridge: InterfaceName,
+    /// How it reaches the world.
+    pub(crate) mode: Mode,
+    /// Addresses; none on somebody else's bridge.
+    pub(crate) addressing: Option<Addressing>,
+}
+
+impl Network {
+    /// The network called `default`.
+    pub(crate) fn default_network() -> Result<Self, String> {
+        "default".parse()
+    }
+
+    /// Whether the bridge is this program's to make and to remove.
+    pub(crate) fn owns_bridge(&self) -> bool {
+        self.mode != Mode::Bridge
+    }
+}
+
+/// `default`, or `name=NAME,subnet=…,bridge=…,mode=…,dhcp=on|off` in any order, each at most once.
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let given = Given::parse(text)?;
+        let name = valid_name(given.name.unwrap_or("default"))?;
+        let mode = given.mode.map_or(Ok(Mode::Nat), str::parse)?;
+        let bridge = given
+            .bridge
+            .unwrap_or(DEFAULT_BRIDGE)
+            .parse()
+            .map_err(|e: tap::Error| e.to_string())?;
+        let addressing = match mode {
+            Mode::Bridge => {
+                if given.bridge.is_none() {
+                    return Err("mode=bridge needs bridge=NAME, a bridge that exists".into());
+                }
+                if given.subnet.is_some() || given.dhcp.is_some() {
+                    return Err(
+                        "mode=bridge takes no subnet and no dhcp: the bridge is somebody else's"
+                            .into(),
+                    );
+                }
+                None
+            }
+            _ => Some(Addressing {
+                subnet: given.subnet.map_or(Ok(DEFAULT_SUBNET), str::parse)?,
+                dhcp: given.dhcp.map_or(Ok(true), on_or_off)?,
+            }),
+        };
+        Ok(Network {
+            name,
+            bridge,
+            mode,
+            addressing,
+        })
+    }
+}
+
+/// The values as they were given.
+#[derive(Default)]
+struct Given<'a> {
+    name: Option<&'a str>,
+    subnet: Option<&'a str>,
+    bridge: Option<&'a str>,
+    mode: Option<&'a str>,
+    dhcp: Option<&'a str>,
+}
+
+impl<'a> Given<'a> {
+    fn parse(text: &'a str) -> Result<Self, String> {
+        let mut given = Given::default();
+        for part in text.split(',') {
+            // A word alone is a name.
+            let (key, value) = part.split_once('=').unwrap_or(("name", part));
+            let slot = match key {
+                "name" => &mut given.name,
+                "subnet" => &mut given.subnet,
+                "bridge" => &mut given.bridge,
+                "mode" => &mut given.mode,
+                "dhcp" => &mut given.dhcp,
+                _ => {
+                    return Err(format!(
+                        "{key:?} is not one of name, subnet, bridge, mode, dhcp"
+                    ));
+                }
+            };
+            if slot.replace(value).is_some() {
+                return Err(format!("{key} is given twice"));
+            }
+        }
+        Ok(given)
+    }
+}
+
+/// Names become file names and words of messages.
+fn valid_name(name: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if (1..=32).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('.') {
+        return Ok(name.to_owned());
+    }
+    Err(format!(
+        "network name {name:?} is not 1 to 32 letters, digits, '-', '_' or '.'"
+    ))
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("dhcp={text} is neither on nor off")),
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "nat" => Ok(Mode::Nat),
+            "routed" | "route" => Ok(Mode::Routed),
+            "isolated" => Ok(Mode::Isolated),
+            "bridge" => Ok(Mode::Bridge),
+            _ => Err(format!(
+                "mode={text} is not one of nat, routed, isolated, bridge"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "network {}", self.name)
+    }
+}
+
+/// Refuses networks that could not be told apart or would be in each other's way.
+pub(crate) fn check_together(networks: &[Network]) -> Result<(), String> {
+    for (n, one) in networks.iter().enumerate() {
+        for other in networks.iter().take(n) {
+            if one.name == other.name {
+                return Err(format!("{one} is given twice"));
+            }
+            if one.bridge == other.bridge && (one.owns_bridge() || other.owns_bridge()) {
+                return Err(format!(
+                    "{other} and {one} have the same bridge {}",
+                    one.bridge
+                ));
+            }
+            if let (Some(a), Some(b)) = (one.addressing, other.addressing)
+                && a.subnet.overlaps(b.subnet)
+            {
+                return Err(format!(
+                    "{other} ({}) and {one} ({}) overlap",
+                    b.subnet, a.subnet
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(text: &str) -> Network {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_not_given_is_the_default_networks() {
+        let full =
+            network("name=default,subnet=192.168.124.0/24,bridge=bulkhead0,mode=nat,dhcp=on");
+        assert_eq!(network("default"), full);
+        assert_eq!(Network::default_network().unwrap(), full);
+        let other = network("name=lab,bridge=lab0,subnet=10.9.0.0/16,mode=isolated,dhcp=off");
+        assert_eq!(other.mode, Mode::Isolated);
+        assert!(!other.addressing.unwrap().dhcp);
+    }
+
+    #[test]
+    fn an_existing_bridge_has_no_addresses_of_ours() {
+        let lan = network("name=lan,mode=bridge,bridge=br0");
+        assert_eq!((lan.addressing, lan.owns_bridge()), (None, false));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        for (text, why) in [
+            ("", "network name \"\""),
+            ("name=../x", "network name"),
+            ("speed=10", "\"speed\" is not one of"),
+            ("name=a,name=b", "name is given twice"),
+            ("a,b", "name is given twice"),
+            ("mode=magic", "mode=magic is not one of"),
+            ("dhcp=yes", "dhcp=yes is neither"),
+            ("bridge=abcdefghijklmnop", "longer than 15 bytes"),
+            ("mode=bridge", "needs bridge=NAME"),
+            (
+                "mode=bridge,bridge=br0,dhcp=on",
+                "takes no subnet and no dhcp",
+            ),
+            ("subnet=192.168.124.0", "192.168.124.0"),
+        ] {
+            let error = text.parse::<Network>().unwrap_err();
+            assert!(error.contains(why), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn networks_in_each_others_way_are_refused() {
+        for (a, b, why) in [
+            ("a", "a", "given twice"),
+            ("a", "name=b,subnet=10.0.0.0/24", "same bridge"),
+            ("a", "name=b,bridge=b0,subnet=192.168.0.0/16", "overlap"),
+        ] {
+            let error = check_together(&[network(a), network(b)]).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        check_together(&[network("a"), network("name=b,bridge=b0,subnet=10.0.0.0/24")]).unwrap();
+    }
+}

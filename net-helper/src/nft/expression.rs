@@ -1,0 +1,179 @@
+//! Rules: what a packet must be, and what becomes of it. Each word of a rule is one or more of the kernel's expressions
+//! (`linux/netfilter/nf_tables.h`), which load a register and judge it.
+
+use tap::InterfaceName;
+
+use super::attribute::Attributes;
+use crate::subnet::Ipv4Subnet;
+
+/// Register 1, of 16 bytes; each word loads it anew.
+const REGISTER: u32 = libc::NFT_REG_1 as u32;
+
+/// A rule in the making.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rule(Attributes);
+
+impl Rule {
+    pub(crate) fn new() -> Self {
+        Rule::default()
+    }
+
+    /// `iifname NAME`: it came in there.
+    pub(crate) fn iifname(self, name: &InterfaceName) -> Self {
+        self.meta(libc::NFT_META_IIFNAME as u32)
+            .compare(libc::NFT_CMP_EQ as u32, &interface(name))
+    }
+
+    /// `oifname NAME`: it goes out there.
+    pub(crate) fn oifname(self, name: &InterfaceName) -> Self {
+        self.meta(libc::NFT_META_OIFNAME as u32)
+            .compare(libc::NFT_CMP_EQ as u32, &interface(name))
+    }
+
+    /// `oifname != NAME`.
+    pub(crate) fn not_oifname(self, name: &InterfaceName) -> Self {
+        self.meta(libc::NFT_META_OIFNAME as u32)
+            .compare(libc::NFT_CMP_NEQ as u32, &interface(name))
+    }
+
+    /// `ip saddr SUBNET`.
+    pub(crate) fn source(self, subnet: Ipv4Subnet) -> Self {
+        self.address(12, subnet, libc::NFT_CMP_EQ as u32)
+    }
+
+    /// `ip daddr SUBNET`.
+    pub(crate) fn destination(self, subnet: Ipv4Subnet) -> Self {
+        self.address(16, subnet, libc::NFT_CMP_EQ as u32)
+    }
+
+    /// `ip daddr != SUBNET`.
+    pub(crate) fn not_destination(self, subnet: Ipv4Subnet) -> Self {
+        self.address(16, subnet, libc::NFT_CMP_NEQ as u32)
+    }
+
+    /// `ct state established,related`: it belongs to something the guest began.
+    pub(crate) fn of_known_connection(self) -> Self {
+        const NFTA_CT_DREG: u16 = 1;
+        const NFTA_CT_KEY: u16 = 2;
+        const ESTABLISHED: u32 = 1 << 1;
+        const RELATED: u32 = 1 << 2;
+        let load = Attributes::new()
+            .number(NFTA_CT_DREG, REGISTER)
+            .number(NFTA_CT_KEY, libc::NFT_CT_STATE as u32);
+        self.expression("ct", load)
+            .mask(&(ESTABLISHED | RELATED).to_ne_bytes())
+            .compare(libc::NFT_CMP_NEQ as u32, &[0; 4])
+    }
+
+    /// `accept`.
+    pub(crate) fn accept(self) -> Self {
+        self.verdict(libc::NF_ACCEPT as u32)
+    }
+
+    /// `drop`.
+    pub(crate) fn drop(self) -> Self {
+        self.verdict(libc::NF_DROP as u32)
+    }
+
+    /// `masquerade`: it gets the address of the interface it leaves by.
+    pub(crate) fn masquerade(self) -> Self {
+        self.expression("masq", Attributes::new())
+    }
+
+    pub(crate) fn into_attributes(self) -> Attributes {
+        self.0
+    }
+
+    fn expression(self, name: &str, data: Attributes) -> Self {
+        const NFTA_LIST_ELEM: u16 = 1;
+        const NFTA_EXPR_NAME: u16 = 1;
+        const NFTA_EXPR_DATA: u16 = 2;
+        let one = Attributes::new()
+            .string(NFTA_EXPR_NAME, name)
+            .nest(NFTA_EXPR_DATA, data);
+        Rule(self.0.nest(NFTA_LIST_ELEM, one))
+    }
+
+    fn meta(self, key: u32) -> Self {
+        const NFTA_META_DREG: u16 = 1;
+        const NFTA_META_KEY: u16 = 2;
+        let load = Attributes::new()
+            .number(NFTA_META_DREG, REGISTER)
+            .number(NFTA_META_KEY, key);
+        self.expression("meta", load)
+    }
+
+    fn compare(self, operator: u32, with: &[u8]) -> Self {
+        const NFTA_CMP_SREG: u16 = 1;
+        const NFTA_CMP_OP: u16 = 2;
+        const NFTA_CMP_DATA: u16 = 3;
+        let data = Attributes::new()
+            .number(NFTA_CMP_SREG, REGISTER)
+            .number(NFTA_CMP_OP, operator)
+            .nest(NFTA_CMP_DATA, value(with));
+        self.expression("cmp", data)
+    }
+
+    fn mask(self, mask: &[u8]) -> Self {
+        const NFTA_BITWISE_SREG: u16 = 1;
+        const NFTA_BITWISE_DREG: u16 = 2;
+        const NFTA_BITWISE_LEN: u16 = 3;
+        const NFTA_BITWISE_MASK: u16 = 4;
+        const NFTA_BITWISE_XOR: u16 = 5;
+        let length = u32::try_from(mask.len()).unwrap_or(u32::MAX);
+        let data = Attributes::new()
+            .number(NFTA_BITWISE_SREG, REGISTER)
+            .number(NFTA_BITWISE_DREG, REGISTER)
+            .number(NFTA_BITWISE_LEN, length)
+            .nest(NFTA_BITWISE_MASK, value(mask))
+            .nest(NFTA_BITWISE_XOR, value(&vec![0; mask.len()]));
+        self.expression("bitwise", data)
+    }
+
+    /// The IPv4 address at an offset of the header, compared with a network. Of no other protocol's packet.
+    fn address(self, offset: u32, subnet: Ipv4Subnet, operator: u32) -> Self {
+        const NFTA_PAYLOAD_DREG: u16 = 1;
+        const NFTA_PAYLOAD_BASE: u16 = 2;
+        const NFTA_PAYLOAD_OFFSET: u16 = 3;
+        const NFTA_PAYLOAD_LEN: u16 = 4;
+        let load = Attributes::new()
+            .number(NFTA_PAYLOAD_DREG, REGISTER)
+            .number(NFTA_PAYLOAD_BASE, libc::NFT_PAYLOAD_NETWORK_HEADER as u32)
+            .number(NFTA_PAYLOAD_OFFSET, offset)
+            .number(NFTA_PAYLOAD_LEN, 4);
+        self.meta(libc::NFT_META_NFPROTO as u32)
+            .compare(libc::NFT_CMP_EQ as u32, &[libc::NFPROTO_IPV4 as u8])
+            .expression("payload", load)
+            .mask(&subnet.mask().octets())
+            .compare(operator, &subnet.network().octets())
+    }
+
+    fn verdict(self, code: u32) -> Self {
+        const NFTA_IMMEDIATE_DREG: u16 = 1;
+        const NFTA_IMMEDIATE_DATA: u16 = 2;
+        const NFTA_DATA_VERDICT: u16 = 2;
+        const NFTA_VERDICT_CODE: u16 = 1;
+        let verdict = Attributes::new().nest(
+            NFTA_DATA_VERDICT,
+            Attributes::new().number(NFTA_VERDICT_CODE, code),
+        );
+        let data = Attributes::new()
+            .number(NFTA_IMMEDIATE_DREG, libc::NFT_REG_VERDICT as u32)
+            .nest(NFTA_IMMEDIATE_DATA, verdict);
+        self.expression("immediate", data)
+    }
+}
+
+fn value(bytes: &[u8]) -> Attributes {
+    const NFTA_DATA_VALUE: u16 = 1;
+    Attributes::new().bytes(NFTA_DATA_VALUE, bytes)
+}
+
+/// Names are compared whole, with the zeroes after them, or `br1` would be `br10`.
+fn interface(name: &InterfaceName) -> [u8; libc::IFNAMSIZ] {
+    let mut bytes = [0; libc::IFNAMSIZ];
+    for (to, from) in bytes.iter_mut().zip(name.as_str().bytes()) {
+        *to = from;
+    }
+    bytes
+}

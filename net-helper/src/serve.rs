@@ -1,0 +1,235 @@
+//! The loop: connections come, ask, and close.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use bulkhead_net_protocol::{Channel, Packet, RefusalKind, Reply, Request, decode};
+use bulkhead_process::signals::SignalFd;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::host::Host;
+use crate::lease::{Lease, refusal};
+use crate::listen::Listener;
+
+/// How many connections there can be, and how many of one user.
+const MOST: usize = 512;
+const MOST_OF_ONE_USER: usize = 128;
+
+/// Clients and what they have.
+#[derive(Debug)]
+pub(crate) struct Server {
+    clients: Vec<Client>,
+    /// Whether to end when the last lease is returned.
+    exit_idle: bool,
+    any_lease_yet: bool,
+}
+
+#[derive(Debug)]
+struct Client {
+    channel: Channel,
+    user: u32,
+    lease: Option<Lease>,
+}
+
+/// What a client's readiness has come to.
+enum Outcome {
+    Stay,
+    Gone,
+}
+
+impl Server {
+    pub(crate) fn new(exit_idle: bool) -> Self {
+        Server {
+            clients: Vec::new(),
+            exit_idle,
+            any_lease_yet: false,
+        }
+    }
+
+    /// Serves until a signal, or until idle if that is wanted.
+    pub(crate) fn run(
+        &mut self,
+        listener: &Listener,
+        signals: &SignalFd,
+        host: &mut Host,
+    ) -> Result<()> {
+        while !self.idle() {
+            let ready = self.wait(listener, signals, host)?;
+            if ready.signal {
+                break;
+            }
+            // From the end, so that positions stay what they were.
+            for position in ready.dhcp.into_iter().rev() {
+                report_dead(host, position);
+            }
+            for position in ready.clients.into_iter().rev() {
+                if matches!(self.attend(position, host), Outcome::Gone) {
+                    let client = self.clients.swap_remove(position);
+                    release(client, host);
+                }
+            }
+            if ready.listener {
+                self.welcome(listener);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes everything back.
+    pub(crate) fn close(self, host: &mut Host) {
+        for client in self.clients {
+            release(client, host);
+        }
+    }
+
+    fn idle(&self) -> bool {
+        self.exit_idle && self.any_lease_yet && self.clients.is_empty()
+    }
+
+    fn wait(&self, listener: &Listener, signals: &SignalFd, host: &Host) -> Result<Ready> {
+        let mut fds = vec![
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(listener, PollFlags::IN),
+        ];
+        fds.extend(
+            host.dhcp()
+                .iter()
+                .map(|d| PollFd::from_borrowed_fd(d.watched(), PollFlags::IN)),
+        );
+        fds.extend(
+            self.clients
+                .iter()
+                .map(|c| PollFd::from_borrowed_fd(c.channel.as_fd(), PollFlags::IN)),
+        );
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e).context("poll"),
+        }
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let mut next = || ready.next().unwrap_or(false);
+        let (signal, listener) = (next(), next());
+        let dhcp = (0..host.dhcp().len()).filter(|_| next()).collect();
+        let clients = (0..self.clients.len()).filter(|_| next()).collect();
+        Ok(Ready {
+            signal,
+            listener,
+            dhcp,
+            clients,
+        })
+    }
+
+    fn welcome(&mut self, listener: &Listener) {
+        let Some((socket, user)) = listener.accept() else {
+            return;
+        };
+        let client = Client {
+            channel: Channel::new(socket),
+            user,
+            lease: None,
+        };
+        let of_user = self.clients.iter().filter(|c| c.user == user).count();
+        if self.clients.len() >= MOST || (user != 0 && of_user >= MOST_OF_ONE_USER) {
+            let why = refusal(
+                RefusalKind::Limit,
+                "bulkhead-net-helper has as many clients as it takes".into(),
+            );
+            let _ = client.channel.send(&Reply::Refused(why), &[]);
+            return;
+        }
+        self.clients.push(client);
+    }
+
+    fn attend(&mut self, position: usize, host: &mut Host) -> Outcome {
+        let Some(client) = self.clients.get(position) else {
+            return Outcome::Stay;
+        };
+        let packet = match client.channel.receive() {
+            Ok(Some(packet)) => packet,
+            Err(e) if would_block(&e) => return Outcome::Stay,
+            Ok(None) | Err(_) => return Outcome::Gone,
+        };
+        match self.answer(position, &packet, host) {
+            Ok(()) => Outcome::Stay,
+            Err(why) => {
+                // One mistake is told; there is no second try on a connection.
+                if let Some(client) = self.clients.get(position) {
+                    let _ = client.channel.send(&Reply::Refused(why), &[]);
+                }
+                Outcome::Gone
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        position: usize,
+        packet: &Packet,
+        host: &mut Host,
+    ) -> Result<(), bulkhead_net_protocol::Refusal> {
+        let invalid = |why: String| refusal(RefusalKind::Invalid, why);
+        let request = decode::<Request>(&packet.bytes).map_err(|e| invalid(e.to_string()))?;
+        let Request::Tap(request) = request else {
+            return Err(invalid("unknown request".into()));
+        };
+        if !packet.files.is_empty() {
+            return Err(invalid("a request comes without files".into()));
+        }
+        if self
+            .clients
+            .get(position)
+            .is_none_or(|client| client.lease.is_some())
+        {
+            return Err(invalid(
+                "a connection is the lease of one TAP device".into(),
+            ));
+        }
+        let grant = Lease::grant(
+            &request,
+            host,
+            self.clients.iter().filter_map(|c| c.lease.as_ref()),
+        )?;
+        let Some(client) = self.clients.get_mut(position) else {
+            return Ok(());
+        };
+        // From here on the device goes with the connection, also when the client is not there to hear of it.
+        client.lease = Some(grant.lease);
+        self.any_lease_yet = true;
+        let files: Vec<_> = grant.queues.iter().map(AsFd::as_fd).collect();
+        client
+            .channel
+            .send(&Reply::Tap(grant.info), &files)
+            .map_err(|e| refusal(RefusalKind::System, e.to_string()))
+    }
+}
+
+struct Ready {
+    signal: bool,
+    listener: bool,
+    dhcp: Vec<usize>,
+    clients: Vec<usize>,
+}
+
+fn release(client: Client, host: &mut Host) {
+    let Client { channel, lease, .. } = client;
+    if let Some(Err(error)) = lease.map(|lease| lease.release(host)) {
+        crate::warn(&format!("cannot take back a TAP device: {error:#}"));
+    }
+    // Closed last: who waits for the end of the connection finds the device gone.
+    drop(OwnedFd::from(channel));
+}
+
+fn report_dead(host: &mut Host, position: usize) {
+    if let Some(dhcp) = host.bury(position) {
+        crate::warn(&format!(
+            "network {}: the keeper of dnsmasq was killed; there is no DHCP until a restart",
+            dhcp.network()
+        ));
+        let _ = dhcp.stop();
+    }
+}
+
+fn would_block(error: &bulkhead_net_protocol::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
+    source.is_some_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
+}
