@@ -10,6 +10,7 @@ mod bus;
 mod hypervisor;
 pub mod pci;
 mod serial;
+pub mod vhost_user;
 pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};

@@ -1,0 +1,112 @@
+//! A copy of the device's configuration space, so that the driver can read it whether or not the backend is there.
+
+/// Drivers write a handful of fields; no more than this many different ones are remembered.
+const MAX_WRITES: usize = 16;
+
+pub(super) struct ConfigCopy {
+    bytes: Vec<u8>,
+    /// What the driver wrote, to tell a backend that comes back: offset and bytes.
+    written: Vec<(u32, Vec<u8>)>,
+}
+
+impl ConfigCopy {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            written: Vec::new(),
+        }
+    }
+
+    pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let bytes = self.bytes.get(start..).unwrap_or_default();
+        for (to, byte) in data.iter_mut().zip(bytes) {
+            *to = *byte;
+        }
+    }
+
+    /// Whether there are fields at `offset` for the whole of `data`; if so, where.
+    pub(super) fn place(&self, offset: u64, data: &[u8]) -> Option<u32> {
+        let end = offset.checked_add(data.len() as u64)?;
+        let fits = !data.is_empty() && end <= self.bytes.len() as u64;
+        u32::try_from(offset).ok().filter(|_| fits)
+    }
+
+    /// The backend has taken this write.
+    pub(super) fn note(&mut self, offset: u32, data: &[u8]) {
+        let fields = self.bytes.iter_mut().skip(offset as usize);
+        for (to, byte) in fields.zip(data) {
+            *to = *byte;
+        }
+        let same = |(at, bytes): &(u32, Vec<u8>)| *at == offset && bytes.len() == data.len();
+        self.written.retain(|write| !same(write));
+        if self.written.len() < MAX_WRITES {
+            self.written.push((offset, data.to_vec()));
+        }
+    }
+
+    /// What the driver wrote since the last reset.
+    pub(super) fn written(&self) -> Vec<(u32, Vec<u8>)> {
+        self.written.clone()
+    }
+
+    pub(super) fn forget_written(&mut self) {
+        self.written.clear();
+    }
+
+    /// Takes a new content, with what the driver wrote on top of it. Returns whether it is a different one.
+    pub(super) fn replace(&mut self, bytes: Vec<u8>) -> bool {
+        let mut new = Self::new(bytes);
+        for (offset, data) in std::mem::take(&mut self.written) {
+            new.note(offset, &data);
+        }
+        let changed = new.bytes != self.bytes;
+        *self = new;
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_exist_reads_as_zeros_and_is_not_written() {
+        let copy = ConfigCopy::new(vec![1, 2, 3]);
+        let mut data = [9; 4];
+        copy.read(1, &mut data);
+        assert_eq!(data, [2, 3, 0, 0]);
+        copy.read(u64::MAX, &mut data);
+        assert_eq!(data, [0; 4]);
+        assert_eq!(copy.place(1, &[0; 2]), Some(1));
+        for (offset, len) in [(2, 2), (3, 1), (0, 0), (u64::MAX, 1)] {
+            assert_eq!(copy.place(offset, &vec![0; len]), None);
+        }
+    }
+
+    #[test]
+    fn what_the_driver_wrote_survives_a_new_backend() {
+        let mut copy = ConfigCopy::new(vec![0; 4]);
+        copy.note(2, &[7]);
+        copy.note(2, &[8]);
+        assert!(
+            !copy.replace(vec![0, 0, 0, 0]),
+            "only the driver's own byte differs"
+        );
+        assert!(copy.replace(vec![1, 0, 0, 0]));
+        let mut data = [0; 4];
+        copy.read(0, &mut data);
+        assert_eq!(data, [1, 0, 8, 0]);
+        assert_eq!(copy.written(), [(2, vec![8])]);
+    }
+
+    #[test]
+    fn a_driver_that_writes_everywhere_does_not_fill_memory() {
+        let mut copy = ConfigCopy::new(vec![0; 4096]);
+        for offset in 0..4000 {
+            copy.note(offset, &[1]);
+        }
+        assert_eq!(copy.written().len(), MAX_WRITES);
+    }
+}

@@ -1,0 +1,248 @@
+//! A connection to a backend: messages out, replies in, each within its time.
+//!
+//! The `vhost` crate's own `Frontend` waits for ever for a backend that has stopped answering (it takes a socket's time-out for
+//! a reason to try again), and checks replies less closely than a hostile backend deserves. Its message structures are used.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, recvmsg, socket_with,
+};
+use vhost::vhost_user::message::FrontendReq;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::error::{Fault, Result};
+
+/// How long a backend may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long it may take to finish what it has begun, when a queue is stopped.
+const DRAIN: Duration = Duration::from_secs(60);
+
+const HEADER: usize = 12;
+/// The longest reply there is: a configuration space and its header.
+const MAX_BODY: usize = 4096;
+const MAX_FDS: usize = 8;
+
+const VERSION: u32 = 1;
+const VERSION_MASK: u32 = 3;
+const REPLY: u32 = 1 << 2;
+const NEED_REPLY: u32 = 1 << 3;
+
+/// A reply: its bytes, and the first descriptor that came with it.
+pub(super) struct Reply {
+    pub(super) body: Vec<u8>,
+    pub(super) fd: Option<OwnedFd>,
+}
+
+pub(super) struct Connection {
+    socket: UnixStream,
+    /// REPLY_ACK was negotiated: every request is answered.
+    acknowledged: bool,
+}
+
+impl Connection {
+    /// Connects to the backend that listens at `path`, without waiting.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let address = SocketAddrUnix::new(path).map_err(|errno| match errno {
+            Errno::NAMETOOLONG => Fault::PathTooLong,
+            other => Fault::Io(other.into()),
+        })?;
+        let socket = socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .map_err(io::Error::from)?;
+        connect(&socket, &address).map_err(|errno| match errno {
+            Errno::NOENT => Fault::Missing,
+            Errno::NAMETOOLONG => Fault::PathTooLong,
+            Errno::PROTOTYPE => Fault::NotASocket,
+            Errno::CONNREFUSED => match std::fs::metadata(path) {
+                Ok(file) if !file.file_type().is_socket() => Fault::NotASocket,
+                _ => Fault::NobodyListens,
+            },
+            other => Fault::Io(other.into()),
+        })?;
+        Ok(Self::new(UnixStream::from(socket)))
+    }
+
+    fn new(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            acknowledged: false,
+        }
+    }
+
+    /// From now on the backend says whether each request succeeded.
+    pub(super) fn acknowledge(&mut self) {
+        self.acknowledged = true;
+    }
+
+    /// The socket, to watch for its end.
+    pub(super) fn try_clone_socket(&self) -> Result<UnixStream> {
+        Ok(self.socket.try_clone()?)
+    }
+
+    /// Sends a request that has no reply of its own.
+    pub(super) fn tell(&self, request: FrontendReq, body: &[u8], fds: &[RawFd]) -> Result<()> {
+        let deadline = Instant::now() + ANSWER;
+        let flags = if self.acknowledged { NEED_REPLY } else { 0 };
+        self.send(request, flags, body, fds, deadline)?;
+        if !self.acknowledged {
+            return Ok(());
+        }
+        let reply = self.receive(request, deadline)?;
+        match <[u8; 8]>::try_from(&*reply.body) {
+            Ok(code) if u64::from_ne_bytes(code) == 0 => Ok(()),
+            Ok(_) => Err(Fault::Refused(request)),
+            Err(_) => Err(Fault::Malformed(request, "has the wrong size")),
+        }
+    }
+
+    /// Sends a request and returns its reply, of whatever size.
+    pub(super) fn ask(&self, request: FrontendReq, body: &[u8]) -> Result<Reply> {
+        let patience = match request {
+            FrontendReq::GET_VRING_BASE => DRAIN,
+            _ => ANSWER,
+        };
+        let deadline = Instant::now() + patience;
+        self.send(request, 0, body, &[], deadline)?;
+        self.receive(request, deadline)
+    }
+
+    fn send(
+        &self,
+        request: FrontendReq,
+        flags: u32,
+        body: &[u8],
+        fds: &[RawFd],
+        deadline: Instant,
+    ) -> Result<()> {
+        let size = u32::try_from(body.len()).map_err(|_| Fault::Options("oversized message"))?;
+        let mut message = Vec::with_capacity(HEADER + body.len());
+        for word in [u32::from(request), VERSION | flags, size] {
+            message.extend(word.to_ne_bytes());
+        }
+        message.extend(body);
+        let (mut sent, mut fds) = (0, fds);
+        while let Some(rest) = message.get(sent..).filter(|rest| !rest.is_empty()) {
+            match self.socket.send_with_fds(&[rest], fds) {
+                Ok(bytes) => {
+                    sent += bytes;
+                    fds = &[];
+                }
+                Err(error) => match Errno::from_raw_os_error(error.errno()) {
+                    Errno::INTR => {}
+                    Errno::AGAIN => self.wait(PollFlags::OUT, request, deadline)?,
+                    Errno::PIPE | Errno::CONNRESET => return Err(Fault::Closed),
+                    other => return Err(Fault::Io(other.into())),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&self, request: FrontendReq, deadline: Instant) -> Result<Reply> {
+        let mut header = [0; HEADER];
+        let fd = self.receive_exact(&mut header, request, deadline)?;
+        let [a, b, c, d, e, f, g, h, size @ ..] = header;
+        let code = u32::from_ne_bytes([a, b, c, d]);
+        let flags = u32::from_ne_bytes([e, f, g, h]);
+        let size = u32::from_ne_bytes(size) as usize;
+        if code != u32::from(request) {
+            return Err(Fault::Malformed(request, "answers something else"));
+        }
+        if flags & VERSION_MASK != VERSION || flags & REPLY == 0 {
+            return Err(Fault::Malformed(request, "is no reply"));
+        }
+        if size > MAX_BODY {
+            return Err(Fault::Malformed(request, "is too long"));
+        }
+        let mut body = vec![0; size];
+        let late = self.receive_exact(&mut body, request, deadline)?;
+        let fd = fd.or(late);
+        Ok(Reply { body, fd })
+    }
+
+    /// Fills `data`; returns the first descriptor that came along and closes the others.
+    fn receive_exact(
+        &self,
+        data: &mut [u8],
+        request: FrontendReq,
+        deadline: Instant,
+    ) -> Result<Option<OwnedFd>> {
+        let (mut first, mut got) = (None, 0);
+        while let Some(rest) = data.get_mut(got..).filter(|rest| !rest.is_empty()) {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut buffers = [IoSliceMut::new(rest)];
+            let received = recvmsg(
+                &self.socket,
+                &mut buffers,
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            );
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    for fd in fds {
+                        first.get_or_insert(fd);
+                    }
+                }
+            }
+            match received {
+                Ok(message) if message.bytes == 0 => return Err(Fault::Closed),
+                Ok(message) => got += message.bytes,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait(PollFlags::IN, request, deadline)?,
+                Err(Errno::CONNRESET) => return Err(Fault::Closed),
+                Err(other) => return Err(Fault::Io(other.into())),
+            }
+        }
+        Ok(first)
+    }
+
+    fn wait(&self, events: PollFlags, request: FrontendReq, deadline: Instant) -> Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Fault::TimedOut(request));
+        }
+        let timeout = Timespec::try_from(left).unwrap_or(Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        });
+        let mut fds = [PollFd::new(&self.socket, events)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => Err(Fault::TimedOut(request)),
+            // Whatever it is, the next call on the socket will tell.
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(other) => Err(Fault::Io(other.into())),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // There are clones of the socket: the backend shall know at once that this was the end.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

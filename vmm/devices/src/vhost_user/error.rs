@@ -1,0 +1,79 @@
+//! What can be wrong with a backend.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+use vhost::vhost_user::message::FrontendReq;
+
+/// A backend that cannot be used, and why.
+#[derive(Debug, Error)]
+#[error("{}: {fault}", socket.display())]
+pub struct FrontendError {
+    /// The backend's socket.
+    pub socket: PathBuf,
+    /// What is wrong.
+    pub fault: Fault,
+}
+
+/// What is wrong with a backend.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// There is nothing at the path.
+    #[error("no such socket: is the backend running?")]
+    Missing,
+    /// What is at the path is no socket.
+    #[error("not a socket")]
+    NotASocket,
+    /// The path does not fit in a socket address.
+    #[error("the path is too long for a socket: at most 107 bytes")]
+    PathTooLong,
+    /// The socket is there, but nobody listens.
+    #[error("nobody listens on this socket: is the backend running?")]
+    NobodyListens,
+    /// The backend closed the connection.
+    #[error("the backend closed the connection")]
+    Closed,
+    /// The backend did not answer in time.
+    #[error("the backend did not answer {0:?} in time: is it a vhost-user backend?")]
+    TimedOut(FrontendReq),
+    /// The answer is not what vhost-user prescribes.
+    #[error("not vhost-user: the answer to {0:?} {1}")]
+    Malformed(FrontendReq, &'static str),
+    /// The backend answered that it failed.
+    #[error("the backend refused {0:?}")]
+    Refused(FrontendReq),
+    /// The backend has not what it takes.
+    #[error("the backend does not offer {0}")]
+    Lacks(&'static str),
+    /// A backend that came back offers less than the one before it.
+    #[error("the backend came back without features the guest is using: {0:#x}")]
+    LostFeatures(u64),
+    /// More queues were asked for than there are.
+    #[error("{wanted} queues are too many: the backend has {has}")]
+    TooManyQueues {
+        /// How many were asked for.
+        wanted: u16,
+        /// How many there are.
+        has: u64,
+    },
+    /// Something in the options cannot be.
+    #[error("{0}")]
+    Options(&'static str),
+    /// Guest memory cannot be shared.
+    #[error("guest memory is not backed by a file, or has too many regions to share")]
+    Memory,
+    /// The operating system failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl Fault {
+    /// Whether the connection can go on being used after it: only when the backend has answered, and properly.
+    pub(super) fn leaves_connection(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+}
+
+pub(super) type Result<T> = std::result::Result<T, Fault>;
