@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_process::confine::Confinement;
 use bulkhead_process::signals::{self, SignalFd};
+use rustix::fs::OFlags;
 use vhost::vhost_user::{BackendReqHandler, Error as MessageError};
 
 use crate::args::DaemonArgs;
@@ -113,7 +114,9 @@ impl<D: Device> Server<'_, D> {
     /// Waits for a frontend. `None` if the program is told to end before.
     fn accept(&self, listener: &Listener) -> Result<Option<UnixStream>, Error> {
         let failed = |error| Error::System("cannot accept a frontend", error);
-        listener.socket.set_nonblocking(true).map_err(failed)?;
+        // By fcntl(2): the standard library has an ioctl(2) for it, which confinement does not know.
+        rustix::fs::fcntl_setfl(&listener.socket, OFlags::RDWR | OFlags::NONBLOCK)
+            .map_err(Error::system("fcntl"))?;
         self.poll
             .add(&listener.socket, Token::Listener)
             .map_err(Error::system("epoll"))?;
@@ -142,7 +145,6 @@ impl<D: Device> Server<'_, D> {
 
     fn serve(&mut self, stream: UnixStream) -> Result<End, Error> {
         let failed = |error| Error::System("cannot use the frontend's socket", error);
-        stream.set_nonblocking(false).map_err(failed)?;
         let watched = stream.try_clone().map_err(failed)?;
         self.poll
             .add(&watched, Token::Frontend)
