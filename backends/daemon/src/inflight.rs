@@ -8,8 +8,7 @@
 //! desc: u8 inflight | 5 bytes | u16 next | u64 counter
 //! ```
 //!
-//! Completions are published one at a time, so a "batch" of the specification has one entry here; recovery follows longer ones all
-//! the same, because another back-end may have written them.
+//! A "batch" of the specification is what the driver is shown at once: one request, or the merged buffers of one packet.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -172,9 +171,12 @@ impl InflightRing {
         self.store(LAST_BATCH_HEAD_AT, head)
     }
 
-    /// Notes that the driver has been told about `head`: the index of the used ring is `used_idx` now.
-    pub(crate) fn told(&self, head: u16, used_idx: u16) -> Result<(), RingError> {
-        self.store(self.entry(head)? + INFLIGHT_AT, 0u8)?;
+    /// Notes that the driver has been told about `heads`, which it saw at once: the index of the used ring is `used_idx` now.
+    pub(crate) fn told(&self, heads: &[u16], used_idx: u16) -> Result<(), RingError> {
+        for &head in heads {
+            self.store(self.entry(head)? + INFLIGHT_AT, 0u8)?;
+        }
+        // Until here, the batch is what the old index is behind by.
         self.store(USED_IDX_AT, used_idx)
     }
 
@@ -255,7 +257,7 @@ mod tests {
         ring.take(3).unwrap();
         ring.take(5).unwrap();
         ring.done(3).unwrap();
-        ring.told(3, 1).unwrap();
+        ring.told(&[3], 1).unwrap();
 
         let bytes = area.mapping.as_volatile_slice();
         let region = 192; // 16 + 8 * 16, in steps of 64
@@ -279,7 +281,7 @@ mod tests {
             ring.take(head).unwrap();
         }
         ring.done(1).unwrap();
-        ring.told(1, 1).unwrap();
+        ring.told(&[1], 1).unwrap();
 
         let mut next = area.ring(0, 8).unwrap();
         assert_eq!(next.recover(1).unwrap(), [6, 4]);
@@ -332,11 +334,15 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Step {
         Take,
-        Complete(usize),
+        /// Which one, and how many with it at once.
+        Complete(usize, usize),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![Just(Step::Take), (0usize..8).prop_map(Step::Complete)];
+        let step = prop_oneof![
+            Just(Step::Take),
+            (0usize..8, 1usize..4).prop_map(|(which, many)| Step::Complete(which, many))
+        ];
         proptest::collection::vec(step, 1..60)
     }
 
@@ -355,19 +361,20 @@ mod tests {
                     }
                     taken.push(head);
                 }
-                Step::Complete(which) if !taken.is_empty() => {
-                    let head = taken[which % taken.len()];
-                    if ring.done(head).is_err() {
+                Step::Complete(which, many) if !taken.is_empty() => {
+                    let first = which % taken.len();
+                    let heads: Vec<u16> = taken[first..].iter().take(many).copied().collect();
+                    if heads.iter().any(|&head| ring.done(head).is_err()) {
                         break;
                     }
-                    used_idx = used_idx.wrapping_add(1);
-                    taken.retain(|&other| other != head);
-                    free.push(head);
-                    if ring.told(head, used_idx).is_err() {
+                    used_idx = used_idx.wrapping_add(heads.len() as u16);
+                    taken.retain(|other| !heads.contains(other));
+                    free.extend(&heads);
+                    if ring.told(&heads, used_idx).is_err() {
                         break;
                     }
                 }
-                Step::Complete(_) => {}
+                Step::Complete(..) => {}
             }
         }
         (taken, used_idx)

@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use rustix::fs::OFlags;
 use virtio_queue::{Queue as SplitQueue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::chain::{Chain, Segment, Table, walk};
 use crate::error::RingError;
@@ -45,12 +45,14 @@ struct Running {
     /// Requests that another process took and did not complete, in their order.
     resubmit: VecDeque<u16>,
     spare: Vec<Vec<Segment>>,
+    /// The memory of a list of heads, between uses.
+    heads: Vec<u16>,
     /// Chains that may still be taken before the other rings have their turn.
     budget: u16,
     /// The last look at the available ring found nothing.
     drained: bool,
-    /// Something was completed that the driver may have to be told about.
-    completed: bool,
+    /// How many requests were completed that the driver may have to be told about.
+    completed: u16,
 }
 
 #[derive(Debug)]
@@ -163,9 +165,10 @@ impl Ring {
             inflight,
             resubmit,
             spare: Vec::new(),
+            heads: Vec::new(),
             budget: 0,
             drained: false,
-            completed: false,
+            completed: 0,
         }));
         Ok(())
     }
@@ -271,13 +274,54 @@ impl Running {
         Ok(if more { Turn::Again } else { Turn::Wait })
     }
 
+    /// Whether the driver wants to be told about what was completed since this was asked before. (virtio 1.2, 2.7.7.2)
+    ///
+    /// Not `SplitQueue::needs_notification`: it knows only of what went through `SplitQueue::add_used`.
     fn take_notification(&mut self, memory: &GuestMemoryMmap) -> Result<bool, RingError> {
-        if !std::mem::take(&mut self.completed) {
-            return Ok(false);
+        let completed = std::mem::take(&mut self.completed);
+        if completed == 0 || !self.queue.event_idx_enabled() {
+            return Ok(completed != 0);
         }
-        self.queue
-            .needs_notification(memory)
-            .map_err(|_| RingError::OutsideMemory)
+        // What was completed is visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let at = 4 + 2 * u64::from(self.queue.size());
+        let event = GuestAddress(self.queue.avail_ring())
+            .checked_add(at)
+            .and_then(|at| memory.load::<u16>(at, Ordering::Relaxed).ok())
+            .ok_or(RingError::OutsideMemory)?;
+        let new = self.queue.next_used();
+        let past_event = new.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+        Ok(past_event < completed)
+    }
+
+    /// Writes an entry `ahead` places beyond what the driver has seen of the used ring.
+    fn write_used(
+        &self,
+        memory: &GuestMemoryMmap,
+        ahead: u16,
+        head: u16,
+        written: u32,
+    ) -> Result<(), RingError> {
+        let place = self.queue.next_used().wrapping_add(ahead) % self.queue.size();
+        let mut entry = [0; 8];
+        entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+        entry[4..].copy_from_slice(&written.to_le_bytes());
+        GuestAddress(self.queue.used_ring())
+            .checked_add(4 + 8 * u64::from(place))
+            .and_then(|at| memory.write_slice(&entry, at).ok())
+            .ok_or(RingError::OutsideMemory)
+    }
+
+    /// Shows the driver `count` more entries of the used ring.
+    fn show_used(&mut self, memory: &GuestMemoryMmap, count: u16) -> Result<(), RingError> {
+        let used_idx = self.queue.next_used().wrapping_add(count);
+        GuestAddress(self.queue.used_ring())
+            .checked_add(2)
+            .and_then(|at| memory.store(used_idx.to_le(), at, Ordering::Release).ok())
+            .ok_or(RingError::OutsideMemory)?;
+        self.queue.set_next_used(used_idx);
+        self.completed = self.completed.saturating_add(count);
+        Ok(())
     }
 
     /// The head of the next request, and whether it is one to be done again.
@@ -355,11 +399,14 @@ impl<'a> Queue<'a> {
 
     /// Puts back a request that was taken and not touched, as if it had not been taken. Of several, the last taken goes back first.
     ///
+    /// The device then comes back by an event of its own: the driver is not asked to tell of more, for there is enough.
+    ///
     /// # Errors
     /// When the in-flight record cannot be kept.
     pub fn give_back(&mut self, chain: Chain) -> Result<(), RingError> {
         let running = &mut *self.running;
         running.budget = running.budget.saturating_add(1);
+        running.drained = false;
         if chain.resubmitted {
             running.resubmit.push_front(chain.head);
         } else {
@@ -378,19 +425,33 @@ impl<'a> Queue<'a> {
     /// # Errors
     /// When the used ring cannot be written.
     pub fn complete(&mut self, chain: Chain, written: u32) -> Result<(), RingError> {
+        self.complete_together([(chain, written)])
+    }
+
+    /// The same for several requests, which the driver sees all at once: as a packet in merged buffers wants it (virtio 1.2, 5.1.6.3.2).
+    ///
+    /// # Errors
+    /// When the used ring cannot be written.
+    pub fn complete_together(
+        &mut self,
+        chains: impl IntoIterator<Item = (Chain, u32)>,
+    ) -> Result<(), RingError> {
         let running = &mut *self.running;
-        if let Some(record) = &running.inflight {
-            record.done(chain.head)?;
+        let mut heads = std::mem::take(&mut running.heads);
+        heads.clear();
+        for (ahead, (chain, written)) in (0u16..).zip(chains) {
+            if let Some(record) = &running.inflight {
+                record.done(chain.head)?;
+            }
+            running.write_used(self.memory, ahead, chain.head, written)?;
+            heads.push(chain.head);
+            running.keep(chain.segments);
         }
-        running
-            .queue
-            .add_used(self.memory, chain.head, written)
-            .map_err(|_| RingError::OutsideMemory)?;
+        running.show_used(self.memory, heads.len() as u16)?;
         if let Some(record) = &running.inflight {
-            record.told(chain.head, running.queue.next_used())?;
+            record.told(&heads, running.queue.next_used())?;
         }
-        running.completed = true;
-        running.keep(chain.segments);
+        running.heads = heads;
         Ok(())
     }
 }
