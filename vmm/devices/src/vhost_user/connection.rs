@@ -23,7 +23,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use super::error::{Fault, Result};
 
 /// How long a backend may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// How long it may take to finish what it has begun, when a queue is stopped.
 const DRAIN: Duration = Duration::from_secs(60);
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 
+use super::backend_channel::BackendChannel;
 use super::connection::Connection;
 use super::device_type;
 use super::error::{Fault, Result};
@@ -26,6 +27,8 @@ pub(super) struct Link {
     pub(super) protocol: VhostUserProtocolFeatures,
     /// How many queues it has, if it says so.
     pub(super) queues: Option<u64>,
+    /// Where it tells of changes of its configuration, until the supervisor takes it.
+    pub(super) channel: Option<BackendChannel>,
 }
 
 impl Link {
@@ -49,7 +52,13 @@ impl Link {
             return Err(Fault::Lacks("more than 8 memory regions"));
         }
         connection.set_owner()?;
+        let channel = VhostUserProtocolFeatures::BACKEND_REQ | VhostUserProtocolFeatures::CONFIG;
+        let channel = match protocol.contains(channel) {
+            true => Some(BackendChannel::open(&connection)?),
+            false => None,
+        };
         Ok(Self {
+            channel,
             connection,
             backend_features,
             protocol,

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::BackendEvent;
 use super::backend_channel::BackendChannel;
@@ -71,18 +70,12 @@ fn watch(session: &Session) {
     }
 }
 
-/// What to watch: the connection's socket, and the backend's channel if it has any use for one.
+/// What to watch: the connection's socket, and the backend's channel if it has one.
 fn watched(session: &Session) -> Option<(UnixStream, Option<BackendChannel>)> {
     let mut state = session.state();
-    let link = state.link.as_ref()?;
-    let useful = VhostUserProtocolFeatures::BACKEND_REQ | VhostUserProtocolFeatures::CONFIG;
-    let opened = match link.has(useful) {
-        true => BackendChannel::open(&link.connection).map(Some),
-        false => Ok(None),
-    };
-    let watched = opened.and_then(|channel| Ok((link.connection.try_clone_socket()?, channel)));
-    match watched {
-        Ok(watched) => Some(watched),
+    let link = state.link.as_mut()?;
+    match link.connection.try_clone_socket() {
+        Ok(socket) => Some((socket, link.channel.take())),
         Err(fault) => {
             state.link = None;
             drop(state);

@@ -1,0 +1,224 @@
+//! The frontend against a backend that is not ours: QEMU's storage daemon, with vrings laid out in guest memory by the test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says so when something is wrong
+
+mod guest;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bulkhead_devices::vhost_user::{
+    BackendEvent, Frontend, FrontendConfig, Particulars, TYPE_BLOCK,
+};
+use bulkhead_devices::virtio::{F_VERSION_1, VirtioDevice};
+use rustix::process::{Pid, Signal, kill_process};
+
+use guest::{BlockGuest, Events, guest_memory};
+
+const SECTORS: u64 = 2048;
+
+/// A storage daemon that exports one raw image.
+struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    fn start(folder: &Path) -> Self {
+        let image = folder.join("image");
+        if !image.exists() {
+            let content: Vec<u8> = (0..SECTORS * 512).map(|n| (n / 512) as u8).collect();
+            fs::write(&image, content).unwrap();
+        }
+        let socket = socket(folder);
+        let _ = fs::remove_file(&socket);
+        let child = Command::new("qemu-storage-daemon")
+            .arg("--blockdev")
+            .arg(format!("driver=file,node-name=file,filename={}", image.display()))
+            .arg("--export")
+            .arg(format!(
+                "type=vhost-user-blk,id=export,node-name=file,addr.type=unix,addr.path={},writable=on,num-queues=2",
+                socket.display()
+            ))
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("qemu-storage-daemon (package qemu-utils)");
+        wait("the socket", || socket.exists());
+        Self { child }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn socket(folder: &Path) -> PathBuf {
+    folder.join("socket")
+}
+
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what} in vain");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn connect(folder: &Path, events: &Arc<Events>) -> BlockGuest {
+    let config = FrontendConfig {
+        socket: socket(folder),
+        device_type: TYPE_BLOCK,
+        num_queues: None,
+        queue_size: 64,
+        particulars: Particulars::default(),
+    };
+    let memory = guest_memory();
+    let seen = events.clone();
+    let observer = move |_: &Path, event: BackendEvent<'_>| seen.note(&event);
+    let frontend = Frontend::connect(config, memory.clone(), Box::new(observer)).unwrap();
+    frontend.attach(events.clone());
+    frontend.supervise().unwrap();
+    BlockGuest::new(frontend, memory)
+}
+
+fn sector(number: u64) -> Vec<u8> {
+    vec![number as u8; 512]
+}
+
+#[test]
+fn a_disk_is_found_read_and_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let _daemon = Daemon::start(folder.path());
+    let mut guest = connect(folder.path(), &Arc::default());
+    let mut capacity = [0; 8];
+    guest.frontend.read_config(0, &mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), SECTORS);
+    assert_ne!(guest.frontend.features() & F_VERSION_1, 0);
+    assert_eq!(guest.frontend.queue_max_sizes(), [64]);
+
+    guest.activate();
+
+    assert_eq!(guest.read(7), sector(7));
+    guest.write(9, &[0xab; 512]);
+    assert_eq!(guest.read(9), [0xab; 512]);
+    guest.flush();
+    let image = fs::read(folder.path().join("image")).unwrap();
+    assert_eq!(image[9 * 512..10 * 512], [0xab; 512]);
+    assert_eq!(image[10 * 512..11 * 512], sector(10));
+}
+
+#[test]
+fn every_request_is_interrupted_for_and_the_ring_wraps() {
+    let folder = tempfile::tempdir().unwrap();
+    let _daemon = Daemon::start(folder.path());
+    let mut guest = connect(folder.path(), &Arc::default());
+    guest.activate();
+    for number in 0..300 {
+        assert_eq!(guest.read(number % SECTORS), sector(number));
+    }
+}
+
+#[test]
+fn a_reset_takes_the_queues_back_and_the_next_driver_starts_afresh() {
+    let folder = tempfile::tempdir().unwrap();
+    let _daemon = Daemon::start(folder.path());
+    let mut guest = connect(folder.path(), &Arc::default());
+    for round in 0..5 {
+        guest.activate();
+        assert_eq!(guest.read(round), sector(round));
+        guest.frontend.reset();
+        guest.frontend.reset();
+        // Nobody works on the ring now.
+        guest.submit_read(3);
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(guest.answered(), 0);
+    }
+}
+
+#[test]
+fn a_backend_that_dies_is_a_pause_for_the_guest() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(folder.path());
+    let events = Arc::<Events>::default();
+    let mut guest = connect(folder.path(), &events);
+    guest.activate();
+    for round in 0..3 {
+        assert_eq!(guest.read(round), sector(round));
+
+        // It gets a request and dies before it does anything about it.
+        daemon.signal(Signal::STOP);
+        guest.submit_read(100 + round);
+        daemon.kill();
+        wait("the loss", || events.lost() == round + 1);
+        assert_eq!(guest.answered(), 0);
+        daemon = Daemon::start(folder.path());
+
+        assert_eq!(guest.finish_read(), sector(100 + round));
+        wait("the return", || events.back() == round + 1);
+    }
+    guest.write(1, &[0xcd; 512]);
+    guest.flush();
+    let image = fs::read(folder.path().join("image")).unwrap();
+    assert_eq!(image[512..1024], [0xcd; 512]);
+}
+
+#[test]
+fn a_driver_may_start_and_stop_while_there_is_no_backend() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(folder.path());
+    let events = Arc::<Events>::default();
+    let mut guest = connect(folder.path(), &events);
+    daemon.kill();
+    fs::remove_file(socket(folder.path())).unwrap();
+    wait("the loss", || events.lost() == 1);
+
+    guest.activate();
+    guest.frontend.reset();
+    guest.activate();
+    guest.submit_read(5);
+    let mut capacity = [0; 8];
+    guest.frontend.read_config(0, &mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), SECTORS);
+    let _daemon = Daemon::start(folder.path());
+
+    assert_eq!(guest.finish_read(), sector(5));
+}
+
+#[test]
+fn a_successor_that_offers_less_is_refused_and_the_next_one_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(folder.path());
+    let events = Arc::<Events>::default();
+    let mut guest = connect(folder.path(), &events);
+    guest.activate();
+    daemon.signal(Signal::STOP);
+    guest.submit_read(5);
+    daemon.kill();
+
+    // Not a backend at all: it closes every connection.
+    let path = socket(folder.path());
+    fs::remove_file(&path).unwrap();
+    let impostor = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    drop(impostor.accept().unwrap());
+    drop(impostor.accept().unwrap());
+    assert_eq!(guest.answered(), 0);
+    drop(impostor);
+    let _daemon = Daemon::start(folder.path());
+
+    assert_eq!(guest.finish_read(), sector(5));
+    assert_eq!(events.unusable(), ["the backend closed the connection"]);
+}
