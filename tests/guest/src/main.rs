@@ -60,3 +60,7 @@ fn panic(info: &PanicInfo) -> ! {
     say!("failed: panic: {info}");
     power::give_up()
 }
+
+/// What the precompiled `alloc` names in its unwind tables, which the linker script throws away: nothing unwinds here.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
