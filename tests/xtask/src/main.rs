@@ -1,5 +1,44 @@
-//! `xtask`: The developers' one door: setup, demo, test, bench.
+//! `xtask`: the developers' one door: `cargo xtask setup`, `demo`, `test`, `bench`.
+//!
+//! It installs, builds, calls and reports; what is tested is in `bulkhead-tests` and in the crates themselves.
+//! May touch the target folder, and Debian's packages in `setup` alone.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod demo;
+mod project;
+mod run;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use project::Project;
+
+/// Set up, show, test and measure Bulkhead.
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the other tasks need: Debian packages, Debian's kernel, cargo's tools.
+    Setup,
+    /// Run a Linux guest on Bulkhead's processes, and observe every step.
+    Demo,
+}
+
+fn main() -> ExitCode {
+    let result = match (Args::parse().task, Project::find()) {
+        (_, Err(error)) => Err(error),
+        (Task::Setup, Ok(project)) => setup::everything(&project).map(|()| ExitCode::SUCCESS),
+        (Task::Demo, Ok(project)) => demo::run(&project),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
