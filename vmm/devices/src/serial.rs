@@ -124,7 +124,7 @@ impl BusDevice for Serial {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
 

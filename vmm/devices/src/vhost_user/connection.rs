@@ -67,6 +67,7 @@ impl Connection {
             Errno::NOENT => Fault::Missing,
             Errno::NAMETOOLONG => Fault::PathTooLong,
             Errno::PROTOTYPE => Fault::NotASocket,
+            Errno::AGAIN => Fault::Busy,
             Errno::CONNREFUSED => match std::fs::metadata(path) {
                 Ok(file) if !file.file_type().is_socket() => Fault::NotASocket,
                 _ => Fault::NobodyListens,

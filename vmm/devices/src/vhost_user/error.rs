@@ -32,6 +32,9 @@ pub enum Fault {
     /// The socket is there, but nobody listens.
     #[error("nobody listens on this socket: is the backend running?")]
     NobodyListens,
+    /// The backend has not taken up the connections it already has.
+    #[error("the backend takes no more connections: is it busy with another frontend?")]
+    Busy,
     /// The backend closed the connection.
     #[error("the backend closed the connection")]
     Closed,
