@@ -124,7 +124,7 @@ impl BusDevice for Serial {
 
 #[cfg(test)]
 mod tests {
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+    use std::sync::Arc;
 
     use super::*;
 
