@@ -174,6 +174,7 @@ fn guest_io_does_not_wake_the_monitor() {
 
 #[test]
 fn a_backend_killed_during_io_is_a_pause_and_not_an_error() {
+    const KILLS: usize = 8;
     if !kvm_is_usable("a_backend_killed_during_io_is_a_pause_and_not_an_error") {
         return;
     }
@@ -182,12 +183,12 @@ fn a_backend_killed_during_io_is_a_pause_and_not_an_error() {
         let image = Image::with_pattern(folder.path(), "disk", format, IMAGE_SIZE, SEED);
         let mut backend = Backend::block(folder.path(), "vda", &image, &[]);
         let mut machine = machine("test=blk-stress n=2000 span=8192", &backend, &[]);
-        for _ in 0..8 {
+        for _ in 0..KILLS {
             machine.expect("blk-stress round");
             backend.kill_and_restart();
         }
         let end = machine.expect("blk-stress sectors");
-        machine.expect_success();
+        machine.expect_success_after_losing_backend(KILLS);
         assert!(backend.wait().0.success());
         assert_eq!(end.number("crc32"), crc32(&image.contents()), "{format:?}");
         image.check();

@@ -89,6 +89,7 @@ fn the_guest_gets_the_mac_that_the_monitor_was_told() {
 #[test]
 fn a_backend_killed_during_traffic_loses_frames_at_most() {
     const COUNT: u64 = 800;
+    const KILLS: usize = 4;
     const TEST: &str = "a_backend_killed_during_traffic_loses_frames_at_most";
     if !kvm_is_usable(TEST) {
         return;
@@ -99,12 +100,12 @@ fn a_backend_killed_during_traffic_loses_frames_at_most() {
         let answers = serve_inverted("10.9.0.1:7");
         let mut backend = Backend::net(folder.path(), "net0", &["--tap", "tap0", "--mac", MAC]);
         let mut machine = machine(&format!("n={COUNT}"), &backend, "");
-        for _ in 0..4 {
+        for _ in 0..KILLS {
             machine.expect("net datagrams");
             backend.kill_and_restart();
         }
         let end = machine.expect("net udp");
-        machine.expect_success();
+        machine.expect_success_after_losing_backend(KILLS);
         let (sent, answered) = check_payloads(COUNT, &answers.received());
         assert_eq!(end.number("sent-crc32"), sent);
         assert_eq!(end.number("received-crc32"), answered);

@@ -115,14 +115,31 @@ impl Machine {
         self.program.wait()
     }
 
-    /// Waits for the guest's `ok` and an orderly end of the monitor.
+    /// Waits for the guest's `ok` and an orderly and silent end of the monitor.
     ///
     /// # Panics
     /// When that is not how it ends.
-    pub fn expect_success(mut self) {
+    pub fn expect_success(self) {
+        assert_eq!(self.expect_end(), "");
+    }
+
+    /// Waits for the guest's `ok` and an orderly end of the monitor, which must have said nothing but that the backend was
+    /// gone and came back, `times` each.
+    ///
+    /// # Panics
+    /// When that is not how it ends.
+    pub fn expect_success_after_losing_backend(self, times: usize) {
+        let said = self.expect_end();
+        let count = |what| said.lines().filter(|line| line.contains(what)).count();
+        let lines = (count("is gone"), count("is back"), said.lines().count());
+        assert_eq!(lines, (times, times, 2 * times), "{said}");
+    }
+
+    fn expect_end(mut self) -> String {
         self.expect("ok");
         let (status, errors) = self.program.wait();
-        assert_eq!((status.code(), errors.as_str()), (Some(0), ""));
+        assert_eq!(status.code(), Some(0), "{errors}");
+        errors
     }
 }
 
