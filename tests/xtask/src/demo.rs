@@ -21,7 +21,7 @@ const BUILD: [&str; 7] = [
 pub(crate) fn run(project: &Project) -> Result<ExitCode> {
     setup::packages()?;
     setup::kernel(project)?;
-    build(project)?;
+    run::through(&mut build_command(project))?;
     let status = Command::new(project.program("bulkhead-demo"))
         .status()
         .context("bulkhead-demo")?;
@@ -33,6 +33,6 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
 }
 
 /// Builds the programs for release.
-pub(crate) fn build(project: &Project) -> Result<()> {
-    run::through(&mut run::cargo(project, &BUILD))
+pub(crate) fn build_command(project: &Project) -> Command {
+    run::cargo(project, &BUILD)
 }

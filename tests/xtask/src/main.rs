@@ -9,6 +9,7 @@ mod demo;
 mod project;
 mod run;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,8 @@ enum Task {
     Setup,
     /// Run a Linux guest on Bulkhead's processes, and observe every step.
     Demo,
+    /// Run every test there is.
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         (_, Err(error)) => Err(error),
         (Task::Setup, Ok(project)) => setup::everything(&project).map(|()| ExitCode::SUCCESS),
         (Task::Demo, Ok(project)) => demo::run(&project),
+        (Task::Test(options), Ok(project)) => test::run(&project, &options),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,0 +1,38 @@
+//! `cargo xtask test`: every test there is, step by step, and what came of each.
+
+mod step;
+mod steps;
+mod summary;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::project::Project;
+use crate::setup;
+use summary::Summary;
+
+/// What to test.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Leave out what needs the nested bench, and fuzzing.
+    #[arg(long)]
+    quick: bool,
+    /// Seconds for each fuzz target.
+    #[arg(long, default_value_t = 20)]
+    fuzz_seconds: u32,
+    /// Only these steps; all by default.
+    steps: Vec<String>,
+}
+
+pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
+    setup::everything(project)?;
+    let mut summary = Summary::default();
+    for step in steps::all(project, options)? {
+        if options.steps.is_empty() || options.steps.iter().any(|name| name == step.name) {
+            summary.add(step.name, &step.run());
+        }
+    }
+    Ok(summary.print())
+}

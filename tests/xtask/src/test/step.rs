@@ -1,0 +1,197 @@
+//! One step: commands run in a row, each within a time limit, and what they say of tests that ran.
+
+use std::io::{BufRead, BufReader};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::run;
+
+/// No single command may take longer, in seconds.
+const TIME_LIMIT: &str = "1500";
+
+/// How much of what a failed command has said is shown.
+const SHOWN_LINES: usize = 200;
+
+/// Commands under a name.
+pub(super) struct Step {
+    pub(super) name: &'static str,
+    work: Work,
+}
+
+enum Work {
+    Commands(Vec<Command>),
+    Skip(String),
+}
+
+/// What came of a step.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) passed: usize,
+    /// Names or reasons.
+    pub(super) failed: Vec<String>,
+    /// Name and reason of each test that could not run here.
+    pub(super) skipped: Vec<String>,
+    pub(super) took: Duration,
+}
+
+impl Step {
+    pub(super) fn new(name: &'static str, commands: impl IntoIterator<Item = Command>) -> Self {
+        Self {
+            name,
+            work: Work::Commands(commands.into_iter().collect()),
+        }
+    }
+
+    pub(super) fn skipped(name: &'static str, why: &str) -> Self {
+        Self {
+            name,
+            work: Work::Skip(why.to_owned()),
+        }
+    }
+
+    /// Runs all commands, whether one fails or not.
+    pub(super) fn run(self) -> Outcome {
+        let start = Instant::now();
+        let mut outcome = Outcome::default();
+        match self.work {
+            Work::Skip(why) => outcome.skipped.push(format!("{}: {why}", self.name)),
+            Work::Commands(commands) => {
+                println!("== {}", self.name);
+                for command in commands {
+                    run_one(&command, &mut outcome);
+                }
+            }
+        }
+        outcome.took = start.elapsed();
+        outcome
+    }
+}
+
+/// A command without tests of its own counts as one.
+fn run_one(command: &Command, outcome: &mut Outcome) {
+    println!("$ {}", run::shown(command));
+    let before = outcome.passed + outcome.failed.len() + outcome.skipped.len();
+    match captured(command) {
+        Err(error) => outcome.failed.push(format!("{error:#}")),
+        Ok((succeeded, text)) => {
+            count(&text, outcome);
+            let tests = outcome.passed + outcome.failed.len() + outcome.skipped.len() - before;
+            match (succeeded, tests) {
+                (true, 0) => outcome.passed += 1,
+                (true, _) => {}
+                (false, _) => {
+                    println!("{}", last_lines(&text, SHOWN_LINES));
+                    outcome.failed.push(run::shown(command));
+                }
+            }
+        }
+    }
+}
+
+/// Runs a command; what it says is shown only if it fails.
+fn captured(command: &Command) -> Result<(bool, String)> {
+    let (reader, writer) = std::io::pipe().context("pipe")?;
+    // Should we be killed, or it take too long, everything it has started ends too.
+    let mut limited = Command::new("setpriv");
+    limited.args([
+        "--pdeathsig",
+        "TERM",
+        "timeout",
+        "--kill-after=10",
+        TIME_LIMIT,
+    ]);
+    limited.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        limited.current_dir(folder);
+    }
+    limited
+        .stdin(std::process::Stdio::null())
+        .stdout(writer.try_clone().context("pipe")?)
+        .stderr(writer);
+    let mut child = limited.spawn().with_context(|| run::shown(command))?;
+    // Or the pipe would never end.
+    drop(limited);
+    let mut text = String::new();
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).context("output")? > 0 {
+        text += &String::from_utf8_lossy(&line);
+        line.clear();
+    }
+    let status = child.wait().with_context(|| run::shown(command))?;
+    if status.code() == Some(124) {
+        text += &format!("stopped after {TIME_LIMIT} s\n");
+    }
+    Ok((status.success(), text))
+}
+
+/// The end of what a command has said.
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let left_out = lines.len().saturating_sub(count);
+    let end = lines.get(left_out..).unwrap_or_default().join("\n");
+    if left_out == 0 {
+        end
+    } else {
+        format!("({left_out} lines left out)\n{end}")
+    }
+}
+
+/// Reads what libtest and our own end-to-end tests print.
+fn count(text: &str, outcome: &mut Outcome) {
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            // `test result: ok. 3 passed; 0 failed; 1 ignored; …`
+            ["test", "result:", _, passed, "passed;", ..] => {
+                outcome.passed += passed.parse().unwrap_or(0)
+            }
+            ["test", name, "...", "FAILED"] => outcome.failed.push(name.to_owned()),
+            ["test", name, "...", "ignored,", ..] => {
+                let why = line.split_once("ignored, ").map_or("", |(_, why)| why);
+                outcome.skipped.push(format!("{name}: {why}"));
+            }
+            ["test", name, "...", "ignored"] => outcome.skipped.push(format!("{name}: ignored")),
+            // A test that cannot run says so, and libtest counts it as passed.
+            ["skipped:", ..] => {
+                outcome
+                    .skipped
+                    .push(line.trim_start_matches("skipped: ").to_owned());
+                outcome.passed = outcome.passed.saturating_sub(1);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skipped_test_is_not_counted_as_passed() {
+        let mut outcome = Outcome::default();
+        let text = "test a ... ok\ntest b ... FAILED\ntest c ... ignored, no disk\nskipped: a: no KVM\n\
+            test result: FAILED. 4 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out\n";
+        count(text, &mut outcome);
+        assert_eq!(outcome.passed, 3);
+        assert_eq!(outcome.failed, ["b"]);
+        assert_eq!(outcome.skipped, ["c: no disk", "a: no KVM"]);
+    }
+
+    #[test]
+    fn a_command_without_tests_counts_as_one() {
+        let mut outcome = Outcome::default();
+        run_one(&Command::new("true"), &mut outcome);
+        run_one(&Command::new("false"), &mut outcome);
+        assert_eq!((outcome.passed, outcome.failed.len()), (1, 1));
+    }
+}
