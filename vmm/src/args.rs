@@ -1,0 +1,95 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+
+use crate::config::{
+    ApiSocketConfig, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, SerialConfig,
+    VhostUserConfig, VmConfig,
+};
+
+/// Runs one guest. Its disks, network cards and other devices are vhost-user backends, processes of their own.
+///
+/// Exit status: 0 when the guest powers off or the monitor is told to end, 1 when something is wrong, 2 when the
+/// command line is wrong, 3 when the guest resets, 4 when it crashes.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead-vmm", version)]
+pub(crate) struct Args {
+    /// Kernel: an x86-64 bzImage, or an ELF image with or without a PVH note
+    #[arg(long, value_name = "PATH", required_unless_present = "api_socket")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Initramfs
+    #[arg(long, value_name = "PATH")]
+    pub(crate) initramfs: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(
+        long,
+        value_name = "STRING",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    pub(crate) cmdline: String,
+    /// vCPUs
+    #[arg(long, value_name = "boot=N[,max=N]", default_value = "boot=1")]
+    pub(crate) cpus: CpusConfig,
+    /// Memory
+    #[arg(
+        long,
+        value_name = "size=SIZE[,hugepages=on|off]",
+        default_value = "size=512M"
+    )]
+    pub(crate) memory: MemoryConfig,
+    /// A disk
+    #[arg(
+        long,
+        value_name = "vhost_user=on,socket=PATH[,num_queues=N,queue_size=N]"
+    )]
+    pub(crate) disk: Vec<DiskConfig>,
+    /// A network card
+    #[arg(
+        long,
+        value_name = "vhost_user=on,socket=PATH[,mac=MAC,num_queues=N,queue_size=N]"
+    )]
+    pub(crate) net: Vec<NetConfig>,
+    /// A device of any type
+    #[arg(
+        long,
+        value_name = "type=blk|net|fs|NUMBER,socket=PATH[,num_queues=N,queue_size=N]"
+    )]
+    pub(crate) vhost_user: Vec<VhostUserConfig>,
+    /// Where the first serial port goes
+    #[arg(
+        long,
+        value_name = "tty|socket=PATH|file=PATH|off|null",
+        default_value = "tty"
+    )]
+    pub(crate) serial: SerialConfig,
+    /// Serve the API on a Unix socket; without a kernel, wait there for a guest to be created
+    #[arg(long, value_name = "path=PATH")]
+    pub(crate) api_socket: Option<ApiSocketConfig>,
+}
+
+impl Args {
+    /// Where to serve the API.
+    pub(crate) fn api_socket(&self) -> Option<&Path> {
+        self.api_socket.as_ref().map(|api| api.path.as_path())
+    }
+
+    /// The guest asked for; none when it is to be created through the API.
+    pub(crate) fn into_config(self) -> Option<VmConfig> {
+        Some(VmConfig {
+            payload: PayloadConfig {
+                kernel: self.kernel?,
+                initramfs: self.initramfs,
+                cmdline: self.cmdline,
+            },
+            cpus: self.cpus,
+            memory: self.memory,
+            disks: self.disk,
+            net: self.net,
+            vhost_user: self.vhost_user,
+            serial: self.serial,
+        })
+    }
+}

@@ -1,0 +1,89 @@
+//! `key=value,key=value`: the form of arguments with parts.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// Reads a list into the same type that its JSON form is read into, so that keys and their values are defined once.
+///
+/// A value with a comma in it is put in double quotes.
+pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let mut map = Map::new();
+    for part in split(text)? {
+        let (key, value) = part
+            .split_once('=')
+            .ok_or_else(|| format!("`{part}` is not of the form key=value"))?;
+        let value = value
+            .strip_prefix('"')
+            .and_then(|value| value.strip_suffix('"'))
+            .unwrap_or(value);
+        let former = map.insert(key.to_owned(), Value::String(value.to_owned()));
+        if former.is_some() {
+            return Err(format!("`{key}` is given twice"));
+        }
+    }
+    serde_json::from_value(Value::Object(map)).map_err(|error| error.to_string())
+}
+
+/// Splits at the commas that are not between double quotes.
+fn split(text: &str) -> Result<Vec<&str>, String> {
+    let mut parts = Vec::new();
+    let (mut start, mut quoted) = (0, false);
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'"' => quoted = !quoted,
+            b',' if !quoted => {
+                parts.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if quoted {
+        return Err("a double quote is not closed".to_owned());
+    }
+    parts.push(&text[start..]);
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize, Debug, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Parts {
+        a: String,
+        b: Option<String>,
+    }
+
+    fn parts(a: &str, b: Option<&str>) -> Result<Parts, String> {
+        Ok(Parts {
+            a: a.to_owned(),
+            b: b.map(str::to_owned),
+        })
+    }
+
+    #[test]
+    fn parts_are_separated_by_commas_outside_of_quotes() {
+        assert_eq!(parse("a=1"), parts("1", None));
+        assert_eq!(parse("b=2,a=1"), parts("1", Some("2")));
+        assert_eq!(parse("a=\"1,b=2\""), parts("1,b=2", None));
+        assert_eq!(parse("a=x=y"), parts("x=y", None));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, word) in [
+            ("", "``"),
+            ("a", "`a`"),
+            ("a=1,", "``"),
+            ("b=1", "`a`"),
+            ("a=1,a=2", "`a`"),
+            ("a=1,c=2", "`c`"),
+            ("a=\"1", "quote"),
+        ] {
+            let error = parse::<Parts>(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}

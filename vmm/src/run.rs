@@ -1,0 +1,150 @@
+//! The event loops: before there is a guest, and from its first instruction to its end. While the guest does I/O, they
+//! sleep.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use bulkhead_kvm::Vcpus;
+use bulkhead_process::signals::SignalFd;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::api::{ApiEvent, Next, Running, Server, Waiting};
+use crate::config::VmConfig;
+use crate::console::ConsoleEvent;
+use crate::ending::Ending;
+use crate::machine::Machine;
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Signal,
+    Ended,
+    Console(ConsoleEvent),
+    /// The guest can take more input.
+    Room,
+    Api(ApiEvent),
+}
+
+type Source<'a> = (Event, PollFd<'a>);
+
+/// Serves the API until it is told to boot a guest (which is built then) or to end (`None`).
+pub(crate) fn wait_for_guest(
+    server: &mut Server,
+    signals: &SignalFd,
+) -> anyhow::Result<Option<(VmConfig, Machine)>> {
+    let mut waiting = Waiting::default();
+    let mut guest = None;
+    bulkhead_process::notify::ready()?;
+    loop {
+        let mut end = false;
+        for event in wait(base_sources(signals, Some(server)))? {
+            match event {
+                Event::Signal => end |= signals.take()?.is_some(),
+                Event::Api(event) => server.handle(event, |request| {
+                    let (response, next) = waiting.answer(request, |config| {
+                        let machine = Machine::new(config).map_err(|e| format!("{e:#}"))?;
+                        guest = Some((config.clone(), machine));
+                        Ok(())
+                    });
+                    end |= matches!(next, Next::End);
+                    response
+                }),
+                Event::Ended | Event::Console(_) | Event::Room => {}
+            }
+        }
+        server.tidy();
+        if end {
+            return Ok(guest);
+        }
+    }
+}
+
+/// Runs the machine until it ends.
+pub(crate) fn run(
+    config: &VmConfig,
+    machine: &mut Machine,
+    server: &mut Option<Server>,
+    signals: &SignalFd,
+) -> anyhow::Result<Ending> {
+    for frontend in &machine.frontends {
+        frontend.supervise()?;
+    }
+    let vcpus = Vcpus::start(std::mem::take(&mut machine.vcpus), &machine.buses, false)?;
+    let endings = machine.buses.endings.clone();
+    bulkhead_process::notify::ready()?;
+    loop {
+        for event in wait(sources(machine, server.as_ref(), signals))? {
+            match (event, &mut machine.console, &mut *server) {
+                (Event::Signal, ..) if signals.take()?.is_some() => endings.tell(Ending::Stopped),
+                (Event::Console(event), Some((console, serial)), _) => {
+                    console.handle(event, serial);
+                }
+                (Event::Room, Some((console, serial)), _) => console.feed(serial),
+                (Event::Api(event), _, Some(server)) => {
+                    let running = Running {
+                        config,
+                        vcpus: &vcpus,
+                        endings: &endings,
+                    };
+                    server.handle(event, |request| running.answer(request));
+                }
+                _ => {}
+            }
+        }
+        if let Some(server) = server {
+            server.tidy();
+        }
+        if let Some(ending) = endings.first() {
+            drop(vcpus);
+            return Ok(ending);
+        }
+    }
+}
+
+/// Sleeps until something happens.
+fn wait(sources: Vec<Source<'_>>) -> anyhow::Result<Vec<Event>> {
+    let (events, mut fds): (Vec<_>, Vec<_>) = sources.into_iter().unzip();
+    match poll(&mut fds, None) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    }
+    let ready = events.into_iter().zip(&fds);
+    Ok(ready
+        .filter(|(_, fd)| !fd.revents().is_empty())
+        .map(|(event, _)| event)
+        .collect())
+}
+
+/// What there is to wait for with or without a guest.
+fn base_sources<'a>(signals: &'a SignalFd, server: Option<&'a Server>) -> Vec<Source<'a>> {
+    let mut sources = vec![(
+        Event::Signal,
+        PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+    )];
+    if let Some(server) = server {
+        server.sources(|event, fd, flags| {
+            sources.push((Event::Api(event), PollFd::from_borrowed_fd(fd, flags)));
+        });
+    }
+    sources
+}
+
+/// Everything to wait for while the guest runs.
+fn sources<'a>(
+    machine: &'a Machine,
+    server: Option<&'a Server>,
+    signals: &'a SignalFd,
+) -> Vec<Source<'a>> {
+    let mut sources = base_sources(signals, server);
+    let mut add = |event, fd: BorrowedFd<'a>, flags| {
+        sources.push((event, PollFd::from_borrowed_fd(fd, flags)));
+    };
+    add(Event::Ended, machine.buses.endings.told(), PollFlags::IN);
+    if let Some((console, serial)) = &machine.console {
+        console.sources(|event, fd, flags| add(Event::Console(event), fd, flags));
+        if console.is_full() {
+            add(Event::Room, serial.room(), PollFlags::IN);
+        }
+    }
+    sources
+}
