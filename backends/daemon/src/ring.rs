@@ -374,6 +374,12 @@ impl<'a> Queue<'a> {
         self.memory
     }
 
+    /// Whether it is the turn of another ring: nothing more can be taken before the next turn, which comes without a kick.
+    #[must_use]
+    pub fn turn_is_over(&self) -> bool {
+        self.running.budget == 0
+    }
+
     /// Takes the next request: those left by a process that died come first, in their old order. `None` when there is none, or when it
     /// is the turn of another ring; the daemon comes back in either case.
     ///
@@ -399,13 +405,13 @@ impl<'a> Queue<'a> {
 
     /// Puts back a request that was taken and not touched, as if it had not been taken. Of several, the last taken goes back first.
     ///
-    /// The device then comes back by an event of its own: the driver is not asked to tell of more, for there is enough.
+    /// The device then comes back by an event of its own: the driver is not asked to tell of more, for there is enough. What was taken
+    /// counts for the turn all the same.
     ///
     /// # Errors
     /// When the in-flight record cannot be kept.
     pub fn give_back(&mut self, chain: Chain) -> Result<(), RingError> {
         let running = &mut *self.running;
-        running.budget = running.budget.saturating_add(1);
         running.drained = false;
         if chain.resubmitted {
             running.resubmit.push_front(chain.head);

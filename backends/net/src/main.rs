@@ -1,5 +1,90 @@
-//! `bulkhead-net`: A vhost-user-net server on a TAP device.
+//! `bulkhead-net`: a vhost-user-net server on a TAP device.
+//!
+//! Frames go straight between the TAP device and the guest's buffers: [`receive`] reads them there, [`transmit`] writes them from there,
+//! [`device`] joins the two to the rings, and [`control`] is the driver's wish for more or fewer of them. [`features`] says how virtio-net's
+//! offloads and the TAP device's correspond, [`source`] where the TAP device comes from.
+//!
+//! It may touch one TAP descriptor per queue pair, which it has before it confines itself, and the guest's memory. It must never touch
+//! /dev/kvm or a file, and it depends on `bulkhead-daemon`, `bulkhead-net-protocol`, `bulkhead-process` and `tap`.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod confine;
+mod control;
+mod device;
+mod features;
+mod receive;
+mod source;
+mod transmit;
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bulkhead_daemon::{DaemonArgs, DeviceType};
+use bulkhead_net_protocol::{MAX_QUEUES, MacAddr};
+use clap::Parser;
+use tap::InterfaceName;
+
+use device::Net;
+
+/// A vhost-user network device on a TAP device.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead-net", version)]
+struct Args {
+    #[command(flatten)]
+    daemon: DaemonArgs,
+
+    #[command(flatten)]
+    source: Source,
+
+    /// Where bulkhead-net-helper listens [default: /run/bulkhead/net-helper.sock, for users in $XDG_RUNTIME_DIR/bulkhead]
+    #[arg(long, value_name = "PATH", requires = "network")]
+    helper_socket: Option<PathBuf>,
+
+    /// The guest's hardware address
+    #[arg(long)]
+    mac: Option<MacAddr>,
+
+    /// The largest payload of a frame, in bytes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..=65521))]
+    mtu: Option<u16>,
+
+    /// How many pairs of queues the guest may use [default: 1, or as many as --tap-fd names]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
+    num_queues: Option<u16>,
+}
+
+/// Where the TAP device comes from.
+#[derive(Clone, Debug, clap::Args)]
+#[group(required = false, multiple = false)]
+struct Source {
+    /// The TAP device of this name, which is made if there is none
+    #[arg(long, value_name = "NAME")]
+    tap: Option<InterfaceName>,
+
+    /// Inherited descriptors of a TAP device, one for each pair of queues
+    #[arg(long, value_name = "N[,N…]", value_delimiter = ',')]
+    tap_fd: Vec<RawFd>,
+
+    /// A TAP device on this network, from bulkhead-net-helper
+    #[arg(long)]
+    network: Option<String>,
+}
+
+fn main() -> ExitCode {
+    bulkhead_process::main::<Args>(run)
+}
+
+fn run(args: Args) -> Result<ExitCode> {
+    if args.daemon.print_capabilities {
+        bulkhead_daemon::print_capabilities(DeviceType::Net, &[])?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Kept to the end: the TAP device goes back when the connection to the helper closes.
+    let (attachment, _lease) = source::open(&args)?;
+    let mut device = Net::new(attachment)?;
+    bulkhead_daemon::run(&args.daemon, &mut device, confine::confinement())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -27,7 +27,7 @@ mod message;
 mod path;
 
 pub use channel::{Channel, Packet};
-pub use client::{Client, Lease};
+pub use client::{Client, Connection, Lease};
 pub use error::{Error, ErrorKind};
 pub use mac::MacAddr;
 pub use message::{

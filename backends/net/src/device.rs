@@ -1,0 +1,240 @@
+//! The device: pairs of rings, each on a queue of the TAP device.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Result, bail};
+use bulkhead_daemon::{Device, Queue, Queues, RingError};
+use bulkhead_net_protocol::MacAddr;
+use tap::{Offloads, Options, Tap, VNET_HDR_LEN};
+use virtio_bindings::virtio_net as net;
+
+use crate::control::control;
+use crate::features::{self, bit};
+use crate::receive::Receiver;
+use crate::source::Attachment;
+use crate::transmit::{gone, transmit};
+
+/// A virtio network device.
+#[derive(Debug)]
+pub(crate) struct Net {
+    pairs: Vec<Pair>,
+    mac: Option<MacAddr>,
+    mtu: Option<u16>,
+    supported: Offloads,
+    /// What the driver has accepted.
+    accepted: u64,
+    /// How many pairs the driver has said it uses, where it says so to this device and not to the frontend.
+    in_use: u16,
+}
+
+/// A receive ring, a transmit ring, and their queue of the TAP device.
+#[derive(Debug)]
+struct Pair {
+    tap: Tap,
+    receiver: Receiver,
+    /// Whether the receive ring runs.
+    running: bool,
+    /// Whether the kernel steers frames to this queue.
+    attached: bool,
+}
+
+/// The TAP queue of a pair has frames, or is gone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TapReady(usize);
+
+/// What a ring is for. (virtio 1.2, 5.1.2)
+enum Role {
+    Receive(usize),
+    Transmit(usize),
+    Control,
+}
+
+impl Net {
+    pub(crate) fn new(attachment: Attachment) -> Result<Self> {
+        let Attachment { taps, mac, mtu } = attachment;
+        let mut supported = Offloads::empty();
+        for tap in &taps {
+            if !tap.options().contains(Options::VNET_HDR) {
+                bail!("TAP device {} was opened without IFF_VNET_HDR", tap.name());
+            }
+            tap.set_vnet_hdr_len(VNET_HDR_LEN)?;
+            if cfg!(target_endian = "big") {
+                tap.set_vnet_little_endian()?;
+            }
+            supported = features::supported(tap);
+        }
+        let pairs = taps.into_iter().map(|tap| Pair {
+            tap,
+            receiver: Receiver::new(),
+            running: false,
+            attached: true,
+        });
+        let mut device = Net {
+            pairs: pairs.collect(),
+            mac,
+            mtu,
+            supported,
+            accepted: 0,
+            in_use: 1,
+        };
+        device.steer()?;
+        Ok(device)
+    }
+
+    fn role(&self, ring: u16) -> Role {
+        let has = |feature| self.accepted & bit(feature) != 0;
+        let pairs = if has(net::VIRTIO_NET_F_MQ) {
+            self.pairs.len()
+        } else {
+            1
+        };
+        let ring = usize::from(ring);
+        match (ring / 2, ring % 2) {
+            (pair, 0) if pair == pairs && has(net::VIRTIO_NET_F_CTRL_VQ) => Role::Control,
+            (pair, 0) => Role::Receive(pair),
+            (pair, _) => Role::Transmit(pair),
+        }
+    }
+
+    /// Has the kernel steer frames to the queues that the guest looks at, and to the first in any case.
+    fn steer(&mut self) -> Result<(), tap::Error> {
+        let controlled = self.accepted & bit(net::VIRTIO_NET_F_CTRL_VQ) != 0;
+        let limit = if controlled {
+            usize::from(self.in_use)
+        } else {
+            self.pairs.len()
+        };
+        for (number, pair) in self.pairs.iter_mut().enumerate().skip(1) {
+            let attached = pair.running && number < limit;
+            if attached != pair.attached {
+                pair.tap.set_queue_enabled(attached)?;
+                pair.attached = attached;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same, where nobody can be told of a failure but the one who looks at standard error.
+    fn steer_or_warn(&mut self) -> bool {
+        let steered = self.steer();
+        if let Err(error) = &steered {
+            bulkhead_daemon::warn(&error.to_string());
+        }
+        steered.is_ok()
+    }
+
+    fn set_offloads(&self, offloads: Offloads) {
+        // They belong to the interface; its first queue stands for all.
+        if let Some(Err(error)) = self
+            .pairs
+            .first()
+            .map(|pair| pair.tap.set_offloads(offloads))
+        {
+            bulkhead_daemon::warn(&error.to_string());
+        }
+    }
+
+    fn set_in_use(&mut self, pairs: u16) -> bool {
+        if !(1..=self.pairs.len()).contains(&usize::from(pairs)) {
+            return false;
+        }
+        self.in_use = pairs;
+        self.steer_or_warn()
+    }
+}
+
+impl Device for Net {
+    type Event = TapReady;
+
+    fn features(&self) -> u64 {
+        features::offered(
+            self.supported,
+            self.mac.is_some(),
+            self.mtu.is_some(),
+            self.pairs.len(),
+        )
+    }
+
+    fn queues(&self) -> u16 {
+        let pairs = u16::try_from(self.pairs.len()).unwrap_or(u16::MAX / 2);
+        // Several pairs have a control queue after them.
+        pairs.saturating_mul(2).saturating_add(u16::from(pairs > 1))
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let pairs = u16::try_from(self.pairs.len()).unwrap_or(u16::MAX);
+        features::config(self.mac, pairs, self.mtu)
+    }
+
+    fn negotiated(&mut self, accepted: u64) {
+        self.accepted = accepted;
+        self.set_offloads(features::offloads(accepted));
+        self.steer_or_warn();
+    }
+
+    fn queue_running(&mut self, index: u16, running: bool) {
+        if let Role::Receive(pair) = self.role(index)
+            && let Some(pair) = self.pairs.get_mut(pair)
+        {
+            pair.running = running;
+            if !running {
+                pair.receiver.forget();
+            }
+            self.steer_or_warn();
+        }
+    }
+
+    fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
+        let mergeable = self.accepted & bit(net::VIRTIO_NET_F_MRG_RXBUF) != 0;
+        match self.role(queue.index()) {
+            Role::Control => control(queue, |pairs| self.set_in_use(pairs)),
+            Role::Receive(pair) => match self.pairs.get_mut(pair) {
+                Some(Pair { tap, receiver, .. }) => receiver.receive(tap, queue, mergeable),
+                None => Err(no_such_pair(pair)),
+            },
+            Role::Transmit(pair) => match self.pairs.get(pair) {
+                Some(pair) => transmit(&pair.tap, queue),
+                None => Err(no_such_pair(pair)),
+            },
+        }
+    }
+
+    fn events(&self) -> Vec<(BorrowedFd<'_>, TapReady)> {
+        let taps = self.pairs.iter().enumerate();
+        taps.map(|(number, pair)| (pair.tap.as_fd(), TapReady(number)))
+            .collect()
+    }
+
+    fn handle(&mut self, TapReady(number): TapReady, queues: &mut Queues<'_>) -> io::Result<()> {
+        let mergeable = self.accepted & bit(net::VIRTIO_NET_F_MRG_RXBUF) != 0;
+        let Some(Pair { tap, receiver, .. }) = self.pairs.get_mut(number) else {
+            return Ok(());
+        };
+        let Ok(ring) = u16::try_from(number * 2) else {
+            return Ok(());
+        };
+        // A ring that does not run is given its turn when it starts.
+        let mut removed = false;
+        queues.run(ring, |queue| {
+            let received = receiver.receive(tap, queue, mergeable);
+            removed = received.as_ref().is_err_and(|error| *error == gone(tap));
+            received
+        });
+        if removed {
+            return Err(io::Error::other(gone(tap)));
+        }
+        Ok(())
+    }
+
+    fn disconnected(&mut self) -> io::Result<()> {
+        self.accepted = 0;
+        self.in_use = 1;
+        self.set_offloads(Offloads::empty());
+        self.steer().map_err(io::Error::other)
+    }
+}
+
+fn no_such_pair(pair: usize) -> RingError {
+    RingError::Device(format!("there is no pair of queues {pair}"))
+}

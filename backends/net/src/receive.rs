@@ -1,0 +1,249 @@
+//! From the TAP device to the guest.
+//!
+//! A frame's length is known only once it is read, and then it is gone from the TAP device. So it is read into as many of the guest's
+//! buffers as the frame before it needed, and, what does not fit there, into a buffer of this process's own, from where it is copied into further
+//! buffers. A stream of large segments and a stream of small frames both go without a copy.
+
+use std::io;
+
+use bulkhead_daemon::{Chain, MAX_CHAIN, Queue, RingError, iovec};
+use tap::{Tap, VNET_HDR_LEN};
+use vm_memory::VolatileSlice;
+
+use crate::transmit::{gone, is_gone};
+
+/// The longest that a TAP device gives: header, Ethernet with a VLAN tag, and the largest IP packet; rounded up.
+const LONGEST: usize = VNET_HDR_LEN + 18 + 65_535 + 3;
+
+/// Where `num_buffers` is in `virtio_net_hdr_v1`.
+const NUM_BUFFERS_AT: u32 = 10;
+
+/// How many frames that the guest has no room for are thrown away before the other rings have their turn.
+const MOST_DROPPED: usize = 1024;
+
+/// The receiving side of one pair of queues.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    /// What does not fit in the buffers that were taken.
+    spill: Vec<u8>,
+    /// How many buffers the last frame needed.
+    ahead: usize,
+    /// Buffers that were taken and hold nothing yet. Empty between turns.
+    held: Vec<Chain>,
+    /// The length of a frame, all of it in the spill, for which there was no time in the last turn.
+    pending: Option<usize>,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is in the first so many buffers.
+    Fits(usize),
+    /// There are not enough buffers.
+    NoRoom,
+    /// There may be, in the next turn.
+    NoTurn,
+}
+
+impl Receiver {
+    pub(crate) fn new() -> Self {
+        Receiver {
+            spill: vec![0; LONGEST],
+            ahead: 1,
+            held: Vec::new(),
+            pending: None,
+        }
+    }
+
+    /// Receives until the TAP device has no more, or the guest has no more buffers (then the driver will tell of new ones).
+    pub(crate) fn receive(
+        &mut self,
+        tap: &Tap,
+        queue: &mut Queue<'_>,
+        mergeable: bool,
+    ) -> Result<(), RingError> {
+        let result = self.receive_all(tap, queue, mergeable);
+        // The last taken goes back first.
+        while let Some(chain) = self.held.pop() {
+            queue.give_back(chain)?;
+        }
+        result
+    }
+
+    /// Forgets what the guest has not got yet.
+    pub(crate) fn forget(&mut self) {
+        self.pending = None;
+    }
+
+    fn receive_all(
+        &mut self,
+        tap: &Tap,
+        queue: &mut Queue<'_>,
+        mergeable: bool,
+    ) -> Result<(), RingError> {
+        if !mergeable {
+            self.ahead = 1;
+        }
+        let (mut dropped, mut received) = (0, 0);
+        while dropped < MOST_DROPPED && self.take(queue, self.ahead)? {
+            let (length, direct) = match self.pending.take() {
+                Some(length) => (length, 0),
+                None => match self.read(tap, queue) {
+                    Ok(read) => read,
+                    Err(ReadError::Ring(error)) => return Err(error),
+                    Err(ReadError::Tap(error)) if is_gone(&error) => return Err(gone(tap)),
+                    // Nothing there, or nothing that can be had; the TAP device will tell.
+                    Err(ReadError::Tap(_)) => break,
+                },
+            };
+            match self.spread(queue, length, direct, mergeable)? {
+                Fate::Fits(buffers) => {
+                    self.complete(queue, length, buffers)?;
+                    received += 1;
+                }
+                // One that a whole turn is too short for never fits.
+                Fate::NoTurn if received > 0 => return self.postpone(queue, length, direct),
+                Fate::NoTurn | Fate::NoRoom => dropped += 1,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes buffers until `count` are held, or as many as there are. Whether any are held.
+    fn take(&mut self, queue: &mut Queue<'_>, count: usize) -> Result<bool, RingError> {
+        while self.held.len() < count.max(1) && self.take_one(queue)? {}
+        Ok(!self.held.is_empty())
+    }
+
+    fn take_one(&mut self, queue: &mut Queue<'_>) -> Result<bool, RingError> {
+        let Some(chain) = queue.pop()? else {
+            return Ok(false);
+        };
+        if chain.writable().length() < VNET_HDR_LEN as u32 {
+            return Err(RingError::Device(
+                "a receive buffer is too small for a frame's header".into(),
+            ));
+        }
+        self.held.push(chain);
+        Ok(true)
+    }
+
+    /// Reads one frame into the buffers that are held and the spill. Its length, and how much of it is in the buffers.
+    fn read(&mut self, tap: &Tap, queue: &Queue<'_>) -> Result<(usize, usize), ReadError> {
+        let mut slices = Vec::with_capacity(self.held.len().saturating_add(1));
+        for chain in &self.held {
+            let buffers = chain.writable();
+            slices.extend(
+                buffers
+                    .slices(queue.memory(), 0, buffers.length())
+                    .map_err(ReadError::Ring)?,
+            );
+        }
+        // There must be room for the spill in one system call, or a frame could be cut unnoticed.
+        slices.truncate(MAX_CHAIN - 1);
+        let room: usize = slices.iter().map(VolatileSlice::len).sum();
+        slices.push(VolatileSlice::from(self.spill.as_mut_slice()));
+        let length = iovec::read(tap, &slices).map_err(ReadError::Tap)?;
+        Ok((length, length.min(room)))
+    }
+
+    /// Copies what was spilled into the buffers after the first `direct` bytes, taking more of them where they may be merged.
+    fn spread(
+        &mut self,
+        queue: &mut Queue<'_>,
+        length: usize,
+        direct: usize,
+        mergeable: bool,
+    ) -> Result<Fate, RingError> {
+        if length < VNET_HDR_LEN {
+            return Ok(Fate::NoRoom);
+        }
+        let (mut before, mut buffers) = (0usize, 0);
+        while before < length {
+            if buffers == self.held.len() {
+                if !mergeable {
+                    return Ok(Fate::NoRoom);
+                }
+                if !self.take_one(queue)? {
+                    return Ok(if queue.turn_is_over() {
+                        Fate::NoTurn
+                    } else {
+                        Fate::NoRoom
+                    });
+                }
+            }
+            let Some(chain) = self.held.get(buffers) else {
+                return Ok(Fate::NoRoom);
+            };
+            let room = chain.writable().length() as usize;
+            let end = length.min(before.saturating_add(room));
+            let start = direct.max(before);
+            if start < end {
+                let spilled = self
+                    .spill
+                    .get(start - direct..end - direct)
+                    .unwrap_or_default();
+                chain
+                    .writable()
+                    .write(queue.memory(), narrow(start - before), spilled)?;
+            }
+            before = before.saturating_add(room);
+            buffers += 1;
+        }
+        Ok(Fate::Fits(buffers))
+    }
+
+    /// Keeps a frame for the next turn: all of it goes to the spill.
+    fn postpone(
+        &mut self,
+        queue: &Queue<'_>,
+        length: usize,
+        direct: usize,
+    ) -> Result<(), RingError> {
+        if length > self.spill.len() {
+            return Ok(());
+        }
+        self.spill.copy_within(..length - direct, direct);
+        let mut rest = self.spill.get_mut(..direct).unwrap_or_default();
+        for chain in &self.held {
+            let part = rest.len().min(chain.writable().length() as usize);
+            let (into, after) = rest.split_at_mut(part);
+            chain.writable().read(queue.memory(), 0, into)?;
+            rest = after;
+        }
+        self.pending = Some(length);
+        Ok(())
+    }
+
+    /// Gives the driver the first buffers, which hold a frame of `length` bytes.
+    fn complete(
+        &mut self,
+        queue: &mut Queue<'_>,
+        length: usize,
+        buffers: usize,
+    ) -> Result<(), RingError> {
+        if let Some(first) = self.held.first() {
+            let count = u16::try_from(buffers).unwrap_or(u16::MAX);
+            first
+                .writable()
+                .write(queue.memory(), NUM_BUFFERS_AT, &count.to_le_bytes())?;
+        }
+        self.ahead = buffers;
+        let mut left = narrow(length);
+        queue.complete_together(self.held.drain(..buffers).map(|chain| {
+            let written = chain.writable().length().min(left);
+            left -= written;
+            (chain, written)
+        }))
+    }
+}
+
+enum ReadError {
+    Ring(RingError),
+    Tap(io::Error),
+}
+
+/// Lengths of frames are far below 2^32.
+fn narrow(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
