@@ -9,8 +9,9 @@ use virtio_drivers::transport::DeviceType;
 
 use crate::interrupts;
 use crate::memory::GuestHal;
-use crate::msix::MsixTransport;
+use crate::msix::MsixTable;
 use crate::pci::{self, Configuration};
+use crate::transport::VirtioTransport;
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,7 +47,8 @@ impl Request {
 
 /// A virtio block device.
 pub(crate) struct Disk {
-    device: VirtIOBlk<GuestHal, MsixTransport>,
+    device: VirtIOBlk<GuestHal, VirtioTransport>,
+    table: MsixTable,
     vector: u8,
     interrupts_seen: u64,
 }
@@ -57,16 +59,18 @@ impl Disk {
         let Some(function) = pci::find_virtio(configuration, DeviceType::Block, index) else {
             panic!("there is no block device {index}");
         };
-        let transport = match MsixTransport::new(configuration, function, vector) {
+        let transport = match VirtioTransport::new(configuration, function, vector) {
             Ok(transport) => transport,
             Err(error) => panic!("block device {function}: {error}"),
         };
+        let table = transport.table();
         let device = match VirtIOBlk::new(transport) {
             Ok(device) => device,
             Err(error) => panic!("block device {function}: {error}"),
         };
         Self {
             device,
+            table,
             vector,
             interrupts_seen: interrupts::count(vector),
         }
@@ -90,6 +94,18 @@ impl Disk {
         }
     }
 
+    /// The device's MSI-X table. Entry 0 is that of its queue.
+    pub(crate) fn table(&mut self) -> &mut MsixTable {
+        &mut self.table
+    }
+
+    /// From now on the device interrupts with this vector.
+    pub(crate) fn set_vector(&mut self, vector: u8) {
+        self.table.set_vector(0, vector);
+        self.vector = vector;
+        self.interrupts_seen = interrupts::count(vector);
+    }
+
     /// How many interrupts there have been from the device.
     pub(crate) fn interrupts(&self) -> u64 {
         interrupts::count(self.vector)
@@ -100,9 +116,19 @@ impl Disk {
     /// # Panics
     /// When one fails.
     pub(crate) fn run(&mut self, operation: Operation, requests: &mut [Request]) {
+        self.submit_all(operation, requests);
+        self.complete_all(operation, requests);
+    }
+
+    /// The first half of [`Self::run`].
+    pub(crate) fn submit_all(&mut self, operation: Operation, requests: &mut [Request]) {
         for request in requests.iter_mut() {
             self.submit(operation, request);
         }
+    }
+
+    /// The second half of [`Self::run`], for the same requests.
+    pub(crate) fn complete_all(&mut self, operation: Operation, requests: &mut [Request]) {
         let mut outstanding = requests.len();
         while outstanding > 0 {
             self.wait_for_interrupt();
@@ -124,6 +150,13 @@ impl Disk {
         }
     }
 
+    /// Waits, without interrupts, until the device has completed something.
+    pub(crate) fn wait_for_completion(&mut self) {
+        while self.device.peek_used().is_none() {
+            core::hint::spin_loop();
+        }
+    }
+
     fn submit(&mut self, operation: Operation, request: &mut Request) {
         let sector = request.sector as usize;
         let Request {
@@ -132,7 +165,7 @@ impl Disk {
             response,
             ..
         } = &mut *request;
-        // SAFETY: `run` neither touches nor gives up the request's memory until it is complete.
+        // SAFETY: the callers neither touch nor give up the request's memory until it is complete.
         let token = unsafe {
             match operation {
                 Operation::Read => self.device.read_blocks_nb(sector, header, data, response),

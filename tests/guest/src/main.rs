@@ -37,6 +37,7 @@ mod serial;
 mod smp;
 mod start;
 mod tests;
+mod transport;
 
 use core::panic::PanicInfo;
 

@@ -1,248 +1,119 @@
-//! The virtio-pci transport with what `virtio-drivers` leaves out: MSI-X, and a doorbell that is one write and no more.
+//! MSI-X: which vector a device interrupts with, and whether it may.
 
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction, PciRoot};
-use virtio_drivers::transport::pci::{PciTransport, VirtioPciError};
-use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
-use virtio_drivers::{PhysAddr, Result};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::apic;
-use crate::memory::{self, GuestHal};
-use crate::pci::Configuration;
+use crate::pci::{Configuration, structure};
+use crate::{apic, memory};
 
-const CAPABILITY_MSIX: u8 = 0x11;
-const CAPABILITY_VENDOR: u8 = 0x09;
-const VIRTIO_COMMON: u8 = 1;
-const VIRTIO_NOTIFY: u8 = 2;
-const MSIX_ENABLE: u32 = 1 << 31;
-const MSIX_MASK_ALL: u32 = 1 << 30;
+const CAPABILITY: u8 = 0x11;
+const ENABLE: u32 = 1 << 31;
+const MASK_ALL: u32 = 1 << 30;
 const ENTRY_SIZE: usize = 16;
-const NO_VECTOR: u16 = 0xffff;
-const MAX_QUEUES: usize = 8;
+const MESSAGE_DATA: usize = 8;
+const VECTOR_CONTROL: usize = 12;
+const MASKED: u32 = 1;
 
-const COMMON_CONFIG_VECTOR: usize = 16;
-const COMMON_QUEUE_SELECT: usize = 22;
-const COMMON_QUEUE_VECTOR: usize = 26;
-const COMMON_QUEUE_NOTIFY_OFFSET: usize = 30;
-
-/// A virtio device on the PCI bus. Queue `q` interrupts with vector `first_vector + q`.
-pub(crate) struct MsixTransport {
-    transport: PciTransport,
-    common: *mut u8,
-    notify: *mut u8,
-    notify_multiplier: u32,
-    doorbells: [Option<*mut u16>; MAX_QUEUES],
-    table_size: u16,
+/// The MSI-X table of a device, its pending bits, and its capability.
+#[derive(Clone, Copy)]
+pub(crate) struct MsixTable {
+    configuration: Configuration,
+    function: DeviceFunction,
+    capability: u8,
+    size: u16,
+    entries: *mut u8,
+    pending: *mut u8,
 }
 
-impl MsixTransport {
-    /// Takes over the device and routes its MSI-X table entries to the vectors from `first_vector` on, on this processor.
-    pub(crate) fn new(
+impl MsixTable {
+    /// More entries than this are not used.
+    pub(crate) const MAX_ENTRIES: u16 = 8;
+
+    /// Lets entry `i` interrupt this processor with vector `first_vector + i`, and enables MSI-X.
+    ///
+    /// # Panics
+    /// When the device has none.
+    pub(crate) fn enable(
         configuration: Configuration,
         function: DeviceFunction,
         first_vector: u8,
-    ) -> core::result::Result<Self, VirtioPciError> {
-        let mut root = PciRoot::new(configuration);
-        let transport = PciTransport::new::<GuestHal, _>(&mut root, function)?;
-        let mut common = core::ptr::null_mut();
-        let mut notify = core::ptr::null_mut();
-        let mut notify_multiplier = 0;
-        let mut table_size = None;
-        for capability in root.capabilities(function) {
-            let word = |offset| configuration.read_word(function, capability.offset + offset);
-            match (capability.id, (capability.private_header >> 8) as u8) {
-                (CAPABILITY_VENDOR, VIRTIO_COMMON) => {
-                    common = structure(configuration, function, word(4), word(8))
-                }
-                (CAPABILITY_VENDOR, VIRTIO_NOTIFY) => {
-                    notify = structure(configuration, function, word(4), word(8));
-                    notify_multiplier = word(16);
-                }
-                (CAPABILITY_MSIX, _) => {
-                    table_size = Some(route(
-                        configuration,
-                        function,
-                        capability.offset,
-                        first_vector,
-                    ));
-                }
-                _ => {}
-            }
-        }
-        let Some(table_size) = table_size else {
-            panic!("{function} has no MSI-X capability")
+    ) -> Self {
+        let root = PciRoot::new(configuration);
+        let Some(found) = root
+            .capabilities(function)
+            .find(|capability| capability.id == CAPABILITY)
+        else {
+            panic!("{function} has no MSI-X capability");
         };
-        let doorbells = [None; MAX_QUEUES];
-        Ok(Self {
-            transport,
-            common,
-            notify,
-            notify_multiplier,
-            doorbells,
-            table_size,
-        })
-    }
-
-    fn read_common_u16(&self, offset: usize) -> u16 {
-        // SAFETY: `common` is the common configuration structure, which `PciTransport` has found to be large enough.
-        unsafe { self.common.add(offset).cast::<u16>().read_volatile() }
-    }
-
-    fn write_common_u16(&mut self, offset: usize, value: u16) {
-        // SAFETY: as above.
-        unsafe { self.common.add(offset).cast::<u16>().write_volatile(value) }
-    }
-}
-
-/// The address of something in a BAR.
-fn structure(
-    configuration: Configuration,
-    function: DeviceFunction,
-    bar: u32,
-    offset: u32,
-) -> *mut u8 {
-    let register = 0x10 + 4 * (bar as u8 & 7);
-    let low = configuration.read_word(function, register);
-    let high = match low & 6 {
-        4 => configuration.read_word(function, register + 4),
-        _ => 0,
-    };
-    let base = u64::from(high) << 32 | u64::from(low & !0xf);
-    memory::map_device(base + u64::from(offset), 4096)
-}
-
-/// Fills the MSI-X table and enables it. Returns the number of its entries.
-fn route(
-    mut configuration: Configuration,
-    function: DeviceFunction,
-    capability: u8,
-    first_vector: u8,
-) -> u16 {
-    let header = configuration.read_word(function, capability);
-    configuration.write_word(function, capability, header | MSIX_ENABLE | MSIX_MASK_ALL);
-    let size = (header >> 16 & 0x7ff) as u16 + 1;
-    let place = configuration.read_word(function, capability + 4);
-    let table = structure(configuration, function, place, place & !7);
-    for index in 0..size.min(MAX_QUEUES as u16) {
+        let place = |offset| {
+            let word = configuration.read_word(function, found.offset + offset);
+            structure(configuration, function, word, word & !7)
+        };
+        let mut table = Self {
+            configuration,
+            function,
+            capability: found.offset,
+            size: (found.private_header & 0x7ff) + 1,
+            entries: place(4),
+            pending: place(8),
+        };
+        table.control(ENABLE | MASK_ALL);
         let address = apic::message_address(apic::id());
-        // SAFETY: entry `index` of the table, which is mapped; the vectors have gates that count.
+        for index in 0..table.size.min(Self::MAX_ENTRIES) {
+            table.write(index, 0, address as u32);
+            table.write(index, 4, (address >> 32) as u32);
+            table.write(
+                index,
+                MESSAGE_DATA,
+                u32::from(first_vector) + u32::from(index),
+            );
+            table.write(index, VECTOR_CONTROL, 0);
+        }
+        table.control(ENABLE);
+        table
+    }
+
+    /// The number of entries.
+    pub(crate) fn size(&self) -> u16 {
+        self.size
+    }
+
+    fn control(&mut self, flags: u32) {
+        let header = self.configuration.read_word(self.function, self.capability);
+        let header = header & !(ENABLE | MASK_ALL) | flags;
+        self.configuration
+            .write_word(self.function, self.capability, header);
+    }
+
+    fn write(&mut self, index: u16, field: usize, value: u32) {
+        assert!(index < self.size);
+        // SAFETY: a field of an entry of the table, which is mapped; all vectors used have gates that count.
         unsafe {
-            let entry = table.add(usize::from(index) * ENTRY_SIZE);
-            memory::write_u32(entry, address as u32);
-            memory::write_u32(entry.add(4), (address >> 32) as u32);
-            memory::write_u32(entry.add(8), u32::from(first_vector) + u32::from(index));
-            memory::write_u32(entry.add(12), 0);
-        }
-    }
-    configuration.write_word(function, capability, header & !MSIX_MASK_ALL | MSIX_ENABLE);
-    size
-}
-
-impl Transport for MsixTransport {
-    fn device_type(&self) -> DeviceType {
-        self.transport.device_type()
-    }
-
-    fn read_device_features(&mut self) -> u64 {
-        self.transport.read_device_features()
-    }
-
-    fn write_driver_features(&mut self, driver_features: u64) {
-        self.transport.write_driver_features(driver_features);
-    }
-
-    fn max_queue_size(&mut self, queue: u16) -> u32 {
-        self.transport.max_queue_size(queue)
-    }
-
-    /// One write to the doorbell. `PciTransport` would first ask the device where it is.
-    fn notify(&mut self, queue: u16) {
-        match self.doorbells[usize::from(queue)] {
-            // SAFETY: the doorbell of this queue, mapped.
-            Some(doorbell) => unsafe { doorbell.write_volatile(queue) },
-            None => panic!("queue {queue} is not set up"),
+            memory::write_u32(
+                self.entries.add(usize::from(index) * ENTRY_SIZE + field),
+                value,
+            )
         }
     }
 
-    fn get_status(&self) -> DeviceStatus {
-        self.transport.get_status()
+    /// Keeps all entries from interrupting, or no longer does.
+    pub(crate) fn mask_all(&mut self, masked: bool) {
+        self.control(ENABLE | if masked { MASK_ALL } else { 0 });
     }
 
-    fn set_status(&mut self, status: DeviceStatus) {
-        self.transport.set_status(status);
+    /// Keeps an entry from interrupting, or no longer does.
+    pub(crate) fn mask(&mut self, index: u16, masked: bool) {
+        self.write(index, VECTOR_CONTROL, if masked { MASKED } else { 0 });
     }
 
-    fn set_guest_page_size(&mut self, guest_page_size: u32) {
-        self.transport.set_guest_page_size(guest_page_size);
+    /// Lets an entry interrupt with another vector.
+    pub(crate) fn set_vector(&mut self, index: u16, vector: u8) {
+        self.write(index, MESSAGE_DATA, vector.into());
     }
 
-    fn requires_legacy_layout(&self) -> bool {
-        self.transport.requires_legacy_layout()
-    }
-
-    fn queue_set(
-        &mut self,
-        queue: u16,
-        size: u32,
-        descriptors: PhysAddr,
-        driver_area: PhysAddr,
-        device_area: PhysAddr,
-    ) {
-        assert!(
-            queue < self.table_size,
-            "queue {queue}, but {} MSI-X vectors",
-            self.table_size
-        );
-        self.write_common_u16(COMMON_CONFIG_VECTOR, NO_VECTOR);
-        self.write_common_u16(COMMON_QUEUE_SELECT, queue);
-        self.write_common_u16(COMMON_QUEUE_VECTOR, queue);
-        let vector = self.read_common_u16(COMMON_QUEUE_VECTOR);
-        assert!(
-            vector == queue,
-            "queue {queue}: the device took MSI-X vector {vector:#x} instead"
-        );
-        let offset =
-            u32::from(self.read_common_u16(COMMON_QUEUE_NOTIFY_OFFSET)) * self.notify_multiplier;
-        let doorbell = memory::map_device(self.notify as u64 + u64::from(offset), 2);
-        self.doorbells[usize::from(queue)] = Some(doorbell.cast());
-        self.transport
-            .queue_set(queue, size, descriptors, driver_area, device_area);
-    }
-
-    fn queue_unset(&mut self, queue: u16) {
-        self.transport.queue_unset(queue);
-    }
-
-    fn queue_used(&mut self, queue: u16) -> bool {
-        self.transport.queue_used(queue)
-    }
-
-    fn ack_interrupt(&mut self) -> InterruptStatus {
-        self.transport.ack_interrupt()
-    }
-
-    fn finish_init(&mut self) {
-        self.transport.finish_init();
-        let status = self.get_status();
-        assert!(
-            status.contains(DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK),
-            "device status {status:?}"
-        );
-    }
-
-    fn read_config_generation(&self) -> u32 {
-        self.transport.read_config_generation()
-    }
-
-    fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T> {
-        self.transport.read_config_space(offset)
-    }
-
-    fn write_config_space<T: IntoBytes + Immutable>(
-        &mut self,
-        offset: usize,
-        value: T,
-    ) -> Result<()> {
-        self.transport.write_config_space(offset, value)
+    /// Whether an interrupt of an entry waits for it not to be masked any more.
+    pub(crate) fn is_pending(&self, index: u16) -> bool {
+        let word = usize::from(index) / 32 * 4;
+        // SAFETY: a word of the pending bits, which are mapped.
+        unsafe { memory::read_u32(self.pending.add(word)) >> (index % 32) & 1 == 1 }
     }
 }

@@ -9,16 +9,16 @@ use virtio_drivers::transport::DeviceType;
 
 use crate::interrupts;
 use crate::memory::GuestHal;
-use crate::msix::MsixTransport;
 use crate::packet::Mac;
 use crate::pci::{self, Configuration};
+use crate::transport::VirtioTransport;
 
 const QUEUE_SIZE: usize = 64;
 const RECEIVE_BUFFER: usize = 2048;
 
 /// A virtio network device.
 pub(crate) struct Nic {
-    device: VirtIONetRaw<GuestHal, MsixTransport, QUEUE_SIZE>,
+    device: VirtIONetRaw<GuestHal, VirtioTransport, QUEUE_SIZE>,
     vector: u8,
     /// By token.
     receiving: Vec<Option<Vec<u8>>>,
@@ -32,7 +32,7 @@ impl Nic {
         let Some(function) = pci::find_virtio(configuration, DeviceType::Network, 0) else {
             panic!("there is no network device");
         };
-        let transport = match MsixTransport::new(configuration, function, vector) {
+        let transport = match VirtioTransport::new(configuration, function, vector) {
             Ok(transport) => transport,
             Err(error) => panic!("network device {function}: {error}"),
         };

@@ -102,3 +102,20 @@ pub(crate) fn find_virtio(
 pub(crate) fn count_functions(configuration: Configuration) -> usize {
     PciRoot::new(configuration).enumerate_bus(0).count()
 }
+
+/// The address of something in a BAR.
+pub(crate) fn structure(
+    configuration: Configuration,
+    function: DeviceFunction,
+    bar: u32,
+    offset: u32,
+) -> *mut u8 {
+    let register = 0x10 + 4 * (bar as u8 & 7);
+    let low = configuration.read_word(function, register);
+    let high = match low & 6 {
+        4 => configuration.read_word(function, register + 4),
+        _ => 0,
+    };
+    let base = u64::from(high) << 32 | u64::from(low & !0xf);
+    memory::map_device(base + u64::from(offset), 4096)
+}

@@ -6,6 +6,8 @@
 //! | `blk` | reads, writes the pattern, flushes, reads back | `read=SECTORS` (128), `write=SECTORS` (128), `at=SECTOR` (the end of what is read), `size=SECTORS` (8), `depth=N` (8), `seed=N` (1), `disk=N` (0) |
 //! | `blk-stress` | writes and checks at random places | `n=N` (1000), `span=SECTORS` (2048), `seed`, `depth`, `disk` |
 //! | `idle-io` | waits for `go` in a sector, reads, writes `done` into the next, waits for `end` | `n=N` (1000), `signal=SECTOR` (0), `disk` |
+//! | `blk-msix` | masks and re-routes the interrupt of a block device | `disk` |
+//! | `echo` | says again every line it receives on COM1 | `n=N` (1) |
 //! | `net` | ARP, ICMP echo, then datagrams to a server that returns them with every bit inverted | `ip=`, `peer=`, `port=N` (7), `n=N` (100), `seed` |
 //! | `smp` | starts all processors, lets them count together, interrupts each | `n=N` (100000) |
 //! | `memory` | writes and checks all memory, a word every so often | `stride=BYTES` (4096) |
@@ -43,6 +45,8 @@ pub(crate) fn run(words: &CommandLine, acpi: &Acpi) {
             "blk" => block::check(words, configuration),
             "blk-stress" => block::stress(words, configuration),
             "idle-io" => block::idle_io(words, configuration),
+            "blk-msix" => block::msix(words, configuration),
+            "echo" => machine::echo(words),
             "net" => network::check(words, configuration),
             "smp" => machine::processors(words, acpi),
             "memory" => machine::memory(words),

@@ -11,10 +11,15 @@ use crate::cmdline::CommandLine;
 use crate::pattern;
 use crate::pci::Configuration;
 use crate::serial::say;
+use crate::smp::ticks;
 
 const SECTOR: u64 = 512;
 /// The queue of the block driver has 16 entries, and with direct descriptors a request takes three.
 const DEPTH: u64 = 5;
+/// Not the vector of any other test.
+const OTHER_VECTOR: u8 = 0x50;
+/// Time stamp counter ticks in which an interrupt would arrive: about 10 ms.
+const A_WHILE: u64 = 30_000_000;
 
 fn open(words: &CommandLine, configuration: Configuration) -> Disk {
     let mut disk = Disk::find(configuration, words.number("disk", 0) as usize, DISK_VECTOR);
@@ -194,4 +199,40 @@ pub(super) fn idle_io(words: &CommandLine, configuration: Configuration) {
         "idle-io requests={requests} interrupts={interrupts} crc32={:#010x}",
         crc.finalize()
     );
+}
+
+/// Interrupts that are masked wait, and arrive when they are not; those of another vector arrive there.
+pub(super) fn msix(words: &CommandLine, configuration: Configuration) {
+    let mut disk = open(words, configuration);
+    let hold_back: [fn(&mut Disk, bool); 2] = [
+        |disk, masked| disk.table().mask(0, masked),
+        |disk, masked| disk.table().mask_all(masked),
+    ];
+    let mut pending = 0;
+    for hold_back in hold_back {
+        let mut requests = [Request::new(0, 1)];
+        let before = disk.interrupts();
+        hold_back(&mut disk, true);
+        disk.submit_all(Operation::Read, &mut requests);
+        disk.wait_for_completion();
+        let since = ticks();
+        while ticks() - since < A_WHILE {
+            pending |= u64::from(disk.table().is_pending(0));
+        }
+        assert!(
+            disk.interrupts() == before,
+            "an interrupt that is masked has arrived"
+        );
+        hold_back(&mut disk, false);
+        disk.complete_all(Operation::Read, &mut requests);
+        assert!(
+            disk.interrupts() == before + 1,
+            "a held-back interrupt arrived more than once"
+        );
+    }
+    disk.table().mask(0, true);
+    disk.set_vector(OTHER_VECTOR);
+    disk.table().mask(0, false);
+    disk.read_sector(0);
+    say!("blk-msix pending={pending} rerouted={}", disk.interrupts());
 }

@@ -4,7 +4,7 @@ use crate::acpi::Acpi;
 use crate::cmdline::CommandLine;
 use crate::serial::say;
 use crate::start::StartInfo;
-use crate::{apic, memory, pattern, smp};
+use crate::{apic, memory, pattern, serial, smp};
 
 const PAGE: u64 = 4096;
 /// Below this lie the real-mode parts, tables of the firmware, the program itself and its heap.
@@ -65,4 +65,13 @@ pub(super) fn memory(words: &CommandLine) {
 fn places(start: u64, size: u64, stride: u64) -> impl Iterator<Item = u64> {
     let first = start.max(FIRST_FREE).next_multiple_of(PAGE);
     (first..start + size).step_by(stride as usize)
+}
+
+/// Says again every line it receives.
+pub(super) fn echo(words: &CommandLine) {
+    say!("echo ready");
+    for _ in 0..words.number("n", 1) {
+        let line = serial::read_line();
+        say!("echo {}", line.escape_ascii());
+    }
 }
