@@ -1,0 +1,20 @@
+//! Cache modes (`-t`, `-T`).
+
+/// What a cache mode asks for. All of them use the page cache; what differs is when data must be durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cache {
+    /// `none`, `writeback`, `writethrough`, `directsync`: durable when the command ends.
+    Durable,
+    /// `unsafe`: left to the kernel.
+    Unsafe,
+}
+
+impl Cache {
+    pub(crate) fn parse(mode: &str) -> Option<Self> {
+        match mode {
+            "none" | "off" | "directsync" | "writeback" | "writethrough" => Some(Self::Durable),
+            "unsafe" => Some(Self::Unsafe),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What the tool gives up once its files are open and before it works on what is in them.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use bulkhead_process::confine::Confinement;
+
+/// Reading and writing files that are open, with the reason for each group.
+const OPEN_FILES: &[libc::c_long] = &[
+    // data
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_copy_file_range,
+    // durability
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    // holes, sizes
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_statx,
+    libc::SYS_fadvise64,
+];
+
+/// Giving the finished file its name, or removing it.
+const NAMES: &[libc::c_long] = &[
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+];
+
+/// Confines the process to the files it has open; in `folders` it may still rename and remove. No file can be opened
+/// any more.
+pub(crate) fn enter(folders: &[PathBuf]) -> Result<()> {
+    let mut confinement = Confinement::new().allow(OPEN_FILES);
+    if !folders.is_empty() {
+        confinement = confinement.allow(NAMES);
+    }
+    folders
+        .iter()
+        .fold(confinement, |confinement, folder| {
+            confinement.write_path(folder)
+        })
+        .enter()
+        .context("cannot confine the process")
+}

@@ -1,0 +1,111 @@
+//! One or more disks, read as if they were one after the other.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use qcow::Image;
+
+use super::zero::SECTOR;
+
+/// Disks in a row, each taken in whole sectors.
+#[derive(Debug)]
+pub(crate) struct Input {
+    disks: Vec<Disk>,
+    len: u64,
+}
+
+#[derive(Debug)]
+struct Disk {
+    image: Arc<Image>,
+    start: u64,
+    /// In whole sectors.
+    len: u64,
+}
+
+/// A position within one of the disks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Position<'a> {
+    pub(crate) image: &'a Image,
+    /// Offset in that disk.
+    pub(crate) offset: u64,
+    /// Bytes from there to the end of the disk, in whole sectors.
+    pub(crate) left: u64,
+}
+
+impl Input {
+    pub(crate) fn new(images: impl IntoIterator<Item = Arc<Image>>) -> Self {
+        let mut len = 0u64;
+        let mut disks = Vec::new();
+        for image in images {
+            let disk_len = image.virtual_size().next_multiple_of(SECTOR as u64);
+            disks.push(Disk {
+                image,
+                start: len,
+                len: disk_len,
+            });
+            len = len.saturating_add(disk_len);
+        }
+        Self { disks, len }
+    }
+
+    /// The length of all of them.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The name of the disk at `offset`.
+    pub(crate) fn path_at(&self, offset: u64) -> &Path {
+        self.at(offset)
+            .map_or(Path::new(""), |position| position.image.path())
+    }
+
+    /// What lies at `offset`.
+    pub(crate) fn at(&self, offset: u64) -> Option<Position<'_>> {
+        let disk = self
+            .disks
+            .iter()
+            .find(|disk| (disk.start..disk.start + disk.len).contains(&offset))?;
+        let inner = offset - disk.start;
+        Some(Position {
+            image: &disk.image,
+            offset: inner,
+            left: disk.len - inner,
+        })
+    }
+
+    /// Fills `buffer` from `offset`. The error comes with the offset of the read that failed.
+    pub(crate) fn read(
+        &self,
+        mut offset: u64,
+        mut buffer: &mut [u8],
+    ) -> Result<(), (u64, qcow::Error)> {
+        while !buffer.is_empty() {
+            let Some(position) = self.at(offset) else {
+                buffer.fill(0);
+                return Ok(());
+            };
+            let part = usize::try_from(position.left)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
+            let (now, later) = buffer.split_at_mut(part);
+            // A disk that ends within a sector is padded with zeroes.
+            let inside = usize::try_from(
+                position
+                    .image
+                    .virtual_size()
+                    .saturating_sub(position.offset),
+            )
+            .unwrap_or(usize::MAX)
+            .min(part);
+            let (data, padding) = now.split_at_mut(inside);
+            padding.fill(0);
+            position
+                .image
+                .read_at(position.offset, data)
+                .map_err(|error| (offset, error))?;
+            offset += part as u64;
+            buffer = later;
+        }
+        Ok(())
+    }
+}

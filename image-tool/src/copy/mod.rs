@@ -1,0 +1,10 @@
+//! Copying the content of disks: what to copy, in which pieces, by how many threads.
+
+mod engine;
+mod input;
+mod plan;
+pub(crate) mod zero;
+
+pub(crate) use engine::{Copy, Failure, Salvage, run};
+pub(crate) use input::Input;
+pub(crate) use plan::{Kind, Plan};

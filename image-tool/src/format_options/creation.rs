@@ -1,0 +1,162 @@
+//! From option values to what the library creates, refusing what does not go together in QEMU's words.
+
+use anyhow::{Result, anyhow, bail, ensure};
+use qcow::{CompressionType, CreateOptions, Format, Preallocation};
+
+use super::FormatOptions;
+
+/// The format of that name, if this tool has it.
+pub(crate) fn known_format(name: &str) -> Option<Format> {
+    name.parse().ok()
+}
+
+/// What to create: `size` bytes, by these options.
+pub(crate) fn creation(
+    format: Format,
+    options: &FormatOptions,
+    size: u64,
+) -> Result<CreateOptions> {
+    let size = size
+        .checked_next_multiple_of(512)
+        .ok_or_else(|| anyhow!("Image size is too large"))?;
+    let mut create = CreateOptions::new(format, size);
+    if format == Format::Raw {
+        create.preallocation = raw_preallocation(options.text("preallocation"))?;
+        return Ok(create);
+    }
+    let encryption =
+        |name: &&str| name.starts_with("encrypt") && options.boolean(name) != Some(false);
+    if let Some(name) = options.names().find(encryption) {
+        bail!("Encrypted images are not supported (option '{name}')");
+    }
+    create.version = version(options.text("compat"))?;
+    create.preallocation = preallocation(options.text("preallocation"))?;
+    create.compression_type = compression(options.text("compression_type"))?;
+    create.extended_l2 = options.boolean("extended_l2").unwrap_or(false);
+    create.lazy_refcounts = options.boolean("lazy_refcounts").unwrap_or(false);
+    create.data_file_raw = options.boolean("data_file_raw").unwrap_or(false);
+    create.data_file = options.text("data_file").map(str::to_owned);
+    create.backing_file = options.text("backing_file").map(str::to_owned);
+    create.backing_format = options
+        .text("backing_fmt")
+        .map(backing_format)
+        .transpose()?;
+    create.cluster_size = options.number("cluster_size").unwrap_or(65536);
+    create.refcount_bits = refcount_bits(options.number("refcount_bits"))?;
+    check(&create)?;
+    Ok(create)
+}
+
+fn backing_format(name: &str) -> Result<Format> {
+    known_format(name)
+        .ok_or_else(|| anyhow!("Parameter 'backing-fmt' does not accept value '{name}'"))
+}
+
+/// `compat` as a version of the format.
+pub(crate) fn version(compat: Option<&str>) -> Result<u32> {
+    match compat {
+        Some("0.10" | "v2") => Ok(2),
+        None | Some("1.1" | "v3") => Ok(3),
+        Some(other) => bail!("Parameter 'version' does not accept value '{other}'"),
+    }
+}
+
+/// `preallocation` of an image with metadata.
+pub(crate) fn preallocation(mode: Option<&str>) -> Result<Preallocation> {
+    Ok(match mode {
+        None | Some("off") => Preallocation::Off,
+        Some("metadata") => Preallocation::Metadata,
+        Some("falloc") => Preallocation::Falloc,
+        Some("full") => Preallocation::Full,
+        Some(other) => bail!("Parameter 'preallocation' does not accept value '{other}'"),
+    })
+}
+
+fn raw_preallocation(mode: Option<&str>) -> Result<Preallocation> {
+    let mode = preallocation(mode)
+        .map_err(|_| anyhow!("invalid parameter value: {}", mode.unwrap_or_default()))?;
+    check_preallocation(Format::Raw, mode)?;
+    Ok(mode)
+}
+
+/// Whether a format can be preallocated in that way.
+pub(crate) fn check_preallocation(format: Format, mode: Preallocation) -> Result<()> {
+    if format == Format::Raw && mode == Preallocation::Metadata {
+        bail!("Unsupported preallocation mode: metadata");
+    }
+    Ok(())
+}
+
+fn compression(name: Option<&str>) -> Result<CompressionType> {
+    Ok(match name {
+        None | Some("zlib") => CompressionType::Zlib,
+        Some("zstd") => CompressionType::Zstd,
+        Some(other) => bail!("Parameter 'compression-type' does not accept value '{other}'"),
+    })
+}
+
+fn refcount_bits(bits: Option<u64>) -> Result<u32> {
+    match bits.unwrap_or(16) {
+        bits if bits.is_power_of_two() && bits <= 64 => Ok(bits as u32),
+        _ => bail!("Refcount width must be a power of two and may not exceed 64 bits"),
+    }
+}
+
+fn check(create: &CreateOptions) -> Result<()> {
+    let needs_v3 = |what: &str, verb: &str, asked: bool| {
+        ensure!(
+            !asked || create.version >= 3,
+            "{what} {verb} compatibility level 1.1 and above (use version=v3 or greater)"
+        );
+        Ok(())
+    };
+    let size = create.cluster_size;
+    ensure!(
+        size.is_power_of_two() && (512..=2 << 20).contains(&size),
+        "Cluster size must be a power of two between 512 and 2048k"
+    );
+    if create.extended_l2 {
+        needs_v3("Extended L2 entries are only", "supported with", true)?;
+        ensure!(
+            size >= 16384,
+            "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes"
+        );
+    }
+    ensure!(
+        create.preallocation == Preallocation::Off
+            || create.backing_file.is_none()
+            || create.extended_l2,
+        "Backing file and preallocation can only be used at the same time if extended_l2 is on"
+    );
+    ensure!(
+        create.backing_format.is_none() || create.backing_file.is_some(),
+        "Backing format cannot be used without backing file"
+    );
+    needs_v3(
+        "Lazy refcounts only",
+        "supported with",
+        create.lazy_refcounts,
+    )?;
+    ensure!(
+        create.version >= 3 || create.refcount_bits == 16,
+        "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)"
+    );
+    ensure!(
+        !create.data_file_raw || create.data_file.is_some(),
+        "data-file-raw requires data-file"
+    );
+    ensure!(
+        !create.data_file_raw || create.backing_file.is_none(),
+        "Backing file and data-file-raw cannot be used at the same time"
+    );
+    needs_v3(
+        "External data files are only",
+        "supported with",
+        create.data_file.is_some(),
+    )?;
+    needs_v3(
+        "Non-zlib compression type is only",
+        "supported with",
+        create.compression_type != CompressionType::Zlib,
+    )
+}

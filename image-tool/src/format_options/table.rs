@@ -1,0 +1,219 @@
+//! The options of each format, in the order in which they are announced.
+
+use qcow::Format;
+
+/// What kind of value an option takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Text,
+    Bool,
+    Number,
+    Size,
+}
+
+impl Kind {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Text => "str",
+            Self::Bool => "bool (on/off)",
+            Self::Number => "num",
+            Self::Size => "size",
+        }
+    }
+}
+
+/// One option.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spec {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) default: Option<&'static str>,
+    pub(crate) help: &'static str,
+}
+
+const fn spec(
+    name: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> Spec {
+    Spec {
+        name,
+        kind,
+        default,
+        help,
+    }
+}
+
+/// Recognised so that they can be refused by name.
+const ENCRYPTION: [Spec; 9] = [
+    spec(
+        "encryption",
+        Kind::Bool,
+        None,
+        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+    ),
+    spec(
+        "encrypt.format",
+        Kind::Text,
+        None,
+        "Encrypt the image, format choices: 'aes', 'luks'",
+    ),
+    spec(
+        "encrypt.key-secret",
+        Kind::Text,
+        None,
+        "ID of secret providing qcow AES key or LUKS passphrase",
+    ),
+    spec(
+        "encrypt.cipher-alg",
+        Kind::Text,
+        None,
+        "Name of encryption cipher algorithm",
+    ),
+    spec(
+        "encrypt.cipher-mode",
+        Kind::Text,
+        None,
+        "Name of encryption cipher mode",
+    ),
+    spec(
+        "encrypt.ivgen-alg",
+        Kind::Text,
+        None,
+        "Name of IV generator algorithm",
+    ),
+    spec(
+        "encrypt.ivgen-hash-alg",
+        Kind::Text,
+        None,
+        "Name of IV generator hash algorithm",
+    ),
+    spec(
+        "encrypt.hash-alg",
+        Kind::Text,
+        None,
+        "Name of encryption hash algorithm",
+    ),
+    spec(
+        "encrypt.iter-time",
+        Kind::Number,
+        None,
+        "Time to spend in PBKDF in milliseconds",
+    ),
+];
+
+const QCOW2_LAYOUT: [Spec; 4] = [
+    spec(
+        "cluster_size",
+        Kind::Size,
+        Some("65536"),
+        "qcow2 cluster size",
+    ),
+    spec("extended_l2", Kind::Bool, Some("off"), "Extended L2 tables"),
+    spec(
+        "preallocation",
+        Kind::Text,
+        None,
+        "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    ),
+    spec(
+        "compression_type",
+        Kind::Text,
+        Some("zlib"),
+        "Compression method used for image cluster compression",
+    ),
+];
+
+const QCOW2_HEADER: [Spec; 8] = [
+    SIZE,
+    spec(
+        "compat",
+        Kind::Text,
+        None,
+        "Compatibility level (v2 [0.10] or v3 [1.1])",
+    ),
+    spec(
+        "backing_file",
+        Kind::Text,
+        None,
+        "File name of a base image",
+    ),
+    spec(
+        "backing_fmt",
+        Kind::Text,
+        None,
+        "Image format of the base image",
+    ),
+    spec(
+        "data_file",
+        Kind::Text,
+        None,
+        "File name of an external data file",
+    ),
+    spec(
+        "data_file_raw",
+        Kind::Bool,
+        None,
+        "The external data file must stay valid as a raw image",
+    ),
+    spec(
+        "lazy_refcounts",
+        Kind::Bool,
+        Some("off"),
+        "Postpone refcount updates",
+    ),
+    spec(
+        "refcount_bits",
+        Kind::Number,
+        Some("16"),
+        "Width of a reference count entry in bits",
+    ),
+];
+
+const SIZE: Spec = spec("size", Kind::Size, None, "Virtual disk size");
+
+/// Options of the file under any image.
+const FILE: [Spec; 3] = [
+    spec(
+        "nocow",
+        Kind::Bool,
+        None,
+        "Turn off copy-on-write (valid only on btrfs)",
+    ),
+    spec(
+        "preallocation",
+        Kind::Text,
+        None,
+        "Preallocation mode (allowed values: off, falloc, full)",
+    ),
+    spec(
+        "extent_size_hint",
+        Kind::Size,
+        None,
+        "Extent size hint for the image file, 0 to disable",
+    ),
+];
+
+/// The options a format takes by itself.
+pub(crate) fn own(format: Format) -> Vec<Spec> {
+    match format {
+        Format::Raw => vec![SIZE],
+        Format::Qcow2 => ENCRYPTION
+            .into_iter()
+            .chain(QCOW2_LAYOUT)
+            .chain(QCOW2_HEADER)
+            .collect(),
+    }
+}
+
+/// The options of a format on a file.
+pub(crate) fn creatable(format: Format) -> Vec<Spec> {
+    let mut table = own(format);
+    for spec in FILE {
+        if !table.iter().any(|known| known.name == spec.name) {
+            table.push(spec);
+        }
+    }
+    table
+}

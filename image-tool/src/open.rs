@@ -1,0 +1,252 @@
+//! Opening images: the file, its format, its backing chain, and what to say when one of them is not there.
+//!
+//! The chain is opened here, image by image, rather than by the library, because the user may replace parts of it and
+//! because each message has to name the file it is about.
+
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow, bail};
+use qcow::{Backing, DataFile, Discard, Format, Image, Info, Locking, OpenOptions};
+
+use crate::probe;
+use crate::reason::reason;
+use crate::source::{BackingOverride, Source, relative_to};
+use crate::unsynced::Unsynced;
+
+/// The most images a chain may have.
+const MAX_CHAIN: usize = 64;
+
+/// How to open an image.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Opening {
+    pub(crate) writable: bool,
+    /// `-U`: beside a writer.
+    pub(crate) share: bool,
+    /// Leave backing and data files alone.
+    pub(crate) alone: bool,
+    /// Leave the backing file alone, and open the data file.
+    pub(crate) no_backing: bool,
+    pub(crate) for_check: bool,
+    pub(crate) snapshot: Option<String>,
+    /// The image this far down the chain is written, too.
+    pub(crate) writable_at: Option<usize>,
+    /// Data is left to the kernel to write out.
+    pub(crate) unsynced: bool,
+}
+
+/// An open image and what was learnt on the way.
+#[derive(Debug, Clone)]
+pub(crate) struct Opened {
+    pub(crate) image: Arc<Image>,
+    /// Every file of the chain.
+    pub(crate) paths: Vec<PathBuf>,
+    /// The format was guessed, not given.
+    pub(crate) guessed: bool,
+}
+
+impl Opened {
+    pub(crate) fn info(&self) -> Result<Info> {
+        info(&self.image)
+    }
+
+    /// The image alone, to close it.
+    pub(crate) fn into_image(self) -> Option<Image> {
+        Arc::into_inner(self.image)
+    }
+}
+
+/// The facts of an image.
+pub(crate) fn info(image: &Image) -> Result<Info> {
+    image
+        .info()
+        .map_err(|error| anyhow!("{}", reason(&error, image.path())))
+}
+
+/// Opens the image a user named.
+pub(crate) fn open(source: &Source, how: &Opening) -> Result<Opened> {
+    open_unnamed(source, how).map_err(|error| anyhow!("Could not open '{}': {error}", source.text))
+}
+
+/// As [`open`], and the error does not begin with the image's name.
+pub(crate) fn open_unnamed(source: &Source, how: &Opening) -> Result<Opened> {
+    let mut chain = Chain::default();
+    let (image, guessed) = chain.open(source, how)?;
+    Ok(Opened {
+        image: Arc::new(image),
+        paths: chain.paths,
+        guessed,
+    })
+}
+
+/// The files of a chain while it is opened, to find loops.
+#[derive(Debug, Default)]
+struct Chain {
+    seen: Vec<(u64, u64)>,
+    paths: Vec<PathBuf>,
+}
+
+impl Chain {
+    fn open(&mut self, source: &Source, how: &Opening) -> Result<(Image, bool)> {
+        source.format.as_deref().map(known).transpose()?;
+        let file = open_file(&source.path, how.writable)?;
+        self.remember(&file, &source.path)?;
+        let (format, guessed) = format_of(source, &file)?;
+        if guessed && format == Format::Raw && how.writable {
+            warn_guessed_raw(&source.text);
+        }
+        let mut options = OpenOptions::new(format)
+            .writable(how.writable)
+            .locking(if how.share || source.force_share {
+                Locking::Shared
+            } else {
+                Locking::Exclusive
+            })
+            .discard(Discard::Unmap)
+            .for_check(how.for_check)
+            .snapshot(how.snapshot.clone());
+        if !how.alone {
+            options = options.data_file(self.data_file(source));
+            if !how.no_backing {
+                options = options.backing(self.backing(source, format, &file, how)?);
+            }
+        }
+        let image = if how.unsynced {
+            Image::open_storage(Box::new(Unsynced::new(file)?), &source.path, &options)
+        } else {
+            Image::open_file(file, &source.path, &options)
+        };
+        let image = image.map_err(|error| anyhow!("{}", reason(&error, &source.path)))?;
+        Ok((image, guessed))
+    }
+
+    fn remember(&mut self, file: &File, path: &Path) -> Result<()> {
+        let metadata = file.metadata()?;
+        let id = (metadata.dev(), metadata.ino());
+        if self.seen.contains(&id) {
+            bail!(
+                "Backing file '{}' creates an infinite loop.",
+                path.display()
+            );
+        }
+        if self.seen.len() == MAX_CHAIN {
+            bail!("The backing chain has more than {MAX_CHAIN} images");
+        }
+        self.seen.push(id);
+        self.paths.push(path.to_owned());
+        Ok(())
+    }
+
+    fn data_file(&self, source: &Source) -> DataFile {
+        match &source.data_file {
+            Some(path) => DataFile::Path(path.clone()),
+            None => DataFile::Open,
+        }
+    }
+
+    fn backing(
+        &mut self,
+        source: &Source,
+        format: Format,
+        file: &File,
+        how: &Opening,
+    ) -> Result<Backing> {
+        let below = match &source.backing {
+            BackingOverride::None => return Ok(Backing::Ignore),
+            BackingOverride::Image(below) => Source::clone(below),
+            BackingOverride::AsRecorded if format == Format::Raw => return Ok(Backing::Ignore),
+            BackingOverride::AsRecorded => match recorded_backing(source, file)? {
+                Some(below) => below,
+                None => return Ok(Backing::Ignore),
+            },
+        };
+        let how = Opening {
+            share: how.share,
+            writable: how.writable_at == Some(1),
+            writable_at: how.writable_at.and_then(|depth| depth.checked_sub(1)),
+            ..Opening::default()
+        };
+        let (image, _) = self
+            .open(&below, &how)
+            .map_err(|error| anyhow!("Could not open backing file: {error}"))?;
+        Ok(Backing::Use(Arc::new(image)))
+    }
+}
+
+/// The backing file an image names, as a source of its own.
+fn recorded_backing(source: &Source, file: &File) -> Result<Option<Source>> {
+    let header = OpenOptions::new(Format::Qcow2)
+        .locking(Locking::Off)
+        .for_check(true);
+    let told = |error: &qcow::Error| anyhow!("{}", reason(error, &source.path));
+    let image =
+        Image::open_file(file.try_clone()?, &source.path, &header).map_err(|error| told(&error))?;
+    let info = image.info().map_err(|error| told(&error))?;
+    let Some(name) = info.backing_filename else {
+        return Ok(None);
+    };
+    let path = relative_to(&source.path, &name)
+        .map_err(|error| anyhow!("Could not open backing file: {error}"))?;
+    let Some(format) = info.backing_format else {
+        bail!("Image names the backing file '{name}' without its format, and it is not guessed");
+    };
+    Ok(Some(Source {
+        text: path.to_string_lossy().into_owned(),
+        path,
+        format: Some(format),
+        backing: BackingOverride::AsRecorded,
+        data_file: None,
+        force_share: source.force_share,
+    }))
+}
+
+/// Opens the file under an image.
+pub(crate) fn open_file(path: &Path, writable: bool) -> Result<File> {
+    // Not waiting for the other end, should it be a pipe.
+    let file = File::options()
+        .read(true)
+        .write(writable)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EISDIR) => not_a_file(path),
+            _ => anyhow!(
+                "Could not open '{}': {}",
+                path.display(),
+                crate::reason::os(&error)
+            ),
+        })?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || std::os::unix::fs::FileTypeExt::is_block_device(&kind) {
+        return Ok(file);
+    }
+    Err(not_a_file(path))
+}
+
+fn not_a_file(path: &Path) -> anyhow::Error {
+    anyhow!(
+        "'file' driver requires '{}' to be a regular file",
+        path.display()
+    )
+}
+
+fn format_of(source: &Source, file: &File) -> Result<(Format, bool)> {
+    match &source.format {
+        Some(name) => Ok((known(name)?, false)),
+        None => Ok((known(probe::format_of(file)?)?, true)),
+    }
+}
+
+fn known(name: &str) -> Result<Format> {
+    name.parse().map_err(|_| anyhow!("Unknown driver '{name}'"))
+}
+
+fn warn_guessed_raw(name: &str) {
+    eprintln!(
+        "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+         Specify the 'raw' format explicitly to remove the restrictions."
+    );
+}

@@ -1,0 +1,186 @@
+//! The options that several verbs share: their definition and what they mean.
+
+use std::ffi::OsStr;
+
+use anyhow::{Result, anyhow};
+use clap::{Arg, ArgAction, Command};
+
+use crate::cache::Cache;
+use crate::getopt::Matches;
+use crate::output::Format;
+use crate::report::Usage;
+use crate::size::{self, SizeError};
+
+/// A verb's command, with `--help`.
+pub(crate) fn command(name: &'static str, about: &'static str) -> Command {
+    Command::new(name)
+        .about(about)
+        .disable_help_flag(true)
+        .arg(flag("help", Some('h'), "print this help and exit"))
+}
+
+/// An option without a value.
+pub(crate) fn flag(name: &'static str, short: impl Into<Option<char>>, help: &'static str) -> Arg {
+    let arg = Arg::new(name)
+        .long(name)
+        .action(ArgAction::SetTrue)
+        .help(help);
+    with_short(arg, short.into())
+}
+
+/// An option with a value.
+pub(crate) fn value(
+    name: &'static str,
+    short: impl Into<Option<char>>,
+    what: &'static str,
+    help: &'static str,
+) -> Arg {
+    let arg = Arg::new(name)
+        .long(name)
+        .action(ArgAction::Append)
+        .value_name(what)
+        .help(help)
+        .allow_hyphen_values(true);
+    with_short(arg, short.into())
+}
+
+fn with_short(arg: Arg, short: Option<char>) -> Arg {
+    match short {
+        Some(letter) => arg.short(letter),
+        None => arg,
+    }
+}
+
+/// An option without a value and without a long name.
+pub(crate) fn short_flag(name: &'static str, short: char, help: &'static str) -> Arg {
+    Arg::new(name)
+        .short(short)
+        .action(ArgAction::SetTrue)
+        .help(help)
+}
+
+/// What is not an option.
+pub(crate) fn operand(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).value_name(name).help(help).num_args(0..)
+}
+
+pub(crate) fn format() -> Arg {
+    value(
+        "format",
+        'f',
+        "FMT",
+        "format of the image (default: found out by its content)",
+    )
+}
+
+pub(crate) fn image_opts() -> Arg {
+    flag(
+        "image-opts",
+        None,
+        "the operand is a list of options (driver=qcow2,file.filename=…), not a file name",
+    )
+}
+
+pub(crate) fn force_share() -> Arg {
+    flag(
+        "force-share",
+        'U',
+        "open the image even if another process writes it",
+    )
+}
+
+pub(crate) fn quiet() -> Arg {
+    flag("quiet", 'q', "print errors only")
+}
+
+pub(crate) fn progress() -> Arg {
+    flag("progress", 'p', "print how far the work is")
+}
+
+pub(crate) fn output() -> Arg {
+    value(
+        "output",
+        None,
+        "human|json",
+        "form of the output (default: human)",
+    )
+}
+
+pub(crate) fn object() -> Arg {
+    value("object", None, "OBJDEF", "QEMU objects; none are supported")
+}
+
+/// The value of `--output`.
+pub(crate) fn output_of(verb: &'static str, matches: &Matches) -> Result<Format> {
+    match matches.text("output").as_deref() {
+        None | Some("human") => Ok(Format::Human),
+        Some("json") => Ok(Format::Json),
+        Some(other) => Err(Usage::of(
+            verb,
+            format!("--output expects 'human' or 'json' not '{other}'"),
+        )),
+    }
+}
+
+/// `--object` defines secrets and the like, which nothing here uses.
+pub(crate) fn refuse_objects(matches: &Matches) -> Result<()> {
+    match matches.text("object") {
+        Some(object) => Err(anyhow!("Objects are not supported (--object {object})")),
+        None => Ok(()),
+    }
+}
+
+/// The one operand of a verb that takes one image.
+pub(crate) fn one_image<'a>(verb: &'static str, matches: &'a Matches) -> Result<&'a OsStr> {
+    match matches.operands() {
+        [only] => Ok(only),
+        _ => Err(Usage::of(verb, "Expecting one image file name")),
+    }
+}
+
+/// A cache mode among the options; `what` names it when it is wrong.
+pub(crate) fn cache(matches: &Matches, option: &str, default: Cache, what: &str) -> Result<Cache> {
+    match matches.text(option) {
+        None => Ok(default),
+        Some(mode) => Cache::parse(&mode).ok_or_else(|| anyhow!("Invalid {what}: {mode}")),
+    }
+}
+
+/// A number within limits; `what` names it when it is wrong.
+pub(crate) fn number(what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
+    let parsed = match text.trim_start().strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.trim_start().parse(),
+    };
+    let parsed = parsed.map_err(|error| match error.kind() {
+        std::num::IntErrorKind::PosOverflow => SizeError::OutOfRange,
+        _ => SizeError::Invalid,
+    });
+    within(what, text, parsed, min, max)
+}
+
+/// A size; `what` names it when it is wrong.
+pub(crate) fn size(what: &str, text: &str) -> Result<u64> {
+    size_within(what, text, 0, i64::MAX.unsigned_abs())
+}
+
+/// A size within limits; `what` names it when it is wrong.
+pub(crate) fn size_within(what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
+    within(what, text, size::parse(text), min, max)
+}
+
+fn within(
+    what: &str,
+    text: &str,
+    parsed: Result<u64, SizeError>,
+    min: u64,
+    max: u64,
+) -> Result<u64> {
+    match parsed {
+        Err(SizeError::Invalid) => Err(anyhow!("Invalid {what} specified: '{text}'.")),
+        Ok(value) if (min..=max).contains(&value) => Ok(value),
+        Ok(_) | Err(SizeError::OutOfRange) => Err(anyhow!(
+            "Invalid {what} specified. Must be between {min} and {max}."
+        )),
+    }
+}

@@ -1,0 +1,72 @@
+//! How far a command is: printed with `-p`, and on SIGUSR1 without it.
+
+use std::io::Write as _;
+use std::sync::{Mutex, PoisonError};
+
+/// Progress of one command, in percent.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    shown: bool,
+    step: f32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    current: f32,
+    printed: f32,
+}
+
+impl Progress {
+    /// `shown`: print each advance of at least `step` percent.
+    pub(crate) fn new(shown: bool, step: f32) -> Self {
+        Self {
+            shown,
+            step,
+            state: Mutex::new(State::default()),
+        }
+    }
+
+    /// The command is `percent` done.
+    pub(crate) fn set(&self, percent: f32) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let percent = percent.min(100.0);
+        state.current = percent;
+        let step = (percent - state.printed).abs() > self.step;
+        if step || percent == 100.0 || percent == 0.0 {
+            state.printed = percent;
+            if self.shown {
+                let mut out = std::io::stdout().lock();
+                // Nobody may be listening, and the work goes on.
+                let _ = write!(out, "    ({percent:.2}/100%)\r").and_then(|()| out.flush());
+            }
+        }
+    }
+
+    /// The command is `percent` further.
+    pub(crate) fn advance(&self, percent: f32) {
+        let current = self
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .current;
+        self.set(current + percent);
+    }
+
+    /// The answer to SIGUSR1.
+    pub(crate) fn tell(&self) {
+        let current = self
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .current;
+        eprintln!("    ({current:.2}/100%)");
+    }
+
+    /// The line is complete.
+    pub(crate) fn end(&self) {
+        if self.shown {
+            println!();
+        }
+    }
+}

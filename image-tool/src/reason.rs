@@ -1,0 +1,61 @@
+//! Turns errors of the library and of the system into the words scripts know.
+
+use std::io;
+use std::path::Path;
+
+use qcow::ErrorKind;
+
+/// The system's text for an error, without its number.
+pub(crate) fn os(error: &io::Error) -> String {
+    without_number(&error.to_string())
+}
+
+/// What an error of the library says, without the name of the image in front (the caller names it).
+pub(crate) fn reason(error: &qcow::Error, image: &Path) -> String {
+    let text = error.to_string();
+    let own_name = format!("{}: ", image.display());
+    let text = text.strip_prefix(&own_name).unwrap_or(&text);
+    if error.kind() == ErrorKind::Locked {
+        return locked(text, image);
+    }
+    if error.kind() == ErrorKind::NotThisFormat {
+        return capitalised(text);
+    }
+    without_number(text)
+}
+
+fn capitalised(text: &str) -> String {
+    let mut characters = text.chars();
+    characters
+        .next()
+        .map(|first| first.to_uppercase().chain(characters).collect())
+        .unwrap_or_default()
+}
+
+/// The system's part of an error, for messages of the form `error while …: No space left on device`.
+pub(crate) fn cause(error: &qcow::Error, image: &Path) -> String {
+    match error.raw_os_error() {
+        Some(number) => os(&io::Error::from_raw_os_error(number)),
+        None => reason(error, image),
+    }
+}
+
+fn locked(text: &str, image: &Path) -> String {
+    let what = text
+        .find("cannot get ")
+        .and_then(|at| text.get(at + "cannot get ".len()..));
+    let lock = what
+        .and_then(|what| what.split(" lock").next())
+        .unwrap_or("\"write\"");
+    format!(
+        "Failed to get {lock} lock\nIs another process using the image [{}]?",
+        image.display()
+    )
+}
+
+fn without_number(text: &str) -> String {
+    match text.rfind(" (os error ") {
+        Some(at) if text.ends_with(')') => text.get(..at).unwrap_or(text).to_owned(),
+        _ => text.to_owned(),
+    }
+}

@@ -1,0 +1,186 @@
+//! Sizes as people type and read them: `1.5G` in, `1.5 GiB` out.
+
+/// Why a size could not be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SizeError {
+    /// It is not a size.
+    Invalid,
+    /// It is a size, beyond 64 bits or below zero.
+    OutOfRange,
+}
+
+/// Reads a size: a decimal number, with a fraction when a suffix other than `b` follows, or a hexadecimal
+/// one without suffix. Suffixes are powers of 1024 and their case does not matter.
+pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
+    let text = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    let (negative, text) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let value = parse_unsigned(text)?;
+    if negative && value != 0 {
+        return Err(SizeError::OutOfRange);
+    }
+    Ok(value)
+}
+
+fn parse_unsigned(text: &str) -> Result<u64, SizeError> {
+    if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(SizeError::Invalid);
+        }
+        return u64::from_str_radix(digits, 16).map_err(|_| SizeError::OutOfRange);
+    }
+    let whole_end = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (whole, rest) = text.split_at(whole_end);
+    let (fraction, suffix) = match rest.strip_prefix('.') {
+        Some(rest) => rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count()),
+        None => ("", rest),
+    };
+    if whole.is_empty() && fraction.is_empty() {
+        return Err(SizeError::Invalid);
+    }
+    let shift = suffix_shift(suffix)?;
+    let fraction_bytes = fraction_of(fraction, shift)?;
+    let whole = match whole {
+        "" => 0,
+        digits => digits.parse::<u64>().map_err(|_| SizeError::OutOfRange)?,
+    };
+    let bytes = whole
+        .checked_mul(1u64 << shift)
+        .ok_or(SizeError::OutOfRange)?;
+    bytes
+        .checked_add(fraction_bytes)
+        .ok_or(SizeError::OutOfRange)
+}
+
+fn suffix_shift(suffix: &str) -> Result<u32, SizeError> {
+    let mut bytes = suffix.bytes();
+    let shift = match bytes.next().map(|b| b.to_ascii_lowercase()) {
+        None | Some(b'b') => 0,
+        Some(b'k') => 10,
+        Some(b'm') => 20,
+        Some(b'g') => 30,
+        Some(b't') => 40,
+        Some(b'p') => 50,
+        Some(b'e') => 60,
+        Some(_) => return Err(SizeError::Invalid),
+    };
+    if bytes.next().is_some() {
+        return Err(SizeError::Invalid);
+    }
+    Ok(shift)
+}
+
+/// The fraction's share of the unit, rounded to the nearest byte.
+fn fraction_of(digits: &str, shift: u32) -> Result<u64, SizeError> {
+    let significant = digits.trim_end_matches('0');
+    if significant.is_empty() {
+        return Ok(0);
+    }
+    if shift == 0 {
+        return Err(SizeError::Invalid);
+    }
+    let fraction: f64 = format!("0.{significant}")
+        .parse()
+        .map_err(|_| SizeError::Invalid)?;
+    Ok((fraction * (1u64 << shift) as f64 + 0.5) as u64)
+}
+
+/// Writes a size with the unit in which it is below 1000, in three significant digits.
+pub(crate) fn human(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let mut unit = 0;
+    let mut value = bytes as f64;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!(
+        "{} {}B",
+        three_digits(value),
+        UNITS.get(unit).copied().unwrap_or("")
+    )
+}
+
+/// C's `%.3g` for a value from 0 up to some thousands.
+fn three_digits(value: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let exponent = format!("{value:.2e}")
+        .split_once('e')
+        .and_then(|(_, exponent)| exponent.parse::<i32>().ok())
+        .unwrap_or(0);
+    if exponent >= 3 {
+        let mantissa = value / 10f64.powi(exponent);
+        return format!("{}e+{exponent:02}", trim_zeros(format!("{mantissa:.2}")));
+    }
+    let decimals = usize::try_from(2 - exponent).unwrap_or(0);
+    trim_zeros(format!("{value:.decimals$}"))
+}
+
+fn trim_zeros(text: String) -> String {
+    if !text.contains('.') {
+        return text;
+    }
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suffixes_are_powers_of_1024() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("1b", 1),
+            ("1K", 1024),
+            ("1.5k", 1536),
+            (".5k", 512),
+            ("5.", 5),
+            ("0x10", 16),
+            (" 12", 12),
+            ("+5", 5),
+            ("08", 8),
+            ("1.0000000000000000001k", 1024),
+            ("7.9E", 9_108_079_886_394_091_136),
+        ] {
+            assert_eq!(parse(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_size_is_refused() {
+        for text in [
+            "", "1kB", "1.5", "1.5b", "0x10k", "1e3", "inf", "nan", "12x", "0x", "1kk", "0.1",
+            "1 k", "1S", "1T1",
+        ] {
+            assert_eq!(parse(text), Err(SizeError::Invalid), "{text}");
+        }
+        assert_eq!(parse("18446744073709551616"), Err(SizeError::OutOfRange));
+        assert_eq!(parse("16E"), Err(SizeError::OutOfRange));
+        assert_eq!(parse("-1"), Err(SizeError::OutOfRange));
+    }
+
+    #[test]
+    fn sizes_are_written_in_three_digits() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (512, "512 B"),
+            (999, "999 B"),
+            (1000, "0.977 KiB"),
+            (417_792, "408 KiB"),
+            (655_872, "640 KiB"),
+            (1_314_816, "1.25 MiB"),
+            (1_376_256, "1.31 MiB"),
+            (10_485_760, "10 MiB"),
+            (1_047_527_424, "999 MiB"),
+            (1_048_051_712, "1e+03 MiB"),
+            (u64::MAX, "16 EiB"),
+        ] {
+            assert_eq!(human(bytes), text, "{bytes}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The value of `-l`: an id or a name, or `snapshot.id=…,snapshot.name=…`.
+
+use anyhow::{Result, anyhow, bail};
+
+use crate::keyval;
+use crate::open::{self, Opening};
+use crate::source::Source;
+
+/// Which internal snapshot is meant.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum SnapshotParam {
+    /// Its id, or if there is none of that id its name.
+    Either(String),
+    /// Both that are given.
+    Exact {
+        id: Option<String>,
+        name: Option<String>,
+        text: String,
+    },
+}
+
+impl SnapshotParam {
+    pub(crate) fn parse(text: &str) -> Self {
+        if !text.starts_with("snapshot.") {
+            return Self::Either(text.to_owned());
+        }
+        let items = keyval::split(text, None);
+        let value = |key: &str| {
+            items
+                .iter()
+                .rev()
+                .find(|item| item.key == key)
+                .and_then(|item| item.value.clone())
+        };
+        Self::Exact {
+            id: value("snapshot.id"),
+            name: value("snapshot.name"),
+            text: text.to_owned(),
+        }
+    }
+
+    /// The id of the snapshot in the image.
+    pub(crate) fn resolve(&self, source: &Source, opening: &Opening) -> Result<String> {
+        let alone = Opening {
+            alone: true,
+            snapshot: None,
+            ..opening.clone()
+        };
+        let snapshots = open::open(source, &alone)?.info()?.snapshots;
+        let found = match self {
+            Self::Either(wanted) => snapshots
+                .iter()
+                .find(|snapshot| snapshot.id == *wanted)
+                .or_else(|| snapshots.iter().find(|snapshot| snapshot.name == *wanted)),
+            Self::Exact {
+                id: None,
+                name: None,
+                text,
+            } => bail!("Failed in parsing snapshot param '{text}'"),
+            Self::Exact { id, name, .. } => snapshots.iter().find(|snapshot| {
+                id.as_ref().is_none_or(|id| snapshot.id == *id)
+                    && name.as_ref().is_none_or(|name| snapshot.name == *name)
+            }),
+        };
+        let found = found.ok_or_else(|| anyhow!("Failed to load snapshot: Can't find snapshot"))?;
+        Ok(found.id.clone())
+    }
+}

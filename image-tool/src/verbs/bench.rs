@@ -1,0 +1,257 @@
+//! `bench`: a row of equal requests, timed.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Command;
+use qcow::Image;
+
+use crate::cache::Cache;
+use crate::confine;
+use crate::getopt::Matches;
+use crate::open::{self, Opening};
+use crate::options::{self, flag, value};
+use crate::output;
+use crate::reason::cause;
+use crate::source::Source;
+use crate::verbs::close;
+
+pub(crate) const NAME: &str = "bench";
+
+const INT_MAX: u64 = i32::MAX as u64;
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Run simple image benchmark")
+        .arg(options::format())
+        .arg(value(
+            "flush-interval",
+            None,
+            "N",
+            "flush after so many writes",
+        ))
+        .arg(options::force_share())
+        .arg(options::image_opts())
+        .arg(value(
+            "cache",
+            't',
+            "CACHE",
+            "cache mode (default: writeback)",
+        ))
+        .arg(value(
+            "count",
+            'c',
+            "COUNT",
+            "how many requests (default: 75000)",
+        ))
+        .arg(value(
+            "depth",
+            'd',
+            "DEPTH",
+            "how many at once (default: 64)",
+        ))
+        .arg(value(
+            "offset",
+            'o',
+            "OFFSET",
+            "where the first one begins (default: 0)",
+        ))
+        .arg(value(
+            "buffer-size",
+            's',
+            "SIZE",
+            "size of a request (default: 4k)",
+        ))
+        .arg(value(
+            "step-size",
+            'S',
+            "SIZE",
+            "distance between requests (default: their size)",
+        ))
+        .arg(value("aio", 'i', "AIO", "accepted and ignored"))
+        .arg(flag("native", 'n', "accepted and ignored"))
+        .arg(flag(
+            "no-drain",
+            None,
+            "do not wait for the requests before a flush",
+        ))
+        .arg(value("pattern", None, "BYTE", "what to write (default: 0)"))
+        .arg(flag("write", 'w', "write instead of reading"))
+        .arg(options::short_flag("quiet", 'q', "accepted and ignored"))
+        .arg(options::operand("FILENAME", "the image"))
+}
+
+/// What to run.
+#[derive(Debug)]
+struct Run {
+    write: bool,
+    count: u64,
+    depth: u64,
+    offset: u64,
+    buffer: usize,
+    step: u64,
+    pattern: u8,
+    flush_interval: u64,
+}
+
+impl Run {
+    fn read(matches: &Matches) -> Result<Self> {
+        let number = |option: &str, what: &str, min, max, default| match matches.text(option) {
+            Some(text) => options::number(what, &text, min, max),
+            None => Ok(default),
+        };
+        let size = |option: &str, what: &str, min, max, default| match matches.text(option) {
+            Some(text) => options::size_within(what, &text, min, max),
+            None => Ok(default),
+        };
+        if matches
+            .text("cache")
+            .is_some_and(|mode| Cache::parse(&mode).is_none())
+        {
+            bail!("Invalid cache mode");
+        }
+        if let Some(aio) = matches
+            .text("aio")
+            .filter(|aio| !matches!(aio.as_str(), "threads" | "native" | "io_uring"))
+        {
+            bail!("Invalid aio option: {aio}");
+        }
+        let buffer = size("buffer-size", "buffer size", 1, INT_MAX, 4096)?;
+        let step = size("step-size", "step size", 0, INT_MAX, 0)?;
+        let run = Self {
+            write: matches.flag("write"),
+            count: number("count", "request count", 1, INT_MAX, 75000)?,
+            depth: number("depth", "queue depth", 1, INT_MAX, 64)?,
+            offset: size("offset", "offset", 0, i64::MAX as u64, 0)?,
+            buffer: usize::try_from(buffer)?,
+            step: if step == 0 { buffer } else { step },
+            pattern: u8::try_from(number("pattern", "pattern byte", 0, 255, 0)?)?,
+            flush_interval: number("flush-interval", "flush interval", 0, INT_MAX, 0)?,
+        };
+        Ok(run)
+    }
+
+    /// Where the requests go, in order.
+    fn offset_of(&self, index: u64, image_size: u64) -> u64 {
+        let buffer = self.buffer as u64;
+        let room = image_size.saturating_sub(buffer);
+        match (index, room) {
+            (0, _) => self.offset,
+            (_, 0) => 0,
+            _ => (u128::from(self.offset) + u128::from(self.step) * u128::from(index))
+                .rem_euclid(room.into()) as u64,
+        }
+    }
+
+    fn announce(&self) {
+        output::line(&format!(
+            "Sending {} {} requests, {} bytes each, {} in parallel (starting at offset {}, step size {})",
+            self.count,
+            if self.write { "write" } else { "read" },
+            self.buffer,
+            self.depth,
+            self.offset,
+            self.step
+        ));
+        if self.flush_interval > 0 {
+            output::line(&format!(
+                "Sending flush every {} requests",
+                self.flush_interval
+            ));
+        }
+    }
+
+    fn request(&self, image: &Image, index: u64, buffer: &mut [u8]) -> qcow::Result<()> {
+        let offset = self.offset_of(index, image.virtual_size());
+        if self.write {
+            image.write_at(offset, buffer)?;
+        } else {
+            image.read_at(offset, buffer)?;
+        }
+        if self.flush_interval > 0 && (index + 1).is_multiple_of(self.flush_interval) {
+            image.flush()?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let run = Run::read(matches)?;
+    let name = options::one_image(NAME, matches)?;
+    if !run.write && run.flush_interval > 0 {
+        bail!("--flush-interval is only available in write tests");
+    }
+    if run.flush_interval > 0 && run.flush_interval < run.depth {
+        bail!("Flush interval can't be smaller than depth");
+    }
+    let source = Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let share = matches.flag("force-share");
+    let opened = open::open(
+        &source,
+        &Opening {
+            writable: run.write,
+            share,
+            ..Opening::default()
+        },
+    )?;
+    if run.write && opened.guessed && opened.image.format() == qcow::Format::Raw {
+        bail!(
+            "Could not open '{}': a raw image is written only with -f raw",
+            source.text
+        );
+    }
+    confine::enter(&[])?;
+    run.announce();
+    let started = Instant::now();
+    requests(&run, &opened.image)?;
+    output::line(&format!(
+        "Run completed in {:.3} seconds.",
+        started.elapsed().as_secs_f64()
+    ));
+    close(opened)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As many threads as processors, and no more than requests at once.
+fn requests(run: &Run, image: &Image) -> Result<()> {
+    let processors = thread::available_parallelism().map_or(1, usize::from) as u64;
+    let next = AtomicU64::new(0);
+    let failure = Mutex::new(None);
+    let work = || {
+        let mut buffer = vec![run.pattern; run.buffer];
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= run.count {
+                return;
+            }
+            if let Err(error) = run.request(image, index, &mut buffer) {
+                next.store(run.count, Ordering::Relaxed);
+                failure
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .get_or_insert(error);
+                return;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..run.depth.min(processors) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) if error.kind() == qcow::ErrorKind::OutOfRange => {
+            bail!("Failed request: Input/output error")
+        }
+        Some(error) => Err(anyhow!("Failed request: {}", cause(&error, image.path()))),
+        None => Ok(()),
+    }
+}

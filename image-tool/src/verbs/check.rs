@@ -1,0 +1,212 @@
+//! `check`: whether an image's metadata is consistent.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Command;
+use qcow::{CheckResult, Format, Repair};
+
+use crate::cache::Cache;
+use crate::getopt::Matches;
+use crate::json::Object;
+use crate::open::{self, Opened, Opening};
+use crate::options;
+use crate::output;
+use crate::report::{self, Usage};
+use crate::source::Source;
+use crate::verbs::close;
+use crate::{confine, reason};
+
+pub(crate) const NAME: &str = "check";
+
+/// The format has no checks.
+const UNSUPPORTED: u8 = 63;
+const CORRUPT: u8 = 2;
+const LEAKS: u8 = 3;
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Check basic image integrity")
+        .arg(options::quiet())
+        .arg(options::format())
+        .arg(options::image_opts())
+        .arg(options::value(
+            "cache",
+            'T',
+            "CACHE_MODE",
+            "cache mode (default: writeback)",
+        ))
+        .arg(options::force_share())
+        .arg(options::output())
+        .arg(options::value(
+            "repair",
+            'r',
+            "leaks|all",
+            "repair what is found",
+        ))
+        .arg(options::object())
+        .arg(options::operand("FILENAME", "the image"))
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let quiet = matches.flag("quiet");
+    let repair = repair(matches)?;
+    let form = options::output_of(NAME, matches)?;
+    options::refuse_objects(matches)?;
+    let name = options::one_image(NAME, matches)?;
+    options::cache(matches, "cache", Cache::Durable, "source cache option")?;
+    let source = Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let opened = open::open(
+        &source,
+        &Opening {
+            writable: repair != Repair::None,
+            share: matches.flag("force-share"),
+            for_check: true,
+            ..Opening::default()
+        },
+    )?;
+    confine::enter(&[])?;
+    if opened.image.format() == Format::Raw {
+        report::error("This image format does not support checks");
+        return Ok(ExitCode::from(UNSUPPORTED));
+    }
+    let result = check(&opened, repair, form == output::Format::Human && !quiet)?;
+    if form == output::Format::Json {
+        output::unless(quiet, &json(&source.text, &result).pretty());
+    } else {
+        output::unless(quiet, human(&result).trim_end_matches('\n'));
+    }
+    close(opened)?;
+    status(&result)
+}
+
+fn repair(matches: &Matches) -> Result<Repair> {
+    match matches.text("repair").as_deref() {
+        None => Ok(Repair::None),
+        Some("leaks") => Ok(Repair::Leaks),
+        Some("all") => Ok(Repair::All),
+        Some(other) => Err(Usage::of(
+            NAME,
+            format!("--repair (-r) expects 'leaks' or 'all' not '{other}'"),
+        )),
+    }
+}
+
+/// Checks, and once more when something was repaired: what then remains is the result.
+fn check(opened: &Opened, repair: Repair, tell: bool) -> Result<CheckResult> {
+    let first = check_once(opened, repair)?;
+    if first.corruptions_fixed == 0 && first.leaks_fixed == 0 {
+        return Ok(first);
+    }
+    if tell {
+        output::line(&format!(
+            "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
+             Double checking the fixed image now...",
+            first.leaks_fixed, first.corruptions_fixed
+        ));
+    }
+    let second = check_once(opened, Repair::None)?;
+    Ok(CheckResult {
+        leaks_fixed: first.leaks_fixed,
+        corruptions_fixed: first.corruptions_fixed,
+        ..second
+    })
+}
+
+fn check_once(opened: &Opened, repair: Repair) -> Result<CheckResult> {
+    let result = opened.image.check(repair).map_err(|error| {
+        anyhow::anyhow!(
+            "Check failed: {}",
+            reason::cause(&error, opened.image.path())
+        )
+    })?;
+    for message in &result.messages {
+        eprintln!("{message}");
+    }
+    Ok(result)
+}
+
+fn status(result: &CheckResult) -> Result<ExitCode> {
+    if result.check_errors > 0 {
+        bail!("Check failed");
+    }
+    Ok(match result {
+        CheckResult {
+            corruptions: 1.., ..
+        } => ExitCode::from(CORRUPT),
+        CheckResult { leaks: 1.., .. } => ExitCode::from(LEAKS),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn human(result: &CheckResult) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    if result.corruptions == 0 && result.leaks == 0 && result.check_errors == 0 {
+        text.push_str("No errors were found on the image.\n");
+    }
+    if result.corruptions > 0 {
+        let _ = writeln!(
+            text,
+            "\n{} errors were found on the image.\nData may be corrupted, or further writes to the image may corrupt it.",
+            result.corruptions
+        );
+    }
+    if result.leaks > 0 {
+        let _ = writeln!(
+            text,
+            "\n{} leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.",
+            result.leaks
+        );
+    }
+    if result.check_errors > 0 {
+        let _ = writeln!(
+            text,
+            "\n{} internal errors have occurred during the check.",
+            result.check_errors
+        );
+    }
+    if result.total_clusters != 0 && result.allocated_clusters != 0 {
+        let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole as f64;
+        let _ = writeln!(
+            text,
+            "{}/{} = {:.2}% allocated, {:.2}% fragmented, {:.2}% compressed clusters",
+            result.allocated_clusters,
+            result.total_clusters,
+            percent(result.allocated_clusters, result.total_clusters),
+            percent(result.fragmented_clusters, result.allocated_clusters),
+            percent(result.compressed_clusters, result.allocated_clusters),
+        );
+    }
+    if result.image_end_offset != 0 {
+        let _ = writeln!(text, "Image end offset: {}", result.image_end_offset);
+    }
+    text
+}
+
+fn json(filename: &str, result: &CheckResult) -> crate::json::Value {
+    let unless_zero = |value: u64| (value != 0).then_some(value);
+    Object::new()
+        .with("filename", filename)
+        .with("format", "qcow2")
+        .with("check-errors", result.check_errors)
+        .with_some("image-end-offset", unless_zero(result.image_end_offset))
+        .with_some("corruptions", unless_zero(result.corruptions))
+        .with_some("leaks", unless_zero(result.leaks))
+        .with_some("corruptions-fixed", unless_zero(result.corruptions_fixed))
+        .with_some("leaks-fixed", unless_zero(result.leaks_fixed))
+        .with_some("total-clusters", unless_zero(result.total_clusters))
+        .with_some("allocated-clusters", unless_zero(result.allocated_clusters))
+        .with_some(
+            "fragmented-clusters",
+            unless_zero(result.fragmented_clusters),
+        )
+        .with_some(
+            "compressed-clusters",
+            unless_zero(result.compressed_clusters),
+        )
+        .into()
+}

@@ -1,0 +1,183 @@
+//! `commit`: the content of an overlay into an image below it.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Command;
+use qcow::{Image, Preallocation};
+
+use crate::cache::Cache;
+use crate::confine;
+use crate::copy::{self, Copy, Failure, Input, Plan};
+use crate::getopt::Matches;
+use crate::open::{self, Opened, Opening};
+use crate::options::{self, flag, value};
+use crate::output;
+use crate::progress::Progress;
+use crate::reason::cause;
+use crate::source::{Source, relative_to};
+use crate::verbs::close;
+use crate::watch::Watch;
+
+pub(crate) const NAME: &str = "commit";
+
+/// The most data in one piece.
+const PIECE: u64 = 1 << 20;
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Commit image to its backing file")
+        .arg(options::quiet())
+        .arg(options::progress())
+        .arg(options::format())
+        .arg(options::image_opts())
+        .arg(value(
+            "cache",
+            't',
+            "CACHE_MODE",
+            "cache mode (default: writeback)",
+        ))
+        .arg(flag("drop", 'd', "do not empty the overlay afterwards"))
+        .arg(value(
+            "base",
+            'b',
+            "BASE_IMG",
+            "the image of the chain to commit to (default: the next one)",
+        ))
+        .arg(value(
+            "rate",
+            'r',
+            "RATE",
+            "at most so many bytes per second",
+        ))
+        .arg(options::object())
+        .arg(options::operand("FILENAME", "the overlay"))
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let quiet = matches.flag("quiet");
+    let rate = matches
+        .text("rate")
+        .map(|rate| options::size("rate limit", &rate))
+        .transpose()?;
+    options::refuse_objects(matches)?;
+    let name = options::one_image(NAME, matches)?;
+    options::cache(matches, "cache", Cache::Durable, "cache option")?;
+    let watch = Watch::new()?;
+    let source = Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let depth = depth_of_base(&source, matches.text("base").as_deref())?;
+    let top = open::open(
+        &source,
+        &Opening {
+            writable: true,
+            writable_at: Some(depth),
+            ..Opening::default()
+        },
+    )?;
+    confine::enter(&[])?;
+    let progress = Arc::new(Progress::new(matches.flag("progress") && !quiet, 1.0));
+    watch.start(progress.clone())?;
+    progress.set(0.0);
+    // Committing to an image further down leaves those between as they are, and so the overlay.
+    let keep = matches.flag("drop") || matches.flag("base");
+    let outcome = commit(top, depth, rate, keep, &progress);
+    if outcome.is_ok() {
+        progress.set(100.0);
+    }
+    progress.end();
+    outcome?;
+    output::unless(quiet, "Image committed.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How far below the overlay the base is.
+fn depth_of_base(source: &Source, base: Option<&str>) -> Result<usize> {
+    let opened = open::open(source, &Opening::default())?;
+    let chain = chain(&opened);
+    let Some(base) = base else {
+        if chain.len() < 2 {
+            bail!("Image does not have a backing file");
+        }
+        return Ok(1);
+    };
+    let full = relative_to(&source.path, base)?;
+    let wanted = std::fs::canonicalize(&full)
+        .or_else(|_| std::fs::canonicalize(base))
+        .ok();
+    chain
+        .iter()
+        .skip(1)
+        .position(|image| {
+            image.path() == full
+                || (wanted.is_some() && std::fs::canonicalize(image.path()).ok() == wanted)
+        })
+        .map(|index| index + 1)
+        .ok_or_else(|| {
+            anyhow!(
+                "Did not find '{base}' in the backing chain of '{}'",
+                source.text
+            )
+        })
+}
+
+/// The images of a chain, from the top.
+fn chain(opened: &Opened) -> Vec<&Image> {
+    let mut images = vec![&*opened.image];
+    while let Some(below) = images.last().and_then(|image| image.backing()) {
+        images.push(below);
+    }
+    images
+}
+
+fn commit(
+    top: Opened,
+    depth: usize,
+    rate: Option<u64>,
+    keep: bool,
+    progress: &Progress,
+) -> Result<()> {
+    let chain = chain(&top);
+    let base = *chain
+        .get(depth)
+        .ok_or_else(|| anyhow!("Image does not have a backing file"))?;
+    let failed = |image: &Image, error: &qcow::Error| {
+        anyhow!("Block job failed: {}", cause(error, image.path()))
+    };
+    let size = top.image.virtual_size();
+    if base.virtual_size() < size {
+        base.resize(size, Preallocation::Off)
+            .map_err(|error| failed(base, &error))?;
+    }
+    let input = Input::new([top.image.clone()]);
+    let mut plan = Plan::new(PIECE);
+    plan.above = u32::try_from(depth).ok();
+    let copy = Copy {
+        input: &input,
+        target: base,
+        sparse: None,
+        zeroes_as_data: false,
+        target_is_zero: false,
+        compressed: false,
+        salvage: None,
+        in_order: false,
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        rate,
+        progress,
+        total: input.len(),
+    };
+    copy::run(&copy, plan).map_err(|failure| match failure {
+        Failure::Status(_, error) | Failure::Read(_, error) => failed(&top.image, &error),
+        Failure::Write(_, error) => failed(base, &error),
+    })?;
+    // The base has everything on the medium before the overlay loses it.
+    base.flush().map_err(|error| failed(base, &error))?;
+    drop(input);
+    if !keep && top.image.format() == qcow::Format::Qcow2 {
+        bail!("not yet");
+    }
+    close(top)
+}

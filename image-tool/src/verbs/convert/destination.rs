@@ -1,0 +1,224 @@
+//! The image that `convert` writes: a new one, or with `-n` one that exists.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow, bail};
+use qcow::{Format, Image, Preallocation};
+
+use super::settings::Settings;
+use super::target_format;
+use crate::cache::Cache;
+use crate::format_options::{self, FormatOptions};
+use crate::open::{self, Opened, Opening};
+use crate::report::Hinted;
+use crate::source::{BackingOverride, Source, local_path};
+use crate::target::Target;
+use crate::verbs::{close, create};
+
+/// The open target.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    opened: Opened,
+    /// The file that has yet to get its name.
+    target: Option<Target>,
+    pub(crate) has_backing: bool,
+    pub(crate) backing_len: Option<u64>,
+    /// It reads as zeroes.
+    pub(crate) is_zero: bool,
+}
+
+impl Destination {
+    pub(crate) fn open(settings: &Settings, name: &OsStr, sources: &[Opened]) -> Result<Self> {
+        if settings.no_create {
+            return Self::existing(settings, name, sources);
+        }
+        Self::new(settings, name, sources)
+    }
+
+    fn new(settings: &Settings, name: &OsStr, sources: &[Opened]) -> Result<Self> {
+        let format = target_format(&settings.format)?;
+        let path = local_path(name)?;
+        let mut options = FormatOptions::new(format_options::creatable(format));
+        if let Some(list) = &settings.options {
+            options.parse(list)?;
+        }
+        let size = sources
+            .iter()
+            .try_fold(0u64, |sum, source| {
+                sum.checked_add(source.image.virtual_size().checked_next_multiple_of(512)?)
+            })
+            .ok_or_else(|| anyhow!("The sources are too large together"))?;
+        options.set_number("size", size)?;
+        create::set_backing(
+            &mut options,
+            format,
+            settings.backing.clone(),
+            settings.backing_format.clone(),
+        )?;
+        let has_backing = options.text("backing_file").is_some();
+        check(settings, format, &options, sources)?;
+
+        let shown = name.to_string_lossy();
+        let failed = |error: anyhow::Error| match error.downcast::<Hinted>() {
+            Ok(hinted) => {
+                let message = format!(
+                    "{shown}: error while converting {format}: {}",
+                    hinted.message
+                );
+                Hinted { message, ..hinted }.into()
+            }
+            Err(error) => anyhow!("{shown}: error while converting {format}: {error}"),
+        };
+        let creation = format_options::creation(format, &options, size).map_err(failed)?;
+        let target = Target::prepare(&path).map_err(failed)?;
+        qcow::create(target.path(), &creation).map_err(|error| {
+            failed(anyhow!(
+                "{}",
+                create::create_reason(&error, format, &target)
+            ))
+        })?;
+        target.inherit()?;
+        let source = Source {
+            text: shown.into_owned(),
+            path: target.path().to_owned(),
+            format: Some(format.name().to_owned()),
+            backing: BackingOverride::AsRecorded,
+            data_file: None,
+            force_share: false,
+        };
+        let unsynced = settings.target_cache()? == Cache::Unsafe;
+        let opened = open::open(
+            &source,
+            &Opening {
+                writable: true,
+                unsynced,
+                ..Opening::default()
+            },
+        )?;
+        let backing_len = opened.image.backing().map(|backing| backing.virtual_size());
+        // Preallocated space is zeroes, too.
+        let is_zero = !has_backing && settings.sparse.is_some();
+        Ok(Self {
+            opened,
+            target: Some(target),
+            has_backing,
+            backing_len,
+            is_zero,
+        })
+    }
+
+    fn existing(settings: &Settings, name: &OsStr, sources: &[Opened]) -> Result<Self> {
+        // Never guessed: what is written into a raw image must not decide what it is.
+        let format = if settings.target_image_opts {
+            None
+        } else {
+            Some(settings.format.as_str())
+        };
+        if let Some(format) = format {
+            target_format(format)?;
+        }
+        let has_backing = settings.backing.is_some();
+        if settings.target_is_zero && has_backing {
+            bail!("Cannot use --target-is-zero when the destination image has a backing file");
+        }
+        check_sources(settings, has_backing, sources)?;
+        let source = Source::parse(name, format, settings.target_image_opts)?;
+        let opened = open::open(
+            &source,
+            &Opening {
+                writable: true,
+                ..Opening::default()
+            },
+        )?;
+        if settings.target_image_opts && opened.guessed {
+            bail!(
+                "Could not open '{}': the format of an image that is written must be given (driver=…)",
+                source.text
+            );
+        }
+        if settings.compress && opened.image.format() == Format::Raw {
+            bail!("Compression not supported for this file format");
+        }
+        check_bitmaps(settings, opened.image.format())?;
+        Ok(Self {
+            opened,
+            target: None,
+            has_backing,
+            backing_len: None,
+            is_zero: settings.target_is_zero,
+        })
+    }
+
+    pub(crate) fn image(&self) -> &Image {
+        &self.opened.image
+    }
+
+    /// Folders in which a name will change.
+    pub(crate) fn folders(&self) -> Vec<PathBuf> {
+        self.target.iter().map(Target::folder).collect()
+    }
+
+    /// The copy is complete: closes the image and gives it its name.
+    pub(crate) fn finish(self) -> Result<()> {
+        close(self.opened)?;
+        match self.target {
+            Some(target) => target.finish(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What does not go together in a new target.
+fn check(
+    settings: &Settings,
+    format: Format,
+    options: &FormatOptions,
+    sources: &[Opened],
+) -> Result<()> {
+    let has_backing = options.text("backing_file").is_some();
+    check_sources(settings, has_backing, sources)?;
+    if has_backing && options.text("backing_fmt").is_none() {
+        bail!("Use of backing file requires explicit backing format");
+    }
+    if settings.compress {
+        if format == Format::Raw {
+            bail!("Compression not supported for this file format");
+        }
+        let preallocation = options.text("preallocation");
+        if preallocation.is_some_and(|mode| mode != Preallocation::Off.name()) {
+            bail!("Compression and preallocation not supported at the same time");
+        }
+    }
+    check_bitmaps(settings, format)
+}
+
+fn check_sources(settings: &Settings, has_backing: bool, sources: &[Opened]) -> Result<()> {
+    if sources.len() > 1 && has_backing {
+        bail!(
+            "Having a backing file for the target makes no sense when concatenating multiple input images"
+        );
+    }
+    if sources.len() > 1 && settings.snapshot.is_some() {
+        bail!("No support for concatenating multiple snapshot");
+    }
+    if settings.bitmaps {
+        if sources.len() > 1 {
+            bail!("Copying bitmaps only possible with single source");
+        }
+        if sources
+            .iter()
+            .any(|source| source.image.format() == Format::Raw)
+        {
+            bail!("Source lacks bitmap support");
+        }
+    }
+    Ok(())
+}
+
+fn check_bitmaps(settings: &Settings, format: Format) -> Result<()> {
+    if settings.bitmaps && format == Format::Raw {
+        bail!("Format driver 'raw' does not support bitmaps");
+    }
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! `convert`: the content of one or more images into another.
+
+mod destination;
+mod settings;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Command;
+use qcow::Image;
+
+use crate::copy::{self, Copy, Failure, Input, Kind, Plan};
+use crate::format_options;
+use crate::getopt::Matches;
+use crate::keyval;
+use crate::open::{self, Opened, Opening};
+use crate::options::{self, flag, short_flag, value};
+use crate::output;
+use crate::progress::Progress;
+use crate::reason::cause;
+use crate::snapshot_param::SnapshotParam;
+use crate::source::Source;
+use crate::watch::Watch;
+use crate::{confine, verbs::create};
+
+use destination::Destination;
+use settings::Settings;
+
+pub(crate) const NAME: &str = "convert";
+
+pub(crate) fn command() -> Command {
+    options::command(
+        NAME,
+        "Copy one image to another with optional format conversion",
+    )
+    .arg(options::quiet())
+    .arg(
+        flag(
+            "source-image-opts",
+            None,
+            "the sources are lists of options, not file names",
+        )
+        .alias("image-opts"),
+    )
+    .arg(value(
+        "source-format",
+        'f',
+        "SRC_FMT",
+        "format of the sources (default: found out by their content)",
+    ))
+    .arg(value(
+        "source-cache",
+        'T',
+        "SRC_CACHE",
+        "cache mode of the sources (default: writeback)",
+    ))
+    .arg(value(
+        "snapshot",
+        'l',
+        "SNAPSHOT",
+        "read the disk as it was in this internal snapshot",
+    ))
+    .arg(value(
+        "sparse-size",
+        'S',
+        "SIZE",
+        "zeroes of at least this length become holes (default: 4k; 0: none do)",
+    ))
+    .arg(flag("salvage", None, "zeroes for what cannot be read"))
+    .arg(options::object())
+    .arg(value(
+        "output-format",
+        'O',
+        "TGT_FMT",
+        "format of the target (default: raw)",
+    ))
+    .arg(value(
+        "options",
+        'o',
+        "TGT_OPTS",
+        "options of the target's format ('-o help' lists them)",
+    ))
+    .arg(value(
+        "output-cache",
+        't',
+        "TGT_CACHE",
+        "cache mode of the target (default: unsafe)",
+    ))
+    .arg(flag("oob-writes", 'W', "write in any order"))
+    .arg(value(
+        "backing",
+        'B',
+        "BACKING_FILENAME",
+        "make the target an overlay on this image",
+    ))
+    .arg(value(
+        "backing-format",
+        'F',
+        "BACKING_FMT",
+        "format of the backing file",
+    ))
+    .arg(flag("bitmaps", None, "also copy the persistent bitmaps"))
+    .arg(flag(
+        "skip-broken-bitmaps",
+        None,
+        "leave out bitmaps that were not saved properly",
+    ))
+    .arg(flag(
+        "target-image-opts",
+        None,
+        "the target is a list of options, not a file name",
+    ))
+    .arg(flag(
+        "target-is-zero",
+        None,
+        "with -n: the target reads as zeroes",
+    ))
+    .arg(options::force_share())
+    .arg(value(
+        "rate",
+        'r',
+        "RATE",
+        "at most so many bytes per second",
+    ))
+    .arg(value(
+        "parallel",
+        'm',
+        "NUM_COROUTINES",
+        "requests at once (1 to 16, default: 8)",
+    ))
+    .arg(flag("copy-range-offloading", 'C', "let the kernel copy"))
+    .arg(short_flag("compress", 'c', "compress the target (qcow2)"))
+    .arg(short_flag(
+        "no-create",
+        'n',
+        "write into an image that exists",
+    ))
+    .arg(short_flag("progress", 'p', "print how far the work is"))
+    .arg(options::operand(
+        "FILENAME",
+        "the sources, and last the target",
+    ))
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let settings = Settings::read(matches)?;
+    options::refuse_objects(matches)?;
+    let (target_name, source_names) = match matches.operands() {
+        [sources @ .., target] if !sources.is_empty() => (Some(target), sources),
+        _ => (None, &[][..]),
+    };
+    if settings
+        .options
+        .as_deref()
+        .is_some_and(keyval::asks_for_help)
+    {
+        output::line(&create::help(&settings.format, target_name.is_some())?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let target_name = target_name.ok_or_else(|| anyhow!("Must specify image file name"))?;
+    settings.check_caches()?;
+    let watch = Watch::new()?;
+    let progress = Arc::new(Progress::new(settings.progress, 1.0));
+    progress.set(0.0);
+    let sources = source_names
+        .iter()
+        .map(|name| {
+            Source::parse(
+                name,
+                settings.source_format.as_deref(),
+                settings.source_image_opts,
+            )
+        })
+        .map(|source| open_source(&source?, &settings))
+        .collect::<Result<Vec<_>>>();
+    let outcome = sources.and_then(|sources| {
+        let destination = Destination::open(&settings, target_name, &sources)?;
+        confine::enter(&destination.folders())?;
+        watch.start(progress.clone())?;
+        convert(&settings, &sources, destination, &progress)
+    });
+    if outcome.is_ok() {
+        progress.set(100.0);
+    }
+    progress.end();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn open_source(source: &Source, settings: &Settings) -> Result<Opened> {
+    let mut opening = Opening {
+        share: settings.share,
+        ..Opening::default()
+    };
+    if let Some(param) = &settings.snapshot {
+        opening.snapshot = Some(SnapshotParam::parse(param).resolve(source, &opening)?);
+    }
+    open::open(source, &opening)
+}
+
+fn convert(
+    settings: &Settings,
+    sources: &[Opened],
+    destination: Destination,
+    progress: &Progress,
+) -> Result<()> {
+    let input = Input::new(sources.iter().map(|source| source.image.clone()));
+    let target = destination.image();
+    if settings.no_create && target.virtual_size() < input.len() {
+        bail!("output file is smaller than input file");
+    }
+    let compressed = settings.compress;
+    let mut plan = Plan::new(match (compressed, target.cluster_size()) {
+        (true, Some(cluster_size)) => cluster_size,
+        (true, None) => bail!("Compression not supported for this file format"),
+        (false, _) => settings::PIECE,
+    });
+    plan.unit = compressed.then_some(plan.max_data);
+    plan.above = destination.has_backing.then_some(1);
+    plan.backing_len = destination.backing_len;
+    if settings.sparse.is_none() {
+        plan.max_zero = Some(plan.max_data);
+    }
+    let copy = Copy {
+        input: &input,
+        target,
+        sparse: settings.sparse,
+        zeroes_as_data: settings.sparse.is_none(),
+        target_is_zero: destination.is_zero,
+        compressed,
+        salvage: settings.salvage,
+        in_order: !settings.any_order && !compressed,
+        threads: settings.threads(),
+        rate: settings.rate,
+        progress,
+        total: total(settings, &input, &plan)?,
+    };
+    copy::run(&copy, plan).map_err(|failure| explain(&failure, &input, target))?;
+    if settings.bitmaps {
+        copy_bitmaps(sources, target, settings.skip_broken_bitmaps)?;
+    }
+    destination.finish()
+}
+
+/// How much there is to do, when somebody is told how far it is.
+fn total(settings: &Settings, input: &Input, plan: &Plan) -> Result<u64> {
+    if !settings.progress {
+        return Ok(input.len());
+    }
+    let mut plan = plan.clone();
+    let mut total = 0;
+    while let Some(piece) = plan
+        .next(input)
+        .map_err(|(offset, error)| explain_status(offset, &error, input))?
+    {
+        if piece.kind == Kind::Data || (settings.sparse.is_none() && piece.kind == Kind::Zero) {
+            total += piece.len;
+        }
+    }
+    Ok(total)
+}
+
+fn explain_status(offset: u64, error: &qcow::Error, input: &Input) -> anyhow::Error {
+    anyhow!(
+        "error while reading block status at offset {offset}: {}",
+        cause(error, input.path_at(offset))
+    )
+}
+
+fn explain(failure: &Failure, input: &Input, target: &Image) -> anyhow::Error {
+    match failure {
+        Failure::Status(offset, error) => explain_status(*offset, error, input),
+        Failure::Read(offset, error) => {
+            anyhow!(
+                "error while reading at byte {offset}: {}",
+                cause(error, input.path_at(*offset))
+            )
+        }
+        Failure::Write(offset, error) => {
+            anyhow!(
+                "error while writing at byte {offset}: {}",
+                cause(error, target.path())
+            )
+        }
+    }
+}
+
+fn copy_bitmaps(sources: &[Opened], _target: &Image, _skip_broken: bool) -> Result<()> {
+    let has_bitmaps = sources.iter().any(|source| {
+        source
+            .info()
+            .ok()
+            .and_then(|info| info.qcow2)
+            .is_some_and(|qcow2| !qcow2.bitmaps.is_empty())
+    });
+    if has_bitmaps {
+        bail!("Copying bitmaps is not supported");
+    }
+    Ok(())
+}
+
+/// The format of a target, by its name.
+fn target_format(name: &str) -> Result<qcow::Format> {
+    format_options::known_format(name).ok_or_else(|| anyhow!("Unknown file format '{name}'"))
+}

@@ -1,0 +1,249 @@
+//! `create`: a new, empty image.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Command;
+use qcow::Format;
+
+use crate::format_options::{self, FormatOptions};
+use crate::getopt::Matches;
+use crate::keyval;
+use crate::open::{self, Opening};
+use crate::options;
+use crate::output;
+use crate::reason::reason;
+use crate::report::{Hinted, Usage};
+use crate::source::{Source, local_path, relative_to};
+use crate::target::Target;
+
+pub(crate) const NAME: &str = "create";
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Create and format new image file")
+        .arg(options::quiet())
+        .arg(options::value(
+            "format",
+            'f',
+            "FMT",
+            "format of the new image (default: raw)",
+        ))
+        .arg(options::object())
+        .arg(options::value(
+            "options",
+            'o',
+            "FMT_OPTS",
+            "options of the format ('-o help' lists them)",
+        ))
+        .arg(options::value(
+            "backing",
+            'b',
+            "BACKING_FILENAME",
+            "make the image an overlay on this one",
+        ))
+        .arg(options::value(
+            "backing-format",
+            'F',
+            "BACKING_FMT",
+            "format of the backing file",
+        ))
+        .arg(options::flag(
+            "backing-unsafe",
+            'u',
+            "do not look whether the backing file can be opened",
+        ))
+        .arg(options::operand(
+            "FILENAME",
+            "file to create; what is in it is lost",
+        ))
+        .arg(options::operand(
+            "SIZE",
+            "size of the disk; by default that of the backing file",
+        ))
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let format_name = matches.text("format").unwrap_or_else(|| "raw".to_owned());
+    let list = format_options::joined(&matches.texts("options"))?;
+    options::refuse_objects(matches)?;
+    let name = matches.operands().first();
+    if list.as_deref().is_some_and(keyval::asks_for_help) {
+        output::line(&help(&format_name, name.is_some())?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let name = name.ok_or_else(|| Usage::of(NAME, "Expecting image file name"))?;
+    let size = match matches.operands().get(1) {
+        Some(size) => Some(options::size("image size", &size.to_string_lossy())?),
+        None => None,
+    };
+    if let Some(extra) = matches.operands().get(2) {
+        return Err(Usage::of(
+            NAME,
+            format!("Unexpected argument: {}", extra.to_string_lossy()),
+        ));
+    }
+    let filename = name.to_string_lossy();
+    create(matches, &format_name, list.as_deref(), &filename, size).map_err(|error| match error
+        .downcast::<Hinted>(
+    ) {
+        Ok(hinted) => Hinted {
+            message: format!("{filename}: {}", hinted.message),
+            ..hinted
+        }
+        .into(),
+        Err(error) => anyhow!("{filename}: {error}"),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `-o help` prints: of the format, or with a file name of the format on a file.
+pub(crate) fn help(format_name: &str, on_file: bool) -> Result<String> {
+    let Some(format) = format_options::known_format(format_name) else {
+        bail!("Unknown file format '{format_name}'");
+    };
+    let text = if on_file {
+        format!(
+            "Supported options:\n{}",
+            format_options::explain(&format_options::creatable(format))
+        )
+    } else {
+        format!(
+            "Supported {format_name} options:\n{}\nThe protocol level may support further options.\n\
+             Specify the target filename to include those options.",
+            format_options::explain(&format_options::own(format))
+        )
+    };
+    Ok(text.trim_end().to_owned())
+}
+
+fn create(
+    matches: &Matches,
+    format_name: &str,
+    list: Option<&str>,
+    filename: &str,
+    size: Option<u64>,
+) -> Result<()> {
+    let format = format_options::known_format(format_name)
+        .ok_or_else(|| anyhow!("Unknown file format '{format_name}'"))?;
+    let path = local_path(filename.as_ref())?;
+    let mut options = FormatOptions::new(format_options::creatable(format));
+    if let Some(list) = list {
+        options.parse(list)?;
+    }
+    match (options.number("size"), size) {
+        (Some(_), Some(_)) => bail!("The image size must be specified only once"),
+        (None, Some(size)) => options.set_number("size", size)?,
+        _ => {}
+    }
+    set_backing(
+        &mut options,
+        format,
+        matches.text("backing"),
+        matches.text("backing-format"),
+    )?;
+    if let Some(backing) = options.text("backing_file").map(str::to_owned) {
+        check_backing(
+            &mut options,
+            filename,
+            &path,
+            &backing,
+            matches.flag("backing-unsafe"),
+        )?;
+    }
+    let Some(size) = options.number("size") else {
+        bail!("Image creation needs a size parameter")
+    };
+    if !matches.flag("quiet") {
+        output::line(&format!(
+            "Formatting '{filename}', fmt={format_name}{}",
+            options.announce()
+        ));
+    }
+    let create = format_options::creation(format, &options, size)?;
+    let target = Target::prepare(&path)?;
+    qcow::create(target.path(), &create)
+        .map_err(|error| anyhow!("{}", create_reason(&error, format, &target)))?;
+    target.inherit()?;
+    target.finish()
+}
+
+/// Why an image could not be created.
+pub(crate) fn create_reason(error: &qcow::Error, format: Format, target: &Target) -> String {
+    let text = reason(error, target.path());
+    if error.kind() == qcow::ErrorKind::InvalidInput && text.contains("too large") {
+        return format!(
+            "The image size is too large for file format '{format}' (try using a larger cluster size)"
+        );
+    }
+    text
+}
+
+/// `-b` and `-F` beside `-o backing_file` and `-o backing_fmt`.
+pub(crate) fn set_backing(
+    options: &mut FormatOptions,
+    format: Format,
+    file: Option<String>,
+    backing_format: Option<String>,
+) -> Result<()> {
+    if let Some(file) = file {
+        if !options.knows("backing_file") {
+            bail!("Backing file not supported for file format '{format}'");
+        }
+        options.set("backing_file", &file)?;
+    }
+    if let Some(backing_format) = backing_format {
+        if !options.knows("backing_fmt") {
+            bail!("Backing file format not supported for file format '{format}'");
+        }
+        options.set("backing_fmt", &backing_format)?;
+    }
+    Ok(())
+}
+
+/// Looks whether the backing file is there, and takes the size from it when none was given.
+fn check_backing(
+    options: &mut FormatOptions,
+    filename: &str,
+    path: &Path,
+    backing: &str,
+    unsafe_: bool,
+) -> Result<()> {
+    if backing == filename {
+        bail!("Error: Trying to create an image with the same filename as the backing file");
+    }
+    if backing.is_empty() {
+        bail!("Expected backing file name, got empty string");
+    }
+    let format = options.text("backing_fmt").map(str::to_owned);
+    if unsafe_ {
+        return match format {
+            Some(_) => Ok(()),
+            None => bail!("Backing file specified without backing format"),
+        };
+    }
+    let full = relative_to(path, backing)?;
+    let source = Source::from_name(full.as_os_str(), format.as_deref())?;
+    let opened = open::open_unnamed(
+        &source,
+        &Opening {
+            share: true,
+            ..Opening::default()
+        },
+    )
+    .map_err(|error| Hinted {
+        message: error.to_string(),
+        hint: "Could not open backing image.".to_owned(),
+    })?;
+    if format.is_none() {
+        return Err(Hinted {
+            message: "Backing file specified without backing format".to_owned(),
+            hint: format!("Detected format of {}.", opened.image.format()),
+        }
+        .into());
+    }
+    if options.number("size").is_none() {
+        options.set_number("size", opened.image.virtual_size())?;
+    }
+    Ok(())
+}

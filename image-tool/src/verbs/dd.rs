@@ -1,0 +1,199 @@
+//! `dd`: a range of an image into a new one.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Command;
+use qcow::{CreateOptions, Image};
+
+use crate::format_options;
+use crate::getopt::Matches;
+use crate::open::{self, Opening};
+use crate::options::{self, value};
+use crate::reason::cause;
+use crate::report;
+use crate::source::{BackingOverride, Source, local_path};
+use crate::target::Target;
+use crate::verbs::{close, create};
+use crate::watch::Watch;
+use crate::{confine, progress::Progress};
+
+pub(crate) const NAME: &str = "dd";
+
+/// The largest block.
+const MAX_BLOCK: u64 = i32::MAX as u64;
+/// How much is copied at a time, whatever the block is.
+const CHUNK: u64 = 1 << 20;
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Copy input to output with optional format conversion")
+        .arg(options::format())
+        .arg(options::image_opts())
+        .arg(options::force_share())
+        .arg(options::object())
+        .arg(value(
+            "output-format",
+            'O',
+            "OUTPUT_FMT",
+            "format of the output (default: raw)",
+        ))
+        .arg(options::operand("if=INPUT", "the image to read"))
+        .arg(options::operand("of=OUTPUT", "the file to create"))
+        .arg(options::operand(
+            "bs=SIZE",
+            "size of a block (default: 512)",
+        ))
+        .arg(options::operand(
+            "count=N",
+            "how many blocks (default: all)",
+        ))
+        .arg(options::operand(
+            "skip=N",
+            "how many blocks to leave out first",
+        ))
+}
+
+/// The operands.
+#[derive(Debug, Default)]
+struct Operands {
+    input: Option<OsString>,
+    output: Option<OsString>,
+    block: Option<u64>,
+    count: Option<u64>,
+    skip: Option<u64>,
+}
+
+impl Operands {
+    fn read(operands: &[OsString]) -> Result<Self> {
+        let mut read = Self::default();
+        for operand in operands {
+            let bytes = operand.as_bytes();
+            let unrecognized =
+                |name: &[u8]| anyhow!("unrecognized operand {}", String::from_utf8_lossy(name));
+            let at = bytes
+                .iter()
+                .position(|&b| b == b'=')
+                .ok_or_else(|| unrecognized(bytes))?;
+            let (name, value) = (
+                bytes.get(..at).unwrap_or_default(),
+                bytes.get(at + 1..).unwrap_or_default(),
+            );
+            let text = String::from_utf8_lossy(value);
+            match name {
+                b"if" => read.input = Some(OsStr::from_bytes(value).to_owned()),
+                b"of" => read.output = Some(OsStr::from_bytes(value).to_owned()),
+                b"bs" => read.block = Some(options::size_within("bs", &text, 1, MAX_BLOCK)?),
+                b"count" => read.count = Some(options::size("count", &text)?),
+                b"skip" => read.skip = Some(options::size("skip", &text)?),
+                other => return Err(unrecognized(other)),
+            }
+        }
+        Ok(read)
+    }
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    options::refuse_objects(matches)?;
+    let operands = Operands::read(matches.operands())?;
+    let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
+        bail!("Must specify both input and output files");
+    };
+    let watch = Watch::new()?;
+    let source = Source::parse(
+        input,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let opened = open::open(
+        &source,
+        &Opening {
+            share: matches.flag("force-share"),
+            ..Opening::default()
+        },
+    )?;
+    let format = matches
+        .text("output-format")
+        .unwrap_or_else(|| "raw".to_owned());
+    let format =
+        format_options::known_format(&format).ok_or_else(|| anyhow!("Unknown file format"))?;
+
+    let block = operands.block.unwrap_or(512);
+    let size = opened.image.virtual_size();
+    let end = operands
+        .count
+        .and_then(|count| count.checked_mul(block))
+        .map_or(size, |bytes| bytes.min(size));
+    let start = operands
+        .skip
+        .unwrap_or(0)
+        .checked_mul(block)
+        .filter(|&start| start <= end);
+    let shown = output.to_string_lossy();
+    let failed =
+        |error: anyhow::Error| anyhow!("{shown}: error while creating output image: {error}");
+    let length = end - start.unwrap_or(end);
+    let target = Target::prepare(&local_path(output)?).map_err(failed)?;
+    let rounded = length
+        .checked_next_multiple_of(512)
+        .ok_or_else(|| anyhow!("Image size is too large"))?;
+    qcow::create(target.path(), &CreateOptions::new(format, rounded)).map_err(|error| {
+        failed(anyhow!(
+            "{}",
+            create::create_reason(&error, format, &target)
+        ))
+    })?;
+    target.inherit()?;
+    let written = Source {
+        text: shown.to_string(),
+        path: target.path().to_owned(),
+        format: Some(format.name().to_owned()),
+        backing: BackingOverride::AsRecorded,
+        data_file: None,
+        force_share: false,
+    };
+    let written = open::open(
+        &written,
+        &Opening {
+            writable: true,
+            ..Opening::default()
+        },
+    )?;
+    confine::enter(&[target.folder()])?;
+    watch.start(Progress::new(false, 0.0).into())?;
+    match start {
+        Some(start) => copy(&opened.image, &written.image, start, end)?,
+        None => report::error(format_args!(
+            "{}: cannot skip to specified offset",
+            input.to_string_lossy()
+        )),
+    }
+    close(written)?;
+    target.finish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn copy(input: &Image, output: &Image, start: u64, end: u64) -> Result<()> {
+    let mut buffer = vec![0; CHUNK as usize];
+    let mut at = start;
+    while at < end {
+        let part = buffer
+            .get_mut(..(end - at).min(CHUNK) as usize)
+            .unwrap_or_default();
+        input.read_at(at, part).map_err(|error| {
+            anyhow!(
+                "error while reading from input image file: {}",
+                cause(&error, input.path())
+            )
+        })?;
+        output.write_at(at - start, part).map_err(|error| {
+            anyhow!(
+                "error while writing to output image file: {}",
+                cause(&error, output.path())
+            )
+        })?;
+        at += part.len() as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! `info`: what an image is. Only the named file is opened; with `--backing-chain` also those below it.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Command;
+use qcow::{Info, Qcow2Info};
+
+use crate::confine;
+use crate::getopt::Matches;
+use crate::json::{Object, Value};
+use crate::open::{self, Opening};
+use crate::options;
+use crate::output::{self, Format};
+use crate::size;
+use crate::snapshot_list::{self, LocalTime};
+use crate::source::{BackingOverride, Source};
+
+pub(crate) const NAME: &str = "info";
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Display information about image")
+        .arg(options::format())
+        .arg(options::image_opts())
+        .arg(options::flag(
+            "backing-chain",
+            'b',
+            "also the images below this one",
+        ))
+        .arg(options::force_share())
+        .arg(options::output())
+        .arg(options::object())
+        .arg(options::operand("FILENAME", "the image"))
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let form = options::output_of(NAME, matches)?;
+    options::refuse_objects(matches)?;
+    let name = options::one_image(NAME, matches)?;
+    let source = Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let chain = matches.flag("backing-chain");
+    let local = LocalTime::new();
+    let infos = collect(source, chain, matches.flag("force-share"))?;
+    confine::enter(&[])?;
+    let text = match form {
+        Format::Human => infos
+            .iter()
+            .map(|info| human(info, &local))
+            .collect::<Vec<_>>()
+            .join("\n"),
+        Format::Json => {
+            let mut nodes: Vec<Value> = infos.iter().map(json).collect();
+            if chain {
+                Value::List(nodes)
+            } else {
+                nodes.swap_remove(0)
+            }
+            .pretty()
+        }
+    };
+    output::line(text.trim_end_matches('\n'));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The facts of the image, then of those below it.
+fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Info>> {
+    let mut infos = Vec::new();
+    let mut names = HashSet::new();
+    let mut next = Some(first);
+    while let Some(source) = next.take() {
+        if !names.insert(source.path.clone()) {
+            bail!(
+                "Backing file '{}' creates an infinite loop.",
+                source.path.display()
+            );
+        }
+        let opening = Opening {
+            share,
+            alone: true,
+            for_check: true,
+            ..Opening::default()
+        };
+        let info = open::open(&source, &opening)?.info()?;
+        if chain && let Some(name) = &info.backing_filename {
+            let Some(path) = info.full_backing_filename.clone() else {
+                bail!(
+                    "Could not determine absolute backing filename, but backing filename '{name}' present"
+                );
+            };
+            next = Some(Source {
+                text: path.to_string_lossy().into_owned(),
+                path,
+                format: info.backing_format.clone(),
+                backing: BackingOverride::AsRecorded,
+                data_file: None,
+                force_share: false,
+            });
+        }
+        infos.push(info);
+    }
+    Ok(infos)
+}
+
+fn human(info: &Info, local: &LocalTime) -> String {
+    let mut text = String::new();
+    let name = info.filename.display();
+    let _ = write!(
+        text,
+        "image: {name}\nfile format: {}\nvirtual size: {} ({} bytes)\ndisk size: {}\n",
+        info.format,
+        size::human(info.virtual_size),
+        info.virtual_size,
+        size::human(info.actual_size),
+    );
+    if let Some(cluster_size) = info.cluster_size {
+        let _ = writeln!(text, "cluster_size: {cluster_size}");
+    }
+    if info.qcow2.as_ref().is_some_and(|qcow2| qcow2.dirty) {
+        text.push_str("cleanly shut down: no\n");
+    }
+    if let Some(backing) = &info.backing_filename {
+        text.push_str(&human_backing(info, backing));
+    }
+    if !info.snapshots.is_empty() {
+        text.push_str("Snapshot list:\n");
+        text.push_str(&snapshot_list::table(&info.snapshots, local));
+    }
+    if let Some(qcow2) = &info.qcow2 {
+        text.push_str("Format specific information:\n");
+        human_object(&mut text, &specific(qcow2), 1);
+    }
+    let _ = write!(
+        text,
+        "Child node '/file':\n    filename: {name}\n    protocol type: file\n    file length: {} ({} bytes)\n    disk size: {}\n",
+        size::human(info.file_size),
+        info.file_size,
+        size::human(info.actual_size),
+    );
+    text
+}
+
+fn human_backing(info: &Info, backing: &str) -> String {
+    let mut text = format!("backing file: {backing}");
+    match info
+        .full_backing_filename
+        .as_ref()
+        .map(|path| path.to_string_lossy())
+    {
+        None => text.push_str(" (cannot determine actual path)"),
+        Some(full) if full != backing => {
+            let _ = write!(text, " (actual path: {full})");
+        }
+        Some(_) => {}
+    }
+    text.push('\n');
+    if let Some(format) = &info.backing_format {
+        let _ = writeln!(text, "backing file format: {format}");
+    }
+    text
+}
+
+/// An object, one member a line, with spaces for the dashes of names.
+fn human_object(text: &mut String, object: &Object, depth: usize) {
+    for (name, value) in object.in_order() {
+        human_member(text, &name.replace('-', " "), value, depth);
+    }
+}
+
+fn human_member(text: &mut String, label: &str, value: &Value, depth: usize) {
+    let _ = write!(text, "{:width$}{label}:", "", width = depth * 4);
+    match value {
+        Value::Object(inner) => {
+            text.push('\n');
+            human_object(text, inner, depth + 1);
+        }
+        Value::List(items) => {
+            text.push('\n');
+            for (index, item) in items.iter().enumerate() {
+                human_member(text, &format!("[{index}]"), item, depth + 1);
+            }
+        }
+        Value::Text(value) => {
+            let _ = writeln!(text, " {value}");
+        }
+        Value::Bool(value) => {
+            let _ = writeln!(text, " {value}");
+        }
+        Value::Int(value) => {
+            let _ = writeln!(text, " {value}");
+        }
+        Value::Uint(value) => {
+            let _ = writeln!(text, " {value}");
+        }
+    }
+}
+
+/// What only qcow2 has.
+fn specific(info: &Qcow2Info) -> Object {
+    let v3 = info.version >= 3;
+    let bitmaps: Vec<Value> = info
+        .bitmaps
+        .iter()
+        .map(|bitmap| {
+            let flags = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
+            let flags: Vec<Value> = flags
+                .iter()
+                .filter(|(_, set)| *set)
+                .map(|(name, _)| Value::from(*name))
+                .collect();
+            Object::new()
+                .with("name", bitmap.name.as_str())
+                .with("granularity", bitmap.granularity)
+                .with("flags", flags)
+                .into()
+        })
+        .collect();
+    Object::new()
+        .with("compat", if v3 { "1.1" } else { "0.10" })
+        .with_some("data-file", info.data_file.as_deref())
+        .with_some(
+            "data-file-raw",
+            info.data_file.as_ref().map(|_| info.data_file_raw),
+        )
+        .with_some("extended-l2", v3.then_some(info.extended_l2))
+        .with_some("lazy-refcounts", v3.then_some(info.lazy_refcounts))
+        .with_some("corrupt", v3.then_some(info.corrupt))
+        .with("refcount-bits", info.refcount_bits)
+        .with_some("bitmaps", (!bitmaps.is_empty()).then_some(bitmaps))
+        .with("compression-type", info.compression_type.name())
+}
+
+fn json(info: &Info) -> Value {
+    let filename = info.filename.to_string_lossy().into_owned();
+    let file = Object::new()
+        .with("filename", filename.as_str())
+        .with("format", "file")
+        .with("dirty-flag", false)
+        .with("actual-size", info.actual_size)
+        .with("virtual-size", info.file_size)
+        .with(
+            "format-specific",
+            Object::new()
+                .with("type", "file")
+                .with("data", Object::new()),
+        )
+        .with("children", Vec::new());
+    let full_backing = info
+        .full_backing_filename
+        .as_ref()
+        .map(|path| path.to_string_lossy().into_owned());
+    let snapshots = snapshot_list::json(&info.snapshots);
+    let format_specific = info.qcow2.as_ref().map(|qcow2| {
+        Object::new()
+            .with("type", "qcow2")
+            .with("data", specific(qcow2))
+    });
+    Object::new()
+        .with("filename", filename)
+        .with("format", info.format.name())
+        .with(
+            "dirty-flag",
+            info.qcow2.as_ref().is_some_and(|qcow2| qcow2.dirty),
+        )
+        .with("actual-size", info.actual_size)
+        .with("virtual-size", info.virtual_size)
+        .with_some("cluster-size", info.cluster_size)
+        .with_some("backing-filename", info.backing_filename.as_deref())
+        .with_some("full-backing-filename", full_backing)
+        .with_some("backing-filename-format", info.backing_format.as_deref())
+        .with_some("snapshots", (!snapshots.is_empty()).then_some(snapshots))
+        .with_some("format-specific", format_specific)
+        .with(
+            "children",
+            vec![Object::new().with("name", "file").with("info", file).into()],
+        )
+        .into()
+}

@@ -1,0 +1,234 @@
+//! `map`: where the content of an image lies.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Command;
+use qcow::{Extent, Image};
+
+use crate::confine;
+use crate::getopt::Matches;
+use crate::open::{self, Opening};
+use crate::options::{self, value};
+use crate::output::Format;
+use crate::reason::cause;
+use crate::source::Source;
+
+pub(crate) const NAME: &str = "map";
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Dump image metadata")
+        .arg(options::format())
+        .arg(options::image_opts())
+        .arg(value(
+            "start-offset",
+            's',
+            "OFFSET",
+            "begin at this offset of the disk",
+        ))
+        .arg(value(
+            "max-length",
+            'l',
+            "LENGTH",
+            "look at most at so many bytes",
+        ))
+        .arg(options::force_share())
+        .arg(options::output())
+        .arg(options::object())
+        .arg(options::operand("FILENAME", "the image"))
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let form = options::output_of(NAME, matches)?;
+    let size = |option: &str, what: &str| {
+        matches
+            .text(option)
+            .map(|text| options::size(what, &text))
+            .transpose()
+    };
+    let start = size("start-offset", "start offset")?.unwrap_or(0);
+    let max_length = size("max-length", "max length")?;
+    options::refuse_objects(matches)?;
+    let name = options::one_image(NAME, matches)?;
+    let source = Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let opened = open::open(
+        &source,
+        &Opening {
+            share: matches.flag("force-share"),
+            ..Opening::default()
+        },
+    )?;
+    confine::enter(&[])?;
+    let size = opened.image.virtual_size();
+    let end = max_length.map_or(size, |length| start.saturating_add(length).min(size));
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let printed = match form {
+        Format::Human => human(&mut out, &opened.image, start, end),
+        Format::Json => json(&mut out, &opened.image, start, end),
+    };
+    // A reader that has gone away is no error of ours.
+    let _ = out.flush();
+    printed.map(|()| ExitCode::SUCCESS)
+}
+
+/// What the extents of a range have in common with their neighbours is joined; each comes with its successor.
+struct Extents<'a> {
+    image: &'a Image,
+    next: u64,
+    end: u64,
+    pending: Option<Extent>,
+}
+
+impl Extents<'_> {
+    fn look(&mut self) -> Result<Option<Extent>> {
+        if self.next >= self.end {
+            return Ok(None);
+        }
+        let extent = self
+            .image
+            .map(self.next, self.end - self.next)
+            .map_err(|error| {
+                anyhow!(
+                    "Could not read file metadata: {}",
+                    cause(&error, self.image.path())
+                )
+            })?;
+        self.next += extent.length;
+        Ok(Some(extent))
+    }
+
+    /// The next extent that differs from the one after it.
+    fn next(&mut self) -> Result<Option<Extent>> {
+        let Some(mut current) = (match self.pending.take() {
+            Some(pending) => Some(pending),
+            None => self.look()?,
+        }) else {
+            return Ok(None);
+        };
+        while let Some(next) = self.look()? {
+            if !joinable(&current, &next) {
+                self.pending = Some(next);
+                break;
+            }
+            current.length += next.length;
+        }
+        Ok(Some(current))
+    }
+}
+
+fn joinable(one: &Extent, next: &Extent) -> bool {
+    one.zero == next.zero
+        && one.data == next.data
+        && one.compressed == next.compressed
+        && one.depth == next.depth
+        && one.present == next.present
+        && one.file == next.file
+        && one.offset.map(|offset| offset + one.length) == next.offset
+}
+
+fn human(out: &mut impl std::io::Write, image: &Image, start: u64, end: u64) -> Result<()> {
+    let _ = writeln!(
+        out,
+        "{:<16}{:<16}{:<16}File",
+        "Offset", "Length", "Mapped to"
+    );
+    let mut extents = Extents {
+        image,
+        next: start,
+        end,
+        pending: None,
+    };
+    while let Some(extent) = extents.next()? {
+        if !extent.data {
+            continue;
+        }
+        let Some(offset) = extent.offset else {
+            bail!("File contains external, encrypted or compressed clusters.");
+        };
+        if extent.zero {
+            continue;
+        }
+        let file = extent
+            .file
+            .map(|file| file.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "{:<16}{:<16}{:<16}{file}",
+            hex(extent.start),
+            hex(extent.length),
+            hex(offset)
+        );
+    }
+    Ok(())
+}
+
+/// C's `%#x`, in which zero has no prefix.
+fn hex(value: u64) -> String {
+    if value == 0 {
+        "0".to_owned()
+    } else {
+        format!("{value:#x}")
+    }
+}
+
+fn json(out: &mut impl std::io::Write, image: &Image, start: u64, end: u64) -> Result<()> {
+    let mut extents = Extents {
+        image,
+        next: start,
+        end,
+        pending: None,
+    };
+    let mut line = String::from("[");
+    let mut any = false;
+    while let Some(extent) = extents.next()? {
+        if any {
+            line.push_str(",\n");
+        }
+        any = true;
+        entry(&mut line, &extent);
+        let _ = out.write_all(line.as_bytes());
+        line.clear();
+    }
+    if !any {
+        // An empty range is one entry that says nothing.
+        let nothing = Extent {
+            start,
+            length: 0,
+            depth: 0,
+            present: false,
+            zero: false,
+            data: false,
+            compressed: false,
+            offset: None,
+            file: None,
+        };
+        entry(&mut line, &nothing);
+    }
+    let _ = writeln!(out, "{line}]");
+    Ok(())
+}
+
+fn entry(line: &mut String, extent: &Extent) {
+    let _ = write!(
+        line,
+        "{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {}, \"data\": {}, \"compressed\": {}",
+        extent.start,
+        extent.length,
+        extent.depth,
+        extent.present,
+        extent.zero,
+        extent.data,
+        extent.compressed
+    );
+    if let Some(offset) = extent.offset {
+        let _ = write!(line, ", \"offset\": {offset}");
+    }
+    line.push('}');
+}

@@ -1,0 +1,412 @@
+//! `rebase`: another backing file for an overlay, whose content stays the same (or with `-u`, is not looked at).
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Command;
+use qcow::{ErrorKind, Format, Image};
+
+use crate::cache::Cache;
+use crate::confine;
+use crate::copy::zero::is_zero;
+use crate::format_options::known_format;
+use crate::getopt::Matches;
+use crate::open::{self, Opened, Opening};
+use crate::options::{self, flag, value};
+use crate::progress::Progress;
+use crate::reason::cause;
+use crate::report::Usage;
+use crate::source::{Source, relative_to};
+use crate::verbs::close;
+use crate::watch::Watch;
+
+pub(crate) const NAME: &str = "rebase";
+
+/// How much one thread looks at in one go.
+const CHUNK: u64 = 2 << 20;
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Change backing file of the image")
+        .arg(options::quiet())
+        .arg(options::progress())
+        .arg(options::force_share())
+        .arg(options::format())
+        .arg(options::image_opts())
+        .arg(value(
+            "cache",
+            't',
+            "CACHE",
+            "cache mode (default: writeback)",
+        ))
+        .arg(flag("compress", 'c', "compress what is written"))
+        .arg(value(
+            "backing",
+            'b',
+            "BACKING_FILENAME",
+            "the new backing file; empty for none",
+        ))
+        .arg(value("backing-format", 'F', "BACKING_FMT", "its format"))
+        .arg(value(
+            "backing-cache",
+            'T',
+            "CACHE",
+            "cache mode of the backing file (default: writeback)",
+        ))
+        .arg(flag("backing-unsafe", 'u', "change the name only"))
+        .arg(options::object())
+        .arg(options::operand("FILENAME", "the overlay"))
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    options::refuse_objects(matches)?;
+    let name = options::one_image(NAME, matches)?;
+    let unsafe_ = matches.flag("backing-unsafe");
+    let backing = matches.text("backing");
+    if !unsafe_ && backing.is_none() {
+        return Err(Usage::of(
+            NAME,
+            "Must specify backing file (-b) or use unsafe mode (-u)",
+        ));
+    }
+    let progress = Arc::new(Progress::new(
+        matches.flag("progress") && !matches.flag("quiet"),
+        2.0,
+    ));
+    progress.set(0.0);
+    let outcome = rebase(matches, name, unsafe_, backing.as_deref(), &progress);
+    progress.end();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn rebase(
+    matches: &Matches,
+    name: &std::ffi::OsStr,
+    unsafe_: bool,
+    backing: Option<&str>,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    options::cache(matches, "cache", Cache::Durable, "cache option")?;
+    options::cache(
+        matches,
+        "backing-cache",
+        Cache::Durable,
+        "source cache option",
+    )?;
+    let watch = Watch::new()?;
+    let source = Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let overlay = open::open(
+        &source,
+        &Opening {
+            writable: true,
+            no_backing: unsafe_,
+            ..Opening::default()
+        },
+    )?;
+    let compress = matches.flag("compress");
+    if compress && overlay.image.format() == Format::Raw {
+        bail!("Compression not supported for this file format");
+    }
+    let backing_format = matches.text("backing-format");
+    if let Some(format) = backing_format
+        .as_deref()
+        .filter(|format| known_format(format).is_none())
+    {
+        bail!("Invalid format name: '{format}'");
+    }
+    let backing = backing.filter(|name| !name.is_empty());
+    let below = match backing {
+        Some(name) if !unsafe_ => Some(open_backing(
+            matches,
+            &source,
+            name,
+            backing_format.as_deref(),
+        )?),
+        _ => None,
+    };
+    confine::enter(&[])?;
+    watch.start(progress.clone())?;
+    if !unsafe_ && overlay.image.format() == Format::Qcow2 {
+        Rebase::new(&overlay, below.as_ref(), compress, progress)?.run()?;
+    }
+    change(&overlay.image, backing, backing_format.as_deref())?;
+    progress.set(100.0);
+    close(overlay)
+}
+
+fn open_backing(
+    matches: &Matches,
+    overlay: &Source,
+    name: &str,
+    format: Option<&str>,
+) -> Result<Opened> {
+    let path = relative_to(&overlay.path, name)
+        .map_err(|error| anyhow!("Could not resolve backing filename: {error}"))?;
+    let source = Source::from_name(path.as_os_str(), format)?;
+    open::open_unnamed(
+        &source,
+        &Opening {
+            share: matches.flag("force-share"),
+            ..Opening::default()
+        },
+    )
+    .map_err(|error| anyhow!("Could not open new backing file '{name}': {error}"))
+}
+
+/// Records the new backing file.
+fn change(image: &Image, backing: Option<&str>, format: Option<&str>) -> Result<()> {
+    let failed = |why: &str| {
+        anyhow!(
+            "Could not change the backing file to '{}': {why}",
+            backing.unwrap_or_default()
+        )
+    };
+    if image.format() == Format::Raw {
+        return Err(failed("Operation not supported"));
+    }
+    let format = format.and_then(known_format);
+    if backing.is_some() && format.is_none() {
+        return Err(failed("backing format must be specified"));
+    }
+    image
+        .change_backing_file(backing, format.filter(|_| backing.is_some()))
+        .map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput => failed("No space left in the file header"),
+            _ => failed(&cause(&error, image.path())),
+        })
+}
+
+/// Copies into the overlay what the new backing file does not show as the old one does.
+struct Rebase<'a> {
+    overlay: &'a Image,
+    below: Option<&'a Image>,
+    /// Index of the new backing file in the old chain, if it is part of it.
+    kept_depth: Option<u32>,
+    /// The unit of what is written.
+    unit: u64,
+    compress: bool,
+    progress: &'a Progress,
+    next: AtomicU64,
+    stop: AtomicBool,
+    failure: Mutex<Option<anyhow::Error>>,
+}
+
+impl<'a> Rebase<'a> {
+    fn new(
+        overlay: &'a Opened,
+        below: Option<&'a Opened>,
+        compress: bool,
+        progress: &'a Progress,
+    ) -> Result<Self> {
+        let cluster = overlay.image.cluster_size().unwrap_or(512);
+        let extended = overlay.info()?.qcow2.is_some_and(|qcow2| qcow2.extended_l2);
+        let unit = if extended && !compress {
+            cluster / 32
+        } else {
+            cluster
+        };
+        let kept_depth = below.and_then(|below| {
+            let wanted = std::fs::canonicalize(below.image.path()).ok()?;
+            let same = |path: &std::path::PathBuf| {
+                std::fs::canonicalize(path).ok().as_ref() == Some(&wanted)
+            };
+            overlay
+                .paths
+                .iter()
+                .position(same)
+                .and_then(|depth| u32::try_from(depth).ok())
+        });
+        Ok(Self {
+            overlay: &overlay.image,
+            below: below.map(|below| &*below.image),
+            kept_depth,
+            unit,
+            compress,
+            progress,
+            next: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        })
+    }
+
+    fn run(self) -> Result<()> {
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(|| self.work());
+            }
+            self.work();
+        });
+        match self
+            .failure
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+        {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    fn work(&self) {
+        let chunk = CHUNK.max(self.unit);
+        let mut buffers = (vec![0; chunk as usize], vec![0; chunk as usize]);
+        let size = self.overlay.virtual_size();
+        while !self.stop.load(Ordering::Relaxed) {
+            let start = self.next.fetch_add(chunk, Ordering::Relaxed);
+            if start >= size {
+                return;
+            }
+            let end = (start + chunk).min(size);
+            if let Err(failure) = self.chunk(start, end, &mut buffers) {
+                self.failure
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .get_or_insert(failure);
+                self.stop.store(true, Ordering::Relaxed);
+            }
+            self.progress
+                .advance((end - start) as f32 / size as f32 * 100.0);
+        }
+    }
+
+    fn chunk(&self, start: u64, end: u64, buffers: &mut (Vec<u8>, Vec<u8>)) -> Result<()> {
+        let unreadable = |error: &qcow::Error| {
+            anyhow!(
+                "error while reading image metadata: {}",
+                cause(error, self.overlay.path())
+            )
+        };
+        let mut at = start;
+        while at < end {
+            let own = self
+                .overlay
+                .map_layer(at, end - at)
+                .map_err(|error| unreadable(&error))?;
+            let own_end = at + own.length;
+            if own.present {
+                at = own_end;
+                continue;
+            }
+            let old = self
+                .overlay
+                .map(at, own.length)
+                .map_err(|error| unreadable(&error))?;
+            // What is decided at or below the image that stays in the chain does not change.
+            let kept = self.kept_depth.is_some_and(|kept| old.depth >= kept);
+            if !kept {
+                self.range(at, at + old.length, reads_zero(&old), buffers)?;
+            }
+            at += old.length;
+        }
+        Ok(())
+    }
+
+    /// A range that the overlay does not hold and that one extent of the old chain shows.
+    fn range(
+        &self,
+        start: u64,
+        end: u64,
+        old_zero: bool,
+        buffers: &mut (Vec<u8>, Vec<u8>),
+    ) -> Result<()> {
+        if old_zero && self.new_reads_zero(start, end) {
+            return Ok(());
+        }
+        // Whole units: a part of one would be filled up from the backing file.
+        let start = start - start % self.unit;
+        let end = end
+            .next_multiple_of(self.unit)
+            .min(self.overlay.virtual_size());
+        let len = (end - start) as usize;
+        let (old, new) = buffers;
+        let (old, new) = (
+            old.get_mut(..len).unwrap_or_default(),
+            new.get_mut(..len).unwrap_or_default(),
+        );
+        self.overlay
+            .read_at(start, old)
+            .map_err(|_| anyhow!("error while reading from old backing file"))?;
+        self.read_new(start, new)
+            .map_err(|_| anyhow!("error while reading from new backing file"))?;
+        let unit = self.unit as usize;
+        let mut done = 0;
+        while let (Some(old), Some(new)) = (old.get(done..), new.get(done..)) {
+            if old.is_empty() {
+                break;
+            }
+            let differs = |(old, new): &(&[u8], &[u8])| old != new;
+            let mut units = old.chunks(unit).zip(new.chunks(unit));
+            let first = units.next().is_some_and(|pair| differs(&pair));
+            let run = 1 + units.take_while(|pair| differs(pair) == first).count();
+            let run = (run * unit).min(old.len());
+            if first {
+                self.write(start + done as u64, old.get(..run).unwrap_or_default())?;
+            }
+            done += run;
+        }
+        Ok(())
+    }
+
+    fn new_reads_zero(&self, start: u64, end: u64) -> bool {
+        let Some(below) = self.below else { return true };
+        let end = end.min(below.virtual_size());
+        let mut at = start;
+        while at < end {
+            match below.map(at, end - at) {
+                Ok(extent) if reads_zero(&extent) => at += extent.length,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    fn read_new(&self, offset: u64, buffer: &mut [u8]) -> qcow::Result<()> {
+        let Some(below) = self.below else {
+            buffer.fill(0);
+            return Ok(());
+        };
+        let inside = below
+            .virtual_size()
+            .saturating_sub(offset)
+            .min(buffer.len() as u64) as usize;
+        let (data, beyond) = buffer.split_at_mut(inside);
+        beyond.fill(0);
+        if data.is_empty() {
+            Ok(())
+        } else {
+            below.read_at(offset, data)
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let written = if is_zero(data) {
+            self.overlay.write_zeroes(offset, data.len() as u64, true)
+        } else if self.compress {
+            data.chunks(self.unit as usize)
+                .enumerate()
+                .try_for_each(|(index, cluster)| {
+                    self.overlay
+                        .write_compressed(offset + index as u64 * self.unit, cluster)
+                })
+        } else {
+            self.overlay.write_at(offset, data)
+        };
+        written.map_err(|error| {
+            anyhow!(
+                "Error while writing to COW image: {}",
+                cause(&error, self.overlay.path())
+            )
+        })
+    }
+}
+
+fn reads_zero(extent: &qcow::Extent) -> bool {
+    extent.zero || !extent.present
+}

@@ -1,0 +1,132 @@
+//! `resize`: another size for the disk.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Command;
+
+use crate::confine;
+use crate::format_options::{FormatOptions, Kind, Spec, check_preallocation, preallocation};
+use crate::getopt::Matches;
+use crate::open::{self, Opening};
+use crate::options::{self, flag, value};
+use crate::output;
+use crate::reason::reason;
+use crate::report::{self, Usage};
+use crate::source::Source;
+use crate::verbs::close;
+
+pub(crate) const NAME: &str = "resize";
+
+/// The size is read as an option of that name would be.
+const SIZE: Spec = Spec {
+    name: "size",
+    kind: Kind::Size,
+    default: None,
+    help: "",
+};
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Resize the image to the new size")
+        .arg(options::quiet())
+        .arg(options::format())
+        .arg(options::image_opts())
+        .arg(flag(
+            "shrink",
+            None,
+            "allow a smaller size; what lies beyond is lost",
+        ))
+        .arg(value(
+            "preallocation",
+            None,
+            "PREALLOC",
+            "how to allocate what is added (off, metadata, falloc, full)",
+        ))
+        .arg(options::object())
+        .arg(options::operand("FILENAME", "the image"))
+        .arg(options::operand(
+            "SIZE",
+            "the size, or with + or - in front how much to add or take away",
+        ))
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let quiet = matches.flag("quiet");
+    options::refuse_objects(matches)?;
+    let mode = matches.text("preallocation");
+    let preallocation = preallocation(mode.as_deref())
+        .map_err(|_| anyhow!("Invalid preallocation mode '{}'", mode.unwrap_or_default()))?;
+    let (name, size) = match matches.operands() {
+        [name, size] => (name, size.to_string_lossy()),
+        [_, _, _, ..] => return Err(Usage::of(NAME, "Extra argument(s) in command line")),
+        _ => return Err(Usage::of(NAME, "Expecting image file name and size")),
+    };
+    let change = Change::parse(&size)?;
+    let source = Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let opened = open::open(
+        &source,
+        &Opening {
+            writable: true,
+            ..Opening::default()
+        },
+    )?;
+    confine::enter(&[])?;
+    let current = opened.image.virtual_size();
+    let wanted = change
+        .from(current)
+        .ok_or_else(|| anyhow!("New image size must be positive"))?;
+    if wanted <= current && preallocation != qcow::Preallocation::Off {
+        bail!("Preallocation can only be used for growing images");
+    }
+    if wanted < current && !matches.flag("shrink") {
+        report::error("Use the --shrink option to perform a shrink operation.");
+        report::warning(
+            "Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an \
+             operation, make sure there is no important data there.",
+        );
+        return Ok(ExitCode::FAILURE);
+    }
+    check_preallocation(opened.image.format(), preallocation)?;
+    opened
+        .image
+        .resize(wanted, preallocation)
+        .map_err(|error| anyhow!("{}", reason(&error, opened.image.path())))?;
+    close(opened)?;
+    output::unless(quiet, "Image resized.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The size that was asked for.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    To(u64),
+    Grow(u64),
+    Shrink(u64),
+}
+
+impl Change {
+    fn parse(text: &str) -> Result<Self> {
+        let (make, number): (fn(u64) -> Self, _) = match text.split_at_checked(1) {
+            Some(("+", rest)) => (Self::Grow, rest),
+            Some(("-", rest)) => (Self::Shrink, rest),
+            _ => (Self::To, text),
+        };
+        let mut options = FormatOptions::new(vec![SIZE]);
+        options.set("size", number)?;
+        Ok(make(options.number("size").unwrap_or(0)))
+    }
+
+    /// The new size, if there is one.
+    fn from(self, current: u64) -> Option<u64> {
+        let wanted = match self {
+            Self::To(size) => Some(size),
+            Self::Grow(more) => current.checked_add(more),
+            Self::Shrink(less) => current.checked_sub(less),
+        };
+        wanted.filter(|&size| size > 0 && i64::try_from(size).is_ok())
+    }
+}

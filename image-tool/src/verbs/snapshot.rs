@@ -1,0 +1,163 @@
+//! `snapshot`: the internal snapshots of an image.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Command;
+use qcow::{ErrorKind, Format, Image};
+
+use crate::confine;
+use crate::getopt::Matches;
+use crate::open::{self, Opening};
+use crate::options::{self, flag, value};
+use crate::output;
+use crate::reason::cause;
+use crate::report::Usage;
+use crate::snapshot_list::{self, LocalTime};
+use crate::source::Source;
+use crate::verbs::close;
+
+pub(crate) const NAME: &str = "snapshot";
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "List or manipulate snapshots within image")
+        .arg(options::quiet())
+        .arg(options::format())
+        .arg(options::image_opts())
+        .arg(options::force_share())
+        .arg(options::object())
+        .arg(flag(
+            "list",
+            'l',
+            "list the snapshots (this is the default)",
+        ))
+        .arg(value(
+            "create",
+            'c',
+            "SNAPSHOT",
+            "keep the present state under this name",
+        ))
+        .arg(value("apply", 'a', "SNAPSHOT", "go back to this snapshot"))
+        .arg(value("delete", 'd', "SNAPSHOT", "forget this snapshot"))
+        .arg(options::operand("FILENAME", "the image"))
+}
+
+/// What to do, and with which snapshot.
+enum Action {
+    List,
+    Create(String),
+    Apply(String),
+    Delete(String),
+}
+
+impl Action {
+    fn of(matches: &Matches) -> Result<Self> {
+        let mut actions = matches.all().filter_map(|(option, value)| {
+            let name = value.to_string_lossy().into_owned();
+            match option {
+                "list" => Some(Self::List),
+                "create" => Some(Self::Create(name)),
+                "apply" => Some(Self::Apply(name)),
+                "delete" => Some(Self::Delete(name)),
+                _ => None,
+            }
+        });
+        match (actions.next(), actions.next()) {
+            (None, _) => Ok(Self::List),
+            (Some(only), None) => Ok(only),
+            (Some(_), Some(_)) => Err(Usage::of(NAME, "Cannot mix '-l', '-a', '-c', '-d'")),
+        }
+    }
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let action = Action::of(matches)?;
+    options::refuse_objects(matches)?;
+    let name = options::one_image(NAME, matches)?;
+    let source = Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let writable = !matches!(action, Action::List);
+    let share = matches.flag("force-share");
+    if writable && share {
+        bail!(
+            "Could not open '{}': force-share=on can only be used with read-only images",
+            source.text
+        );
+    }
+    let local = LocalTime::new();
+    let opened = open::open(
+        &source,
+        &Opening {
+            writable,
+            share,
+            ..Opening::default()
+        },
+    )?;
+    confine::enter(&[])?;
+    match &action {
+        Action::List => list(&opened.image, &local)?,
+        Action::Create(name) => create(&opened.image, name)?,
+        Action::Apply(name) => apply(&opened.image, name)?,
+        Action::Delete(name) => delete(&opened.image, name)?,
+    }
+    close(opened)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(image: &Image, local: &LocalTime) -> Result<()> {
+    let snapshots = image
+        .snapshots()
+        .map_err(|error| anyhow!("{}", cause(&error, image.path())))?;
+    if !snapshots.is_empty() {
+        output::line(&format!(
+            "Snapshot list:\n{}",
+            snapshot_list::table(&snapshots, local).trim_end()
+        ));
+    }
+    Ok(())
+}
+
+fn create(image: &Image, name: &str) -> Result<()> {
+    let failed = |why: &str| anyhow!("Could not create snapshot '{name}': {why}");
+    if image.format() == Format::Raw {
+        return Err(failed("Operation not supported"));
+    }
+    // As long as QEMU's names may be.
+    let kept: String = name
+        .char_indices()
+        .take_while(|(at, c)| at + c.len_utf8() < 256)
+        .map(|(_, c)| c)
+        .collect();
+    image
+        .snapshot_create(&kept)
+        .map_err(|error| failed(&cause(&error, image.path())))
+}
+
+fn apply(image: &Image, name: &str) -> Result<()> {
+    let failed = |why: &str| anyhow!("Could not apply snapshot '{name}': {why}");
+    if image.format() == Format::Raw {
+        return Err(failed("Block driver does not support snapshots"));
+    }
+    image
+        .snapshot_apply(name)
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => failed("Failed to load snapshot: No such file or directory"),
+            _ => failed(&cause(&error, image.path())),
+        })
+}
+
+fn delete(image: &Image, name: &str) -> Result<()> {
+    let failed = |why: &str| anyhow!("Could not delete snapshot '{name}': {why}");
+    if image.format() == Format::Raw {
+        return Err(failed("snapshot not found"));
+    }
+    image
+        .snapshot_delete(name)
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => failed("snapshot not found"),
+            _ => failed(&cause(&error, image.path())),
+        })
+}
