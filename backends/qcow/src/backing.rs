@@ -121,7 +121,7 @@ fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen)
                     path.display()
                 )));
             }
-            DataFile::Open => Some(resolve(path, &name)?),
+            DataFile::Open => Some(resolve_data_file(path, &name)?),
             DataFile::Path(data_path) => Some(data_path.clone()),
         };
         if let Some(data_path) = data_path {
@@ -193,6 +193,13 @@ fn open_backing(
     let file = open_host_file(&below, false)
         .map_err(|error| error.within(format!("backing file of {}", path.display())))?;
     open_in_chain(file, &below, &below_options, seen)
+}
+
+/// Where the name of an external data file leads. Unlike backing files, QEMU looks for it relative to the
+/// working directory, and so must everybody who shares images with it.
+pub(crate) fn resolve_data_file(path: &Path, name: &str) -> Result<PathBuf> {
+    resolve(path, name)?;
+    Ok(PathBuf::from(name.strip_prefix("file:").unwrap_or(name)))
 }
 
 /// Where a name recorded in the image `path` leads: relative names are relative to the image's folder.

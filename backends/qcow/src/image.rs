@@ -400,7 +400,24 @@ impl Image {
                 raw.resize(size)?;
                 crate::create::preallocate_raw(&*raw.storage, old, size, preallocation)
             }
-            Layer::Qcow2(qcow2) => qcow2.resize(size, preallocation),
+            Layer::Qcow2(qcow2) => qcow2.resize(self.backing.as_deref(), size, preallocation),
+        }
+        .map_err(|error| error.within(self.path.display()))
+    }
+
+    /// Reserves space for a range of the disk that has none.
+    pub(crate) fn preallocate(
+        &self,
+        start: u64,
+        end: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        self.check_writable()?;
+        match &self.layer {
+            Layer::Raw(raw) => {
+                crate::create::preallocate_raw(&*raw.storage, start, end, preallocation)
+            }
+            Layer::Qcow2(qcow2) => qcow2.preallocate(start, end, preallocation),
         }
         .map_err(|error| error.within(self.path.display()))
     }

@@ -34,23 +34,33 @@
 //! brk, futex).
 
 #![forbid(unsafe_code)]
+#![allow(dead_code)]
 
 mod address;
 mod backing;
 mod buffer;
+mod compressed;
 mod create;
+mod engine;
 mod error;
+mod extension;
+mod feature;
+mod geometry;
+mod header;
 mod image;
+mod l2;
 mod lock;
 mod options;
 mod qcow2;
+mod range_lock;
 mod raw;
 mod report;
+mod snapshot_table;
 mod storage;
 
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use buffer::{Destination, Source};
-pub use create::create;
+pub use create::{create, create_in};
 pub use error::{Error, ErrorKind, Result};
 pub use image::Image;
 pub use options::{

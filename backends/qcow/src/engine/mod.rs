@@ -1,0 +1,242 @@
+//! The metadata engine: guest ranges → host extents, allocation, refcounts, and the order in which all that may reach the medium.
+//!
+//! It does no I/O. A driver calls [`Engine::attempt`] with an operation; if a table is missing in memory the operation stops with
+//! [`Stop::Need`], the driver reads the range, hands it to [`Engine::fill`], and tries again. What changed is written when the driver
+//! asks for it: [`Engine::next_batch`] hands out one batch of writes after the other, each to be on the medium before
+//! the next may begin. The driver here is synchronous (`driver.rs`); one that has many requests in flight
+//! needs nothing else from the engine.
+//!
+//! Order on the medium:
+//!
+//! 1. refcount blocks (and all data copied by copy-on-write, written by the driver before it reports the write as done),
+//! 2. refcount table entries that point to new blocks,
+//! 3. L2 entries, which use what 1 and 2 accounted for,
+//! 4. L1 entries, which point to L2 tables written in 3,
+//! 5. refcounts of what 3 and 4 no longer use go down, in memory, and reach the medium with some later 1. Only then is the space
+//!    reused or given back to the host.
+
+mod alloc;
+mod batch;
+mod discard;
+mod growth;
+mod map;
+mod overlap;
+mod pages;
+mod refcount;
+mod snapshot;
+mod write;
+
+pub(crate) use discard::Drop;
+pub(crate) use growth::{Switch, refcount_ones, to_bytes};
+pub(crate) use map::{Piece, Where};
+pub(crate) use pages::Table;
+pub(crate) use write::Segment;
+
+use crate::address::{ClusterIndex, HostOffset};
+use crate::error::{Error, ErrorKind, Result};
+use crate::feature;
+use crate::geometry::Geometry;
+use crate::header::Header;
+use overlap::Overlap;
+use pages::Pages;
+
+/// Why an operation did not come to its end.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// These bytes of the file are needed first.
+    Need { offset: u64, len: u64 },
+    /// The refcount table has no room for the cluster that is to be allocated: see [`Engine::grow_refcount_table`].
+    RefcountTableFull,
+    /// It failed.
+    Fail(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Fail(error)
+    }
+}
+
+/// How to take one change of memory back.
+#[derive(Debug)]
+pub(crate) enum Undo {
+    Word {
+        offset: u64,
+        value: u64,
+        dirty: Option<Table>,
+    },
+    Created {
+        offset: u64,
+        len: u64,
+    },
+    Hint(u64),
+    Freed(usize),
+    Overlap(ClusterIndex),
+    Tail(Option<u64>),
+}
+
+/// A run of host clusters whose last use is about to leave the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Freed {
+    pub(crate) host: HostOffset,
+    pub(crate) clusters: u64,
+}
+
+/// The state of one image's metadata.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) header: Header,
+    geometry: Geometry,
+    pages: Pages,
+    overlap: Overlap,
+    undo: Vec<Undo>,
+    /// No cluster below this index is free.
+    hint: u64,
+    /// What will be free after the next batch of L1 entries.
+    freed: Vec<Freed>,
+    /// Where the next compressed cluster may begin, within a host cluster that is not full yet.
+    tail: Option<u64>,
+    /// Metadata damage was found, or a sync failed: nothing may be written any more.
+    stopped: Option<String>,
+    writable: bool,
+}
+
+impl Engine {
+    pub(crate) fn new(header: Header, cache_bytes: usize, writable: bool) -> Self {
+        let geometry = header.geometry();
+        Self {
+            pages: Pages::new(geometry.cluster_size(), cache_bytes),
+            overlap: Overlap::default(),
+            undo: Vec::new(),
+            hint: 1,
+            freed: Vec::new(),
+            tail: None,
+            stopped: None,
+            geometry,
+            header,
+            writable,
+        }
+    }
+
+    pub(crate) fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Runs an operation to its end or takes back all it did.
+    pub(crate) fn attempt<T>(
+        &mut self,
+        operation: impl FnOnce(&mut Self) -> Result<T, Stop>,
+    ) -> Result<T, Stop> {
+        self.undo.clear();
+        let done = operation(self);
+        if done.is_err() {
+            self.roll_back();
+        }
+        self.undo.clear();
+        if done.is_ok() {
+            self.pages.trim();
+        }
+        done
+    }
+
+    fn roll_back(&mut self) {
+        while let Some(undo) = self.undo.pop() {
+            match undo {
+                Undo::Word {
+                    offset,
+                    value,
+                    dirty,
+                } => self.pages.restore(offset, value, dirty),
+                Undo::Created { offset, len } => self.pages.forget(offset, len),
+                Undo::Hint(hint) => self.hint = hint,
+                Undo::Freed(len) => self.freed.truncate(len),
+                Undo::Overlap(cluster) => self.overlap.remove(cluster),
+                Undo::Tail(tail) => self.tail = tail,
+            }
+        }
+    }
+
+    /// Takes in bytes that [`Stop::Need`] asked for.
+    pub(crate) fn fill(&mut self, offset: u64, bytes: &[u8]) {
+        self.pages.fill(offset, bytes);
+    }
+
+    /// Refuses to write once damage was found.
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        if !self.writable {
+            return Err(Error::new(ErrorKind::ReadOnly, "opened read-only"));
+        }
+        match &self.stopped {
+            None => Ok(()),
+            Some(why) => Err(Error::new(
+                ErrorKind::ReadOnly,
+                format!("no longer writable: {why}"),
+            )),
+        }
+    }
+
+    /// No write from now on; returns whether this is news.
+    pub(crate) fn stop(&mut self, why: impl Into<String>) -> bool {
+        let news = self.stopped.is_none();
+        if news {
+            self.stopped = Some(why.into());
+        }
+        news
+    }
+
+    /// The image was repaired: it may be written again, from what is on the medium now.
+    pub(crate) fn restart(&mut self, header: Header) {
+        self.geometry = header.geometry();
+        self.header = header;
+        self.pages.clear();
+        self.overlap = Overlap::default();
+        self.freed.clear();
+        self.tail = None;
+        self.hint = 1;
+        self.stopped = None;
+    }
+
+    /// Drops the pages of tables, which somebody changed on the medium directly. Nothing may be unwritten.
+    pub(crate) fn reload(&mut self) {
+        self.pages.clear();
+        self.tail = None;
+        self.hint = 1;
+    }
+
+    fn external(&self) -> bool {
+        self.header.incompatible & feature::EXTERNAL_DATA != 0
+    }
+
+    fn get(&mut self, offset: u64) -> Result<u64, Stop> {
+        self.pages.get(offset)
+    }
+
+    fn set(&mut self, table: Table, offset: u64, value: u64) -> Result<(), Stop> {
+        self.pages.set(table, offset, value, &mut self.undo)
+    }
+
+    fn set_hint(&mut self, hint: u64) {
+        if hint != self.hint {
+            self.undo.push(Undo::Hint(self.hint));
+            self.hint = hint;
+        }
+    }
+
+    fn set_tail(&mut self, tail: Option<u64>) {
+        self.undo.push(Undo::Tail(self.tail));
+        self.tail = tail;
+    }
+
+    /// The use of these clusters ends with the next batches.
+    fn free_later(&mut self, host: HostOffset, clusters: u64) {
+        // A change of the last element could not be undone by truncating, so runs are joined only when they are applied.
+        self.undo.push(Undo::Freed(self.freed.len()));
+        self.freed.push(Freed { host, clusters });
+    }
+
+    fn mark_metadata(&mut self, cluster: ClusterIndex) {
+        if self.overlap.insert(cluster) {
+            self.undo.push(Undo::Overlap(cluster));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Refcounts: the refcount table, refcount blocks, and the counts in them.
+
+use crate::address::{ClusterIndex, HostOffset};
+use crate::engine::{Engine, Stop, Table};
+use crate::error::Error;
+use crate::geometry::OFFSET_MASK;
+
+impl Engine {
+    fn refcount_table_entries(&self) -> u64 {
+        (u64::from(self.header.refcount_table_clusters) << self.geometry.cluster_bits) / 8
+    }
+
+    /// First cluster that the refcount table has no room for.
+    pub(crate) fn refcount_table_end(&self) -> u64 {
+        self.refcount_table_entries()
+            .saturating_mul(self.geometry.refcount_block_entries())
+    }
+
+    pub(super) fn refcount_table_slot(&self, index: u64) -> u64 {
+        self.header.refcount_table_offset + index * 8
+    }
+
+    /// The refcount block that describes `cluster`, if there is one.
+    pub(super) fn refcount_block(
+        &mut self,
+        cluster: ClusterIndex,
+    ) -> Result<Option<HostOffset>, Stop> {
+        let index = cluster.0 / self.geometry.refcount_block_entries();
+        if index >= self.refcount_table_entries() {
+            return Ok(None);
+        }
+        let entry = self.get(self.refcount_table_slot(index))?;
+        if entry & !OFFSET_MASK != 0 || entry % self.geometry.cluster_size() != 0 {
+            return Err(Error::corrupt(format!(
+                "refcount table entry {index} is invalid: {entry:#018x}"
+            ))
+            .into());
+        }
+        Ok((entry != 0).then_some(HostOffset(entry)))
+    }
+
+    /// Where the count of `cluster` lies in `block`: offset of the word, and shift within it.
+    fn refcount_place(&self, block: HostOffset, cluster: ClusterIndex) -> (u64, u32) {
+        let bits = u64::from(self.geometry.refcount_bits());
+        let bit = (cluster.0 % self.geometry.refcount_block_entries()) * bits;
+        let offset = block.0 + bit / 64 * 8;
+        let within = bit % 64;
+        // Counts of a byte and more are big-endian numbers in order; smaller ones fill a byte from its low end.
+        let shift = if bits >= 8 {
+            64 - bits - within
+        } else {
+            (56 - within / 8 * 8) + within % 8
+        };
+        (offset, shift as u32)
+    }
+
+    /// How often `cluster` is used.
+    pub(crate) fn refcount(&mut self, cluster: ClusterIndex) -> Result<u64, Stop> {
+        match self.refcount_block(cluster)? {
+            None => Ok(0),
+            Some(block) => {
+                let (offset, shift) = self.refcount_place(block, cluster);
+                Ok(self.get(offset)? >> shift & self.geometry.refcount_max())
+            }
+        }
+    }
+
+    /// Sets the count of `cluster`, whose refcount block exists.
+    pub(crate) fn set_refcount(&mut self, cluster: ClusterIndex, value: u64) -> Result<(), Stop> {
+        let Some(block) = self.refcount_block(cluster)? else {
+            return Err(Error::corrupt(format!("cluster {cluster} has no refcount block")).into());
+        };
+        let max = self.geometry.refcount_max();
+        if value > max {
+            let message = format!(
+                "the refcount of cluster {cluster} would exceed {} bits",
+                self.geometry.refcount_bits()
+            );
+            return Err(Error::invalid(message).into());
+        }
+        let (offset, shift) = self.refcount_place(block, cluster);
+        let word = self.get(offset)?;
+        self.set(
+            Table::RefcountBlock,
+            offset,
+            word & !(max << shift) | value << shift,
+        )
+    }
+
+    /// One use more.
+    pub(crate) fn reference(&mut self, cluster: ClusterIndex) -> Result<u64, Stop> {
+        let count = self.refcount(cluster)?;
+        if count == 0 {
+            return Err(
+                Error::corrupt(format!("cluster {cluster} is in use and has refcount 0")).into(),
+            );
+        }
+        let more = count.checked_add(1).unwrap_or(u64::MAX);
+        self.set_refcount(cluster, more)?;
+        Ok(more)
+    }
+
+    /// One use less; returns what is left.
+    pub(crate) fn dereference(&mut self, cluster: ClusterIndex) -> Result<u64, Stop> {
+        let Some(left) = self.refcount(cluster)?.checked_sub(1) else {
+            return Err(
+                Error::corrupt(format!("cluster {cluster} is freed and has refcount 0")).into(),
+            );
+        };
+        self.set_refcount(cluster, left)?;
+        if left == 0 {
+            self.set_hint(self.hint.min(cluster.0));
+            if self
+                .tail
+                .is_some_and(|tail| self.geometry.cluster_of(HostOffset(tail)) == cluster)
+            {
+                self.set_tail(None);
+            }
+        }
+        Ok(left)
+    }
+}

@@ -1,0 +1,102 @@
+//! What can be told about an open qcow2 image.
+
+use std::path::Path;
+
+use crate::address::GuestOffset;
+use crate::backing;
+use crate::engine::Where;
+use crate::error::Result;
+use crate::extension::kind;
+use crate::feature;
+use crate::options::Format;
+use crate::qcow2::Qcow2;
+use crate::report::{Extent, Info, Qcow2Info};
+
+impl Qcow2 {
+    /// The first extent of a range, of this image alone.
+    pub(crate) fn map(&self, offset: u64, len: u64, path: &Path) -> Result<Extent> {
+        let pieces = self.run(|engine| engine.map(GuestOffset(offset), len))?;
+        let mut extent: Option<Extent> = None;
+        for piece in pieces {
+            let (zero, data, compressed) = match piece.place {
+                Where::Unallocated => (false, false, false),
+                Where::Zero(_) => (true, false, false),
+                Where::Data(_) => (false, true, false),
+                Where::Compressed { .. } => (false, true, true),
+            };
+            let host = match piece.place {
+                Where::Zero(Some(host)) | Where::Data(host) => Some(host.0),
+                _ => None,
+            };
+            let file = match &self.data {
+                Some((_, data_path)) => data_path,
+                None => path,
+            };
+            let next = Extent {
+                start: piece.guest.0,
+                length: piece.len,
+                depth: 0,
+                present: piece.place != Where::Unallocated,
+                zero,
+                data,
+                compressed,
+                offset: host,
+                file: host.map(|_| file.to_path_buf()),
+            };
+            match &mut extent {
+                None => extent = Some(next),
+                Some(first) if joins(first, &next) => first.length += next.length,
+                Some(_) => break,
+            }
+        }
+        extent.ok_or_else(|| crate::error::Error::invalid("cannot map an empty range"))
+    }
+
+    pub(crate) fn info(&self, path: &Path) -> Result<Info> {
+        let engine = self.engine();
+        let header = &engine.header;
+        let qcow2 = Qcow2Info {
+            version: header.version,
+            compression_type: header.compression,
+            lazy_refcounts: header.lazy_refcounts(),
+            refcount_bits: header.geometry().refcount_bits(),
+            dirty: header.incompatible & feature::DIRTY != 0,
+            corrupt: header.incompatible & feature::CORRUPT != 0,
+            extended_l2: header.extended_l2(),
+            data_file: header
+                .external_data()
+                .then(|| header.text_extension(kind::DATA_FILE).unwrap_or_default()),
+            data_file_raw: header.autoclear & feature::RAW_EXTERNAL != 0,
+            bitmaps: Vec::new(),
+        };
+        Ok(Info {
+            filename: path.to_path_buf(),
+            format: Format::Qcow2,
+            virtual_size: header.size,
+            actual_size: self.storage.allocated().unwrap_or(0),
+            file_size: self.storage.len().unwrap_or(0),
+            cluster_size: Some(self.cluster_size),
+            full_backing_filename: header
+                .backing
+                .as_ref()
+                .and_then(|name| backing::resolve(path, name).ok()),
+            backing_filename: header.backing.clone(),
+            backing_format: header.text_extension(kind::BACKING_FORMAT),
+            snapshots: self.snapshots(),
+            qcow2: Some(qcow2),
+        })
+    }
+}
+
+fn joins(first: &Extent, next: &Extent) -> bool {
+    let follows = match (first.offset, next.offset) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a + first.length == b,
+        _ => false,
+    };
+    follows
+        && first.present == next.present
+        && first.zero == next.zero
+        && first.data == next.data
+        && first.compressed == next.compressed
+}

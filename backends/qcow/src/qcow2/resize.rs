@@ -1,0 +1,202 @@
+//! The size of the disk, and space reserved for it.
+
+use crate::address::{GuestOffset, HostOffset};
+use crate::create::preallocate_raw;
+use crate::engine::{Drop, Engine};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::MAX_L1_BYTES;
+use crate::header::Header;
+use crate::image::Image;
+use crate::options::Preallocation;
+use crate::qcow2::Qcow2;
+
+impl Qcow2 {
+    /// Changes the size of the disk.
+    pub(crate) fn resize(
+        &self,
+        below: Option<&Image>,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        if size % 512 != 0 {
+            return Err(Error::invalid("The new size must be a multiple of 512"));
+        }
+        let _guard = self.ranges.exclusive(0..u64::MAX);
+        let old = self.size();
+        if size < old {
+            if preallocation != Preallocation::Off {
+                return Err(Error::invalid(
+                    "Preallocation can't be used for shrinking an image",
+                ));
+            }
+            return self.shrink(old, size);
+        }
+        let mut engine = self.engine();
+        let entries = engine.geometry().l1_entries_for(size);
+        if entries * 8 > MAX_L1_BYTES {
+            return Err(Error::invalid(
+                "The new size is too large for the cluster size of the image",
+            ));
+        }
+        if entries > u64::from(engine.header.l1_size) {
+            self.grow_l1(&mut engine, entries)?;
+        }
+        if let Some((data, _)) = &self.data
+            && engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0
+        {
+            data.set_len(size)
+                .map_err(|error| Error::io("cannot resize the external data file", error))?;
+        }
+        let backed = engine.header.backing.is_some();
+        drop(engine);
+        self.zero_growth(below, old, size, backed)?;
+        self.set_size(&mut self.engine(), size)?;
+        self.preallocate_unlocked(old, size, preallocation)
+    }
+
+    fn set_size(&self, engine: &mut Engine, size: u64) -> Result<()> {
+        self.commit(engine, true)?;
+        let header = Header {
+            size,
+            ..engine.header.clone()
+        };
+        self.update_header(engine, header)?;
+        self.size.store(size, std::sync::atomic::Ordering::Release);
+        Ok(())
+    }
+
+    /// A larger L1 table, elsewhere.
+    fn grow_l1(&self, engine: &mut Engine, entries: u64) -> Result<()> {
+        let clusters = engine.geometry().clusters_for(entries * 8);
+        let host = self.run_locked(engine, |engine| engine.allocate_exactly(clusters))?;
+        self.commit(engine, true)?;
+        let mut words = self.run_locked(engine, Engine::l1_words)?;
+        words.resize(entries as usize, 0);
+        let header = engine.header.clone();
+        let switch = engine.replace_l1(host, &words, &header);
+        self.switch(engine, switch)
+    }
+
+    /// Makes what becomes part of the disk read as zeroes: the rest of the cluster that the old end cut off, which may hold
+    /// anything, and what a larger backing file holds there.
+    fn zero_growth(&self, below: Option<&Image>, old: u64, new: u64, backed: bool) -> Result<()> {
+        let end = old.next_multiple_of(self.cluster_size).min(new);
+        self.write_zero_data(below, old, end)?;
+        let backing_end = match below {
+            Some(below) => below.virtual_size().min(new),
+            None if backed => new,
+            None => 0,
+        };
+        let mut at = end;
+        while at < backing_end {
+            match self
+                .run(|engine| engine.drop_range(GuestOffset(at), new - at, Drop::ZeroAndFree, true))
+            {
+                Ok(next) => at = next,
+                Err(error) if error.kind() == ErrorKind::Unsupported => {
+                    self.write_zero_data(below, at, backing_end)?;
+                    at = backing_end;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The clusters first, then the size: what lies beyond the new end is lost either way.
+    fn shrink(&self, old: u64, size: u64) -> Result<()> {
+        if self
+            .snapshots()
+            .iter()
+            .any(|snapshot| snapshot.disk_size.is_none())
+            && !self.snapshots().is_empty()
+        {
+            return Err(Error::unsupported(
+                "an image with snapshots of version 2 cannot be shrunk",
+            ));
+        }
+        let cluster_end = size.next_multiple_of(self.cluster_size);
+        let mut at = cluster_end;
+        while at < old {
+            let end = old.next_multiple_of(self.cluster_size);
+            at = self.run(|engine| {
+                if engine.l2_is_absent(GuestOffset(at))? {
+                    return Ok(engine.l2_end(GuestOffset(at)));
+                }
+                engine.drop_range(GuestOffset(at), end - at, Drop::Unallocate, false)
+            })?;
+        }
+        let mut engine = self.engine();
+        self.set_size(&mut engine, size)?;
+        if let Some((data, _)) = &self.data
+            && engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0
+        {
+            data.set_len(size)
+                .map_err(|error| Error::io("cannot resize the external data file", error))?;
+        }
+        Ok(())
+    }
+
+    /// Reserves clusters for a range of the disk.
+    pub(crate) fn preallocate(
+        &self,
+        start: u64,
+        end: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        let _guard = self
+            .ranges
+            .exclusive(start..end.next_multiple_of(self.cluster_size));
+        self.preallocate_unlocked(start, end, preallocation)
+    }
+
+    fn preallocate_unlocked(
+        &self,
+        start: u64,
+        end: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        if preallocation == Preallocation::Off {
+            return Ok(());
+        }
+        let size = self.cluster_size;
+        let storage: &dyn crate::storage::Storage = self
+            .data
+            .as_ref()
+            .map_or(&*self.storage, |(data, _)| &**data);
+        let end = end.next_multiple_of(size);
+        let mut at = start.next_multiple_of(size);
+        while at < end {
+            let (next, runs) = self.run(|engine| engine.preallocate(GuestOffset(at), end - at))?;
+            for (HostOffset(host), len) in runs {
+                let reserve = if preallocation == Preallocation::Metadata {
+                    Preallocation::Off
+                } else {
+                    preallocation
+                };
+                let failed = |error| Error::io("cannot preallocate", error);
+                // Space used before may hold anything.
+                if !self.external && storage.len().map_err(failed)? > host {
+                    storage.write_zeroes(host, len, true).map_err(failed)?;
+                }
+                preallocate_raw(storage, host, host + len, reserve)?;
+                if storage
+                    .len()
+                    .map_err(|error| Error::io("cannot find the size", error))?
+                    < host + len
+                {
+                    storage
+                        .set_len(host + len)
+                        .map_err(|error| Error::io("cannot resize", error))?;
+                }
+            }
+            at = next;
+        }
+        self.flush_all()
+    }
+
+    fn flush_all(&self) -> Result<()> {
+        let mut engine = self.engine();
+        self.commit(&mut engine, true)
+    }
+}
