@@ -81,7 +81,7 @@ impl Engine {
         let (offset, shift) = self.refcount_place(block, cluster);
         let word = self.get(offset)?;
         self.set(
-            Table::RefcountBlock,
+            Table::Refcounts,
             offset,
             word & !(max << shift) | value << shift,
         )

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Runs a tool and returns what it said.
-pub fn run(program: &str, args: &[&str]) -> Output {
+pub(crate) fn run(program: &str, args: &[&str]) -> Output {
     Command::new(program)
         .args(args)
         .output()
@@ -13,7 +13,7 @@ pub fn run(program: &str, args: &[&str]) -> Output {
 }
 
 /// Runs a tool that must succeed; returns its standard output.
-pub fn ok(program: &str, args: &[&str]) -> String {
+pub(crate) fn ok(program: &str, args: &[&str]) -> String {
     let output = run(program, args);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -24,12 +24,12 @@ pub fn ok(program: &str, args: &[&str]) -> String {
     text
 }
 
-pub fn qemu_img(args: &[&str]) -> String {
+pub(crate) fn qemu_img(args: &[&str]) -> String {
     ok("qemu-img", args)
 }
 
 /// Runs qemu-io commands on a qcow2 image.
-pub fn qemu_io(path: &Path, commands: &[String]) -> String {
+pub(crate) fn qemu_io(path: &Path, commands: &[String]) -> String {
     let mut args = vec![
         "-f".to_owned(),
         "qcow2".to_owned(),
@@ -47,7 +47,7 @@ pub fn qemu_io(path: &Path, commands: &[String]) -> String {
 }
 
 /// QEMU finds nothing wrong with the image.
-pub fn check(path: &Path) {
+pub(crate) fn check(path: &Path) {
     let output = run("qemu-img", &["check", "-f", "qcow2", text(path)]);
     assert_eq!(
         output.status.code(),
@@ -59,7 +59,7 @@ pub fn check(path: &Path) {
 }
 
 /// What the disk holds according to QEMU.
-pub fn contents(path: &Path) -> Vec<u8> {
+pub(crate) fn contents(path: &Path) -> Vec<u8> {
     let raw = path.with_extension("qemu-raw");
     qemu_img(&[
         "convert",
@@ -75,15 +75,15 @@ pub fn contents(path: &Path) -> Vec<u8> {
     bytes
 }
 
-pub fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 /// A small random number generator, so that a seed is all it takes to repeat a test.
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -91,15 +91,15 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    pub fn chance(&mut self, percent: u64) -> bool {
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+    pub(crate) fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len() as u64) as usize]
     }
 }
