@@ -9,6 +9,7 @@
 mod cache;
 mod confine;
 mod copy;
+mod disk;
 mod format_options;
 mod getopt;
 mod json;

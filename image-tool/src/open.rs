@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow, bail};
 use qcow::{Backing, DataFile, Discard, Format, Image, Info, Locking, OpenOptions};
 
+use crate::disk::Disk;
 use crate::probe;
 use crate::reason::reason;
 use crate::source::{BackingOverride, Source, relative_to};
@@ -48,6 +49,11 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
+    /// The disk it shows.
+    pub(crate) fn disk(&self) -> Disk<'_> {
+        Disk(&self.image)
+    }
+
     pub(crate) fn info(&self) -> Result<Info> {
         info(&self.image)
     }

@@ -1,6 +1,11 @@
 //! `create`, `convert`, `info` and `check` against qemu-img: the same words, and images that each tool takes from
 //! the other.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
 mod pair;
 
 use std::fs;
@@ -174,23 +179,14 @@ fn create_takes_sizes_and_backing_files_as_qemu_img_does() {
         &["create", "-f", "qcow2", "sub/x", "64T"],
     ] {
         pair.same(args);
-        for tool in ["info"] {
-            let ours = must(
-                tool,
-                &pair.ours(),
-                &["qemu-img", "info", "-f", "qcow2", "--output=json", "sub/x"],
-            );
-            let theirs = must(
-                tool,
-                &pair.theirs(),
-                &["qemu-img", "info", "-f", "qcow2", "--output=json", "sub/x"],
-            );
-            assert_eq!(
-                pair::without_host_sizes(&ours),
-                pair::without_host_sizes(&theirs),
-                "{args:?}"
-            );
-        }
+        let info = &["qemu-img", "info", "-f", "qcow2", "--output=json", "sub/x"];
+        let ours = must("info", &pair.ours(), info);
+        let theirs = must("info", &pair.theirs(), info);
+        assert_eq!(
+            pair::without_host_sizes(&ours),
+            pair::without_host_sizes(&theirs),
+            "{args:?}"
+        );
     }
 }
 

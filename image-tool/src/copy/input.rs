@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use qcow::Image;
 
-use super::zero::SECTOR;
+use crate::disk::Disk;
 
 /// Disks in a row, each taken in whole sectors.
 #[derive(Debug)]
 pub(crate) struct Input {
-    disks: Vec<Disk>,
+    disks: Vec<Part>,
     len: u64,
 }
 
 #[derive(Debug)]
-struct Disk {
+struct Part {
     image: Arc<Image>,
     start: u64,
     /// In whole sectors.
@@ -25,7 +25,7 @@ struct Disk {
 /// A position within one of the disks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Position<'a> {
-    pub(crate) image: &'a Image,
+    pub(crate) disk: Disk<'a>,
     /// Offset in that disk.
     pub(crate) offset: u64,
     /// Bytes from there to the end of the disk, in whole sectors.
@@ -37,8 +37,8 @@ impl Input {
         let mut len = 0u64;
         let mut disks = Vec::new();
         for image in images {
-            let disk_len = image.virtual_size().next_multiple_of(SECTOR as u64);
-            disks.push(Disk {
+            let disk_len = Disk(&image).size();
+            disks.push(Part {
                 image,
                 start: len,
                 len: disk_len,
@@ -56,7 +56,7 @@ impl Input {
     /// The name of the disk at `offset`.
     pub(crate) fn path_at(&self, offset: u64) -> &Path {
         self.at(offset)
-            .map_or(Path::new(""), |position| position.image.path())
+            .map_or(Path::new(""), |position| position.disk.0.path())
     }
 
     /// What lies at `offset`.
@@ -67,7 +67,7 @@ impl Input {
             .find(|disk| (disk.start..disk.start + disk.len).contains(&offset))?;
         let inner = offset - disk.start;
         Some(Position {
-            image: &disk.image,
+            disk: Disk(&disk.image),
             offset: inner,
             left: disk.len - inner,
         })
@@ -88,20 +88,9 @@ impl Input {
                 .unwrap_or(usize::MAX)
                 .min(buffer.len());
             let (now, later) = buffer.split_at_mut(part);
-            // A disk that ends within a sector is padded with zeroes.
-            let inside = usize::try_from(
-                position
-                    .image
-                    .virtual_size()
-                    .saturating_sub(position.offset),
-            )
-            .unwrap_or(usize::MAX)
-            .min(part);
-            let (data, padding) = now.split_at_mut(inside);
-            padding.fill(0);
             position
-                .image
-                .read_at(position.offset, data)
+                .disk
+                .read(position.offset, now)
                 .map_err(|error| (offset, error))?;
             offset += part as u64;
             buffer = later;

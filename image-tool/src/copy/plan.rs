@@ -111,30 +111,16 @@ impl Plan {
                 len = len.min(backing_len - self.offset);
             }
         }
-        let inside = position
-            .image
-            .virtual_size()
-            .saturating_sub(position.offset);
-        if inside == 0 {
-            return Ok((Kind::Zero, self.offset + len));
-        }
-        let asked = len.min(inside);
         let extent = match self.above {
-            Some(1) => position.image.map_layer(position.offset, asked),
-            _ => position.image.map(position.offset, asked),
+            Some(1) => position.disk.map_layer(position.offset, len),
+            _ => position.disk.map(position.offset, len),
         }
         .map_err(|error| (self.offset, error))?;
         let kind = match kind_of(&extent, self.above) {
             Kind::Zero if beyond_backing => Kind::Backing,
             kind => kind,
         };
-        // The last sector of a disk belongs to what is in it.
-        let found = if extent.length >= inside {
-            len.min(position.left)
-        } else {
-            extent.length
-        };
-        Ok((kind, self.offset + found.max(1)))
+        Ok((kind, self.offset + extent.length))
     }
 }
 

@@ -147,7 +147,7 @@ fn commit(
     let failed = |image: &Image, error: &qcow::Error| {
         anyhow!("Block job failed: {}", cause(error, image.path()))
     };
-    let size = top.image.virtual_size();
+    let size = top.disk().size();
     if base.virtual_size() < size {
         base.resize(size, Preallocation::Off)
             .map_err(|error| failed(base, &error))?;

@@ -10,6 +10,7 @@ use qcow::{Extent, Image};
 use crate::cache::Cache;
 use crate::confine;
 use crate::copy::zero::{SECTOR, is_zero};
+use crate::disk::Disk;
 use crate::getopt::Matches;
 use crate::open::{self, Opened, Opening};
 use crate::options::{self, flag, value};
@@ -139,11 +140,11 @@ struct Side<'a> {
 
 impl Side<'_> {
     fn size(&self) -> u64 {
-        self.image.virtual_size()
+        Disk(self.image).size()
     }
 
     fn map(&self, offset: u64, len: u64) -> Result<Extent, Verdict> {
-        self.image.map(offset, len).map_err(|_| {
+        Disk(self.image).map(offset, len).map_err(|_| {
             Verdict::Failed(
                 NO_STATUS,
                 format!("Sector allocation test failed for {}", self.name),
@@ -152,7 +153,7 @@ impl Side<'_> {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Verdict> {
-        self.image.read_at(offset, buffer).map_err(|error| {
+        Disk(self.image).read(offset, buffer).map_err(|error| {
             let cause = cause(&error, self.image.path());
             Verdict::Failed(
                 NOT_READ,

@@ -243,7 +243,7 @@ fn check_backing(
         .into());
     }
     if options.number("size").is_none() {
-        options.set_number("size", opened.image.virtual_size())?;
+        options.set_number("size", opened.disk().size())?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{CreateOptions, Image};
 
+use crate::disk::Disk;
 use crate::format_options;
 use crate::getopt::Matches;
 use crate::open::{self, Opening};
@@ -120,7 +121,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         format_options::known_format(&format).ok_or_else(|| anyhow!("Unknown file format"))?;
 
     let block = operands.block.unwrap_or(512);
-    let size = opened.image.virtual_size();
+    let size = opened.disk().size();
     let end = operands
         .count
         .and_then(|count| count.checked_mul(block))
@@ -181,7 +182,7 @@ fn copy(input: &Image, output: &Image, start: u64, end: u64) -> Result<()> {
         let part = buffer
             .get_mut(..(end - at).min(CHUNK) as usize)
             .unwrap_or_default();
-        input.read_at(at, part).map_err(|error| {
+        Disk(input).read(at, part).map_err(|error| {
             anyhow!(
                 "error while reading from input image file: {}",
                 cause(&error, input.path())

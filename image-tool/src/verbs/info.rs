@@ -9,6 +9,7 @@ use clap::Command;
 use qcow::{Info, Qcow2Info};
 
 use crate::confine;
+use crate::disk::whole_sectors;
 use crate::getopt::Matches;
 use crate::json::{Object, Value};
 use crate::open::{self, Opening};
@@ -114,8 +115,8 @@ fn human(info: &Info, local: &LocalTime) -> String {
         text,
         "image: {name}\nfile format: {}\nvirtual size: {} ({} bytes)\ndisk size: {}\n",
         info.format,
-        size::human(info.virtual_size),
-        info.virtual_size,
+        size::human(whole_sectors(info.virtual_size)),
+        whole_sectors(info.virtual_size),
         size::human(info.actual_size),
     );
     if let Some(cluster_size) = info.cluster_size {
@@ -138,8 +139,8 @@ fn human(info: &Info, local: &LocalTime) -> String {
     let _ = write!(
         text,
         "Child node '/file':\n    filename: {name}\n    protocol type: file\n    file length: {} ({} bytes)\n    disk size: {}\n",
-        size::human(info.file_size),
-        info.file_size,
+        size::human(whole_sectors(info.file_size)),
+        whole_sectors(info.file_size),
         size::human(info.actual_size),
     );
     text
@@ -242,7 +243,7 @@ fn json(info: &Info) -> Value {
         .with("format", "file")
         .with("dirty-flag", false)
         .with("actual-size", info.actual_size)
-        .with("virtual-size", info.file_size)
+        .with("virtual-size", whole_sectors(info.file_size))
         .with(
             "format-specific",
             Object::new()
@@ -268,7 +269,7 @@ fn json(info: &Info) -> Value {
             info.qcow2.as_ref().is_some_and(|qcow2| qcow2.dirty),
         )
         .with("actual-size", info.actual_size)
-        .with("virtual-size", info.virtual_size)
+        .with("virtual-size", whole_sectors(info.virtual_size))
         .with_some("cluster-size", info.cluster_size)
         .with_some("backing-filename", info.backing_filename.as_deref())
         .with_some("full-backing-filename", full_backing)

@@ -9,6 +9,7 @@ use clap::Command;
 use qcow::{Extent, Image};
 
 use crate::confine;
+use crate::disk::Disk;
 use crate::getopt::Matches;
 use crate::open::{self, Opening};
 use crate::options::{self, value};
@@ -65,7 +66,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         },
     )?;
     confine::enter(&[])?;
-    let size = opened.image.virtual_size();
+    let size = opened.disk().size();
     let end = max_length.map_or(size, |length| start.saturating_add(length).min(size));
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let printed = match form {
@@ -90,8 +91,7 @@ impl Extents<'_> {
         if self.next >= self.end {
             return Ok(None);
         }
-        let extent = self
-            .image
+        let extent = Disk(self.image)
             .map(self.next, self.end - self.next)
             .map_err(|error| {
                 anyhow!(

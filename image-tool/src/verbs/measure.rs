@@ -151,7 +151,7 @@ impl Measured {
 }
 
 fn raw(input: Option<&Opened>, size: u64) -> Result<Measured> {
-    let size = input.map_or(size, |input| input.image.virtual_size());
+    let size = input.map_or(size, |input| input.disk().size());
     let size = size.checked_next_multiple_of(512).ok_or_else(too_large)?;
     Ok(Measured {
         required: size,
@@ -181,7 +181,7 @@ fn qcow2(input: Option<&Opened>, options: &FormatOptions, size: u64) -> Result<M
     if (asked / cluster).div_ceil(cluster / l2_entry) * 8 > MAX_L1 {
         return Err(too_large());
     }
-    let virtual_size = round(input.map_or(size, |input| input.image.virtual_size()))?;
+    let virtual_size = round(input.map_or(size, |input| input.disk().size()))?;
     let allocated = matches!(
         create.preallocation,
         Preallocation::Full | Preallocation::Falloc
@@ -208,10 +208,10 @@ fn qcow2(input: Option<&Opened>, options: &FormatOptions, size: u64) -> Result<M
 
 /// Bytes of the clusters that hold data.
 fn data_clusters(input: &Opened, cluster: u64) -> Result<u64> {
-    let size = input.image.virtual_size();
+    let size = input.disk().size();
     let (mut offset, mut data) = (0, 0);
     while offset < size {
-        let extent = input.image.map(offset, size - offset).map_err(|error| {
+        let extent = input.disk().map(offset, size - offset).map_err(|error| {
             anyhow!(
                 "Unable to get block status: {}",
                 cause(&error, input.image.path())
@@ -253,7 +253,7 @@ fn bitmaps(input: &Opened, cluster: u64) -> Result<Option<u64>> {
     let Some(qcow2) = input.info()?.qcow2.filter(|qcow2| qcow2.version >= 3) else {
         return Ok(None);
     };
-    let size = input.image.virtual_size();
+    let size = input.disk().size();
     let (mut bytes, mut directory) = (0, 0);
     for bitmap in qcow2.bitmaps.iter().filter(|bitmap| !bitmap.in_use) {
         let clusters = size

@@ -101,12 +101,12 @@ pub(crate) fn overview() -> String {
          Standard options:\n  -h, --help\n     display this help and exit\n  -V, --version\n     \
          display version info and exit\n\nRecognized commands (run image-tool COMMAND --help for command-specific help):\n\n",
     );
-    for verb in VERBS {
-        let about = (verb.command)()
+    for command in whole().get_subcommands() {
+        let about = command
             .get_about()
             .map(ToString::to_string)
             .unwrap_or_default();
-        let _ = writeln!(text, "  {} - {about}", verb.name);
+        let _ = writeln!(text, "  {} - {about}", command.get_name());
     }
     text.push_str("\nSupported image formats:\n\n  qcow2 raw");
     text

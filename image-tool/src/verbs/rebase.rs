@@ -13,6 +13,7 @@ use qcow::{ErrorKind, Format, Image};
 use crate::cache::Cache;
 use crate::confine;
 use crate::copy::zero::is_zero;
+use crate::disk::Disk;
 use crate::format_options::known_format;
 use crate::getopt::Matches;
 use crate::open::{self, Opened, Opening};
@@ -257,7 +258,7 @@ impl<'a> Rebase<'a> {
     fn work(&self) {
         let chunk = CHUNK.max(self.unit);
         let mut buffers = (vec![0; chunk as usize], vec![0; chunk as usize]);
-        let size = self.overlay.virtual_size();
+        let size = Disk(self.overlay).size();
         while !self.stop.load(Ordering::Relaxed) {
             let start = self.next.fetch_add(chunk, Ordering::Relaxed);
             if start >= size {
@@ -356,10 +357,10 @@ impl<'a> Rebase<'a> {
 
     fn new_reads_zero(&self, start: u64, end: u64) -> bool {
         let Some(below) = self.below else { return true };
-        let end = end.min(below.virtual_size());
+        let end = end.min(Disk(below).size());
         let mut at = start;
         while at < end {
-            match below.map(at, end - at) {
+            match Disk(below).map(at, end - at) {
                 Ok(extent) if reads_zero(&extent) => at += extent.length,
                 _ => return false,
             }
@@ -372,8 +373,8 @@ impl<'a> Rebase<'a> {
             buffer.fill(0);
             return Ok(());
         };
-        let inside = below
-            .virtual_size()
+        let inside = Disk(below)
+            .size()
             .saturating_sub(offset)
             .min(buffer.len() as u64) as usize;
         let (data, beyond) = buffer.split_at_mut(inside);
@@ -381,7 +382,7 @@ impl<'a> Rebase<'a> {
         if data.is_empty() {
             Ok(())
         } else {
-            below.read_at(offset, data)
+            Disk(below).read(offset, data)
         }
     }
 

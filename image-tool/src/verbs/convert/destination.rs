@@ -9,6 +9,7 @@ use qcow::{Format, Image, Preallocation};
 use super::settings::Settings;
 use super::target_format;
 use crate::cache::Cache;
+use crate::disk::Disk;
 use crate::format_options::{self, FormatOptions};
 use crate::open::{self, Opened, Opening};
 use crate::report::Hinted;
@@ -45,9 +46,7 @@ impl Destination {
         }
         let size = sources
             .iter()
-            .try_fold(0u64, |sum, source| {
-                sum.checked_add(source.image.virtual_size().checked_next_multiple_of(512)?)
-            })
+            .try_fold(0u64, |sum, source| sum.checked_add(source.disk().size()))
             .ok_or_else(|| anyhow!("The sources are too large together"))?;
         options.set_number("size", size)?;
         create::set_backing(
@@ -96,7 +95,7 @@ impl Destination {
                 ..Opening::default()
             },
         )?;
-        let backing_len = opened.image.backing().map(|backing| backing.virtual_size());
+        let backing_len = opened.image.backing().map(|backing| Disk(backing).size());
         // Preallocated space is zeroes, too.
         let is_zero = !has_backing && settings.sparse.is_some();
         Ok(Self {

@@ -1,0 +1,68 @@
+//! A disk in whole sectors: a raw file that ends within one is padded with zeroes, as for a guest.
+
+use qcow::{Extent, Image};
+
+/// The unit of a disk's size.
+pub(crate) const SECTOR: u64 = 512;
+
+/// The disk an image shows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Disk<'a>(pub(crate) &'a Image);
+
+impl Disk<'_> {
+    pub(crate) fn size(self) -> u64 {
+        whole_sectors(self.0.virtual_size())
+    }
+
+    /// Fills `buffer` from `offset`.
+    pub(crate) fn read(self, offset: u64, buffer: &mut [u8]) -> qcow::Result<()> {
+        let inside = self.0.virtual_size().saturating_sub(offset);
+        let inside = usize::try_from(inside)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let (data, padding) = buffer.split_at_mut(inside);
+        padding.fill(0);
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.0.read_at(offset, data)
+    }
+
+    /// The first extent of a range in the whole chain.
+    pub(crate) fn map(self, offset: u64, len: u64) -> qcow::Result<Extent> {
+        self.inside(offset, len, Image::map)
+    }
+
+    /// The first extent of a range in the image alone.
+    pub(crate) fn map_layer(self, offset: u64, len: u64) -> qcow::Result<Extent> {
+        self.inside(offset, len, Image::map_layer)
+    }
+
+    fn inside(
+        self,
+        offset: u64,
+        len: u64,
+        map: impl Fn(&Image, u64, u64) -> qcow::Result<Extent>,
+    ) -> qcow::Result<Extent> {
+        let end = self.0.virtual_size();
+        if offset < end {
+            return map(self.0, offset, len.min(end - offset));
+        }
+        Ok(Extent {
+            start: offset,
+            length: len,
+            depth: 0,
+            present: true,
+            zero: true,
+            data: false,
+            compressed: false,
+            offset: Some(offset),
+            file: Some(self.0.path().to_owned()),
+        })
+    }
+}
+
+/// A size in bytes, rounded up to whole sectors. Sizes beyond 63 bits do not occur.
+pub(crate) fn whole_sectors(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(SECTOR).unwrap_or(bytes)
+}
