@@ -164,8 +164,9 @@ fn add_pci(
     config
         .devices()
         .into_iter()
-        .map(|device| {
-            let frontend = Frontend::connect(device, vm.memory().clone(), Box::new(tell))?;
+        .map(|(flag, device)| {
+            let frontend =
+                Frontend::connect(device, vm.memory().clone(), Box::new(tell)).context(flag)?;
             let function =
                 VirtioPci::new(frontend.clone(), hypervisor.clone(), vm.memory().clone())?;
             root.add(function)?;

@@ -1,6 +1,7 @@
 //! What an ELF file's header announces, checked before the file is loaded.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::Error;
@@ -12,8 +13,8 @@ const PROGRAM_HEADER_SIZE: u16 = 56;
 const PT_LOAD: u32 = 1;
 
 /// Checks that `file` is a 64-bit x86 ELF file of `actual` bytes, all of whose segments are in it.
-/// Returns the end of the highest segment in guest memory.
-pub(crate) fn check(file: &File, actual: u64) -> Result<u64, Error> {
+/// Returns where its segments are in guest memory, from the lowest to the highest.
+pub(crate) fn check(file: &File, actual: u64) -> Result<Range<u64>, Error> {
     let truncated = |announced| Error::TruncatedKernel { announced, actual };
     let read = |at: u64, buffer: &mut [u8]| {
         file.read_exact_at(buffer, at).map_err(|error| {
@@ -32,7 +33,7 @@ pub(crate) fn check(file: &File, actual: u64) -> Result<u64, Error> {
         return Err(Error::NotAKernel("its program headers have a wrong size"));
     }
     let table = u64_at(&header, 32);
-    let mut end = 0;
+    let (mut lowest, mut highest) = (u64::MAX, 0);
     for index in 0..u64::from(u16_at(&header, 56)) {
         let at = index
             .checked_mul(PROGRAM_HEADER_SIZE.into())
@@ -47,12 +48,15 @@ pub(crate) fn check(file: &File, actual: u64) -> Result<u64, Error> {
         if announced > actual {
             return Err(truncated(announced));
         }
-        end = end.max(u64_at(&segment, 24).saturating_add(u64_at(&segment, 40)));
+        let start = u64_at(&segment, 24);
+        let end = start.saturating_add(u64_at(&segment, 40));
+        lowest = lowest.min(start);
+        highest = highest.max(end);
     }
-    if end == 0 {
+    if lowest >= highest {
         return Err(Error::NotAKernel("it has nothing to load"));
     }
-    Ok(end)
+    Ok(lowest..highest)
 }
 
 fn bytes<const N: usize>(from: &[u8], at: usize) -> [u8; N] {

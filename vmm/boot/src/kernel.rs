@@ -91,23 +91,25 @@ impl Kernel {
         file: &mut File,
         size: u64,
     ) -> Result<Self, Error> {
-        let end = elf::check(file, size)?;
-        fits(layout, end)?;
+        let place = elf::check(file, size)?;
+        fits(layout, place.end)?;
         let loaded = Elf::load(memory, None, file, None).map_err(Error::Load)?;
         let protocol = match loaded.pvh_boot_cap {
             PvhBootCapability::PvhEntryPresent(entry) => Protocol::Pvh {
                 entry: u32::try_from(entry.0)
                     .map_err(|_| Error::NotAKernel("its entry point is above 4 GiB"))?,
             },
-            _ if (HIGH_START..end).contains(&loaded.kernel_load.0) => Protocol::Linux {
-                entry: loaded.kernel_load.0,
-                header: linux::default_header(),
-            },
+            _ if place.start >= HIGH_START && place.contains(&loaded.kernel_load.0) => {
+                Protocol::Linux {
+                    entry: loaded.kernel_load.0,
+                    header: linux::default_header(),
+                }
+            }
             _ => return Err(Error::NotAKernel("it is a program of another kind")),
         };
         Ok(Self {
             protocol,
-            end,
+            end: place.end,
             initramfs_limit: HOLE,
             cmdline_max: CMDLINE_MAX,
         })

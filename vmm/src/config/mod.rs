@@ -301,54 +301,46 @@ impl VmConfig {
         if self.net.iter().any(|net| !net.vhost_user) {
             return Err(format!("--net: {local}"));
         }
-        for device in self.devices() {
+        for (flag, device) in self.devices() {
             if device.num_queues == Some(0) {
-                return Err("num_queues: a device has at least one queue".to_owned());
+                return Err(format!("{flag}: num_queues: a device has at least one"));
             }
             if !device.queue_size.is_power_of_two() || device.queue_size > MAX_QUEUE_SIZE {
                 return Err(format!(
-                    "queue_size: a power of two up to {MAX_QUEUE_SIZE} is expected"
+                    "{flag}: queue_size: a power of two up to {MAX_QUEUE_SIZE} is expected"
                 ));
             }
         }
         Ok(())
     }
 
-    /// All devices, in the order in which they are on the bus.
-    pub(crate) fn devices(&self) -> Vec<FrontendConfig> {
-        let mut devices = Vec::new();
-        let mut add = |device_type, socket: &Path, num_queues, queue_size: Option<u16>, mac| {
-            devices.push(FrontendConfig {
+    /// All devices, in the order in which they are on the bus, and what people asked for them with.
+    pub(crate) fn devices(&self) -> Vec<(&'static str, FrontendConfig)> {
+        let frontend =
+            |device_type, socket: &Path, num_queues, queue_size: Option<u16>| FrontendConfig {
                 socket: socket.to_owned(),
                 device_type,
                 num_queues,
                 queue_size: queue_size.unwrap_or(QUEUE_SIZE),
-                particulars: Particulars {
-                    mac,
-                    ..Default::default()
-                },
-            });
-        };
-        for disk in &self.disks {
+                particulars: Particulars::default(),
+            };
+        let disks = self.disks.iter().map(|disk| {
             let socket = &disk.vhost_socket;
-            add(TYPE_BLOCK, socket, disk.num_queues, disk.queue_size, None);
-        }
-        for net in &self.net {
-            let mac = net.mac.map(|MacAddress(bytes)| bytes);
+            let device = frontend(TYPE_BLOCK, socket, disk.num_queues, disk.queue_size);
+            ("--disk", device)
+        });
+        let nets = self.net.iter().map(|net| {
             let socket = &net.vhost_socket;
-            add(TYPE_NET, socket, net.num_queues, net.queue_size, mac);
-        }
-        for other in &self.vhost_user {
+            let mut device = frontend(TYPE_NET, socket, net.num_queues, net.queue_size);
+            device.particulars.mac = net.mac.map(|MacAddress(bytes)| bytes);
+            ("--net", device)
+        });
+        let others = self.vhost_user.iter().map(|other| {
             let DeviceType(number) = other.device_type;
-            add(
-                number,
-                &other.socket,
-                other.num_queues,
-                other.queue_size,
-                None,
-            );
-        }
-        devices
+            let device = frontend(number, &other.socket, other.num_queues, other.queue_size);
+            ("--vhost-user", device)
+        });
+        disks.chain(nets).chain(others).collect()
     }
 }
 

@@ -1,0 +1,109 @@
+//! The API of a running monitor.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::Monitor;
+use crate::elf::{self, forever, out};
+
+/// Sends one request; the status and the body, if there is one.
+fn ask(socket: &Path, method: &str, name: &str, body: &Value) -> (u16, Value) {
+    let body = match body {
+        Value::Null => String::new(),
+        body => body.to_string(),
+    };
+    let request = format!(
+        "{method} /api/v1/{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
+#[test]
+fn a_guest_is_described_paused_resumed_and_ended() {
+    let arguments = ["--cpus", "boot=2", "--api-socket", "path={}/api"];
+    let monitor = Monitor::start(&forever(), &arguments);
+    monitor.wait_ready();
+    let socket = monitor.path("api");
+    let get = |name: &str| ask(&socket, "GET", name, &Value::Null);
+    let put = |name: &str| ask(&socket, "PUT", name, &Value::Null).0;
+
+    let (status, ping) = get("vmm.ping");
+    assert_eq!((status, &ping["pid"]), (200, &json!(monitor.child.id())));
+    let (_, info) = get("vm.info");
+    assert_eq!(info["state"], "Running");
+    assert_eq!(info["config"]["cpus"]["boot_vcpus"], 2);
+    assert_eq!(info["memory_actual_size"], 16 << 20);
+
+    assert_eq!((put("vm.resume"), put("vm.pause")), (500, 204));
+    assert_eq!(get("vm.info").1["state"], "Paused");
+    assert_eq!((put("vm.pause"), put("vm.resume")), (500, 204));
+    assert_eq!(get("vm.nonsense").0, 404);
+    assert_eq!(put("vm.shutdown"), 204);
+
+    let (status, errors, left) = monitor.end();
+    assert_eq!((status.code(), errors.as_str()), (Some(0), ""));
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn counters_tell_how_often_each_vcpu_came_back_and_why() {
+    let code = [out(0x80, 1), out(0x80, 2), out(0x3f8, b'\n'), forever()].concat();
+    let mut monitor = Monitor::start(&code, &["--cpus", "boot=2", "--api-socket", "path={}/api"]);
+    monitor.line();
+
+    let (_, counters) = ask(&monitor.path("api"), "GET", "vm.counters", &Value::Null);
+
+    assert_eq!(counters["vcpu0"]["io"], 3);
+    assert_eq!(counters["vcpu0"]["mmio"], 0);
+    assert_eq!(counters["vcpu1"]["io"], 0);
+}
+
+#[test]
+fn a_guest_is_created_and_booted_through_the_api() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = folder.path().join("kernel");
+    let code = [
+        out(0x3f8, b'A'),
+        out(0x3f8, b'\n'),
+        out(0x600, 0x34),
+        forever(),
+    ]
+    .concat();
+    std::fs::write(&kernel, elf::kernel(&code)).unwrap();
+    let mut monitor = Monitor::start_in(folder, &["--api-socket", "path={}/api"]);
+    monitor.wait_ready();
+    let socket = monitor.path("api");
+    let put = |name: &str, body: &Value| ask(&socket, "PUT", name, body);
+
+    let (status, errors) = put("vm.create", &json!({"payload": {"kernel": kernel}, "x": 1}));
+    assert_eq!(status, 400, "{errors}");
+    let missing = json!({"payload": {"kernel": "/nonexistent"}});
+    assert_eq!(put("vm.create", &missing).0, 204);
+    let (status, errors) = put("vm.boot", &Value::Null);
+    assert_eq!(status, 500);
+    assert!(
+        errors[0].as_str().unwrap().contains("/nonexistent"),
+        "{errors}"
+    );
+    assert_eq!(put("vm.delete", &Value::Null).0, 204);
+    let config = json!({
+        "payload": {"kernel": kernel},
+        "memory": {"size": 16 << 20},
+        "serial": {"mode": "Tty"},
+    });
+    assert_eq!(put("vm.create", &config).0, 204);
+    assert_eq!(put("vm.boot", &Value::Null).0, 204);
+
+    assert_eq!(monitor.line(), "A");
+    assert_eq!(monitor.end().0.code(), Some(0));
+}
