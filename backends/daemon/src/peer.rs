@@ -1,6 +1,7 @@
 //! The frontend's end of the socket, read only when a whole message is there and an answer will fit: `vhost` waits for the rest of a
 //! message, and for room, without end, and a loop that waits for one frontend serves nobody and hears no signal.
 
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -13,6 +14,10 @@ use vhost::vhost_user::message::FrontendReq;
 const HEADER: usize = 12;
 /// The largest message that `vhost` takes; it refuses a larger one by its header.
 const LARGEST: usize = 4096;
+/// The bytes of a `SET_VRING_ENABLE`: its header, the ring's index, and whether to enable it.
+const RING_ENABLE: usize = HEADER + 8;
+const VERSION: u32 = 1;
+const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 
 /// What there is to read.
@@ -34,6 +39,11 @@ pub(crate) struct Header {
 }
 
 impl Header {
+    /// Whether this enables or disables a ring.
+    pub(crate) fn is_ring_enable(self) -> bool {
+        self.request == u32::from(FrontendReq::SET_VRING_ENABLE)
+    }
+
     /// Whether the frontend learns from an acknowledgement that this request failed. Requests with an answer of their own have none.
     pub(crate) fn is_acknowledged(self) -> bool {
         const ANSWERED: [FrontendReq; 7] = [
@@ -61,20 +71,44 @@ pub(crate) fn look(stream: &UnixStream) -> Result<Incoming, Errno> {
         Err(Errno::AGAIN | Errno::INTR) => return Ok(Incoming::Nothing),
         Err(error) => return Err(error),
     }
-    let word = |at: usize| {
-        let mut bytes = [0; 4];
-        bytes.copy_from_slice(&header[at..at + 4]);
-        u32::from_ne_bytes(bytes)
-    };
-    let size = word(8) as usize;
+    let size = word(&header, 2) as usize;
     let whole = size > LARGEST || available >= (HEADER + size) as u64;
     if !whole || !has_room(stream)? {
         return Ok(Incoming::Nothing);
     }
     Ok(Incoming::Message(Header {
-        request: word(0),
-        flags: word(4),
+        request: word(&header, 0),
+        flags: word(&header, 1),
     }))
+}
+
+fn word(message: &[u8], index: usize) -> u32 {
+    let bytes = message.as_chunks().0.get(index);
+    bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+}
+
+/// Takes a `SET_VRING_ENABLE` that [`look`] has seen, with its ring and what to set it to. `None` when it is malformed.
+pub(crate) fn take_ring_enable(stream: &UnixStream) -> Result<Option<(u32, bool)>, Errno> {
+    let mut message = [0u8; RING_ENABLE];
+    let (_, length) = recv(stream, &mut message, RecvFlags::DONTWAIT)?;
+    let whole = length == RING_ENABLE && word(&message, 2) as usize == RING_ENABLE - HEADER;
+    Ok(match word(&message, 4) {
+        enable @ 0..=1 if whole => Some((word(&message, 3), enable == 1)),
+        _ => None,
+    })
+}
+
+/// Tells the frontend that its `SET_VRING_ENABLE` is done.
+pub(crate) fn acknowledge_ring_enable(mut stream: &UnixStream) -> io::Result<()> {
+    let header = [
+        u32::from(FrontendReq::SET_VRING_ENABLE),
+        VERSION | REPLY,
+        8,
+        0,
+        0,
+    ];
+    let bytes: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    stream.write_all(&bytes)
 }
 
 /// A stream socket is writable while at least three quarters of its buffer are free: more than any answer needs.
@@ -88,7 +122,7 @@ fn has_room(stream: &UnixStream) -> Result<bool, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::Read;
 
     fn message(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
         let size = body.len() as u32;
@@ -124,6 +158,33 @@ mod tests {
         bytes[8..12].copy_from_slice(&u32::MAX.to_ne_bytes());
         theirs.write_all(&bytes).unwrap();
         assert!(matches!(look(&ours), Ok(Incoming::Message(_))));
+    }
+
+    #[test]
+    fn a_ring_is_enabled_and_that_is_acknowledged() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let request = FrontendReq::SET_VRING_ENABLE.into();
+        let body = |index: u32, num: u32| [index.to_ne_bytes(), num.to_ne_bytes()].concat();
+        for (body, expected) in [
+            (body(3, 1), Some((3, true))),
+            (body(3, 0), Some((3, false))),
+            (body(3, 2), None),
+        ] {
+            theirs
+                .write_all(&message(request, 1 | NEED_REPLY, &body))
+                .unwrap();
+            assert!(
+                matches!(look(&ours), Ok(Incoming::Message(header)) if header.is_ring_enable())
+            );
+            assert_eq!(take_ring_enable(&ours), Ok(expected));
+        }
+        acknowledge_ring_enable(&ours).unwrap();
+        let mut answer = [0; RING_ENABLE];
+        theirs.read_exact(&mut answer).unwrap();
+        assert_eq!(
+            answer.as_slice(),
+            message(request, VERSION | REPLY, &[0; 8])
+        );
     }
 
     #[test]

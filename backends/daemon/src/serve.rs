@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bulkhead_process::confine::Confinement;
 use bulkhead_process::signals::{self, SignalFd};
 use rustix::fs::OFlags;
-use vhost::vhost_user::{BackendReqHandler, Error as MessageError};
+use vhost::vhost_user::{BackendReqHandler, Error as MessageError, VhostUserBackendReqHandlerMut};
 
 use crate::args::DaemonArgs;
 use crate::confine;
 use crate::device::{Device, warn};
 use crate::error::Error;
-use crate::peer::{self, Incoming};
+use crate::peer::{self, Header, Incoming};
 use crate::poll::{Poll, Token};
 use crate::session::Session;
 use crate::socket::{Listener, Meeting};
@@ -233,6 +233,10 @@ impl<D: Device> Frontend<'_, D> {
                 Ok(Incoming::End) => return Ok(Some(End::Disconnected)),
                 Err(error) => return Err(Error::Frontend(error.to_string())),
             };
+            if header.is_ring_enable() && !lock(&self.session).has_negotiated() {
+                self.enable_ring(header)?;
+                continue;
+            }
             let Err(error) = self.messages.handle_request() else {
                 continue;
             };
@@ -250,6 +254,24 @@ impl<D: Device> Frontend<'_, D> {
             }
         }
         Ok(None)
+    }
+
+    /// QEMU enables a network device's rings before it sets features, which `vhost` refuses.
+    fn enable_ring(&mut self, header: Header) -> Result<(), Error> {
+        let failed = |error: std::io::Error| Error::Frontend(error.to_string());
+        let mut session = lock(&self.session);
+        let taken = peer::take_ring_enable(&self.stream).map_err(|error| failed(error.into()))?;
+        let Some((index, enable)) = taken else {
+            return Err(Error::Frontend("malformed SET_VRING_ENABLE".to_owned()));
+        };
+        if session.set_vring_enable(index, enable).is_err() {
+            let why = session.take_refusal().unwrap_or_default();
+            return Err(Error::Frontend(why));
+        }
+        if session.replies_to_all() && header.is_acknowledged() {
+            peer::acknowledge_ring_enable(&self.stream).map_err(failed)?;
+        }
+        Ok(())
     }
 }
 

@@ -80,6 +80,11 @@ impl<'d, D: Device> Session<'d, D> {
         self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
+    /// Whether the frontend has set features.
+    pub(crate) fn has_negotiated(&self) -> bool {
+        self.features.is_some()
+    }
+
     pub(crate) fn take_refusal(&mut self) -> Option<String> {
         self.refusal.take()
     }
