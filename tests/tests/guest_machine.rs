@@ -12,7 +12,7 @@ fn words(text: &str) -> Vec<OsString> {
 #[test]
 fn powering_off_ends_the_monitor_with_status_0() {
     if kvm_is_usable("powering_off_ends_the_monitor_with_status_0") {
-        Machine::start("test=start", &words("--memory size=64M")).expect_success();
+        Machine::start("test=start", &[]).expect_success();
     }
 }
 
@@ -21,7 +21,7 @@ fn a_reset_ends_the_monitor_with_status_3() {
     if !kvm_is_usable("a_reset_ends_the_monitor_with_status_3") {
         return;
     }
-    let mut machine = Machine::start("test=reset", &words("--memory size=64M"));
+    let mut machine = Machine::start("test=reset", &[]);
     machine.expect("start");
     let (status, _) = machine.wait();
     assert_eq!(status.code(), Some(3));
@@ -32,7 +32,7 @@ fn a_triple_fault_ends_the_monitor_with_status_4_and_one_error_line() {
     if !kvm_is_usable("a_triple_fault_ends_the_monitor_with_status_4_and_one_error_line") {
         return;
     }
-    let mut machine = Machine::start("test=triple-fault", &words("--memory size=64M"));
+    let mut machine = Machine::start("test=triple-fault", &[]);
     machine.expect("start");
     let (status, errors) = machine.wait();
     assert_eq!(status.code(), Some(4));
@@ -49,7 +49,7 @@ fn all_processors_start_work_together_and_interrupt_each_other() {
         return;
     }
     for cpus in [2, 4] {
-        let arguments = words(&format!("--memory size=64M --cpus boot={cpus}"));
+        let arguments = words(&format!("--cpus boot={cpus}"));
         let mut machine = Machine::start("test=smp n=20000", &arguments);
         let line = machine.expect("smp processors");
         assert_eq!(line.number("processors"), cpus);
@@ -95,7 +95,7 @@ fn the_configuration_ports_show_the_same_functions_as_the_memory_window() {
         return;
     }
     let seen = ["test=start", "test=start pci=ports"].map(|text| {
-        let mut machine = Machine::start(text, &words("--memory size=64M"));
+        let mut machine = Machine::start(text, &[]);
         let count = machine.expect("start").number("pci-functions");
         machine.expect_success();
         count

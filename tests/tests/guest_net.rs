@@ -1,8 +1,6 @@
 //! A bare-metal guest, the monitor, `bulkhead-net` and the kernel's network stack behind a tap, all real.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-use std::ffi::OsString;
-
 use bulkhead_tests::guest::{
     Backend, Machine, crc32, datagram, in_own_namespace, ip, kvm_is_usable, net, serve_inverted,
 };
@@ -12,12 +10,8 @@ const SEED: u64 = 1;
 
 /// A guest at 10.9.0.2 behind `tap0`, the host at 10.9.0.1.
 fn machine(words: &str, backend: &Backend, more: &str) -> Machine {
-    let mut arguments: Vec<OsString> = ["--memory", "size=64M"].map(OsString::from).to_vec();
-    arguments.extend(net(backend, more));
-    Machine::start(
-        &format!("test=net ip=10.9.0.2 peer=10.9.0.1 {words}"),
-        &arguments,
-    )
+    let words = format!("test=net ip=10.9.0.2 peer=10.9.0.1 {words}");
+    Machine::start(&words, &net(backend, more))
 }
 
 fn make_tap(name: &str) {

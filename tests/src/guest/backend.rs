@@ -1,6 +1,6 @@
 //! `bulkhead-block` and `bulkhead-net`, ready when they say so.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -12,7 +12,7 @@ use crate::workplace::Workplace;
 /// A backend that listens on its socket.
 pub struct Backend {
     program: Program,
-    command: Vec<std::ffi::OsString>,
+    command: Vec<OsString>,
     socket: PathBuf,
 }
 
@@ -35,6 +35,44 @@ impl Backend {
         Self::start("bulkhead-net", folder.join(format!("{name}.sock")), &words)
     }
 
+    /// QEMU's storage daemon on an image, with its socket `folder/NAME.sock`.
+    pub fn qemu(folder: &Path, name: &str, image: &Image) -> Self {
+        let socket = folder.join(format!("{name}.sock"));
+        let pid_file = folder.join(format!("{name}.pid"));
+        let (format, file) = (image.format().name(), image.path().display());
+        let command: Vec<OsString> = [
+            "qemu-storage-daemon".to_owned(),
+            "--blockdev".to_owned(),
+            format!("{format},node-name=disk,file.driver=file,file.filename={file}"),
+            "--export".to_owned(),
+            format!(
+                "vhost-user-blk,id=disk,node-name=disk,writable=on,addr.type=unix,addr.path={}",
+                socket.display()
+            ),
+            "--pidfile".to_owned(),
+            pid_file.display().to_string(),
+        ]
+        .map(OsString::from)
+        .to_vec();
+        let mut daemon = Command::new(&command[0]);
+        daemon.args(&command[1..]);
+        let program = Program::start(daemon);
+        // It writes its number when it listens, and then tells nobody.
+        let end = std::time::Instant::now() + PATIENCE;
+        while !pid_file.exists() {
+            assert!(
+                std::time::Instant::now() < end,
+                "{command:?} did not become ready"
+            );
+            std::thread::yield_now();
+        }
+        Self {
+            program,
+            command,
+            socket,
+        }
+    }
+
     fn start(program: &str, socket: PathBuf, words: &[&OsStr]) -> Self {
         let program = Workplace::find().unwrap().program(program).unwrap();
         let mut command = vec![
@@ -51,7 +89,7 @@ impl Backend {
     }
 
     /// Runs the command and waits for `READY=1`, as a service manager does.
-    fn run(words: &[std::ffi::OsString]) -> Program {
+    fn run(words: &[OsString]) -> Program {
         let folder = tempfile::tempdir().unwrap();
         let address = folder.path().join("notify");
         let notify = UnixDatagram::bind(&address).unwrap();

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{ChildStdin, Command, ExitStatus};
 
 use super::backend::Backend;
 use super::kernel;
@@ -47,6 +47,20 @@ impl Line {
     }
 }
 
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Whether this program is installed; says so when not, in the name of the test.
+#[must_use]
+pub fn is_installed(program: &str, test: &str) -> bool {
+    match Command::new(program).arg("--version").output() {
+        Ok(output) if output.status.success() => true,
+        _ => {
+            eprintln!("skipped: {test}: {program} is not installed");
+            false
+        }
+    }
+}
+
 /// Whether there is a KVM to run the guest on; says why not, in the name of the test.
 #[must_use]
 pub fn kvm_is_usable(test: &str) -> bool {
@@ -60,15 +74,71 @@ pub fn kvm_is_usable(test: &str) -> bool {
 }
 
 impl Machine {
-    /// Starts a monitor with `arguments` beyond the guest and its command line.
+    /// Starts `bulkhead-vmm` with `arguments` beyond the guest and its command line. Without `--memory` the guest gets 64 MiB.
     ///
     /// # Panics
     /// When it cannot be started.
+    #[must_use]
     pub fn start(words: &str, arguments: &[OsString]) -> Self {
-        let program = Workplace::find().unwrap().program("bulkhead-vmm").unwrap();
-        let mut command = Command::new(program);
-        command.arg("--kernel").arg(kernel());
-        command.args(["--cmdline", words, "--serial", "tty"]);
+        Self {
+            program: Program::start(monitor(words, "tty", arguments)),
+        }
+    }
+
+    /// The same, and returns what writes to its standard input.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_with_input(words: &str, arguments: &[OsString]) -> (Self, ChildStdin) {
+        let (program, input) = Program::start_with_input(monitor(words, "tty", arguments));
+        (Self { program }, input)
+    }
+
+    /// The same with the serial port elsewhere: `next_line` will see nothing.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_with_serial(words: &str, serial: &str, arguments: &[OsString]) -> Self {
+        Self {
+            program: Program::start(monitor(words, serial, arguments)),
+        }
+    }
+
+    /// Starts QEMU, interpreting, with the same guest and memory that it can share.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_qemu(words: &str, arguments: &[OsString]) -> Self {
+        let mut command = Command::new(QEMU);
+        command.args([
+            "-machine",
+            "q35,memory-backend=ram",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+        ]);
+        command.args([
+            "-m",
+            "64M",
+            "-object",
+            "memory-backend-memfd,id=ram,size=64M,share=on",
+        ]);
+        command.args([
+            "-nodefaults",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+        ]);
+        command
+            .arg("-kernel")
+            .arg(kernel())
+            .args(["-append", words]);
         command.args(arguments);
         Self {
             program: Program::start(command),
@@ -135,12 +205,28 @@ impl Machine {
         assert_eq!(lines, (times, times, 2 * times), "{said}");
     }
 
-    fn expect_end(mut self) -> String {
+    /// Waits for the guest's `ok` and an orderly end of the monitor. Returns what that wrote to standard error.
+    ///
+    /// # Panics
+    /// When that is not how it ends.
+    pub fn expect_end(mut self) -> String {
         self.expect("ok");
         let (status, errors) = self.program.wait();
         assert_eq!(status.code(), Some(0), "{errors}");
         errors
     }
+}
+
+fn monitor(words: &str, serial: &str, arguments: &[OsString]) -> Command {
+    let program = Workplace::find().unwrap().program("bulkhead-vmm").unwrap();
+    let mut command = Command::new(program);
+    command.arg("--kernel").arg(kernel());
+    command.args(["--cmdline", words, "--serial", serial]);
+    if !arguments.iter().any(|argument| argument == "--memory") {
+        command.args(["--memory", "size=64M"]);
+    }
+    command.args(arguments);
+    command
 }
 
 /// `--disk` for a backend.

@@ -18,7 +18,7 @@ mod program;
 pub use api::exit_count;
 pub use backend::Backend;
 pub use image::{Format, Image, crc32};
-pub use machine::{Line, Machine, disk, kvm_is_usable, net};
+pub use machine::{Line, Machine, disk, is_installed, kvm_is_usable, net};
 pub use namespace::{Answers, in_own_namespace, ip, serve_inverted};
 pub use program::Program;
 

@@ -1,7 +1,7 @@
 //! Programs under test as child processes: their lines, their end, and nothing left when a test fails.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -26,9 +26,24 @@ impl Program {
     /// # Panics
     /// When it cannot be started.
     pub fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null());
+        Self::spawn(command)
+    }
+
+    /// Starts a program, and returns what writes to its standard input.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_with_input(mut command: Command) -> (Self, ChildStdin) {
+        command.stdin(Stdio::piped());
+        let mut program = Self::spawn(command);
+        let input = program.child.stdin.take().expect("piped");
+        (program, input)
+    }
+
+    fn spawn(mut command: Command) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
         let mut child = command
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
