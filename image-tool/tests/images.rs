@@ -325,7 +325,7 @@ fn convert_into_an_image_that_exists() {
     if !reference_is_there() {
         return;
     }
-    for extra in [&[][..], &["--target-is-zero"], &["-c"], &["-S", "0"]] {
+    for extra in [&[][..], &["--target-is-zero"], &["-S", "0"]] {
         let pair = Pair::new();
         sources(&pair);
         pair.prepare(&[

@@ -10,6 +10,7 @@ use qcow::Image;
 use super::Input;
 use super::plan::{Kind, Piece, Plan};
 use super::zero::{SECTOR, Sparse, first_run, is_zero};
+use crate::buffer::Buffer;
 use crate::progress::Progress;
 
 /// Everything about one copy.
@@ -78,9 +79,9 @@ pub(crate) fn run(copy: &Copy<'_>, plan: Plan) -> Result<(), Failure> {
     };
     thread::scope(|scope| {
         for _ in 1..copy.threads.max(1) {
-            scope.spawn(|| shared.work(&mut vec![0; buffer_len]));
+            scope.spawn(|| shared.work(&mut Buffer::new(buffer_len)));
         }
-        shared.work(&mut vec![0; buffer_len]);
+        shared.work(&mut Buffer::new(buffer_len));
     });
     match shared
         .failure
@@ -97,7 +98,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared<'_> {
-    fn work(&self, buffer: &mut [u8]) {
+    fn work(&self, buffer: &mut Buffer) {
         while let Some(piece) = self.take() {
             let outcome = self.piece(piece, buffer);
             if let Err(failure) = outcome {
@@ -128,7 +129,7 @@ impl Shared<'_> {
         self.next_turn.notify_all();
     }
 
-    fn piece(&self, piece: Piece, buffer: &mut [u8]) -> Result<(), Failure> {
+    fn piece(&self, piece: Piece, buffer: &mut Buffer) -> Result<(), Failure> {
         let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
         match piece.kind {
             Kind::Backing => return Ok(()),
@@ -136,18 +137,19 @@ impl Shared<'_> {
                 self.await_turn(piece);
                 return self.zero(piece.offset, piece.len);
             }
-            Kind::Zero => buffer.get_mut(..len).unwrap_or_default().fill(0),
-            Kind::Data => self.read(piece, buffer.get_mut(..len).unwrap_or_default())?,
+            Kind::Zero => buffer.first(len).fill(0),
+            Kind::Data => self.read(piece, buffer.first(len))?,
         }
+        let data = &*buffer.first(len);
+        let runs = self.runs(piece.offset, data);
         self.await_turn(piece);
         if self.stop.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let data = buffer.get(..len).unwrap_or_default();
         if self.copy.compressed {
             self.write_compressed(piece.offset, data)?;
         } else {
-            self.write(piece.offset, data)?;
+            self.write(piece.offset, data, &runs)?;
         }
         self.throttle(piece.len);
         let done = self.done.fetch_add(piece.len, Ordering::Relaxed) + piece.len;
@@ -185,24 +187,35 @@ impl Shared<'_> {
         }
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+    /// Cuts data into what is written and what is zeroes. The longer part of the work, so it comes before the turn.
+    fn runs(&self, offset: u64, data: &[u8]) -> Vec<(bool, usize)> {
+        let Some(sparse) = self.copy.sparse.filter(|_| !self.copy.compressed) else {
+            return vec![(true, data.len())];
+        };
+        let mut runs = Vec::new();
         let mut done = 0;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            let at = offset + done as u64;
-            let (is_data, run) = match self.copy.sparse {
-                None => (true, rest.len()),
-                Some(sparse) => first_run(rest, at / SECTOR as u64, sparse),
-            };
+            let run = first_run(rest, (offset + done as u64) / SECTOR as u64, sparse);
+            runs.push(run);
+            done += run.1.max(1);
+        }
+        runs
+    }
+
+    fn write(&self, offset: u64, data: &[u8], runs: &[(bool, usize)]) -> Result<(), Failure> {
+        let (mut at, mut rest) = (offset, data);
+        for &(is_data, len) in runs {
+            let (now, later) = rest.split_at(len.min(rest.len()));
             if is_data {
-                let bytes = rest.get(..run).unwrap_or(rest);
                 self.copy
                     .target
-                    .write_at(at, bytes)
+                    .write_at(at, now)
                     .map_err(|error| Failure::Write(offset, error))?;
             } else {
-                self.zero(at, run as u64)?;
+                self.zero(at, len as u64)?;
             }
-            done += run.max(1);
+            at += len as u64;
+            rest = later;
         }
         Ok(())
     }

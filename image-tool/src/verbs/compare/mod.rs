@@ -1,0 +1,124 @@
+//! `compare`: whether two images show the same disk.
+
+mod sides;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::Command;
+
+use crate::cache::Cache;
+use crate::confine;
+use crate::getopt::Matches;
+use crate::open::{self, Opened, Opening};
+use crate::options::{self, flag, value};
+use crate::output;
+use crate::progress::Progress;
+use crate::report::{self, Usage};
+use crate::source::Source;
+use crate::watch::Watch;
+
+use sides::{Side, Sides};
+
+pub(crate) const NAME: &str = "compare";
+
+const DIFFERENT: u8 = 1;
+const NOT_OPENED: u8 = 2;
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Check if two images have the same contents")
+        .arg(options::quiet())
+        .arg(options::progress())
+        .arg(value("a-format", 'f', "FMT", "format of the first image").alias("left-format"))
+        .arg(value("b-format", 'F', "FMT", "format of the second image").alias("right-format"))
+        .arg(options::image_opts())
+        .arg(flag(
+            "strict",
+            's',
+            "sizes and allocation must be the same, too",
+        ))
+        .arg(value(
+            "cache",
+            'T',
+            "CACHE_MODE",
+            "cache mode (default: writeback)",
+        ))
+        .arg(options::force_share())
+        .arg(options::object())
+        .arg(options::operand("FILENAME", "the two images"))
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let quiet = matches.flag("quiet");
+    options::refuse_objects(matches)?;
+    let [first, second] = matches.operands() else {
+        return Err(Usage::of(NAME, "Expecting two image file names"));
+    };
+    let progress = Arc::new(Progress::new(matches.flag("progress") && !quiet, 2.0));
+    let opening = Opening {
+        share: matches.flag("force-share"),
+        ..Opening::default()
+    };
+    let open = |name, format: &str| -> Result<Opened> {
+        let source = Source::parse(
+            name,
+            matches.text(format).as_deref(),
+            matches.flag("image-opts"),
+        )?;
+        open::open(&source, &opening)
+    };
+    let watch = Watch::new()?;
+    let images = options::cache(matches, "cache", Cache::Durable, "source cache option")
+        .and_then(|_| Ok((open(first, "a-format")?, open(second, "b-format")?)));
+    let outcome = match images {
+        Ok((a, b)) => {
+            confine::enter(&[])?;
+            watch.start(progress.clone())?;
+            let sides = Sides {
+                a: Side::new(a.disk(), first),
+                b: Side::new(b.disk(), second),
+                strict: matches.flag("strict"),
+                progress: &progress,
+            };
+            sides.compare()
+        }
+        Err(error) => Verdict::Failed(NOT_OPENED, error.to_string()),
+    };
+    let status = tell(outcome, quiet);
+    progress.end();
+    Ok(ExitCode::from(status))
+}
+
+/// How a comparison ends.
+#[derive(Debug)]
+enum Verdict {
+    Same { sizes_differ: bool },
+    Different { sizes_differ: bool, why: String },
+    Failed(u8, String),
+}
+
+fn tell(verdict: Verdict, quiet: bool) -> u8 {
+    match verdict {
+        Verdict::Same { sizes_differ } => {
+            warn_of_sizes(sizes_differ, quiet);
+            output::unless(quiet, "Images are identical.");
+            0
+        }
+        Verdict::Different { sizes_differ, why } => {
+            warn_of_sizes(sizes_differ, quiet);
+            output::unless(quiet, &why);
+            DIFFERENT
+        }
+        Verdict::Failed(status, message) => {
+            report::error(message);
+            status
+        }
+    }
+}
+
+fn warn_of_sizes(differ: bool, quiet: bool) {
+    if differ {
+        output::unless(quiet, "Warning: Image size mismatch!");
+    }
+}

@@ -1,0 +1,259 @@
+//! The comparison itself: one walk over the extents of both disks, and threads that read what may differ.
+
+use std::ffi::OsStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use qcow::Extent;
+
+use super::Verdict;
+use crate::buffer::Buffer;
+use crate::copy::zero::{SECTOR, is_zero};
+use crate::disk::Disk;
+use crate::progress::Progress;
+use crate::reason::cause;
+
+const NO_STATUS: u8 = 3;
+const NOT_READ: u8 = 4;
+
+/// How much is read at a time: both buffers stay in the processor's cache.
+const CHUNK: u64 = 512 << 10;
+
+/// One of the disks.
+#[derive(Debug)]
+pub(super) struct Side<'a> {
+    disk: Disk<'a>,
+    name: String,
+}
+
+impl<'a> Side<'a> {
+    pub(super) fn new(disk: Disk<'a>, name: &OsStr) -> Self {
+        Self {
+            disk,
+            name: name.to_string_lossy().into_owned(),
+        }
+    }
+
+    fn map(&self, offset: u64, len: u64) -> Result<Extent, Verdict> {
+        self.disk.map(offset, len).map_err(|_| {
+            let message = format!("Sector allocation test failed for {}", self.name);
+            Verdict::Failed(NO_STATUS, message)
+        })
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Verdict> {
+        self.disk.read(offset, buffer).map_err(|error| {
+            let cause = cause(&error, self.disk.0.path());
+            let message = format!(
+                "Error while reading offset {offset} of {}: {cause}",
+                self.name
+            );
+            Verdict::Failed(NOT_READ, message)
+        })
+    }
+}
+
+/// Both disks.
+#[derive(Debug)]
+pub(super) struct Sides<'a> {
+    pub(super) a: Side<'a>,
+    pub(super) b: Side<'a>,
+    pub(super) strict: bool,
+    pub(super) progress: &'a Progress,
+}
+
+/// A range that has to be read.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    offset: u64,
+    len: u64,
+    /// The sides that may hold data there; the other reads as zeroes.
+    a: bool,
+    b: bool,
+}
+
+/// How far the walk is, and what it found.
+#[derive(Debug, Default)]
+struct Walk {
+    offset: u64,
+    a: Option<Extent>,
+    b: Option<Extent>,
+    /// The verdict with the lowest offset so far.
+    found: Option<(u64, Verdict)>,
+}
+
+impl Sides<'_> {
+    pub(super) fn compare(&self) -> Verdict {
+        if self.strict && self.a.disk.size() != self.b.disk.size() {
+            return different("Strict mode: Image size mismatch!");
+        }
+        self.progress.set(0.0);
+        let walk = Mutex::new(Walk::default());
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(|| self.work(&walk));
+            }
+            self.work(&walk);
+        });
+        let sizes_differ = self.a.disk.size() != self.b.disk.size();
+        match walk
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .found
+        {
+            // The warning comes when the end of the shorter disk is passed.
+            Some((offset, Verdict::Different { why, .. })) => Verdict::Different {
+                sizes_differ: offset >= self.shared_size(),
+                why,
+            },
+            Some((_, verdict)) => verdict,
+            None => Verdict::Same { sizes_differ },
+        }
+    }
+
+    fn shared_size(&self) -> u64 {
+        self.a.disk.size().min(self.b.disk.size())
+    }
+
+    fn whole_size(&self) -> u64 {
+        self.a.disk.size().max(self.b.disk.size())
+    }
+
+    fn work(&self, walk: &Mutex<Walk>) {
+        let mut buffers = (Buffer::new(CHUNK as usize), Buffer::new(CHUNK as usize));
+        loop {
+            let mut walking = lock(walk);
+            if walking.found.is_some() {
+                return;
+            }
+            let range = match self.next(&mut walking) {
+                Ok(Some(range)) => range,
+                Ok(None) => return,
+                Err(verdict) => {
+                    let offset = walking.offset;
+                    return keep_lowest(&mut walking, offset, verdict);
+                }
+            };
+            drop(walking);
+            if let Err((offset, verdict)) = self.range(range, &mut buffers) {
+                keep_lowest(&mut lock(walk), offset, verdict);
+            }
+        }
+    }
+
+    /// The next range that has to be read.
+    fn next(&self, walk: &mut Walk) -> Result<Option<Range>, Verdict> {
+        let end = self.whole_size();
+        while walk.offset < end {
+            let offset = walk.offset;
+            let (a, a_end) = extent(&mut walk.a, &self.a, offset)?;
+            let (b, b_end) = extent(&mut walk.b, &self.b, offset)?;
+            if self.strict && (a.present, a.zero, a.data) != (b.present, b.zero, b.data) {
+                let why = format!("Strict mode: Offset {offset} block status mismatch!");
+                return Err(different(&why));
+            }
+            let (a, b) = (!reads_zero(&a), !reads_zero(&b));
+            let mut len = a_end.min(b_end).min(end) - offset;
+            if a || b {
+                len = len.min(CHUNK);
+            }
+            walk.offset += len;
+            self.progress.advance(len as f32 / end as f32 * 100.0);
+            if a || b {
+                return Ok(Some(Range { offset, len, a, b }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Compares one range. The verdict comes with the offset it is about.
+    fn range(&self, range: Range, buffers: &mut (Buffer, Buffer)) -> Result<(), (u64, Verdict)> {
+        let Range { offset, len, a, b } = range;
+        let failed = |verdict| (offset, verdict);
+        let first = buffers.0.first(len as usize);
+        if !(a && b) {
+            let side = if a { &self.a } else { &self.b };
+            side.read(offset, first).map_err(failed)?;
+            return match first.chunks(SECTOR).position(|sector| !is_zero(sector)) {
+                Some(sector) => Err(mismatch(offset + (sector * SECTOR) as u64)),
+                None => Ok(()),
+            };
+        }
+        let second = buffers.1.first(len as usize);
+        self.a.read(offset, first).map_err(failed)?;
+        self.b.read(offset, second).map_err(failed)?;
+        if first != second {
+            let sectors = first.chunks(SECTOR).zip(second.chunks(SECTOR));
+            let same = sectors
+                .take_while(|(first, second)| first == second)
+                .count();
+            return Err(mismatch(offset + (same * SECTOR) as u64));
+        }
+        Ok(())
+    }
+}
+
+fn lock(walk: &Mutex<Walk>) -> MutexGuard<'_, Walk> {
+    walk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn keep_lowest(walk: &mut Walk, offset: u64, verdict: Verdict) {
+    if walk
+        .found
+        .as_ref()
+        .is_none_or(|(lowest, _)| offset < *lowest)
+    {
+        walk.found = Some((offset, verdict));
+    }
+}
+
+/// The extent of a side at `offset` and where it ends; asked for only when the last one has been used up. Beyond the
+/// end of the disk there are zeroes without end.
+fn extent(
+    known: &mut Option<Extent>,
+    side: &Side<'_>,
+    offset: u64,
+) -> Result<(Extent, u64), Verdict> {
+    let size = side.disk.size();
+    let beyond = known
+        .as_ref()
+        .is_none_or(|extent| offset >= extent.start + extent.length);
+    if beyond && offset < size {
+        *known = Some(side.map(offset, size - offset)?);
+    }
+    match known {
+        Some(extent) if offset < size => Ok((extent.clone(), extent.start + extent.length)),
+        _ => Ok((nothing(offset), u64::MAX)),
+    }
+}
+
+fn nothing(start: u64) -> Extent {
+    Extent {
+        start,
+        length: u64::MAX - start,
+        depth: 0,
+        present: false,
+        zero: true,
+        data: false,
+        compressed: false,
+        offset: None,
+        file: None,
+    }
+}
+
+fn reads_zero(extent: &Extent) -> bool {
+    extent.zero || !extent.present
+}
+
+fn different(why: &str) -> Verdict {
+    Verdict::Different {
+        sizes_differ: false,
+        why: why.to_owned(),
+    }
+}
+
+fn mismatch(offset: u64) -> (u64, Verdict) {
+    let why = format!("Content mismatch at offset {offset}!");
+    (offset, different(&why))
+}
