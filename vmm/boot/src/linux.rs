@@ -86,15 +86,16 @@ pub(crate) fn prepare(
 fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), Error> {
     let pointers = PAGE_TABLES + PAGE_SIZE;
     let directories = pointers + PAGE_SIZE;
-    let write = |at: u64, value: u64| memory.write_obj(value, GuestAddress(at));
-    write(PAGE_TABLES, pointers | PRESENT_WRITABLE)?;
-    for directory in 0..4 {
-        let at = directories + directory * PAGE_SIZE;
-        write(pointers + directory * 8, at | PRESENT_WRITABLE)?;
-        for entry in 0..ENTRIES {
-            let target = (directory * ENTRIES + entry) * LARGE_PAGE_SIZE;
-            write(at + entry * 8, target | PRESENT_WRITABLE | LARGE_PAGE)?;
-        }
-    }
+    let table = |entries: &mut dyn Iterator<Item = u64>| -> Vec<u8> {
+        entries.flat_map(u64::to_le_bytes).collect()
+    };
+    let level_4 = table(&mut [pointers | PRESENT_WRITABLE].into_iter());
+    let level_3 = table(&mut (0..4).map(|at| (directories + at * PAGE_SIZE) | PRESENT_WRITABLE));
+    let level_2 = table(
+        &mut (0..4 * ENTRIES).map(|at| (at * LARGE_PAGE_SIZE) | PRESENT_WRITABLE | LARGE_PAGE),
+    );
+    memory.write_slice(&level_4, GuestAddress(PAGE_TABLES))?;
+    memory.write_slice(&level_3, GuestAddress(pointers))?;
+    memory.write_slice(&level_2, GuestAddress(directories))?;
     Ok(())
 }
