@@ -3,6 +3,7 @@
 //! The `vhost` crate's own `Frontend` waits for ever for a backend that has stopped answering (it takes a socket's time-out for
 //! a reason to try again), and checks replies less closely than a hostile backend deserves. Its message structures are used.
 
+use std::cell::Cell;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -22,10 +23,10 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::error::{Fault, Result};
 
-/// How long a backend may take to answer.
-const ANSWER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
-/// How long it may take to finish what it has begun, when a queue is stopped.
-const DRAIN: Duration = Duration::from_secs(60);
+/// How long a backend may take for all the answers of one step, such as the handshake or the start of its queues.
+pub(super) const STEP: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+/// How long it may take to finish what it has begun, when its queues are stopped.
+pub(super) const DRAIN: Duration = Duration::from_secs(60);
 
 const HEADER: usize = 12;
 /// The longest reply there is: a configuration space and its header.
@@ -45,6 +46,9 @@ pub(super) struct Reply {
 
 pub(super) struct Connection {
     socket: UnixStream,
+    /// When the step being taken must be over. A backend that is slow at each answer holds nobody longer than one that
+    /// is slow at one.
+    deadline: Cell<Instant>,
     /// REPLY_ACK was negotiated: every request is answered.
     acknowledged: bool,
 }
@@ -80,8 +84,14 @@ impl Connection {
     fn new(socket: UnixStream) -> Self {
         Self {
             socket,
+            deadline: Cell::new(Instant::now() + STEP),
             acknowledged: false,
         }
+    }
+
+    /// Begins a step that may take so long.
+    pub(super) fn begin(&self, time: Duration) {
+        self.deadline.set(Instant::now() + time);
     }
 
     /// From now on the backend says whether each request succeeded.
@@ -96,13 +106,12 @@ impl Connection {
 
     /// Sends a request that has no reply of its own.
     pub(super) fn tell(&self, request: FrontendReq, body: &[u8], fds: &[RawFd]) -> Result<()> {
-        let deadline = Instant::now() + ANSWER;
         let flags = if self.acknowledged { NEED_REPLY } else { 0 };
-        self.send(request, flags, body, fds, deadline)?;
+        self.send(request, flags, body, fds)?;
         if !self.acknowledged {
             return Ok(());
         }
-        let reply = self.receive(request, deadline)?;
+        let reply = self.receive(request)?;
         match <[u8; 8]>::try_from(&*reply.body) {
             Ok(code) if u64::from_ne_bytes(code) == 0 => Ok(()),
             Ok(_) => Err(Fault::Refused(request)),
@@ -112,23 +121,11 @@ impl Connection {
 
     /// Sends a request and returns its reply, of whatever size.
     pub(super) fn ask(&self, request: FrontendReq, body: &[u8]) -> Result<Reply> {
-        let patience = match request {
-            FrontendReq::GET_VRING_BASE => DRAIN,
-            _ => ANSWER,
-        };
-        let deadline = Instant::now() + patience;
-        self.send(request, 0, body, &[], deadline)?;
-        self.receive(request, deadline)
+        self.send(request, 0, body, &[])?;
+        self.receive(request)
     }
 
-    fn send(
-        &self,
-        request: FrontendReq,
-        flags: u32,
-        body: &[u8],
-        fds: &[RawFd],
-        deadline: Instant,
-    ) -> Result<()> {
+    fn send(&self, request: FrontendReq, flags: u32, body: &[u8], fds: &[RawFd]) -> Result<()> {
         let size = u32::try_from(body.len()).map_err(|_| Fault::Options("oversized message"))?;
         let mut message = Vec::with_capacity(HEADER + body.len());
         for word in [u32::from(request), VERSION | flags, size] {
@@ -144,7 +141,7 @@ impl Connection {
                 }
                 Err(error) => match Errno::from_raw_os_error(error.errno()) {
                     Errno::INTR => {}
-                    Errno::AGAIN => self.wait(PollFlags::OUT, request, deadline)?,
+                    Errno::AGAIN => self.wait(PollFlags::OUT, request)?,
                     Errno::PIPE | Errno::CONNRESET => return Err(Fault::Closed),
                     other => return Err(Fault::Io(other.into())),
                 },
@@ -153,9 +150,9 @@ impl Connection {
         Ok(())
     }
 
-    fn receive(&self, request: FrontendReq, deadline: Instant) -> Result<Reply> {
+    fn receive(&self, request: FrontendReq) -> Result<Reply> {
         let mut header = [0; HEADER];
-        let fd = self.receive_exact(&mut header, request, deadline)?;
+        let fd = self.receive_exact(&mut header, request)?;
         let [a, b, c, d, e, f, g, h, size @ ..] = header;
         let code = u32::from_ne_bytes([a, b, c, d]);
         let flags = u32::from_ne_bytes([e, f, g, h]);
@@ -170,18 +167,13 @@ impl Connection {
             return Err(Fault::Malformed(request, "is too long"));
         }
         let mut body = vec![0; size];
-        let late = self.receive_exact(&mut body, request, deadline)?;
+        let late = self.receive_exact(&mut body, request)?;
         let fd = fd.or(late);
         Ok(Reply { body, fd })
     }
 
     /// Fills `data`; returns the first descriptor that came along and closes the others.
-    fn receive_exact(
-        &self,
-        data: &mut [u8],
-        request: FrontendReq,
-        deadline: Instant,
-    ) -> Result<Option<OwnedFd>> {
+    fn receive_exact(&self, data: &mut [u8], request: FrontendReq) -> Result<Option<OwnedFd>> {
         let (mut first, mut got) = (None, 0);
         while let Some(rest) = data.get_mut(got..).filter(|rest| !rest.is_empty()) {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -204,7 +196,7 @@ impl Connection {
                 Ok(message) if message.bytes == 0 => return Err(Fault::Closed),
                 Ok(message) => got += message.bytes,
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => self.wait(PollFlags::IN, request, deadline)?,
+                Err(Errno::AGAIN) => self.wait(PollFlags::IN, request)?,
                 Err(Errno::CONNRESET) => return Err(Fault::Closed),
                 Err(other) => return Err(Fault::Io(other.into())),
             }
@@ -212,8 +204,11 @@ impl Connection {
         Ok(first)
     }
 
-    fn wait(&self, events: PollFlags, request: FrontendReq, deadline: Instant) -> Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
+    fn wait(&self, events: PollFlags, request: FrontendReq) -> Result<()> {
+        let left = self
+            .deadline
+            .get()
+            .saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Fault::TimedOut(request));
         }

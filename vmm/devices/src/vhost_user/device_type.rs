@@ -1,36 +1,53 @@
 //! What is particular to the types of device: how long the configuration space is, how many queues are usual, and
 //! which fields and features depend on what the monitor was told. Everything else is alike for all.
 
+use virtio_bindings::{virtio_blk as blk, virtio_ids as ids, virtio_net as net};
+
 use super::error::{Fault, Result};
 
 /// A network card.
-pub const TYPE_NET: u16 = 1;
+pub const TYPE_NET: u16 = ids::VIRTIO_ID_NET as u16;
 /// A block device.
-pub const TYPE_BLOCK: u16 = 2;
+pub const TYPE_BLOCK: u16 = ids::VIRTIO_ID_BLOCK as u16;
 /// A file system.
-pub const TYPE_FS: u16 = 26;
+pub const TYPE_FS: u16 = ids::VIRTIO_ID_FS as u16;
 
-const BLK_F_MQ: u64 = 1 << 12;
-const NET_F_MTU: u64 = 1 << 3;
-const NET_F_MAC: u64 = 1 << 5;
-const NET_F_STATUS: u64 = 1 << 16;
-const NET_F_MQ: u64 = 1 << 22;
-const NET_F_SPEED_DUPLEX: u64 = 1 << 63;
-/// CTRL_VQ and all that needs it: offloads, modes, VLANs, announcements, MQ, addresses, coalescing, hashes.
-const NET_CONTROL: u64 = 1 << 2
-    | 1 << 17
-    | 1 << 18
-    | 1 << 19
-    | 1 << 20
-    | 1 << 21
-    | NET_F_MQ
-    | 1 << 23
-    | 1 << 52
-    | 1 << 53
-    | 1 << 57
-    | 1 << 60;
+const fn bits(features: &[u32]) -> u64 {
+    let (mut all, mut at) = (0, 0);
+    while at < features.len() {
+        all |= 1 << features[at];
+        at += 1;
+    }
+    all
+}
+
+const BLK_F_MQ: u64 = bits(&[blk::VIRTIO_BLK_F_MQ]);
+const NET_F_MAC: u64 = bits(&[net::VIRTIO_NET_F_MAC]);
+const NET_F_MTU: u64 = bits(&[net::VIRTIO_NET_F_MTU]);
+/// The control queue and all that needs it.
+const NET_CONTROL: u64 = bits(&[
+    net::VIRTIO_NET_F_CTRL_VQ,
+    net::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+    net::VIRTIO_NET_F_CTRL_RX,
+    net::VIRTIO_NET_F_CTRL_VLAN,
+    net::VIRTIO_NET_F_CTRL_RX_EXTRA,
+    net::VIRTIO_NET_F_CTRL_MAC_ADDR,
+    net::VIRTIO_NET_F_GUEST_ANNOUNCE,
+    net::VIRTIO_NET_F_MQ,
+    net::VIRTIO_NET_F_DEVICE_STATS,
+    net::VIRTIO_NET_F_VQ_NOTF_COAL,
+    net::VIRTIO_NET_F_NOTF_COAL,
+    net::VIRTIO_NET_F_HASH_REPORT,
+    net::VIRTIO_NET_F_RSS,
+]);
 /// What describes fields that only a configuration space can fill.
-const NET_FIELDS: u64 = NET_F_MTU | NET_F_MAC | NET_F_STATUS | NET_F_MQ | NET_F_SPEED_DUPLEX;
+const NET_FIELDS: u64 = bits(&[
+    net::VIRTIO_NET_F_MAC,
+    net::VIRTIO_NET_F_MTU,
+    net::VIRTIO_NET_F_STATUS,
+    net::VIRTIO_NET_F_MQ,
+    net::VIRTIO_NET_F_SPEED_DUPLEX,
+]);
 
 const NET_MAC: usize = 0;
 const NET_MAX_PAIRS: usize = 8;

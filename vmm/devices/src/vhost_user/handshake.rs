@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_ORDER_PLATFORM};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::backend_channel::BackendChannel;
 use super::connection::Connection;
@@ -14,10 +16,13 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 
 /// Bits 0–23 and 50–63 are the device type's own (virtio 1.2 §2.2).
 const DEVICE_FEATURES: u64 = 0x00ff_ffff | !0 << 50;
-/// Of the others those that go through to the backend: INDIRECT_DESC, EVENT_IDX, VERSION_1, IN_ORDER, ORDER_PLATFORM.
-/// Left out: RING_PACKED (a crashed backend's place in the ring is not in guest memory), NOTIFICATION_DATA (a doorbell
-/// that is an eventfd carries none), and what this transport has not.
-const QUEUE_FEATURES: u64 = 1 << 28 | 1 << 29 | F_VERSION_1 | 1 << 35 | 1 << 36;
+/// Of the others those that go through to the backend. Left out: RING_PACKED (a crashed backend's place in such a ring is not in
+/// guest memory), NOTIFICATION_DATA (a doorbell that is an eventfd carries none), and what this transport has not.
+const QUEUE_FEATURES: u64 = F_VERSION_1
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_F_IN_ORDER
+    | 1 << VIRTIO_F_ORDER_PLATFORM;
 
 /// A backend that has answered, and what was agreed on.
 pub(super) struct Link {
@@ -85,7 +90,7 @@ impl Link {
         self.protocol.contains(feature)
     }
 
-    /// The configuration space, if the backend has one and a device of this type does.
+    /// The configuration space, if the backend has one and a device of this type does. It is part of the step begun before.
     pub(super) fn config(&self, device_type: u16) -> Result<Option<Vec<u8>>> {
         let len = device_type::config_len(device_type);
         if len == 0 || !self.has(VhostUserProtocolFeatures::CONFIG) {

@@ -11,6 +11,7 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vm_memory::GuestMemoryMmap;
 
 use super::config_space::ConfigCopy;
+use super::connection::STEP;
 use super::error::{Fault, FrontendError, Result};
 use super::handshake::Link;
 use super::vrings::{self, Active, Inflight, Start};
@@ -137,7 +138,10 @@ impl Session {
         let mut state = self.state();
         let config = VhostUserProtocolFeatures::CONFIG;
         let taken = match &state.link {
-            Some(link) if link.has(config) => link.connection.set_config(offset, data),
+            Some(link) if link.has(config) => {
+                link.connection.begin(STEP);
+                link.connection.set_config(offset, data)
+            }
             // Whoever comes back is told.
             None => Ok(()),
             Some(_) => return,
@@ -174,7 +178,10 @@ impl Session {
         };
         queue.call = call.clone();
         let told = match link {
-            Some(link) => link.connection.set_vring_call(index, call.eventfd()),
+            Some(link) => {
+                link.connection.begin(STEP);
+                link.connection.set_vring_call(index, call.eventfd())
+            }
             None => Ok(()),
         };
         // The backend may have signalled the former one a moment ago.
@@ -280,7 +287,10 @@ impl Session {
     pub(super) fn refresh_config(&self) -> Result<()> {
         let mut state = self.state();
         let config = match &state.link {
-            Some(link) => link.config(self.device_type()),
+            Some(link) => {
+                link.connection.begin(STEP);
+                link.config(self.device_type())
+            }
             None => return Ok(()),
         };
         match config {

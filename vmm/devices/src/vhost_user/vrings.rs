@@ -7,6 +7,7 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::GuestMemoryMmap;
 
+use super::connection::{DRAIN, STEP};
 use super::error::Result;
 use super::handshake::Link;
 use super::memory;
@@ -40,6 +41,7 @@ pub(super) fn start(
     start: Start,
 ) -> Result<()> {
     let connection = &link.connection;
+    connection.begin(STEP);
     let accepted = active.features & link.backend_features;
     connection.set_features(accepted | link.own_features())?;
     share_inflight(link, active, inflight)?;
@@ -106,6 +108,7 @@ fn share_inflight(link: &Link, active: &Active, inflight: &mut Option<Inflight>)
 
 /// Takes the queues back: afterwards the backend touches none of them.
 pub(super) fn stop(link: &Link, active: &Active) -> Result<()> {
+    link.connection.begin(DRAIN);
     for queue in &active.queues {
         if link.enables_rings() {
             link.connection.set_vring_enable(queue.index, false)?;

@@ -18,7 +18,7 @@ use crate::hypervisor::MsiVector;
 pub use pci::VirtioPci;
 
 /// `VIRTIO_F_VERSION_1`: the device is modern. This transport is for no others.
-pub const F_VERSION_1: u64 = 1 << 32;
+pub const F_VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 /// A virtqueue the driver has set up. Addresses are guest physical; the whole of each part lies within one region of guest RAM.
 #[derive(Clone)]

@@ -1,5 +1,7 @@
 //! The common configuration (virtio 1.2 §4.1.4.3) and the machine behind its status register (§2.1, §3.1).
 
+use virtio_bindings::virtio_config as status;
+
 use super::F_VERSION_1;
 use super::interrupts::Interrupts;
 use super::queue::Queue;
@@ -7,12 +9,12 @@ use super::queue::Queue;
 /// How long the common configuration is. (Without the fields of features this transport does not offer.)
 pub(super) const COMMON_LEN: usize = 0x38;
 
-const ACKNOWLEDGE: u8 = 1;
-const DRIVER: u8 = 2;
-const DRIVER_OK: u8 = 4;
-const FEATURES_OK: u8 = 8;
-const NEEDS_RESET: u8 = 64;
-const FAILED: u8 = 128;
+const ACKNOWLEDGE: u8 = status::VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
+const DRIVER: u8 = status::VIRTIO_CONFIG_S_DRIVER as u8;
+const DRIVER_OK: u8 = status::VIRTIO_CONFIG_S_DRIVER_OK as u8;
+const FEATURES_OK: u8 = status::VIRTIO_CONFIG_S_FEATURES_OK as u8;
+const NEEDS_RESET: u8 = status::VIRTIO_CONFIG_S_NEEDS_RESET as u8;
+const FAILED: u8 = status::VIRTIO_CONFIG_S_FAILED as u8;
 
 /// What a write makes the transport do.
 #[derive(Debug, PartialEq, Eq)]
