@@ -4,6 +4,7 @@
 mod api;
 mod bad_input;
 mod elf;
+mod inside;
 mod lifecycle;
 
 use std::ffi::OsStr;

@@ -1,0 +1,122 @@
+//! System calls made from inside a running, confined monitor: what an intruder would try first.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::ptr::null_mut;
+
+use libc::{c_long, pid_t, user_regs_struct};
+
+use crate::Monitor;
+use crate::elf::forever;
+
+/// A thread of another process, stopped in a system call, that can be made to do others.
+struct Puppet {
+    thread: pid_t,
+    /// Its registers, just after the `syscall` instruction.
+    registers: user_regs_struct,
+}
+
+impl Puppet {
+    fn stop(thread: pid_t) -> Self {
+        ptrace(libc::PTRACE_SEIZE, thread, 0).unwrap();
+        ptrace(libc::PTRACE_INTERRUPT, thread, 0).unwrap();
+        wait(thread);
+        let registers = registers(thread);
+        Self { thread, registers }
+    }
+
+    /// Makes the thread do a system call, whose result (or negative error number) is returned.
+    fn call(&self, number: c_long, arguments: [u64; 3]) -> i64 {
+        let call = user_regs_struct {
+            rip: self.registers.rip - 2, // the length of `syscall`
+            rax: number as u64,
+            orig_rax: u64::MAX, // nothing is to be restarted
+            rdi: arguments[0],
+            rsi: arguments[1],
+            rdx: arguments[2],
+            ..self.registers
+        };
+        set_registers(self.thread, &call);
+        ptrace(libc::PTRACE_SINGLESTEP, self.thread, 0).unwrap();
+        wait(self.thread);
+        registers(self.thread).rax as i64
+    }
+}
+
+impl Drop for Puppet {
+    fn drop(&mut self) {
+        // It goes on with what it was doing.
+        set_registers(self.thread, &self.registers);
+        ptrace(libc::PTRACE_DETACH, self.thread, 0).unwrap();
+    }
+}
+
+fn ptrace(request: libc::c_uint, thread: pid_t, data: usize) -> io::Result<()> {
+    // SAFETY: `data` is zero or the address of registers that outlive the call; the other thread's memory is not ours.
+    match unsafe { libc::ptrace(request, thread, null_mut::<libc::c_void>(), data) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+fn registers(thread: pid_t) -> user_regs_struct {
+    let mut registers = MaybeUninit::<user_regs_struct>::uninit();
+    ptrace(
+        libc::PTRACE_GETREGS,
+        thread,
+        registers.as_mut_ptr() as usize,
+    )
+    .unwrap();
+    // SAFETY: PTRACE_GETREGS has written all of it.
+    unsafe { registers.assume_init() }
+}
+
+fn set_registers(thread: pid_t, registers: &user_regs_struct) {
+    let address = std::ptr::from_ref(registers) as usize;
+    ptrace(libc::PTRACE_SETREGS, thread, address).unwrap();
+}
+
+fn wait(thread: pid_t) {
+    let mut status = 0;
+    // SAFETY: `status` outlives the call.
+    let waited = unsafe { libc::waitpid(thread, &mut status, libc::__WALL) };
+    assert_eq!(waited, thread, "{}", io::Error::last_os_error());
+    assert!(libc::WIFSTOPPED(status));
+}
+
+#[test]
+fn files_programs_and_the_network_are_refused() {
+    const REFUSED: i64 = -(libc::EPERM as i64);
+    let monitor = Monitor::start(&forever(), &[]);
+    monitor.wait_ready();
+    let pid = monitor.child.id();
+
+    // The main thread waits in poll.
+    let puppet = Puppet::stop(pid as pid_t);
+    let socket = |family: i32| puppet.call(libc::SYS_socket, [family as u64, 1, 0]);
+
+    // That a call is made at all: these are allowed.
+    assert_eq!(puppet.call(libc::SYS_getpid, [0; 3]), i64::from(pid));
+    assert!(socket(libc::AF_UNIX) > 0);
+    // Were it not for the confinement, the null pointers would be what is wrong.
+    assert_eq!(puppet.call(libc::SYS_open, [0; 3]), REFUSED);
+    let here = libc::AT_FDCWD as u64;
+    assert_eq!(puppet.call(libc::SYS_openat, [here, 0, 0]), REFUSED);
+    assert_eq!(puppet.call(libc::SYS_execve, [0; 3]), REFUSED);
+    assert_eq!(puppet.call(libc::SYS_fork, [0; 3]), REFUSED);
+    assert_eq!(puppet.call(libc::SYS_ptrace, [0; 3]), REFUSED);
+    for family in [
+        libc::AF_INET,
+        libc::AF_INET6,
+        libc::AF_NETLINK,
+        libc::AF_PACKET,
+    ] {
+        assert_eq!(socket(family), REFUSED, "{family}");
+    }
+    // KVM's own requests are on the list; this one, which makes a machine, is not.
+    assert_eq!(puppet.call(libc::SYS_ioctl, [0, 0xae01, 0]), REFUSED);
+    drop(puppet);
+
+    monitor.signal(rustix::process::Signal::TERM);
+    assert_eq!(monitor.end().0.code(), Some(0));
+}
