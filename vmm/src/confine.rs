@@ -17,8 +17,9 @@ const FIONBIO: u64 = 0x5421;
 const SYSCALLS: &[libc::c_long] = &[
     // Clients of the API and of the serial port.
     libc::SYS_accept4,
-    // A backend that comes back.
+    // A backend that comes back, and its channel for what it has to say.
     libc::SYS_connect,
+    libc::SYS_socketpair,
     // The API's socket and the serial port's, at the end. Landlock allows it nowhere else.
     libc::SYS_unlink,
 ];
