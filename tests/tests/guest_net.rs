@@ -1,9 +1,14 @@
 //! A bare-metal guest, the monitor, `bulkhead-net` and the kernel's network stack behind a tap, all real.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+use std::os::fd::{AsFd, AsRawFd};
+
 use bulkhead_tests::guest::{
-    Backend, Machine, crc32, datagram, in_own_namespace, ip, kvm_is_usable, net, serve_inverted,
+    Backend, Machine, crc32, datagram, exit_count, in_own_namespace, ip, kvm_is_usable, net,
+    serve_inverted,
 };
+
+use rustix::io::{FdFlags, fcntl_setfd};
 
 const MAC: &str = "52:54:00:12:34:56";
 const SEED: u64 = 1;
@@ -103,5 +108,71 @@ fn a_backend_killed_during_traffic_loses_frames_at_most() {
         let (sent, answered) = check_payloads(COUNT, &answers.received());
         assert_eq!(end.number("sent-crc32"), sent);
         assert_eq!(end.number("received-crc32"), answered);
+    });
+}
+
+#[test]
+fn an_inherited_tap_serves_as_well() {
+    const TEST: &str = "an_inherited_tap_serves_as_well";
+    if !kvm_is_usable(TEST) {
+        return;
+    }
+    in_own_namespace(TEST, || {
+        make_tap("tap0");
+        let name = tap::InterfaceName::new("tap0").unwrap();
+        let tap = tap::Tap::open(&name, tap::Options::VNET_HDR).unwrap();
+        let number = inherit(&tap);
+        let folder = tempfile::tempdir().unwrap();
+        let answers = serve_inverted("10.9.0.1:7");
+        let backend = Backend::net(folder.path(), "net0", &["--tap-fd", &number]);
+        let mut machine = machine("n=64", &backend, "");
+        machine.expect("net udp");
+        machine.expect_success();
+        check_payloads(64, &answers.received());
+    });
+}
+
+/// Lets the programs started from now on have the file of `tap`. Returns its number.
+fn inherit(tap: &impl AsFd) -> String {
+    let fd = tap.as_fd();
+    fcntl_setfd(fd, FdFlags::empty()).unwrap();
+    fd.as_raw_fd().to_string()
+}
+
+#[test]
+fn traffic_does_not_wake_the_monitor() {
+    const COUNT: usize = 2000;
+    const TEST: &str = "traffic_does_not_wake_the_monitor";
+    if !kvm_is_usable(TEST) {
+        return;
+    }
+    in_own_namespace(TEST, || {
+        make_tap("tap0");
+        let folder = tempfile::tempdir().unwrap();
+        let answers = serve_inverted("10.9.0.1:7");
+        let backend = Backend::net(folder.path(), "net0", &["--tap", "tap0"]);
+        let api = folder.path().join("api.sock");
+        let mut arguments = net(&backend, "").to_vec();
+        arguments.extend([
+            "--api-socket".into(),
+            format!("path={}", api.display()).into(),
+        ]);
+        let words = format!("test=net ip=10.9.0.2 peer=10.9.0.1 n={COUNT} progress=0");
+        let mut machine = Machine::start(&words, &arguments);
+
+        // From the first datagram to the last the guest has nothing to say.
+        answers.wait_for(1);
+        let before = exit_count(&api);
+        answers.wait_for(COUNT - 8);
+        let after = exit_count(&api);
+
+        let end = machine.expect("net interrupts");
+        machine.expect_success();
+        assert!(end.number("rx") > 0 && before > 0);
+        assert_eq!(
+            after - before,
+            0,
+            "KVM_RUN returned during {COUNT} datagrams"
+        );
     });
 }

@@ -1,6 +1,7 @@
 //! The ACPI tables: where the processors, the PCI configuration space and the power registers are.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::slice;
 
 use crate::{memory, port};
@@ -161,6 +162,25 @@ impl Acpi {
     /// The I/O port of the power management control register of a platform that is not hardware-reduced.
     pub(crate) fn pm1a_control(&self) -> u16 {
         number::<4>(self.fadt(), FADT_PM1A_CONTROL) as u16
+    }
+
+    /// The I/O ports that end or put to sleep the machine.
+    pub(crate) fn power_ports(&self) -> Vec<Range<u16>> {
+        const IO_SPACE: u8 = 1;
+        let pm1a = self.pm1a_control();
+        let mut ports = Vec::new();
+        ports.push(pm1a..pm1a.saturating_add(2));
+        let registers = [
+            self.register(FADT_RESET_REGISTER),
+            self.register(FADT_SLEEP_CONTROL),
+        ];
+        for register in registers
+            .iter()
+            .filter(|register| register.space == IO_SPACE)
+        {
+            ports.push(register.address as u16..register.address as u16 + 1);
+        }
+        ports
     }
 
     /// The reset register and the value that resets.

@@ -83,6 +83,28 @@ pub(crate) unsafe fn write_u32(address: *mut u8, value: u32) {
     unsafe { write_volatile(address.cast(), value) }
 }
 
+/// Reads device memory that need not be aligned.
+///
+/// # Safety
+/// `address` is mapped device memory.
+pub(crate) unsafe fn read<T: Copy>(address: u64) -> T {
+    // SAFETY: the caller's promise; a type without alignment of its own.
+    unsafe { read_volatile(address as *const Unaligned<T>) }.0
+}
+
+/// Writes device memory that need not be aligned.
+///
+/// # Safety
+/// `address` is mapped device memory, and the device may be told this.
+pub(crate) unsafe fn write<T: Copy>(address: u64, value: T) {
+    // SAFETY: the caller's promise; a type without alignment of its own.
+    unsafe { write_volatile(address as *mut Unaligned<T>, Unaligned(value)) }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Unaligned<T>(T);
+
 /// Memory shared with devices: all memory is mapped one to one and may be used by any device.
 pub(crate) struct GuestHal;
 

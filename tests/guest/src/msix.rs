@@ -1,5 +1,7 @@
 //! MSI-X: which vector a device interrupts with, and whether it may.
 
+use alloc::vec::Vec;
+
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction, PciRoot};
 
 use crate::pci::{Configuration, structure};
@@ -70,6 +72,20 @@ impl MsixTable {
         }
         table.control(ENABLE);
         table
+    }
+
+    /// The pages the table and the pending bits of a function are in.
+    pub(crate) fn pages(configuration: Configuration, function: DeviceFunction) -> Vec<u64> {
+        let root = PciRoot::new(configuration);
+        let found = root
+            .capabilities(function)
+            .find(|capability| capability.id == CAPABILITY);
+        let words = found.iter().flat_map(|found| {
+            [4, 8].map(|offset| configuration.read_word(function, found.offset + offset))
+        });
+        words
+            .map(|word| structure(configuration, function, word, word & !7) as u64 & !0xfff)
+            .collect()
     }
 
     /// The number of entries.

@@ -8,15 +8,18 @@
 //! | `idle-io` | waits for `go` in a sector, reads, writes `done` into the next, waits for `end` | `n=N` (1000), `signal=SECTOR` (0), `disk` |
 //! | `blk-msix` | masks and re-routes the interrupt of a block device | `disk` |
 //! | `echo` | says again every line it receives on COM1 | `n=N` (1) |
-//! | `net` | ARP, ICMP echo, then datagrams to a server that returns them with every bit inverted | `ip=`, `peer=`, `port=N` (7), `n=N` (100), `seed` |
+//! | `net` | ARP, ICMP echo, then datagrams to a server that returns them with every bit inverted | `ip=`, `peer=`, `port=N` (7), `n=N` (100), `progress=N` (10), `seed` |
 //! | `smp` | starts all processors, lets them count together, interrupts each | `n=N` (100000) |
 //! | `memory` | writes and checks all memory, a word every so often | `stride=BYTES` (4096) |
+//! | `hostile-driver` | sets up a device with mistakes | `device=blk\|net` (blk), `rounds=N` (100), `seed` |
+//! | `hostile` | reads and writes device registers at random | `n=N` (10000), `seed` |
 //! | `reset` | resets by ACPI | |
 //! | `triple-fault` | triple-faults | |
 //!
 //! `pci=ports` uses the PCI configuration ports instead of ECAM.
 
 mod block;
+mod hostile;
 mod machine;
 mod network;
 
@@ -50,6 +53,8 @@ pub(crate) fn run(words: &CommandLine, acpi: &Acpi) {
             "net" => network::check(words, configuration),
             "smp" => machine::processors(words, acpi),
             "memory" => machine::memory(words),
+            "hostile-driver" => hostile::driver(words, configuration),
+            "hostile" => hostile::registers(words, acpi, configuration),
             "reset" => power::reset(acpi),
             "triple-fault" => power::triple_fault(),
             other => panic!("command line: test={other} is unknown"),

@@ -69,6 +69,11 @@ impl VirtioTransport {
         })
     }
 
+    /// Where the common configuration structure is, and where the doorbells are.
+    pub(crate) fn structures(&self) -> (u64, u64) {
+        (self.common as u64, self.notify as u64)
+    }
+
     /// The device's MSI-X table.
     pub(crate) fn table(&self) -> MsixTable {
         self.table

@@ -2,8 +2,10 @@
 
 use std::net::UdpSocket;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+
+use super::program::PATIENCE;
 
 /// Runs `body` in a fresh network namespace: the test program starts itself again under `unshare`, for this one test.
 ///
@@ -46,7 +48,13 @@ pub fn ip(words: &str) {
 
 /// What a server has received.
 pub struct Answers {
-    received: Arc<Mutex<Vec<Vec<u8>>>>,
+    received: Arc<Received>,
+}
+
+#[derive(Default)]
+struct Received {
+    datagrams: Mutex<Vec<Vec<u8>>>,
+    more: Condvar,
 }
 
 impl Answers {
@@ -56,13 +64,28 @@ impl Answers {
     /// When the server has failed.
     #[must_use]
     pub fn received(&self) -> Vec<Vec<u8>> {
-        let mut received = self.received.lock().unwrap().clone();
+        let mut received = self.received.datagrams.lock().unwrap().clone();
         received.sort_by_key(|payload| {
             payload
                 .first_chunk()
                 .map(|bytes| u64::from_le_bytes(*bytes))
         });
         received
+    }
+
+    /// Waits until there have been so many different datagrams.
+    ///
+    /// # Panics
+    /// When they do not come in time.
+    pub fn wait_for(&self, count: usize) {
+        let datagrams = self.received.datagrams.lock().unwrap();
+        let (datagrams, waited) = self
+            .received
+            .more
+            .wait_timeout_while(datagrams, PATIENCE, |datagrams| datagrams.len() < count)
+            .unwrap();
+        let seen = datagrams.len();
+        assert!(!waited.timed_out(), "{seen} datagrams instead of {count}");
     }
 }
 
@@ -73,7 +96,7 @@ impl Answers {
 #[must_use]
 pub fn serve_inverted(address: &str) -> Answers {
     let socket = UdpSocket::bind(address).unwrap();
-    let received = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+    let received = Arc::<Received>::default();
     let all = received.clone();
     thread::spawn(move || {
         let mut buffer = vec![0; 65536];
@@ -82,9 +105,10 @@ pub fn serve_inverted(address: &str) -> Answers {
             let payload = buffer[..length].to_vec();
             let inverted: Vec<u8> = payload.iter().map(|byte| !byte).collect();
             {
-                let mut all = all.lock().unwrap();
-                if !all.contains(&payload) {
-                    all.push(payload);
+                let mut datagrams = all.datagrams.lock().unwrap();
+                if !datagrams.contains(&payload) {
+                    datagrams.push(payload);
+                    all.more.notify_all();
                 }
             }
             socket.send_to(&inverted, peer).unwrap();

@@ -55,7 +55,11 @@ pub(super) fn check(words: &CommandLine, configuration: Configuration) {
     };
     talk.find_peer();
     talk.ping(4);
-    talk.datagrams(words.number("port", 7) as u16, words.number("n", 100));
+    let count = words.number("n", 100);
+    let step = count
+        .checked_div(words.number("progress", 10))
+        .unwrap_or(count);
+    talk.datagrams(words.number("port", 7) as u16, count, step);
     talk.nic.drain();
     let (receive, transmit) = talk.nic.interrupts();
     say!(
@@ -126,8 +130,9 @@ impl Conversation {
         say!("net ping replies={count}");
     }
 
-    /// Datagram `index` carries its number and then the pattern; its answer the same with every bit inverted.
-    fn datagrams(&mut self, port: u16, count: u64) {
+    /// Datagram `index` carries its number and then the pattern; its answer the same with every bit inverted. Tells of every
+    /// `step` of them.
+    fn datagrams(&mut self, port: u16, count: u64, step: u64) {
         let mut sent = Hasher::new();
         let mut received = Hasher::new();
         let mut bytes = 0;
@@ -168,7 +173,7 @@ impl Conversation {
                 sent.update(payload);
                 received.update(answer);
             }
-            if (first + WINDOW) % (count / 10).max(WINDOW) < WINDOW {
+            if (first + WINDOW) % step.max(WINDOW) < WINDOW {
                 say!("net datagrams={}", (first + WINDOW).min(count));
             }
         }
