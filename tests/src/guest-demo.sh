@@ -1,4 +1,4 @@
-# The guest's part of the demo. Set by the host: KNOWN_HASH, NEW_MIB, URL, PAGE_HASH.
+# The guest's part of the demo. Set by the host: CPUS, KNOWN_HASH, NEW_MIB, URL, PAGE_HASH.
 
 # on_pci DEVICE SYSFS-PATH: it hangs on a PCI bus and its interrupts are MSI-X.
 on_pci() {
@@ -23,6 +23,7 @@ interrupts() {
 
 hash_of() { sha256sum "$1" | cut -d ' ' -f 1; }
 
+[ "$(nproc)" = "$CPUS" ] || fail "$(nproc) CPUs instead of $CPUS"
 [ -b /dev/vda ] || fail "no /dev/vda"
 [ -e /sys/class/net/eth0 ] || fail "no eth0"
 on_pci /dev/vda /sys/block/vda/device

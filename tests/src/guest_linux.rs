@@ -16,7 +16,7 @@ pub const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init"
 /// What every guest does first. It gives the script that follows `say`, `fail` and `finish`.
 const PREAMBLE: &str = include_str!("guest-init.sh");
 
-/// The guest's part of the demo. Its settings are `KNOWN_HASH`, `NEW_MIB`, `URL` and `PAGE_HASH`.
+/// The guest's part of the demo. Its settings are `CPUS`, `KNOWN_HASH`, `NEW_MIB`, `URL` and `PAGE_HASH`.
 pub const DEMO_SCRIPT: &str = include_str!("guest-demo.sh");
 
 /// Makes the initramfs of a guest that runs `script` (after [`PREAMBLE`]) as its first process.

@@ -5,13 +5,16 @@
 //! the machine has; nothing may depend on it.
 
 pub mod demo;
+pub mod e2e;
 pub mod exits;
 pub mod guest;
+pub mod guest_command;
 pub mod guest_linux;
 pub mod guest_run;
 pub mod hash;
 pub mod host_state;
 pub mod initramfs;
+pub mod inject;
 pub mod kernel;
 pub mod nested;
 pub mod probe;

@@ -65,3 +65,15 @@ impl Workplace {
 pub fn in_outer_host() -> bool {
     Path::new(OUTER_HOST_FOLDER).join("command").exists()
 }
+
+/// A new folder on a disk, gone when it is dropped.
+pub fn scratch_folder(workplace: &Workplace) -> Result<tempfile::TempDir> {
+    let parent = match in_outer_host() {
+        true => PathBuf::from("/work"),
+        false => workplace.bench(),
+    };
+    tempfile::Builder::new()
+        .prefix("scratch-")
+        .tempdir_in(&parent)
+        .with_context(|| parent.display().to_string())
+}

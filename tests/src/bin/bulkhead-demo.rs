@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use bulkhead_tests::demo::{self, KernelImage, Options};
+use bulkhead_tests::demo::{self, Options};
+use bulkhead_tests::guest_command::KernelImage;
 use bulkhead_tests::nested::OuterHost;
 use bulkhead_tests::probe::{Verdict, probe};
 use bulkhead_tests::workplace::{Workplace, in_outer_host};

@@ -2,17 +2,18 @@
 
 mod images;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::exits::Exit;
+use crate::guest_command::{GuestCommand, KernelImage};
 use crate::guest_run::{End, GuestRun, Word};
 use crate::host_state::{self, HostState};
 use crate::web::WebServer;
-use crate::workplace::Workplace;
+use crate::workplace::{Workplace, scratch_folder};
 use crate::{guest_linux, hash};
 use images::Images;
 
@@ -27,15 +28,6 @@ const PROGRAMS: [&str; 4] = [
     "bulkhead-block",
     "bulkhead-vmm",
 ];
-
-/// Which kernel image the guest is started with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KernelImage {
-    /// As the package has it.
-    BzImage,
-    /// ELF with a PVH note.
-    Vmlinux,
-}
 
 /// What may be different from one demo to the next.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +53,7 @@ pub fn run(workplace: &Workplace, options: Options, ok: &mut dyn FnMut(&str)) ->
     let with_web = HostState::take()?;
     let settings = [
         ("KNOWN_HASH", images.known_hash.as_str()),
+        ("CPUS", &options.cpus.to_string()),
         ("NEW_MIB", &NEW_MIB.to_string()),
         ("URL", &web.url()),
         ("PAGE_HASH", &page_hash),
@@ -94,17 +87,6 @@ pub fn run(workplace: &Workplace, options: Options, ok: &mut dyn FnMut(&str)) ->
     check_images(&images, &base_hash, &new_hash, ok)
 }
 
-fn scratch_folder(workplace: &Workplace) -> Result<tempfile::TempDir> {
-    let parent = match crate::workplace::in_outer_host() {
-        true => PathBuf::from("/work"),
-        false => workplace.bench(),
-    };
-    tempfile::Builder::new()
-        .prefix("demo-")
-        .tempdir_in(&parent)
-        .with_context(|| parent.display().to_string())
-}
-
 /// `bulkhead run` as a user types it.
 fn command(
     workplace: &Workplace,
@@ -112,29 +94,14 @@ fn command(
     initramfs: &Path,
     overlay: &Path,
 ) -> Result<Command> {
-    let package = workplace.kernel()?;
-    let kernel = match options.kernel {
-        KernelImage::BzImage => package.bzimage(),
-        KernelImage::Vmlinux => package.vmlinux(),
+    let guest = GuestCommand {
+        cpus: options.cpus,
+        kernel: options.kernel,
+        disk: Some(overlay.display().to_string()),
+        net: true,
+        ..GuestCommand::new("demo", initramfs)
     };
-    let mut command = Command::new(workplace.program("bulkhead")?);
-    command.args(["run", "--verbose", "--name", "demo", "--memory", "512M"]);
-    command.args([
-        "--cpus",
-        &options.cpus.to_string(),
-        "--cmdline",
-        guest_linux::CMDLINE,
-    ]);
-    command
-        .arg("--kernel")
-        .arg(kernel)
-        .arg("--initramfs")
-        .arg(initramfs);
-    command
-        .arg("--disk")
-        .arg(overlay)
-        .args(["--net", "default"]);
-    Ok(command)
+    guest.command(workplace)
 }
 
 /// Passes on what the guest observes, looks at the processes while it runs, and returns the hash of its new file.

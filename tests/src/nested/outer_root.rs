@@ -26,13 +26,14 @@ const DEBIAN_PROGRAMS: [&str; 11] = [
 ];
 
 /// Loaded when the outer host starts.
-const BOOT_MODULES: [&str; 6] = [
+const BOOT_MODULES: [&str; 7] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_console",
     "virtio_rng",
     "kvm_amd",
     "loop",
+    "tun",
 ];
 
 /// There for the kernel to load by itself when a program asks for what they do.

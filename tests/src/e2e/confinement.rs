@@ -1,0 +1,62 @@
+//! What an intruder in a running process can do: not open a file, not reach the network, not start a program.
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use rustix::process::Signal;
+
+use super::{Stage, process_of, signal};
+use crate::inject::Intruder;
+use crate::workplace::Workplace;
+
+const WAITER: &str = r#"
+ip link set eth0 up
+udhcpc -q -n -t 10 -T 1 -i eth0 -s /dhcp >/dev/null 2>&1 || fail "no address by DHCP"
+dd if=/dev/vda of=/dev/null bs=1M count=1 2>/dev/null || fail "read /dev/vda"
+say waiting
+while :; do sleep 1; done
+"#;
+
+/// Makes the calls in each process of a guest that is running.
+pub(super) fn refused(workplace: &Workplace) -> Result<()> {
+    let stage = Stage::new(workplace)?;
+    let mut guest = stage.guest(WAITER, &[])?;
+    guest.disk = Some(stage.disk("64M")?.display().to_string());
+    guest.net = true;
+    let mut run = stage.run(&guest)?;
+    run.wait_for("waiting")?;
+
+    for program in [
+        "bulkhead-vmm",
+        "bulkhead-block",
+        "bulkhead-net",
+        "bulkhead-net-helper",
+    ] {
+        let intruder = Intruder::enter(process_of(program)?).with_context(|| program.to_owned())?;
+        expect_refusal(
+            program,
+            "open of /etc/passwd",
+            intruder.open("/etc/passwd")?,
+        )?;
+        expect_refusal(program, "socket(AF_INET)", intruder.internet_socket()?)?;
+        expect_refusal(program, "execve", intruder.execute("/bin/sh")?)?;
+    }
+
+    // None of them has taken harm.
+    signal(run.pid(), Signal::INT)?;
+    let end = run.wait()?;
+    if !end.status.success() {
+        bail!(
+            "bulkhead run: {}; it said:\n  {}",
+            end.status,
+            end.errors.join("\n  ")
+        );
+    }
+    stage.nothing_left()
+}
+
+fn expect_refusal(program: &str, call: &str, result: Result<u64, Errno>) -> Result<()> {
+    match result {
+        Err(Errno::EPERM | Errno::EACCES) => Ok(()),
+        other => bail!("{call} in {program}: {other:?}"),
+    }
+}

@@ -1,0 +1,168 @@
+//! Linux guests end to end, each scenario on real programs, a real kernel and a real KVM: directly where KVM can run
+//! Linux, all of them in one outer host of the nested bench otherwise.
+
+mod backend_death;
+mod confinement;
+mod dry_run;
+mod endings;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::demo;
+use crate::guest_command::{GuestCommand, KernelImage};
+use crate::guest_linux;
+use crate::guest_run::GuestRun;
+use crate::host_state::{self, HostState};
+use crate::workplace::{Workplace, scratch_folder};
+
+/// Each scenario must be over within this.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
+
+/// A scenario and its name.
+pub struct Scenario {
+    /// What it shows.
+    pub name: &'static str,
+    /// Runs it; an error is a failure.
+    pub run: fn(&Workplace) -> Result<()>,
+}
+
+/// All of them.
+pub const SCENARIOS: [Scenario; 10] = [
+    Scenario {
+        name: "a_guest_on_its_processes",
+        run: |workplace| demo(workplace, 1, KernelImage::BzImage),
+    },
+    Scenario {
+        name: "an_elf_kernel_on_two_cpus",
+        run: |workplace| demo(workplace, 2, KernelImage::Vmlinux),
+    },
+    Scenario {
+        name: "a_disk_survives_the_death_of_its_backend",
+        run: backend_death::block,
+    },
+    Scenario {
+        name: "a_network_card_survives_the_death_of_its_backend",
+        run: backend_death::net,
+    },
+    Scenario {
+        name: "ctrl_c_leaves_nothing_behind",
+        run: endings::interrupt,
+    },
+    Scenario {
+        name: "the_death_of_the_monitor_leaves_nothing_behind",
+        run: endings::monitor_killed,
+    },
+    Scenario {
+        name: "a_reset_ends_with_3",
+        run: endings::reset,
+    },
+    Scenario {
+        name: "a_triple_fault_ends_with_4",
+        run: endings::crash,
+    },
+    Scenario {
+        name: "the_commands_of_a_dry_run_work_as_printed",
+        run: dry_run::commands,
+    },
+    Scenario {
+        name: "no_process_can_open_connect_or_execute",
+        run: confinement::refused,
+    },
+];
+
+fn demo(workplace: &Workplace, cpus: u32, kernel: KernelImage) -> Result<()> {
+    demo::run(workplace, demo::Options { cpus, kernel }, &mut |_| ())
+}
+
+/// A folder with a guest's files, and what the host looked like before the guest.
+struct Stage<'a> {
+    workplace: &'a Workplace,
+    folder: tempfile::TempDir,
+    before: HostState,
+}
+
+impl<'a> Stage<'a> {
+    fn new(workplace: &'a Workplace) -> Result<Self> {
+        Ok(Self {
+            workplace,
+            folder: scratch_folder(workplace)?,
+            before: HostState::take()?,
+        })
+    }
+
+    /// A guest that runs `script`.
+    fn guest(&self, script: &str, settings: &[(&str, &str)]) -> Result<GuestCommand> {
+        let initramfs = self.path("guest.cpio");
+        guest_linux::build(&self.workplace.kernel()?, script, settings, &initramfs)?;
+        Ok(GuestCommand::new("scenario", &initramfs))
+    }
+
+    fn run(&self, guest: &GuestCommand) -> Result<GuestRun> {
+        GuestRun::start(guest.command(self.workplace)?, TIME_LIMIT)
+    }
+
+    /// A new qcow2 image of that size.
+    fn disk(&self, size: &str) -> Result<PathBuf> {
+        let path = self.path("disk.qcow2");
+        let mut create = Command::new(self.workplace.program("image-tool")?);
+        create
+            .args(["create", "-q", "-f", "qcow2"])
+            .arg(&path)
+            .arg(size);
+        let output = create.output().context("image-tool")?;
+        if !output.status.success() {
+            bail!(
+                "image-tool create: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// An error if anything of the run is left.
+    fn nothing_left(&self) -> Result<()> {
+        HostState::take()?.same_as(&self.before)
+    }
+}
+
+/// The one process of that program.
+fn process_of(program: &str) -> Result<u32> {
+    let processes = host_state::processes()?;
+    let mut found = processes
+        .iter()
+        .filter(|(_, name)| name == host_state::comm(program));
+    match (found.next(), found.next()) {
+        (Some((pid, _)), None) => Ok(*pid),
+        (None, _) => bail!("{program} does not run"),
+        (Some(_), Some(_)) => bail!("{program} runs more than once"),
+    }
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) -> Result<()> {
+    let pid = rustix::process::Pid::from_raw(pid.try_into()?).context("process id 0")?;
+    rustix::process::kill_process(pid, signal).context("signal")
+}
+
+/// An error unless `qemu-img` finds the image in order.
+fn check_image(path: &Path) -> Result<()> {
+    let output = Command::new("qemu-img")
+        .args(["check", "-f", "qcow2"])
+        .arg(path)
+        .output()
+        .context("qemu-img")?;
+    if !output.status.success() {
+        bail!(
+            "qemu-img check: {}",
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim()
+        );
+    }
+    Ok(())
+}
