@@ -75,15 +75,31 @@ impl Block {
         Ok(self.image.close()?)
     }
 
-    /// Does one request and gives how many bytes of the writable buffers belong to the driver now.
-    fn serve(&mut self, memory: &GuestMemoryMmap, chain: &Chain) -> Result<u32, RingError> {
+    /// Puts the image's tables into its file, and tells of the requests that waited for that.
+    fn release(&mut self, queue: &mut Queue<'_>, held: Vec<Chain>) -> Result<(), RingError> {
+        if held.is_empty() {
+            return Ok(());
+        }
+        let flushed = self.image.flush();
+        if let Err(error) = &flushed {
+            self.complain(error);
+        }
+        for chain in held {
+            if flushed.is_err() {
+                set_status(queue.memory(), &chain, Status::IoError)?;
+            }
+            complete(queue, chain)?;
+        }
+        Ok(())
+    }
+
+    /// Does one request, and notes how it ended.
+    fn serve(&mut self, memory: &GuestMemoryMmap, chain: &Chain) -> Result<(), RingError> {
         let status = match self.disk.parse(memory, chain)? {
             Ok(request) => self.answer(memory, chain, &request)?,
             Err(status) => status,
         };
-        let at = status_offset(chain)?;
-        chain.writable().write(memory, at, &[status.byte()])?;
-        Ok(chain.writable().length())
+        set_status(memory, chain, status)
     }
 
     fn answer(
@@ -131,6 +147,17 @@ impl Block {
     }
 }
 
+fn set_status(memory: &GuestMemoryMmap, chain: &Chain, status: Status) -> Result<(), RingError> {
+    let at = status_offset(chain)?;
+    chain.writable().write(memory, at, &[status.byte()])
+}
+
+/// Whatever became of the request, all its writable buffers are the driver's again.
+fn complete(queue: &mut Queue<'_>, chain: Chain) -> Result<(), RingError> {
+    let written = chain.writable().length();
+    queue.complete(chain, written)
+}
+
 impl Device for Block {
     type Event = Infallible;
 
@@ -165,12 +192,24 @@ impl Device for Block {
         self.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
     }
 
+    /// A driver that was told of a write must find it again even if this process is killed the moment after. So where the image has new
+    /// tables that are not in its file, what depends on them is told only after they are; once for all requests at hand.
     fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
+        let mut held = Vec::new();
+        let mut served = Ok(());
         while let Some(chain) = queue.pop()? {
-            let written = self.serve(queue.memory(), &chain)?;
-            queue.complete(chain, written)?;
+            served = self.serve(queue.memory(), &chain);
+            if served.is_err() {
+                break;
+            }
+            if self.image.is_ahead() {
+                held.push(chain);
+            } else {
+                complete(queue, chain)?;
+            }
         }
-        Ok(())
+        self.release(queue, held)?;
+        served
     }
 
     fn disconnected(&mut self) -> io::Result<()> {

@@ -62,18 +62,28 @@ impl Header {
 
 /// Looks what `stream` has, without taking it and without waiting.
 pub(crate) fn look(stream: &UnixStream) -> Result<Incoming, Errno> {
+    // First: once the frontend has gone, what is there is all there will be.
+    let state = state(stream)?;
+    let partial = if state.intersects(PollFlags::HUP | PollFlags::RDHUP) {
+        Incoming::End
+    } else {
+        Incoming::Nothing
+    };
     let available = ioctl_fionread(stream)?;
     let mut header = [0u8; HEADER];
     match recv(stream, &mut header, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
         Ok((_, 0)) | Err(Errno::CONNRESET) => return Ok(Incoming::End),
-        Ok((_, length)) if length < HEADER => return Ok(Incoming::Nothing),
+        Ok((_, length)) if length < HEADER => return Ok(partial),
         Ok(_) => {}
         Err(Errno::AGAIN | Errno::INTR) => return Ok(Incoming::Nothing),
         Err(error) => return Err(error),
     }
     let size = word(&header, 2) as usize;
-    let whole = size > LARGEST || available >= (HEADER + size) as u64;
-    if !whole || !has_room(stream)? {
+    if size <= LARGEST && available < (HEADER + size) as u64 {
+        return Ok(partial);
+    }
+    // A stream socket is writable while at least three quarters of its buffer are free: more than any answer needs.
+    if !state.contains(PollFlags::OUT) {
         return Ok(Incoming::Nothing);
     }
     Ok(Incoming::Message(Header {
@@ -111,12 +121,12 @@ pub(crate) fn acknowledge_ring_enable(mut stream: &UnixStream) -> io::Result<()>
     stream.write_all(&bytes)
 }
 
-/// A stream socket is writable while at least three quarters of its buffer are free: more than any answer needs.
-fn has_room(stream: &UnixStream) -> Result<bool, Errno> {
+/// Whether there is room to write, and whether the other end has gone.
+fn state(stream: &UnixStream) -> Result<PollFlags, Errno> {
     let now = Timespec::try_from(Duration::ZERO).unwrap_or_default();
-    let mut fds = [PollFd::new(stream, PollFlags::OUT)];
+    let mut fds = [PollFd::new(stream, PollFlags::OUT | PollFlags::RDHUP)];
     poll(&mut fds, Some(&now))?;
-    Ok(!fds[0].revents().is_empty())
+    Ok(fds[0].revents())
 }
 
 #[cfg(test)]
@@ -192,6 +202,18 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         assert_eq!(look(&ours), Ok(Incoming::End));
+    }
+
+    #[test]
+    fn the_end_is_seen_in_mid_message() {
+        let bytes = message(2, 1, &[0; 8]);
+        for length in [1, HEADER, bytes.len() - 1] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(&bytes[..length]).unwrap();
+            assert_eq!(look(&ours), Ok(Incoming::Nothing));
+            drop(theirs);
+            assert_eq!(look(&ours), Ok(Incoming::End));
+        }
     }
 
     #[test]

@@ -264,6 +264,15 @@ impl Image {
         .map_err(|error| error.within(self.path.display()))
     }
 
+    /// Whether something that was written is known to this process alone, because the tables that lead to it are not in the file yet:
+    /// if the process were killed now, another one would not find it. After [`Image::flush`] nothing is.
+    pub fn is_ahead(&self) -> bool {
+        match &self.layer {
+            Layer::Raw(_) => false,
+            Layer::Qcow2(qcow2) => qcow2.is_ahead(),
+        }
+    }
+
     /// Writes `buf` as compressed clusters where that saves space (qcow2 only). `offset` is cluster-aligned, and so is the
     /// length unless it ends at the end of the disk. What is already allocated there is not overwritten in place.
     pub fn write_compressed(&self, offset: u64, buf: &[u8]) -> Result<()> {

@@ -36,6 +36,11 @@ impl Engine {
                 .all(|table| !self.pages.has_dirty(*table))
     }
 
+    /// Whether the tables on the file lack something that was written or discarded. Refcounts that lag do not matter for that.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.pages.has_dirty(Table::L2) || self.pages.has_dirty(Table::L1)
+    }
+
     /// Whether refcounts may stay behind for now.
     pub(crate) fn refcounts_may_wait(&self) -> bool {
         self.header.lazy_refcounts() && !self.pages.is_crowded()

@@ -22,6 +22,11 @@ impl Qcow2 {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// See [`crate::Image::is_ahead`].
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.engine().is_ahead()
+    }
+
     /// Runs an operation of the engine.
     pub(crate) fn run<T>(
         &self,
