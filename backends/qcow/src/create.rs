@@ -109,7 +109,7 @@ fn check(options: &CreateOptions) -> Result<()> {
     if !options.refcount_bits.is_power_of_two() || options.refcount_bits > 64 {
         return wrong("Refcount width must be a power of two and may not exceed 64 bits");
     }
-    if options.size % 512 != 0 {
+    if !options.size.is_multiple_of(512) {
         return wrong("The image size must be a multiple of 512 bytes");
     }
     if !(2..=3).contains(&options.version) {

@@ -48,11 +48,6 @@ impl Extension {
         Ok(list)
     }
 
-    /// Bytes it takes in the list.
-    pub(crate) fn encoded_len(&self) -> usize {
-        8 + self.data.len().next_multiple_of(8)
-    }
-
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.kind.to_be_bytes());
         out.extend_from_slice(&(self.data.len() as u32).to_be_bytes());

@@ -93,10 +93,6 @@ impl Geometry {
         value & !(self.cluster_size() - 1)
     }
 
-    pub(crate) fn align_up(&self, value: u64) -> u64 {
-        self.align_down(value.saturating_add(self.cluster_size() - 1))
-    }
-
     /// Clusters that `bytes` bytes take.
     pub(crate) fn clusters_for(&self, bytes: u64) -> u64 {
         bytes.div_ceil(self.cluster_size())
@@ -117,7 +113,7 @@ impl Geometry {
         }
         let end = offset.checked_add(bytes);
         if offset == 0
-            || offset % self.cluster_size() != 0
+            || !offset.is_multiple_of(self.cluster_size())
             || end.is_none_or(|end| end > HOST_LIMIT)
         {
             return Err(Error::corrupt(format!(

@@ -45,7 +45,7 @@ pub(crate) fn l1_entry(
     entry: u64,
 ) -> Result<Option<(HostOffset, bool)>> {
     let offset = entry & OFFSET_MASK;
-    if entry & L1_RESERVED != 0 || offset % geometry.cluster_size() != 0 {
+    if entry & L1_RESERVED != 0 || !offset.is_multiple_of(geometry.cluster_size()) {
         return Err(Error::corrupt(format!(
             "L1 entry {index} is invalid: {entry:#018x}"
         )));
@@ -142,7 +142,7 @@ impl L2Entry {
             return Err(bad("has reserved bits set"));
         }
         let host = self.word & OFFSET_MASK;
-        if host % geometry.cluster_size() != 0 {
+        if !host.is_multiple_of(geometry.cluster_size()) {
             return Err(bad("is not aligned to a cluster"));
         }
         let copied = self.word & COPIED != 0;

@@ -34,11 +34,12 @@
 //! brk, futex).
 
 #![forbid(unsafe_code)]
-#![allow(dead_code)]
 
 mod address;
 mod backing;
+mod bitmap;
 mod buffer;
+mod check;
 mod compressed;
 mod create;
 mod engine;

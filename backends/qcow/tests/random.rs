@@ -1,5 +1,7 @@
 //! Random work on random kinds of image: what the library wrote, QEMU finds consistent and reads alike, and the other way round.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod peer;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ struct Case {
     path: PathBuf,
     model: Vec<u8>,
     options: CreateOptions,
+    snapshots: Vec<(String, Vec<u8>)>,
 }
 
 fn open(path: &Path, writable: bool) -> Image {
@@ -80,6 +83,7 @@ fn new_case(dir: &Path, rng: &mut Rng) -> Case {
         path,
         model,
         options,
+        snapshots: Vec::new(),
     }
 }
 
@@ -143,6 +147,9 @@ fn step(rng: &mut Rng, case: &mut Case, image: &mut Image) {
             case.model.resize(new as usize, 0);
             image.resize(new, qcow::Preallocation::Off).unwrap();
         }
+        88..94 if case.options.data_file.is_none() && case.options.refcount_bits >= 4 => {
+            snapshot(rng, case, image)
+        }
         86..88 => {
             std::mem::replace(image, open_again(case)).close().unwrap();
         }
@@ -151,6 +158,40 @@ fn step(rng: &mut Rng, case: &mut Case, image: &mut Image) {
             image.read_at(start as u64, &mut now).unwrap();
             assert!(now == *model, "read of {start}+{len} differs");
         }
+    }
+}
+
+/// Narrow refcounts cannot count as many compressed clusters and snapshots as may come; nothing else may fail.
+fn too_narrow(case: &Case, error: &qcow::Error) {
+    assert!(
+        case.options.refcount_bits <= 8 && error.kind() == qcow::ErrorKind::InvalidInput,
+        "{error}"
+    );
+}
+
+fn snapshot(rng: &mut Rng, case: &mut Case, image: &Image) {
+    match rng.below(10) {
+        0..5 if case.snapshots.len() < 5 => {
+            let name = format!("s{}", rng.next());
+            match image.snapshot_create(&name) {
+                Ok(()) => case.snapshots.push((name, case.model.clone())),
+                Err(error) => too_narrow(case, &error),
+            }
+        }
+        5..7 if !case.snapshots.is_empty() => {
+            let (name, model) = rng.pick(&case.snapshots);
+            match image.snapshot_apply(name) {
+                Ok(()) => case.model = model.clone(),
+                Err(error) => too_narrow(case, &error),
+            }
+        }
+        7.. if !case.snapshots.is_empty() => {
+            let index = rng.below(case.snapshots.len() as u64) as usize;
+            image
+                .snapshot_delete(&case.snapshots.remove(index).0)
+                .unwrap();
+        }
+        _ => {}
     }
 }
 
@@ -174,6 +215,44 @@ fn verify(case: &Case) {
     let mut ours = vec![1; case.model.len()];
     image.read_at(0, &mut ours).unwrap();
     assert!(ours == case.model);
+    let found = image.check(qcow::Repair::None).unwrap();
+    assert_eq!(
+        (found.corruptions, found.leaks, found.check_errors),
+        (0, 0, 0),
+        "{:?}",
+        found.messages
+    );
+    for (name, model) in &case.snapshots {
+        let options = OpenOptions::new(Format::Qcow2)
+            .follow_references()
+            .snapshot(Some(name.clone()));
+        let old = Image::open(&case.path, &options).unwrap();
+        let mut ours = vec![1; model.len()];
+        old.read_at(0, &mut ours).unwrap();
+        assert!(ours == *model, "snapshot {name} reads differently");
+    }
+    if let Some((name, model)) = case.snapshots.first() {
+        let raw = case.path.with_extension("snapshot");
+        let choice = format!("snapshot.name={name}");
+        qemu_img(&[
+            "convert",
+            "-l",
+            &choice,
+            "-f",
+            "qcow2",
+            "-O",
+            "raw",
+            text(&case.path),
+            text(&raw),
+        ]);
+        // QEMU reads it with the size the disk has now.
+        let theirs = std::fs::read(&raw).unwrap();
+        let shared = theirs.len().min(model.len());
+        assert!(
+            theirs[..shared] == model[..shared],
+            "QEMU reads snapshot {name} differently"
+        );
+    }
     if case.options.data_file_raw {
         let raw = std::fs::read(case.path.with_extension("data")).unwrap();
         // QEMU writes whole clusters, even beyond the end of the disk.

@@ -25,7 +25,7 @@ impl Engine {
         Ok((self.geometry.offset_of(start), count))
     }
 
-    /// Allocates exactly `count` clusters that follow each other.
+    /// Allocates exactly `count` clusters that follow each other, for something the driver writes itself.
     pub(crate) fn allocate_exactly(&mut self, count: u64) -> Result<HostOffset, Stop> {
         let first = self.find_free(self.hint)?;
         self.set_hint(first.0);
@@ -46,7 +46,11 @@ impl Engine {
         if start == first {
             self.set_hint(start.0 + count);
         }
-        Ok(self.geometry.offset_of(start))
+        let host = self.geometry.offset_of(start);
+        // They are written directly: what the cache knows of their former content would be wrong.
+        self.pages
+            .forget(host.0, count * self.geometry.cluster_size());
+        Ok(host)
     }
 
     fn take(&mut self, cluster: ClusterIndex) -> Result<(), Stop> {
@@ -96,7 +100,7 @@ impl Engine {
         let per_block = self.geometry.refcount_block_entries();
         let mut cluster = from.0;
         while cluster < end {
-            if cluster % per_word == 0 {
+            if cluster.is_multiple_of(per_word) {
                 // Whole words at once: a word without a zero count holds nothing to be found.
                 let word = self.get(block.0 + (cluster % per_block) / per_word * 8)?;
                 if !has_zero_count(word, bits as u32) {
@@ -162,7 +166,7 @@ impl Engine {
                 Error::invalid("the image file is too large for compressed clusters").into(),
             );
         }
-        self.set_tail((end % cluster_size != 0).then_some(end));
+        self.set_tail((!end.is_multiple_of(cluster_size)).then_some(end));
         Ok(HostOffset(host))
     }
 

@@ -38,9 +38,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Metadata that is no longer any.
-    pub(crate) fn unregister_metadata(&mut self, host: HostOffset, clusters: u64) {
-        self.forget(Freed { host, clusters });
+    /// A table that is the active one now, though it may have been registered by another use before.
+    pub(crate) fn register_shared(&mut self, table: HostOffset) {
+        self.overlap.insert(self.geometry.cluster_of(table));
     }
 
     /// A larger refcount table. Everything else must be written and synced.

@@ -196,13 +196,6 @@ impl Engine {
         self.stopped = None;
     }
 
-    /// Drops the pages of tables, which somebody changed on the medium directly. Nothing may be unwritten.
-    pub(crate) fn reload(&mut self) {
-        self.pages.clear();
-        self.tail = None;
-        self.hint = 1;
-    }
-
     fn external(&self) -> bool {
         self.header.incompatible & feature::EXTERNAL_DATA != 0
     }

@@ -51,10 +51,6 @@ impl Pages {
         }
     }
 
-    pub(crate) fn page_size(&self) -> u64 {
-        self.page_size
-    }
-
     fn split(&self, offset: u64) -> (u64, usize) {
         let page = offset & !(self.page_size - 1);
         (page, ((offset - page) / 8) as usize)

@@ -30,7 +30,7 @@ impl Engine {
             return Ok(None);
         }
         let entry = self.get(self.refcount_table_slot(index))?;
-        if entry & !OFFSET_MASK != 0 || entry % self.geometry.cluster_size() != 0 {
+        if entry & !OFFSET_MASK != 0 || !entry.is_multiple_of(self.geometry.cluster_size()) {
             return Err(Error::corrupt(format!(
                 "refcount table entry {index} is invalid: {entry:#018x}"
             ))
@@ -95,7 +95,7 @@ impl Engine {
                 Error::corrupt(format!("cluster {cluster} is in use and has refcount 0")).into(),
             );
         }
-        let more = count.checked_add(1).unwrap_or(u64::MAX);
+        let more = count.saturating_add(1);
         self.set_refcount(cluster, more)?;
         Ok(more)
     }

@@ -1,1 +1,137 @@
+//! Whole trees of tables: one use more or less of all that an L1 table leads to.
 
+use crate::address::{ClusterIndex, GuestOffset, HostOffset};
+use crate::engine::{Engine, Freed, Stop, Table};
+use crate::error::{Error, Result};
+use crate::geometry::{COPIED, OFFSET_MASK};
+use crate::l2::{self, COMPRESSED, Cluster};
+
+impl Engine {
+    /// The L2 tables that entries of an L1 table point to, checked: (index, host offset).
+    pub(crate) fn l2_tables(&self, l1: &[u64]) -> Result<Vec<(u64, HostOffset)>> {
+        let mut tables = Vec::new();
+        for (index, entry) in (0..).zip(l1) {
+            if let Some((table, _)) = l2::l1_entry(&self.geometry, index, *entry)? {
+                tables.push((index, table));
+            }
+        }
+        Ok(tables)
+    }
+
+    /// The clusters that one L2 table uses, itself not included; one entry per use.
+    fn uses_of(&mut self, table: HostOffset) -> Result<Vec<ClusterIndex>, Stop> {
+        let mut uses = Vec::new();
+        for index in 0..self.geometry.l2_entries() {
+            let entry = self.l2_entry(table.0 + index * self.geometry.l2_entry_size())?;
+            if entry.word & !COPIED == 0 {
+                continue;
+            }
+            let state = self.classify(&entry, GuestOffset(0))?;
+            if let Some(Freed { host, clusters }) = self.space_of(&state) {
+                let first = self.geometry.cluster_of(host).0;
+                uses.extend((first..first + clusters).map(ClusterIndex));
+            }
+        }
+        Ok(uses)
+    }
+
+    /// Whether one use more of all that an L2 table uses, and of itself, can be counted.
+    pub(crate) fn can_reference_tree(&mut self, table: HostOffset) -> Result<(), Stop> {
+        let mut uses = self.uses_of(table)?;
+        uses.push(self.geometry.cluster_of(table));
+        for cluster in uses {
+            if self.refcount(cluster)? >= self.geometry.refcount_max() {
+                let bits = self.geometry.refcount_bits();
+                return Err(Error::invalid(format!(
+                    "refcounts of {bits} bits cannot count one more use of a cluster"
+                ))
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// One use more of an L2 table and all it uses.
+    pub(crate) fn reference_tree(&mut self, table: HostOffset) -> Result<(), Stop> {
+        for cluster in self.uses_of(table)? {
+            self.reference(cluster)?;
+        }
+        self.reference(self.geometry.cluster_of(table))?;
+        Ok(())
+    }
+
+    /// One use less of an L2 table and all it uses; returns what is free now. No table on the medium may lead to it.
+    pub(crate) fn dereference_tree(&mut self, table: HostOffset) -> Result<Vec<Freed>, Stop> {
+        let mut uses = self.uses_of(table)?;
+        uses.push(self.geometry.cluster_of(table));
+        let mut free = Vec::new();
+        for cluster in uses {
+            if self.dereference(cluster)? == 0 {
+                free.push(Freed {
+                    host: self.geometry.offset_of(cluster),
+                    clusters: 1,
+                });
+            }
+        }
+        Ok(free)
+    }
+
+    /// One use less of clusters that no table on the medium leads to; returns what is free now.
+    pub(crate) fn dereference_run(
+        &mut self,
+        host: HostOffset,
+        clusters: u64,
+    ) -> Result<Vec<Freed>, Stop> {
+        let first = self.geometry.cluster_of(host).0;
+        let mut free = Vec::new();
+        for cluster in (first..first + clusters).map(ClusterIndex) {
+            if self.dereference(cluster)? == 0 {
+                free.push(Freed {
+                    host: self.geometry.offset_of(cluster),
+                    clusters: 1,
+                });
+            }
+        }
+        Ok(free)
+    }
+
+    /// Makes the flags of one entry of the active L1 table, and those in the L2 table it points to, say whether refcounts are one.
+    pub(crate) fn refresh_copied(&mut self, index: u64, table: HostOffset) -> Result<(), Stop> {
+        let alone = self.refcount(self.geometry.cluster_of(table))? == 1;
+        let slot = self.l1_slot(index);
+        let entry = table.0 | if alone { COPIED } else { 0 };
+        if self.get(slot)? != entry {
+            self.set(Table::L1, slot, entry)?;
+        }
+        for index in 0..self.geometry.l2_entries() {
+            let slot = table.0 + index * self.geometry.l2_entry_size();
+            let word = self.get(slot)?;
+            if word & !COPIED == 0 || word & COMPRESSED != 0 {
+                continue;
+            }
+            let entry = self.l2_entry(slot)?;
+            let Cluster::Allocated { host, copied } = self.classify(&entry, GuestOffset(0))? else {
+                continue;
+            };
+            let alone = self.external() || self.refcount(self.geometry.cluster_of(host))? == 1;
+            if alone != copied {
+                self.set(
+                    Table::L2,
+                    slot,
+                    word & !COPIED | if alone { COPIED } else { 0 },
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The entries of an L1 table that is not the active one.
+    pub(crate) fn snapshot_l1(&mut self, offset: u64, entries: u64) -> Result<Vec<u64>, Stop> {
+        self.words(offset, entries)
+    }
+
+    /// The L1 table of a snapshot: nothing in it may be written in place.
+    pub(crate) fn shared_l1(l1: &[u64]) -> Vec<u64> {
+        l1.iter().map(|entry| entry & OFFSET_MASK).collect()
+    }
+}

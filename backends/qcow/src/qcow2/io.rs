@@ -375,8 +375,8 @@ impl Qcow2 {
 
     pub(crate) fn write_compressed(&self, offset: u64, buf: &[u8]) -> Result<()> {
         let size = self.cluster_size as usize;
-        if offset % self.cluster_size != 0
-            || (buf.len() % size != 0 && offset + buf.len() as u64 != self.size())
+        if !offset.is_multiple_of(self.cluster_size)
+            || (!buf.len().is_multiple_of(size) && offset + buf.len() as u64 != self.size())
         {
             return Err(Error::invalid(
                 "compressed writes must be aligned to clusters",

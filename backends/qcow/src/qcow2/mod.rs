@@ -1,14 +1,18 @@
 //! An open qcow2 image: the engine, the files, and the synchronous driver between them.
 
+mod amend;
 mod driver;
 mod facts;
 mod io;
 mod resize;
+mod snapshot;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::address::HostOffset;
+use crate::bitmap;
+use crate::check::Check;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extension::kind;
@@ -54,7 +58,7 @@ impl Qcow2 {
                 "the image is marked corrupt and cannot be written; check it and repair it first",
             ));
         }
-        let (snapshots, table_bytes) = match read_snapshots(&*storage, &header) {
+        let (snapshots, _) = match read_snapshots(&*storage, &header) {
             Err(_) if options.for_check => (Vec::new(), 0),
             other => other?,
         };
@@ -77,14 +81,14 @@ impl Qcow2 {
             storage,
         };
         if options.writable && !options.for_check {
-            image.prepare_for_writing(table_bytes)?;
+            image.prepare_for_writing()?;
         }
         Ok(image)
     }
 
     /// What must be done before the first write: repair after an unclean end, clear what this library does not maintain,
     /// learn where metadata is.
-    fn prepare_for_writing(&self, snapshot_table_bytes: u64) -> Result<()> {
+    fn prepare_for_writing(&self) -> Result<()> {
         if self.engine().header.incompatible & feature::DIRTY != 0 {
             let result = self.check(Repair::All)?;
             if result.corruptions > 0 || result.check_errors > 0 {
@@ -92,8 +96,9 @@ impl Qcow2 {
                     "the image was not closed properly and cannot be repaired",
                 ));
             }
+        } else {
+            self.register_all_metadata()?;
         }
-        self.register_all_metadata(snapshot_table_bytes)?;
         let mut engine = self.engine();
         let known = engine.header.autoclear & feature::AUTOCLEAR_KNOWN;
         if engine.header.autoclear != known {
@@ -106,7 +111,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn register_all_metadata(&self, snapshot_table_bytes: u64) -> Result<()> {
+    fn register_all_metadata(&self) -> Result<()> {
         let mut engine = self.engine();
         let geometry = *engine.geometry();
         let header = engine.header.clone();
@@ -122,25 +127,26 @@ impl Qcow2 {
             HostOffset(header.refcount_table_offset),
             table_clusters,
         )?;
-        if header.snapshots > 0 {
-            engine.register_metadata(
-                "snapshot table",
-                HostOffset(header.snapshots_offset),
-                clusters(snapshot_table_bytes),
-            )?;
-        }
-        for snapshot in self
-            .snapshots
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .iter()
-        {
+        let (snapshots, bytes) = read_snapshots(&*self.storage, &header)?;
+        engine.register_metadata(
+            "snapshot table",
+            HostOffset(header.snapshots_offset),
+            clusters(bytes),
+        )?;
+        for snapshot in &snapshots {
             let bytes = u64::from(snapshot.l1_size) * 8;
             engine.register_metadata(
                 "L1 table of a snapshot",
                 HostOffset(snapshot.l1_offset),
                 clusters(bytes),
             )?;
+        }
+        if let Some(extension) = bitmap::BitmapsExtension::of(&header)? {
+            let (offset, bytes) = (
+                HostOffset(extension.directory_offset),
+                extension.directory_size,
+            );
+            engine.register_metadata("bitmap directory", offset, clusters(bytes))?;
         }
         let l1 = self.run_locked(&mut engine, Engine::l1_words)?;
         let refcount_table = self.run_locked(&mut engine, Engine::refcount_table_words)?;
@@ -191,11 +197,49 @@ impl Qcow2 {
         self.sync(&mut engine)
     }
 
+    /// Checks the image, and repairs it as far as `repair` allows. Nothing else happens to it meanwhile.
+    pub(crate) fn check(&self, repair: Repair) -> Result<CheckResult> {
+        let _guard = self.ranges.exclusive(0..u64::MAX);
+        let mut engine = self.engine();
+        if self.writable && engine.check_usable().is_ok() {
+            while !engine.is_clean() {
+                self.commit(&mut engine, true)?;
+            }
+        }
+        let snapshots = self
+            .snapshots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (result, mut header) =
+            Check::new(&*self.storage, &engine.header, &snapshots, repair)?.run()?;
+        drop(snapshots);
+        if repair == Repair::None {
+            return Ok(result);
+        }
+        let sound = result.corruptions == 0 && result.check_errors == 0;
+        if sound {
+            header.incompatible &= !(feature::DIRTY | feature::CORRUPT);
+        }
+        let old = engine.header.clone();
+        engine.restart(old.clone());
+        if !sound {
+            engine.stop("corruptions were found that cannot be repaired");
+            engine.header = header;
+        } else if old != header {
+            self.update_header(&mut engine, header)?;
+        }
+        drop(engine);
+        if sound && !self.for_check {
+            self.register_all_metadata()?;
+        }
+        Ok(result)
+    }
+
     pub(crate) fn snapshots(&self) -> Vec<SnapshotInfo> {
         let snapshots = self
             .snapshots
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+            .unwrap_or_else(PoisonError::into_inner);
         snapshots
             .iter()
             .map(|snapshot| snapshot.info.clone())
@@ -286,17 +330,4 @@ pub(crate) fn find_snapshot<'a>(snapshots: &'a [Snapshot], wanted: &str) -> Resu
                 format!("there is no snapshot '{wanted}'"),
             )
         })
-}
-
-fn not_yet() -> Error {
-    Error::unsupported("not implemented")
-}
-
-#[rustfmt::skip]
-impl Qcow2 {
-    pub(crate) fn check(&self, _: Repair) -> Result<CheckResult> { Err(not_yet()) }
-    pub(crate) fn snapshot_create(&self, _: &str) -> Result<()> { Err(not_yet()) }
-    pub(crate) fn snapshot_apply(&self, _: &str) -> Result<()> { Err(not_yet()) }
-    pub(crate) fn snapshot_delete(&self, _: &str) -> Result<()> { Err(not_yet()) }
-    pub(crate) fn change_backing_file(&self, _: Option<&str>, _: Option<&str>) -> Result<()> { Err(not_yet()) }
 }

@@ -18,7 +18,7 @@ impl Qcow2 {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<()> {
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
         let _guard = self.ranges.exclusive(0..u64::MAX);

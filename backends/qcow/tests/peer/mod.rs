@@ -1,5 +1,7 @@
 //! The peer of these tests: qemu-img and qemu-io, the real ones.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+pub mod medium;
 
 use std::path::Path;
 use std::process::{Command, Output};

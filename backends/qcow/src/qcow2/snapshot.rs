@@ -1,0 +1,290 @@
+//! Internal snapshots: create, apply, delete.
+//!
+//! While refcounts are raised and lowered over whole trees the dirty bit is set (version 3), so that whoever opens the image
+//! after a crash counts anew. What the tables lead to is right at any instant.
+
+use std::sync::PoisonError;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::address::HostOffset;
+use crate::engine::{Engine, Freed, to_bytes};
+use crate::error::{Error, Result};
+use crate::feature;
+use crate::header::Header;
+use crate::qcow2::{Qcow2, find_snapshot};
+use crate::report::SnapshotInfo;
+use crate::snapshot_table::{MAX_SNAPSHOTS, MAX_TABLE_BYTES, Snapshot};
+
+impl Qcow2 {
+    fn check_snapshots_possible(&self, engine: &Engine) -> Result<()> {
+        engine.check_usable()?;
+        if self.external {
+            return Err(Error::unsupported(
+                "an image with an external data file cannot have snapshots",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Keeps the present state of the disk under `name`.
+    pub(crate) fn snapshot_create(&self, name: &str) -> Result<()> {
+        if name.len() > usize::from(u16::MAX) {
+            return Err(Error::invalid("the name of the snapshot is too long"));
+        }
+        let _guard = self.ranges.exclusive(0..u64::MAX);
+        let mut engine = self.engine();
+        self.check_snapshots_possible(&engine)?;
+        let mut snapshots = self.snapshot_list().clone();
+        if snapshots.len() >= MAX_SNAPSHOTS as usize {
+            return Err(Error::invalid(format!(
+                "the image has {MAX_SNAPSHOTS} snapshots already"
+            )));
+        }
+        let l1 = self.run_locked(&mut engine, Engine::l1_words)?;
+        let tables = engine.l2_tables(&l1)?;
+        for (_, table) in &tables {
+            self.run_locked(&mut engine, |engine| engine.can_reference_tree(*table))?;
+        }
+        self.guarded(&mut engine, |engine| {
+            let clusters = engine.geometry().clusters_for(l1.len() as u64 * 8).max(1);
+            let host = self.run_locked(engine, |engine| engine.allocate_exactly(clusters))?;
+            for (index, table) in &tables {
+                self.run_locked(engine, |engine| {
+                    engine.reference_tree(*table)?;
+                    engine.refresh_copied(*index, *table)
+                })?;
+            }
+            self.commit(engine, true)?;
+            let mut copy = to_bytes(&Engine::shared_l1(&l1));
+            copy.resize((clusters * self.cluster_size) as usize, 0);
+            self.write_file(host.0, &copy)?;
+            snapshots.push(new_snapshot(
+                name,
+                &snapshots,
+                host,
+                l1.len() as u32,
+                engine.header.size,
+            ));
+            self.write_snapshot_table(engine, snapshots.clone(), engine.header.clone())?;
+            engine.register_metadata("L1 table of a snapshot", host, clusters)
+        })
+    }
+
+    /// Makes the disk what it was in a snapshot.
+    pub(crate) fn snapshot_apply(&self, id_or_name: &str) -> Result<()> {
+        let _guard = self.ranges.exclusive(0..u64::MAX);
+        let mut engine = self.engine();
+        self.check_snapshots_possible(&engine)?;
+        let snapshot = find_snapshot(&self.snapshot_list(), id_or_name)?.clone();
+        let size = snapshot.info.disk_size.unwrap_or(engine.header.size);
+        let entries = engine
+            .geometry()
+            .l1_entries_for(size)
+            .max(u64::from(snapshot.l1_size))
+            .max(1);
+        let mut l1 = self.run_locked(&mut engine, |engine| {
+            engine.snapshot_l1(snapshot.l1_offset, u64::from(snapshot.l1_size))
+        })?;
+        let tables = engine.l2_tables(&l1)?;
+        let old_l1 = self.run_locked(&mut engine, Engine::l1_words)?;
+        let old_tables = engine.l2_tables(&old_l1)?;
+        for (_, table) in &tables {
+            self.run_locked(&mut engine, |engine| engine.can_reference_tree(*table))?;
+        }
+        self.guarded(&mut engine, |engine| {
+            let clusters = engine.geometry().clusters_for(entries * 8);
+            let host = self.run_locked(engine, |engine| engine.allocate_exactly(clusters))?;
+            for (_, table) in &tables {
+                self.run_locked(engine, |engine| engine.reference_tree(*table))?;
+            }
+            self.commit(engine, true)?;
+            l1.resize(entries as usize, 0);
+            let header = Header {
+                size,
+                ..engine.header.clone()
+            };
+            let switch = engine.replace_l1(host, &Engine::shared_l1(&l1), &header);
+            self.switch(engine, switch)?;
+            self.size.store(size, std::sync::atomic::Ordering::Release);
+            for (_, table) in &old_tables {
+                self.free_tree(engine, *table)?;
+            }
+            for (index, table) in &tables {
+                self.run_locked(engine, |engine| engine.refresh_copied(*index, *table))?;
+                engine.register_shared(*table);
+            }
+            self.commit(engine, true)
+        })
+    }
+
+    /// Forgets a snapshot.
+    pub(crate) fn snapshot_delete(&self, id_or_name: &str) -> Result<()> {
+        let _guard = self.ranges.exclusive(0..u64::MAX);
+        let mut engine = self.engine();
+        self.check_snapshots_possible(&engine)?;
+        let mut snapshots = self.snapshot_list().clone();
+        let snapshot = find_snapshot(&snapshots, id_or_name)?.clone();
+        let l1 = self.run_locked(&mut engine, |engine| {
+            engine.snapshot_l1(snapshot.l1_offset, u64::from(snapshot.l1_size))
+        })?;
+        let tables = engine.l2_tables(&l1)?;
+        snapshots.retain(|other| other.info.id != snapshot.info.id);
+        self.guarded(&mut engine, |engine| {
+            self.commit(engine, true)?;
+            self.write_snapshot_table(engine, snapshots.clone(), engine.header.clone())?;
+            for (_, table) in &tables {
+                self.free_tree(engine, *table)?;
+            }
+            let clusters = engine
+                .geometry()
+                .clusters_for(u64::from(snapshot.l1_size) * 8)
+                .max(1);
+            let host = HostOffset(snapshot.l1_offset);
+            let free = self.run_locked(engine, |engine| engine.dereference_run(host, clusters))?;
+            self.give_back(engine, &free);
+            let active = self.run_locked(engine, Engine::l1_words)?;
+            for (index, table) in engine.l2_tables(&active)? {
+                self.run_locked(engine, |engine| engine.refresh_copied(index, table))?;
+            }
+            self.commit(engine, true)
+        })
+    }
+
+    pub(super) fn snapshot_list(&self) -> std::sync::MutexGuard<'_, Vec<Snapshot>> {
+        self.snapshots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `work` with the dirty bit set. If it fails half-way, the bit stays, and nothing more is written.
+    fn guarded(
+        &self,
+        engine: &mut Engine,
+        work: impl FnOnce(&mut Engine) -> Result<()>,
+    ) -> Result<()> {
+        let was_dirty = engine.header.incompatible & feature::DIRTY != 0;
+        let guards = engine.header.version >= 3 && !was_dirty;
+        self.commit(engine, true)?;
+        if guards {
+            let mut header = engine.header.clone();
+            header.incompatible |= feature::DIRTY;
+            self.update_header(engine, header)?;
+        }
+        if let Err(error) = work(engine) {
+            engine.stop(format!("a change was left half-way: {error}"));
+            return Err(error);
+        }
+        // What was freed meanwhile lowers refcounts: those are written before the bit goes.
+        while !engine.is_clean() {
+            self.commit(engine, true)?;
+        }
+        if guards {
+            let mut header = engine.header.clone();
+            header.incompatible &= !feature::DIRTY;
+            self.update_header(engine, header)?;
+        }
+        Ok(())
+    }
+
+    fn free_tree(&self, engine: &mut Engine, table: HostOffset) -> Result<()> {
+        let free = self.run_locked(engine, |engine| engine.dereference_tree(table))?;
+        self.give_back(engine, &free);
+        Ok(())
+    }
+
+    pub(super) fn give_back(&self, engine: &mut Engine, free: &[Freed]) {
+        for free in free {
+            engine.forget(*free);
+        }
+        self.forget_decompressed();
+        if self.discard == crate::options::Discard::Unmap {
+            for free in free {
+                // The space is free in the image whether the host takes it back or not.
+                let _ = self
+                    .storage
+                    .discard(free.host.0, free.clusters * self.cluster_size);
+            }
+        }
+    }
+
+    /// Writes the snapshot table elsewhere and switches to it.
+    fn write_snapshot_table(
+        &self,
+        engine: &mut Engine,
+        snapshots: Vec<Snapshot>,
+        mut header: Header,
+    ) -> Result<()> {
+        let old = (
+            HostOffset(engine.header.snapshots_offset),
+            self.snapshot_table_clusters(engine)?,
+        );
+        let mut bytes = Vec::new();
+        for snapshot in &snapshots {
+            snapshot.encode(&mut bytes, header.size);
+        }
+        if bytes.len() as u64 > MAX_TABLE_BYTES {
+            return Err(Error::invalid("the snapshot table would be too large"));
+        }
+        let clusters = engine.geometry().clusters_for(bytes.len() as u64);
+        header.snapshots = snapshots.len() as u32;
+        header.snapshots_offset = 0;
+        if clusters > 0 {
+            let host = self.run_locked(engine, |engine| engine.allocate_exactly(clusters))?;
+            self.commit(engine, true)?;
+            bytes.resize((clusters * self.cluster_size) as usize, 0);
+            self.write_file(host.0, &bytes)?;
+            header.snapshots_offset = host.0;
+            engine.register_metadata("snapshot table", host, clusters)?;
+        }
+        header = Header {
+            snapshots: header.snapshots,
+            snapshots_offset: header.snapshots_offset,
+            ..engine.header.clone()
+        };
+        self.update_header(engine, header)?;
+        *self.snapshot_list() = snapshots;
+        if old.1 > 0 {
+            let free = self.run_locked(engine, |engine| engine.dereference_run(old.0, old.1))?;
+            self.give_back(engine, &free);
+        }
+        Ok(())
+    }
+
+    fn snapshot_table_clusters(&self, engine: &Engine) -> Result<u64> {
+        let (_, bytes) = super::read_snapshots(&*self.storage, &engine.header)?;
+        Ok(engine.geometry().clusters_for(bytes))
+    }
+}
+
+fn new_snapshot(
+    name: &str,
+    others: &[Snapshot],
+    l1: HostOffset,
+    l1_size: u32,
+    disk_size: u64,
+) -> Snapshot {
+    let id = others
+        .iter()
+        .filter_map(|other| other.info.id.parse::<u64>().ok())
+        .max()
+        .unwrap_or(0)
+        .saturating_add(1);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Snapshot {
+        l1_offset: l1.0,
+        l1_size,
+        info: SnapshotInfo {
+            id: id.to_string(),
+            name: name.to_owned(),
+            vm_state_size: 0,
+            date_sec: now.as_secs() as u32,
+            date_nsec: now.subsec_nanos(),
+            vm_clock_nsec: 0,
+            icount: None,
+            disk_size: Some(disk_size),
+        },
+        unknown_extra: Vec::new(),
+    }
+}

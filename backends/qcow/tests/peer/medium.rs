@@ -1,0 +1,150 @@
+//! A file in memory that remembers every write and sync, so that a power cut can be acted out at any point.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use qcow::{Destination, Source, Storage};
+
+use super::Rng;
+
+pub const SECTOR: usize = 512;
+
+/// What reached the storage.
+#[derive(Clone)]
+pub enum Event {
+    Write { offset: usize, bytes: Vec<u8> },
+    SetLen(usize),
+    Sync,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub bytes: Vec<u8>,
+    pub log: Vec<Event>,
+}
+
+/// The file; clones are the same file.
+#[derive(Clone, Default)]
+pub struct Medium(Arc<Mutex<State>>);
+
+impl Medium {
+    pub fn with(bytes: Vec<u8>) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            bytes,
+            log: Vec::new(),
+        })))
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn record(&self, event: Event) {
+        let mut state = self.state();
+        apply(&mut state.bytes, &event, None);
+        state.log.push(event);
+    }
+}
+
+/// Applies an event; with `torn`, each of its sectors only by chance.
+pub fn apply(image: &mut Vec<u8>, event: &Event, mut torn: Option<&mut Rng>) {
+    match event {
+        Event::Sync => {}
+        Event::SetLen(len) => {
+            if torn.as_mut().is_none_or(|rng| rng.chance(50)) {
+                image.resize(*len, 0);
+            }
+        }
+        Event::Write { offset, bytes } => {
+            let mut at = 0;
+            while at < bytes.len() {
+                // Up to the next boundary of a sector of the medium.
+                let end = (at + SECTOR - (offset + at) % SECTOR).min(bytes.len());
+                if torn.as_mut().is_none_or(|rng| rng.chance(70)) {
+                    if image.len() < offset + end {
+                        image.resize(offset + end, 0);
+                    }
+                    image[offset + at..offset + end].copy_from_slice(&bytes[at..end]);
+                }
+                at = end;
+            }
+        }
+    }
+}
+
+impl Storage for Medium {
+    fn read(
+        &self,
+        offset: u64,
+        dst: &mut dyn Destination,
+        at: usize,
+        len: usize,
+    ) -> io::Result<()> {
+        let state = self.state();
+        let start = (offset as usize).min(state.bytes.len());
+        let end = (start + len).min(state.bytes.len());
+        dst.put(at, &state.bytes[start..end]);
+        dst.zero(at + end - start, len - (end - start));
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
+        let mut bytes = vec![0; len];
+        src.get(at, &mut bytes);
+        self.record(Event::Write {
+            offset: offset as usize,
+            bytes,
+        });
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.record(Event::Sync);
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.state().bytes.len() as u64)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.record(Event::SetLen(len as usize));
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<()> {
+        self.record(Event::Write {
+            offset: offset as usize,
+            bytes: vec![0; len as usize],
+        });
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        // Not zeroes: whoever reads what was given back must notice.
+        let end = self.len()?.min(offset + len);
+        if offset < end {
+            self.record(Event::Write {
+                offset: offset as usize,
+                bytes: vec![0xdd; (end - offset) as usize],
+            });
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.len()? < offset + len {
+            self.set_len(offset + len)?;
+        }
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let end = self.len()?;
+        Ok((offset < end).then_some((offset, end)))
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        self.len()
+    }
+}
