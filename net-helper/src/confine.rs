@@ -12,6 +12,7 @@ const CALLS: &[libc::c_long] = &[
     // Netlink peeks at the size of what is there.
     libc::SYS_recvfrom,
     // /dev/net/tun, and the state folder at the end.
+    libc::SYS_open,
     libc::SYS_openat,
     libc::SYS_getdents64,
     libc::SYS_statx,
