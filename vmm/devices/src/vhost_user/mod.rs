@@ -51,7 +51,7 @@ pub struct FrontendConfig {
 pub enum BackendEvent<'a> {
     /// The backend went away; others at the same socket will be tried from now on.
     Lost,
-    /// One that was tried could not be used. It is said once for each different reason.
+    /// Those that were tried could not be used. It is said once for each different reason.
     Unusable(&'a FrontendError),
     /// A backend is back at work.
     Back,

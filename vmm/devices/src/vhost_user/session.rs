@@ -6,6 +6,8 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vm_memory::GuestMemoryMmap;
@@ -18,6 +20,9 @@ use super::vrings::{self, Active, Inflight, Start};
 use super::{BackendEvent, FrontendConfig, Observer, device_type, memory};
 use crate::hypervisor::MsiVector;
 use crate::virtio::{ActiveQueue, DeviceEvents};
+
+const FIRST_ATTEMPTS: u32 = 20;
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) struct Session {
     config: FrontendConfig,
@@ -57,7 +62,7 @@ impl Session {
             ));
         }
         memory::check(&memory)?;
-        let link = Link::establish(&config.socket, memory::needs_slots(&memory))?;
+        let link = first_link(&config.socket, memory::needs_slots(&memory))?;
         let kind = config.device_type;
         let queues = device_type::queue_count(kind, config.num_queues, link.queues)?;
         let backend_config = link.config(kind)?;
@@ -317,4 +322,15 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Connects at the start. A socket on which nobody listens may be one on which somebody is about to: it is bound first.
+fn first_link(socket: &Path, slots: bool) -> Result<Link> {
+    for _ in 0..FIRST_ATTEMPTS {
+        match Link::establish(socket, slots) {
+            Err(Fault::NobodyListens) => thread::sleep(FIRST_PAUSE),
+            result => return result,
+        }
+    }
+    Link::establish(socket, slots)
 }

@@ -104,18 +104,20 @@ fn listen(session: &Session, channel: &mut Option<BackendChannel>) {
 /// Tries until there is a backend again, or the device is gone (`false`).
 fn reconnect(session: &Session) -> bool {
     let mut pause = FIRST_PAUSE;
-    let mut reported = String::new();
+    let (mut last, mut reported) = (String::new(), String::new());
     while !session.is_closed() {
         match session.resume() {
             Ok(()) => return !session.is_closed(),
             // It has not been started yet, or is only just starting.
-            Err(Fault::Missing | Fault::NobodyListens) => {}
+            Err(Fault::Missing | Fault::NobodyListens) => last.clear(),
             Err(fault) => {
+                // Once can happen to a backend that is just going away.
                 let reason = fault.to_string();
-                if reason != reported {
+                if reason == last && reason != reported {
                     session.report_fault(fault);
-                    reported = reason;
+                    reported.clone_from(&reason);
                 }
+                last = reason;
             }
         }
         thread::sleep(pause);
