@@ -5,6 +5,8 @@
 mod guest;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use bulkhead_devices::vhost_user::{
 };
 use bulkhead_devices::virtio::{F_VERSION_1, VirtioDevice};
 use rustix::process::{Pid, Signal, kill_process};
+use vm_memory::GuestMemoryMmap;
 
 use guest::{BlockGuest, Events, guest_memory};
 
@@ -42,6 +45,10 @@ impl Daemon {
                 "type=vhost-user-blk,id=export,node-name=file,addr.type=unix,addr.path={},writable=on,num-queues=2",
                 socket.display()
             ))
+            .arg("--chardev")
+            .arg(format!("socket,id=monitor,path={},server=on,wait=off", monitor(folder).display()))
+            .arg("--monitor")
+            .arg("chardev=monitor")
             .stdin(Stdio::null())
             .spawn()
             .expect("qemu-storage-daemon (package qemu-utils)");
@@ -70,6 +77,23 @@ fn socket(folder: &Path) -> PathBuf {
     folder.join("socket")
 }
 
+fn monitor(folder: &Path) -> PathBuf {
+    folder.join("monitor")
+}
+
+/// Has the daemon do something (QEMU Machine Protocol).
+fn order(folder: &Path, command: &str) {
+    let mut monitor = BufReader::new(UnixStream::connect(monitor(folder)).unwrap());
+    let mut line = String::new();
+    monitor.read_line(&mut line).unwrap();
+    for command in [r#"{"execute": "qmp_capabilities"}"#, command] {
+        monitor.get_mut().write_all(command.as_bytes()).unwrap();
+        line.clear();
+        monitor.read_line(&mut line).unwrap();
+        assert!(line.contains("return"), "{line}");
+    }
+}
+
 fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
@@ -79,6 +103,10 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 fn connect(folder: &Path, events: &Arc<Events>) -> BlockGuest {
+    connect_with(folder, events, guest_memory(0))
+}
+
+fn connect_with(folder: &Path, events: &Arc<Events>, memory: GuestMemoryMmap) -> BlockGuest {
     let config = FrontendConfig {
         socket: socket(folder),
         device_type: TYPE_BLOCK,
@@ -86,7 +114,6 @@ fn connect(folder: &Path, events: &Arc<Events>) -> BlockGuest {
         queue_size: 64,
         particulars: Particulars::default(),
     };
-    let memory = guest_memory();
     let seen = events.clone();
     let observer = move |_: &Path, event: BackendEvent<'_>| seen.note(&event);
     let frontend = Frontend::connect(config, memory.clone(), Box::new(observer)).unwrap();
@@ -221,4 +248,50 @@ fn a_successor_that_offers_less_is_refused_and_the_next_one_taken() {
 
     assert_eq!(guest.finish_read(), sector(5));
     assert_eq!(events.unusable(), ["the backend closed the connection"]);
+}
+
+#[test]
+fn a_disk_that_grows_tells_the_guest() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(folder.path());
+    let events = Arc::<Events>::default();
+    let mut guest = connect(folder.path(), &events);
+    guest.activate();
+    for (round, size) in [(1, 2), (2, 3)] {
+        order(
+            folder.path(),
+            &format!(
+                r#"{{"execute": "block_resize", "arguments": {{"node-name": "file", "size": {}}}}}"#,
+                size << 20
+            ),
+        );
+        wait("the news", || events.config_changes() == round);
+        let mut capacity = [0; 8];
+        guest.frontend.read_config(0, &mut capacity);
+        assert_eq!(u64::from_le_bytes(capacity), (size << 20) / 512);
+    }
+    assert_eq!(guest.read(5000), [0; 512]);
+
+    // It tells of changes after it came back, too.
+    daemon.kill();
+    let _daemon = Daemon::start(folder.path());
+    wait("the return", || events.back() == 1);
+    order(
+        folder.path(),
+        r#"{"execute": "block_resize", "arguments": {"node-name": "file", "size": 1048576}}"#,
+    );
+    wait("the news", || events.config_changes() == 3);
+}
+
+#[test]
+fn memory_in_more_regions_than_one_table_holds_is_shared() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(folder.path());
+    let events = Arc::<Events>::default();
+    let mut guest = connect_with(folder.path(), &events, guest_memory(18));
+    guest.activate();
+    assert_eq!(guest.read(7), sector(7));
+    daemon.kill();
+    let _daemon = Daemon::start(folder.path());
+    assert_eq!(guest.read(8), sector(8));
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,15 +31,15 @@ const FLUSH: u32 = 4;
 const NEXT: u16 = 1;
 const DEVICE_WRITES: u16 = 2;
 
-pub(crate) fn guest_memory() -> GuestMemoryMmap {
+/// RAM in so many regions more than the two that are used.
+pub(crate) fn guest_memory(more: u64) -> GuestMemoryMmap {
     let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
-    ftruncate(&file, 2 * RAM as u64).unwrap();
-    let part = |start| Some(FileOffset::new(file.try_clone().unwrap(), start));
-    GuestMemoryMmap::from_ranges_with_files([
-        (GuestAddress(0), RAM, part(0)),
-        (GuestAddress(HIGH), RAM, part(RAM as u64)),
-    ])
-    .unwrap()
+    ftruncate(&file, (2 + more) * RAM as u64).unwrap();
+    let region = |number: u64| {
+        let part = FileOffset::new(file.try_clone().unwrap(), number * RAM as u64);
+        (GuestAddress(number * HIGH), RAM, Some(part))
+    };
+    GuestMemoryMmap::from_ranges_with_files((0..2 + more).map(region)).unwrap()
 }
 
 struct Vector(EventFd);
@@ -59,7 +60,7 @@ impl MsiVector for Vector {
 
 /// What the frontend told of its backend.
 #[derive(Default)]
-pub(crate) struct Events(Mutex<(u64, u64, Vec<String>)>);
+pub(crate) struct Events(Mutex<(u64, u64, Vec<String>)>, AtomicU64);
 
 impl Events {
     pub(crate) fn note(&self, event: &BackendEvent<'_>) {
@@ -79,13 +80,19 @@ impl Events {
         self.0.lock().unwrap().1
     }
 
+    pub(crate) fn config_changes(&self) -> u64 {
+        self.1.load(Ordering::Acquire)
+    }
+
     pub(crate) fn unusable(&self) -> Vec<String> {
         self.0.lock().unwrap().2.clone()
     }
 }
 
 impl DeviceEvents for Events {
-    fn config_changed(&self) {}
+    fn config_changed(&self) {
+        self.1.fetch_add(1, Ordering::AcqRel);
+    }
 
     fn needs_reset(&self) {}
 }
@@ -172,7 +179,7 @@ impl BlockGuest {
 
     fn used_index(&self) -> u16 {
         self.memory
-            .load(GuestAddress(USED + 2), std::sync::atomic::Ordering::Acquire)
+            .load(GuestAddress(USED + 2), Ordering::Acquire)
             .unwrap()
     }
 
@@ -196,7 +203,7 @@ impl BlockGuest {
         let entry = AVAILABLE + 4 + 2 * u64::from(self.submitted % SIZE);
         memory.write_obj(0_u16, GuestAddress(entry)).unwrap();
         self.submitted = self.submitted.wrapping_add(1);
-        let order = std::sync::atomic::Ordering::Release;
+        let order = Ordering::Release;
         memory
             .store(self.submitted, GuestAddress(AVAILABLE + 2), order)
             .unwrap();
