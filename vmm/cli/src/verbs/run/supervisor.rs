@@ -19,7 +19,7 @@ use crate::runtime::GuestFolder;
 /// How long the others may take to end by themselves once the guest has ended, and again once they were told to.
 const GRACE: Duration = Duration::from_secs(10);
 /// A backend ends when its monitor does; so long we wait for the monitor's end before we take its end for a failure.
-const SETTLE: Duration = Duration::from_millis(200);
+const SETTLE: Duration = Duration::from_secs(2);
 /// The longest pause before a process that dies again and again is started once more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
