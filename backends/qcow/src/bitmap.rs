@@ -1,7 +1,5 @@
 //! The bitmap directory: persistent dirty bitmaps as they are described in the file.
 
-#![allow(dead_code)]
-
 use crate::error::{Error, Result};
 use crate::extension::kind;
 use crate::feature;

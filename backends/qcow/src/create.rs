@@ -58,7 +58,8 @@ fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
             if options.preallocation == Preallocation::Off {
                 return Ok(());
             }
-            drop(lock);
+            // The lock belongs to the open file, which both hold.
+            drop((lock, storage));
             preallocate(path, options)
         }
     }

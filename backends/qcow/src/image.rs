@@ -473,6 +473,55 @@ impl Image {
             .map_err(|error| error.within(self.path.display()))
     }
 
+    /// Adds a persistent dirty bitmap; without a granularity, with QEMU's default one.
+    pub fn bitmap_add(&self, name: &str, granularity: Option<u64>, enabled: bool) -> Result<()> {
+        self.check_writable()?;
+        let granularity =
+            granularity.unwrap_or_else(|| self.cluster_size().unwrap_or(65536).clamp(4096, 65536));
+        self.qcow2("bitmaps")?
+            .bitmap_add(name, granularity, enabled)
+            .map_err(|error| error.within(self.path.display()))
+    }
+
+    /// Removes a bitmap, even one that cannot be trusted.
+    pub fn bitmap_remove(&self, name: &str) -> Result<()> {
+        self.check_writable()?;
+        self.qcow2("bitmaps")?
+            .bitmap_remove(name)
+            .map_err(|error| error.within(self.path.display()))
+    }
+
+    /// Marks all of the disk as clean in a bitmap.
+    pub fn bitmap_clear(&self, name: &str) -> Result<()> {
+        self.check_writable()?;
+        self.qcow2("bitmaps")?
+            .bitmap_clear(name)
+            .map_err(|error| error.within(self.path.display()))
+    }
+
+    /// Enables or disables a bitmap: whether writers keep it up to date.
+    pub fn bitmap_enable(&self, name: &str, enabled: bool) -> Result<()> {
+        self.check_writable()?;
+        self.qcow2("bitmaps")?
+            .bitmap_enable(name, enabled)
+            .map_err(|error| error.within(self.path.display()))
+    }
+
+    /// The ranges (start, length) of the disk that a bitmap says are dirty.
+    pub fn bitmap_ranges(&self, name: &str) -> Result<Vec<(u64, u64)>> {
+        self.qcow2("bitmaps")?
+            .bitmap_ranges(name)
+            .map_err(|error| error.within(self.path.display()))
+    }
+
+    /// Marks ranges of the disk as dirty in a bitmap: with those of another bitmap, merges that into it.
+    pub fn bitmap_merge(&self, name: &str, ranges: &[(u64, u64)]) -> Result<()> {
+        self.check_writable()?;
+        self.qcow2("bitmaps")?
+            .bitmap_merge(name, ranges)
+            .map_err(|error| error.within(self.path.display()))
+    }
+
     /// Records another backing file (`None`: none), without looking at any content.
     pub fn change_backing_file(&self, name: Option<&str>, format: Option<Format>) -> Result<()> {
         self.check_writable()?;

@@ -27,6 +27,8 @@ pub(crate) struct Piece {
     pub(crate) place: Where,
     /// The image alone uses the clusters: they may be written in place.
     pub(crate) copied: bool,
+    /// Unallocated, and space is reserved for it here: a subcluster of a cluster of which others are in use.
+    pub(crate) reserved: Option<HostOffset>,
 }
 
 impl Piece {
@@ -35,8 +37,12 @@ impl Piece {
         let follows = |a: HostOffset, b: HostOffset| a.0 + self.len == b.0;
         let joins = self.copied == next.copied
             && match (self.place, next.place) {
-                (Where::Unallocated, Where::Unallocated)
-                | (Where::Zero(None), Where::Zero(None)) => true,
+                (Where::Unallocated, Where::Unallocated) => match (self.reserved, next.reserved) {
+                    (None, None) => true,
+                    (Some(a), Some(b)) => follows(a, b),
+                    _ => false,
+                },
+                (Where::Zero(None), Where::Zero(None)) => true,
                 (Where::Zero(Some(a)), Where::Zero(Some(b))) | (Where::Data(a), Where::Data(b)) => {
                     follows(a, b)
                 }
@@ -124,6 +130,7 @@ impl Engine {
                     len: end - guest.0,
                     place: Where::Unallocated,
                     copied: false,
+                    reserved: None,
                 },
             );
             return Ok(end);
@@ -183,6 +190,7 @@ impl Engine {
                     len: next - at,
                     place,
                     copied,
+                    reserved: host.filter(|_| place == Where::Unallocated),
                 },
             );
             at = next;

@@ -1,5 +1,7 @@
 //! What can be told about an open qcow2 image.
 
+mod holes;
+
 use std::path::Path;
 
 use crate::address::GuestOffset;
@@ -26,6 +28,7 @@ impl Qcow2 {
             };
             let host = match piece.place {
                 Where::Zero(Some(host)) | Where::Data(host) => Some(host.0),
+                Where::Unallocated => piece.reserved.map(|host| host.0),
                 _ => None,
             };
             let file = match &self.data {
@@ -49,10 +52,13 @@ impl Qcow2 {
                 Some(_) => break,
             }
         }
-        extent.ok_or_else(|| crate::error::Error::invalid("cannot map an empty range"))
+        let extent =
+            extent.ok_or_else(|| crate::error::Error::invalid("cannot map an empty range"))?;
+        self.look_for_holes(extent)
     }
 
     pub(crate) fn info(&self, path: &Path) -> Result<Info> {
+        let bitmaps = self.bitmap_infos()?;
         let engine = self.engine();
         let header = &engine.header;
         let qcow2 = Qcow2Info {
@@ -67,7 +73,7 @@ impl Qcow2 {
                 .external_data()
                 .then(|| header.text_extension(kind::DATA_FILE).unwrap_or_default()),
             data_file_raw: header.autoclear & feature::RAW_EXTERNAL != 0,
-            bitmaps: Vec::new(),
+            bitmaps,
         };
         Ok(Info {
             filename: path.to_path_buf(),

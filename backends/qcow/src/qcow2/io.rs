@@ -152,6 +152,7 @@ impl Qcow2 {
             return Ok(());
         }
         self.data_storage()?;
+        self.note_change(offset, len as u64)?;
         {
             let _guard = self.ranges.shared(offset..offset + len as u64);
             if let Some(pieces) =
@@ -256,6 +257,7 @@ impl Qcow2 {
         if len == 0 {
             return Ok(());
         }
+        self.note_change(offset, len)?;
         let _guard = self.ranges.exclusive(self.aligned(offset, len));
         let backed = self.engine().header.backing.is_some();
         let step = self.engine().geometry().subcluster_size();
@@ -339,6 +341,7 @@ impl Qcow2 {
         if start >= end {
             return Ok(());
         }
+        self.note_change(start, end - start)?;
         let _guard = self.ranges.exclusive(start..end.next_multiple_of(size));
         let backed = backed || self.engine().header.backing.is_some();
         let mut at = start;
@@ -387,6 +390,7 @@ impl Qcow2 {
                 "an image with an external data file cannot have compressed clusters",
             ));
         }
+        self.note_change(offset, buf.len() as u64)?;
         for (guest, cluster) in (offset..).step_by(size).zip(buf.chunks(size)) {
             self.write_compressed_cluster(guest, cluster)?;
         }

@@ -1,6 +1,7 @@
 //! An open qcow2 image: the engine, the files, and the synchronous driver between them.
 
 mod amend;
+mod bitmaps;
 mod driver;
 mod facts;
 mod io;
@@ -24,6 +25,7 @@ use crate::range_lock::RangeLock;
 use crate::report::{CheckResult, Repair, SnapshotInfo};
 use crate::snapshot_table::{MAX_TABLE_BYTES, Snapshot};
 use crate::storage::Storage;
+use bitmaps::Bitmaps;
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
@@ -34,9 +36,12 @@ pub(crate) struct Qcow2 {
     ranges: RangeLock,
     /// The compressed cluster read last: its guest offset and its content.
     decompressed: Mutex<Option<(u64, Arc<Vec<u8>>)>>,
+    /// Whether clusters in use may lie in holes of the file; found out when it is first asked.
+    preallocated: std::sync::OnceLock<bool>,
     /// Size of the disk; kept apart from the engine so that asking for it needs no lock.
     size: std::sync::atomic::AtomicU64,
     snapshots: Mutex<Vec<Snapshot>>,
+    bitmaps: Bitmaps,
     cluster_size: u64,
     compression: CompressionType,
     external: bool,
@@ -73,7 +78,9 @@ impl Qcow2 {
             engine: Mutex::new(Engine::new(header, options.cache_bytes, options.writable)),
             ranges: RangeLock::default(),
             decompressed: Mutex::new(None),
+            preallocated: std::sync::OnceLock::new(),
             snapshots: Mutex::new(snapshots),
+            bitmaps: Bitmaps::default(),
             writable: options.writable,
             for_check: options.for_check,
             discard: options.discard,
@@ -108,7 +115,8 @@ impl Qcow2 {
             };
             self.update_header(&mut engine, header)?;
         }
-        Ok(())
+        drop(engine);
+        self.load_bitmaps()
     }
 
     fn register_all_metadata(&self) -> Result<()> {
@@ -179,10 +187,11 @@ impl Qcow2 {
 
     /// Flushes, brings refcounts up to date, and clears the dirty bit.
     pub(crate) fn close(&self) -> Result<()> {
-        let mut engine = self.engine();
-        if !self.writable || engine.check_usable().is_err() {
+        if !self.writable || self.engine().check_usable().is_err() {
             return Ok(());
         }
+        self.store_bitmaps()?;
+        let mut engine = self.engine();
         // The second time for the refcounts that the first lowered.
         for _ in 0..2 {
             if !engine.is_clean() {

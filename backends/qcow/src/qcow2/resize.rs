@@ -50,17 +50,23 @@ impl Qcow2 {
         let backed = engine.header.backing.is_some();
         drop(engine);
         self.zero_growth(below, old, size, backed)?;
-        self.set_size(&mut self.engine(), size)?;
+        self.set_size(size)?;
         self.preallocate_unlocked(old, size, preallocation)
     }
 
-    fn set_size(&self, engine: &mut Engine, size: u64) -> Result<()> {
-        self.commit(engine, true)?;
-        let header = Header {
-            size,
-            ..engine.header.clone()
-        };
-        self.update_header(engine, header)?;
+    fn set_size(&self, size: u64) -> Result<()> {
+        match self.bitmaps_before_resize()? {
+            Some(bits) => self.resize_with_bitmaps(bits, size)?,
+            None => {
+                let mut engine = self.engine();
+                self.commit(&mut engine, true)?;
+                let header = Header {
+                    size,
+                    ..engine.header.clone()
+                };
+                self.update_header(&mut engine, header)?;
+            }
+        }
         self.size.store(size, std::sync::atomic::Ordering::Release);
         Ok(())
     }
@@ -126,8 +132,8 @@ impl Qcow2 {
                 engine.drop_range(GuestOffset(at), end - at, Drop::Unallocate, false)
             })?;
         }
-        let mut engine = self.engine();
-        self.set_size(&mut engine, size)?;
+        self.set_size(size)?;
+        let engine = self.engine();
         if let Some((data, _)) = &self.data
             && engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0
         {

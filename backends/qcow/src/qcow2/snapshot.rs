@@ -72,11 +72,18 @@ impl Qcow2 {
 
     /// Makes the disk what it was in a snapshot.
     pub(crate) fn snapshot_apply(&self, id_or_name: &str) -> Result<()> {
+        self.note_change(0, self.size())?;
         let _guard = self.ranges.exclusive(0..u64::MAX);
         let mut engine = self.engine();
         self.check_snapshots_possible(&engine)?;
         let snapshot = find_snapshot(&self.snapshot_list(), id_or_name)?.clone();
         let size = snapshot.info.disk_size.unwrap_or(engine.header.size);
+        let has_bitmaps = crate::bitmap::BitmapsExtension::of(&engine.header)?.is_some();
+        if size != engine.header.size && has_bitmaps {
+            return Err(Error::unsupported(
+                "the snapshot has another size, which the bitmaps of the image cannot follow",
+            ));
+        }
         let entries = engine
             .geometry()
             .l1_entries_for(size)
@@ -282,7 +289,7 @@ fn new_snapshot(
             date_sec: now.as_secs() as u32,
             date_nsec: now.subsec_nanos(),
             vm_clock_nsec: 0,
-            icount: None,
+            icount: Some(0),
             disk_size: Some(disk_size),
         },
         unknown_extra: Vec::new(),

@@ -1,0 +1,76 @@
+//! Data clusters that lie in a hole of the file: what preallocated metadata leads to before anything is written.
+
+use crate::address::ClusterIndex;
+use crate::error::{Error, Result};
+use crate::qcow2::Qcow2;
+use crate::report::Extent;
+
+/// Refcounts looked at in one go.
+const BATCH: u64 = 4096;
+
+impl Qcow2 {
+    /// Marks data that lies in a hole of the file as zeroes, and cuts the extent where that changes.
+    ///
+    /// Only for images that look preallocated: otherwise clusters in use have been written, and asking the host
+    /// about each of them would cost more than it tells.
+    pub(super) fn look_for_holes(&self, mut extent: Extent) -> Result<Extent> {
+        let Some(host) = extent.offset.filter(|_| extent.data) else {
+            return Ok(extent);
+        };
+        if !self.looks_preallocated()? {
+            return Ok(extent);
+        }
+        let storage = self
+            .data
+            .as_ref()
+            .map_or(&*self.storage, |(data, _)| &**data);
+        let next = storage
+            .next_data(host)
+            .map_err(|error| Error::io("cannot find holes", error))?;
+        match next {
+            Some((start, end)) if start <= host => {
+                extent.length = extent.length.min(end.saturating_sub(host).max(1));
+            }
+            Some((start, _)) => {
+                extent.zero = true;
+                extent.length = extent.length.min(start - host);
+            }
+            None => extent.zero = true,
+        }
+        Ok(extent)
+    }
+
+    /// Whether clearly more clusters are in use than the host has space for.
+    fn looks_preallocated(&self) -> Result<bool> {
+        if let Some(&known) = self.preallocated.get() {
+            return Ok(known);
+        }
+        let failed = |error| Error::io("cannot find the size", error);
+        let clusters = self
+            .storage
+            .len()
+            .map_err(failed)?
+            .div_ceil(self.cluster_size);
+        let real = self.storage.allocated().map_err(failed)? / self.cluster_size;
+        let threshold = (real.saturating_mul(10) / 9).max(real + 2);
+        let found = clusters >= threshold && self.used_clusters(clusters, threshold)? >= threshold;
+        Ok(*self.preallocated.get_or_init(|| found))
+    }
+
+    /// How many of the first `clusters` clusters are in use; counting stops at `enough`.
+    fn used_clusters(&self, clusters: u64, enough: u64) -> Result<u64> {
+        let (mut used, mut at) = (0, 0);
+        while at < clusters && used < enough {
+            let end = clusters.min(at + BATCH);
+            used += self.run(|engine| {
+                let mut used = 0;
+                for cluster in at..end {
+                    used += u64::from(engine.refcount(ClusterIndex(cluster))? > 0);
+                }
+                Ok(used)
+            })?;
+            at = end;
+        }
+        Ok(used)
+    }
+}
