@@ -28,6 +28,8 @@ pub(crate) struct Dhcp {
     orders: ChildStdin,
     reports: BufReader<ChildStdout>,
     network: String,
+    /// It has said that it could not start dnsmasq.
+    failed: bool,
 }
 
 impl Dhcp {
@@ -57,6 +59,7 @@ impl Dhcp {
                 orders,
                 reports: BufReader::new(reports),
                 network: network.name.clone(),
+                failed: false,
             }),
             _ => bail!("the keeper of dnsmasq has no pipes"),
         }
@@ -67,7 +70,9 @@ impl Dhcp {
         // A keeper that has died says nothing, which is noticed next.
         let _ = self.orders.write_all(keeper::GO.as_bytes());
         let mut report = String::new();
-        match self.reports.read_line(&mut report) {
+        let read = self.reports.read_line(&mut report);
+        self.failed = report != keeper::READY;
+        match read {
             Ok(_) if report == keeper::READY => Ok(()),
             Ok(0) => bail!("network {}: the keeper of dnsmasq has died", self.network),
             Ok(_) => bail!("network {}: dnsmasq: {}", self.network, report.trim()),
@@ -91,11 +96,12 @@ impl Dhcp {
             orders,
             reports,
             network,
+            failed,
         } = self;
         drop(orders);
         drop(reports);
         match keeper.wait() {
-            Ok(status) if status.success() => Ok(()),
+            Ok(status) if status.success() || failed => Ok(()),
             Ok(status) => bail!("network {network}: the keeper of dnsmasq ended with {status}"),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             Err(e) => Err(e).with_context(|| format!("network {network}: cannot wait for dnsmasq")),
@@ -137,7 +143,7 @@ fn arguments(network: &Network, subnet: Ipv4Subnet, state: &Path) -> Vec<OsStrin
     } else {
         arguments.push(format!("--dhcp-option=option:router,{}", subnet.gateway()).into());
     }
-    let mut leases = OsString::from("--dhcp-leasefile=");
+    let mut leases = OsString::from(keeper::LEASE_FILE);
     leases.push(state.join(format!("{}.leases", network.name)));
     arguments.push(leases);
     arguments

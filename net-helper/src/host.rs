@@ -242,7 +242,8 @@ fn owned(networks: &[Network]) -> BTreeMap<String, String> {
 
 fn install(networks: &[Network]) -> Result<nft::Table> {
     nft::Table::install(nft::TABLE, &nft::chains(networks)).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => anyhow!(
+        // The one is said of a table without an owner, the other of one whose owner lives.
+        std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::PermissionDenied => anyhow!(
             "there is an nftables table inet {} already: is another bulkhead-net-helper running?",
             nft::TABLE
         ),

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -27,6 +28,9 @@ pub(crate) const FLAG: &str = "--keep-dnsmasq";
 pub(crate) const GO: &str = "go\n";
 /// What the keeper answers, or else what went wrong.
 pub(crate) const READY: &str = "ready\n";
+
+/// The option of dnsmasq's that no other process has in the same way.
+pub(crate) const LEASE_FILE: &str = "--dhcp-leasefile=";
 
 /// How long dnsmasq gets to end in order.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -71,7 +75,7 @@ fn keep(lock: &Path, program: PathBuf, arguments: Vec<OsString>) -> io::Result<(
         .mode(0o600)
         .open(lock)?;
     flock(&lock, FlockOperation::LockExclusive)?;
-    end_leftover(&mut lock, &program)?;
+    end_leftover(&mut lock, &arguments)?;
     let mut pause = FIRST_PAUSE;
     let mut told = false;
     loop {
@@ -113,8 +117,9 @@ fn note(lock: &mut File, pid: u32) -> io::Result<()> {
     write!(lock, "{pid}")
 }
 
-/// Ends the dnsmasq of a keeper that was killed, if it is still there and still that.
-fn end_leftover(lock: &mut File, program: &Path) -> io::Result<()> {
+/// Ends the dnsmasq of a keeper that was killed, if it is still there and still that: another process with its number has not this
+/// command line, which names a file of this program's own.
+fn end_leftover(lock: &mut File, arguments: &[OsString]) -> io::Result<()> {
     let mut text = String::new();
     lock.read_to_string(&mut text)?;
     let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw) else {
@@ -124,12 +129,15 @@ fn end_leftover(lock: &mut File, program: &Path) -> io::Result<()> {
         return Ok(());
     };
     // Looked at after it was opened: if it is the one now, the descriptor is of that one.
-    let executable = std::fs::read_link(format!("/proc/{pid}/exe", pid = pid.as_raw_nonzero()));
-    let same_program = match (executable, std::fs::canonicalize(program)) {
-        (Ok(executable), Ok(program)) => executable == program,
-        _ => false,
+    let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+    let has = |wanted: &OsString| {
+        line.split(|&byte| byte == 0)
+            .any(|given| given == wanted.as_bytes())
     };
-    if same_program {
+    if arguments
+        .iter()
+        .any(|a| a.as_bytes().starts_with(LEASE_FILE.as_bytes()) && has(a))
+    {
         end(&process)?;
     }
     Ok(())

@@ -1,0 +1,242 @@
+//! What guests get of their networks.
+
+use std::path::Path;
+
+use bulkhead_net_protocol::TapRequest;
+
+use crate::host::{Guest, Helper, dnsmasqs, eventually, on_own_host, run, world};
+
+fn guest(helper: &Helper, network: &str) -> Guest {
+    Guest::new(helper, &TapRequest::on(network))
+}
+
+fn has_address(said: &str, prefix: &str) {
+    assert!(said.contains(&format!("ip={prefix}")), "{said}");
+}
+
+#[test]
+fn a_guest_gets_an_address_and_reaches_the_world_by_the_hosts() {
+    on_own_host(
+        "guests::a_guest_gets_an_address_and_reaches_the_world_by_the_hosts",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let world = world();
+            let helper = Helper::start(folder.path(), "--network default");
+            let guest = guest(&helper, "default");
+
+            let said = guest.dhcp(folder.path());
+
+            has_address(&said, "192.168.124.");
+            assert!(
+                said.contains("router=192.168.124.1 dns=192.168.124.1"),
+                "{said}"
+            );
+            assert!(guest.can_ping("192.168.124.1"));
+            // The world has no way back to the guest's address: it has seen the host's.
+            assert!(!world.attempt("ip route get 192.168.124.5").status.success());
+            assert!(guest.can_ping("203.0.113.2"));
+            helper.stop();
+        },
+    );
+}
+
+#[test]
+fn the_world_does_not_reach_a_guest_behind_the_hosts_address() {
+    on_own_host(
+        "guests::the_world_does_not_reach_a_guest_behind_the_hosts_address",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let world = world();
+            let helper = Helper::start(folder.path(), "--network dhcp=off");
+            let guest = guest(&helper, "default");
+            guest.machine.run("ip addr add 192.168.124.9/24 dev eth0");
+            guest.machine.run("ip route add default via 192.168.124.1");
+            assert!(guest.can_ping("203.0.113.2"));
+
+            world.run("ip route add 192.168.124.0/24 via 203.0.113.1");
+
+            assert!(
+                !world
+                    .attempt("ping -c 1 -W 1 192.168.124.9")
+                    .status
+                    .success()
+            );
+            helper.stop();
+        },
+    );
+}
+
+#[test]
+fn a_routed_network_is_reached_by_its_own_addresses() {
+    on_own_host(
+        "guests::a_routed_network_is_reached_by_its_own_addresses",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let world = world();
+            world.run("ip route add 10.77.0.0/24 via 203.0.113.1");
+            let helper = Helper::start(
+                folder.path(),
+                "--network name=lab,mode=routed,subnet=10.77.0.0/24",
+            );
+            let guest = guest(&helper, "lab");
+
+            let said = guest.dhcp(folder.path());
+            has_address(&said, "10.77.0.");
+            let address = said
+                .lines()
+                .find_map(|l| l.strip_prefix("ip=")?.split(' ').next())
+                .unwrap();
+
+            world.run(&format!("ping -c 1 -W 2 {address}"));
+            assert!(guest.can_ping("203.0.113.2"));
+            helper.stop();
+        },
+    );
+}
+
+#[test]
+fn an_isolated_guest_reaches_the_host_and_nobody_else() {
+    on_own_host(
+        "guests::an_isolated_guest_reaches_the_host_and_nobody_else",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let _world = world();
+            // The other network has the host forward packets.
+            let networks = "--network default --network name=island,bridge=island0,subnet=10.78.0.0/24,mode=isolated";
+            let helper = Helper::start(folder.path(), networks);
+            let guest = guest(&helper, "island");
+
+            let said = guest.dhcp(folder.path());
+
+            has_address(&said, "10.78.0.");
+            assert!(said.contains("router= "), "{said}");
+            assert!(guest.can_ping("10.78.0.1"));
+            guest.machine.run("ip route add default via 10.78.0.1");
+            assert!(!guest.can_ping("203.0.113.2"));
+            helper.stop();
+        },
+    );
+}
+
+#[test]
+fn a_guest_with_an_address_of_another_network_reaches_nobody_through_the_host() {
+    on_own_host(
+        "guests::a_guest_with_an_address_of_another_network_reaches_nobody_through_the_host",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let world = world();
+            world.run("ip route add 10.99.0.0/24 via 203.0.113.1");
+            let helper = Helper::start(folder.path(), "--network dhcp=off");
+            let guest = guest(&helper, "default");
+            guest.machine.run("ip addr add 10.99.0.9/24 dev eth0");
+            guest.machine.run("ip route add 192.168.124.1 dev eth0");
+            guest.machine.run("ip route add default via 192.168.124.1");
+            run("ip route add 10.99.0.0/24 dev bulkhead0");
+
+            assert!(!guest.can_ping("203.0.113.2"));
+            helper.stop();
+        },
+    );
+}
+
+#[test]
+fn guests_of_one_network_reach_each_other() {
+    on_own_host("guests::guests_of_one_network_reach_each_other", || {
+        let folder = tempfile::tempdir().unwrap();
+        let helper = Helper::start(folder.path(), "--network dhcp=off");
+        let (one, other) = (guest(&helper, "default"), guest(&helper, "default"));
+        one.machine.run("ip addr add 192.168.124.11/24 dev eth0");
+        other.machine.run("ip addr add 192.168.124.12/24 dev eth0");
+
+        assert!(one.can_ping("192.168.124.12"));
+        helper.stop();
+    });
+}
+
+#[test]
+fn a_bridge_of_somebody_else_is_joined_and_left_alone() {
+    on_own_host(
+        "guests::a_bridge_of_somebody_else_is_joined_and_left_alone",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            run(
+                "ip link add br7 type bridge && ip addr add 10.7.0.1/24 dev br7 && ip link set br7 up",
+            );
+            let before = crate::host::traces(folder.path());
+            let helper = Helper::start(folder.path(), "--network name=lan,mode=bridge,bridge=br7");
+            let guest = guest(&helper, "lan");
+            assert_eq!(guest.lease.info.bridge, "br7");
+            assert_eq!(guest.lease.info.subnet, None);
+            guest.machine.run("ip addr add 10.7.0.9/24 dev eth0");
+            assert!(guest.can_ping("10.7.0.1"));
+
+            helper.stop();
+
+            assert_eq!(crate::host::traces(folder.path()), before);
+        },
+    );
+}
+
+#[test]
+fn dhcp_comes_back_when_dnsmasq_dies() {
+    on_own_host("guests::dhcp_comes_back_when_dnsmasq_dies", || {
+        let folder = tempfile::tempdir().unwrap();
+        let helper = Helper::start(folder.path(), "");
+        let [first] = dnsmasqs()[..] else {
+            panic!("one dnsmasq")
+        };
+
+        run(&format!("kill -9 {first}"));
+
+        eventually("another dnsmasq", || {
+            dnsmasqs().iter().any(|&pid| pid != first)
+        });
+        has_address(
+            &guest(&helper, "default").dhcp(folder.path()),
+            "192.168.124.",
+        );
+        helper.stop();
+        assert!(dnsmasqs().is_empty());
+    });
+}
+
+#[test]
+fn dnsmasq_is_its_own_user_and_the_helper_keeps_one_capability() {
+    on_own_host(
+        "guests::dnsmasq_is_its_own_user_and_the_helper_keeps_one_capability",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let helper = Helper::start(folder.path(), "");
+            let status = |pid: i32| {
+                std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))
+                    .unwrap()
+            };
+            let field = |status: &str, name: &str| {
+                let line = status
+                    .lines()
+                    .find_map(|l| l.strip_prefix(name)?.strip_prefix(":\t"));
+                line.unwrap().to_owned()
+            };
+
+            let [dnsmasq] = dnsmasqs()[..] else {
+                panic!("one dnsmasq")
+            };
+            assert!(!field(&status(dnsmasq), "Uid").starts_with("0\t"));
+
+            let own = status(helper.child.id() as i32);
+            let net_admin = format!("{:016x}", 1u64 << 12);
+            assert_eq!(
+                [field(&own, "CapPrm"), field(&own, "CapBnd")],
+                [net_admin.clone(), net_admin]
+            );
+            assert_eq!(
+                (
+                    field(&own, "NoNewPrivs").as_str(),
+                    field(&own, "Seccomp").as_str()
+                ),
+                ("1", "2")
+            );
+            helper.stop();
+        },
+    );
+}

@@ -1,0 +1,331 @@
+//! A host to try things on: a network namespace, programs in it, and what is to be seen of them.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bulkhead_net_protocol::{Client, Error, Lease, TapRequest};
+use rustix::process::{Pid, Signal, kill_process};
+use tap::{InterfaceName, Options, Tap};
+
+/// How long anything may take that does not depend on a person.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs `body` on a host of its own: the test program starts itself again in a new network namespace, for this one test.
+pub(crate) fn on_own_host(test: &str, body: impl FnOnce()) {
+    const INSIDE: &str = "NET_HELPER_TEST_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        run("ip link set lo up");
+        return body();
+    }
+    if let Some(why) = missing() {
+        eprintln!("skipped: {test}: {why}");
+        return;
+    }
+    let status = Command::new("unshare")
+        .args(["--net", "--mount"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+/// What this machine lacks for these tests.
+fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("needs root: dnsmasq becomes another user".into());
+    }
+    for program in [
+        "/usr/sbin/dnsmasq",
+        "/usr/sbin/nft",
+        "/usr/bin/busybox",
+        "/usr/bin/unshare",
+        "/usr/bin/nsenter",
+    ] {
+        if !Path::new(program).exists() {
+            return Some(format!("{program} is not installed"));
+        }
+    }
+    let probe = Command::new("unshare")
+        .args(["--net", "--mount", "test", "-w", "/dev/net/tun"])
+        .status();
+    (!probe.is_ok_and(|status| status.success()))
+        .then(|| "no network namespaces or no /dev/net/tun".into())
+}
+
+/// Runs a command that must succeed; what it printed.
+pub(crate) fn run(command: &str) -> String {
+    let output = attempt(command);
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a command that may fail.
+pub(crate) fn attempt(command: &str) -> Output {
+    Command::new("sh")
+        .args(["-c", command])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Waits until something is so.
+pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Everything that the helper could leave behind or destroy, in words.
+pub(crate) fn traces(folder: &Path) -> String {
+    // Addresses are in the order of the interfaces' numbers; counters and ages are left out.
+    let forwarding = run("cat /proc/sys/net/ipv4/ip_forward");
+    let links = run("ip -o link | cut -d' ' -f2");
+    let addresses = run("ip -o -4 addr | sed 's/valid_lft.*//'");
+    let routes = run("ip -4 route");
+    let rules = run("nft list ruleset");
+    let files = run(&format!("find {} | sort", folder.display()));
+    format!(
+        "forwarding {forwarding}\n{links}\n{addresses}\n{routes}\n{rules}\n{files}\ndnsmasq {:?}",
+        dnsmasqs()
+    )
+}
+
+/// The dnsmasqs of this network namespace.
+pub(crate) fn dnsmasqs() -> Vec<i32> {
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let processes = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    processes
+        .filter(|pid: &i32| {
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let namespace = std::fs::read_link(format!("/proc/{pid}/ns/net"));
+            comm.trim() == "dnsmasq" && namespace.is_ok_and(|ns| ns == own)
+        })
+        .collect()
+}
+
+/// A running helper.
+pub(crate) struct Helper {
+    pub(crate) child: Child,
+    pub(crate) socket: PathBuf,
+}
+
+impl Helper {
+    /// Starts one that must become ready.
+    pub(crate) fn start(folder: &Path, options: &str) -> Helper {
+        let notify = folder.join("notify");
+        let ready = UnixDatagram::bind(&notify).unwrap();
+        ready.set_read_timeout(Some(PATIENCE)).unwrap();
+        let socket = folder.join("helper.sock");
+        let child = command(folder, options)
+            .env("NOTIFY_SOCKET", &notify)
+            .spawn()
+            .unwrap();
+        let mut message = [0; 16];
+        let length = ready.recv(&mut message).expect("the helper becomes ready");
+        assert_eq!(&message[..length], b"READY=1\n");
+        std::fs::remove_file(notify).unwrap();
+        Helper { child, socket }
+    }
+
+    pub(crate) fn lease(&self, request: &TapRequest) -> Result<Lease, Error> {
+        Client::connect(&self.socket)?.request_tap(request)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Ends it in order.
+    pub(crate) fn stop(mut self) {
+        self.signal(Signal::TERM);
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    /// Waits for one that was killed.
+    pub(crate) fn wait_for_the_end(mut self) {
+        self.child.wait().unwrap();
+    }
+
+    /// Ends it as the kernel does when memory runs out.
+    pub(crate) fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().unwrap();
+    }
+}
+
+/// A test that fails leaves no helper behind; one that stopped it does not notice.
+impl Drop for Helper {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Runs a helper that must refuse to start; its one line.
+pub(crate) fn refused(folder: &Path, options: &str, status: i32) -> String {
+    let output = command(folder, options)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("error: "), "{text}");
+    text
+}
+
+fn command(folder: &Path, options: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-net-helper"));
+    command.arg("--socket-path").arg(folder.join("helper.sock"));
+    command.args(options.split_whitespace());
+    command
+}
+
+/// Another machine: a network namespace that lives as long as this value.
+pub(crate) struct Machine {
+    sleeper: Child,
+}
+
+impl Machine {
+    pub(crate) fn new() -> Machine {
+        let mut sleeper = Command::new("unshare")
+            .args([
+                "--net",
+                "sh",
+                "-c",
+                "ip link set lo up && echo up && exec sleep 600",
+            ])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(sleeper.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "up\n");
+        Machine { sleeper }
+    }
+
+    /// Runs a command there that must succeed.
+    pub(crate) fn run(&self, command: &str) -> String {
+        run(&self.inside(command))
+    }
+
+    /// Runs a command there that may fail.
+    pub(crate) fn attempt(&self, command: &str) -> Output {
+        attempt(&self.inside(command))
+    }
+
+    fn inside(&self, command: &str) -> String {
+        format!("nsenter --target {} --net {command}", self.sleeper.id())
+    }
+
+    /// Gives it an interface of this host.
+    pub(crate) fn take(&self, interface: &str) {
+        run(&format!(
+            "ip link set {interface} netns {}",
+            self.sleeper.id()
+        ));
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.sleeper.kill();
+        let _ = self.sleeper.wait();
+    }
+}
+
+/// The world outside: a machine on a wire to this host, which knows no way to the guests.
+pub(crate) fn world() -> Machine {
+    let world = Machine::new();
+    run("ip link add uplink type veth peer name outside");
+    run("ip addr add 203.0.113.1/24 dev uplink && ip link set uplink up");
+    world.take("outside");
+    world.run("ip addr add 203.0.113.2/24 dev outside");
+    world.run("ip link set outside up");
+    world
+}
+
+/// A guest on a TAP device that was leased: a machine whose eth0 is wired to it.
+pub(crate) struct Guest {
+    pub(crate) machine: Machine,
+    pub(crate) lease: Lease,
+    _wire: JoinHandle<()>,
+}
+
+impl Guest {
+    pub(crate) fn new(helper: &Helper, request: &TapRequest) -> Guest {
+        let mut lease = helper.lease(request).unwrap();
+        let host_end = Tap::from_fd(lease.queues.remove(0)).unwrap();
+        let guest_end = Tap::open(&InterfaceName::new("eth0").unwrap(), Options::VNET_HDR).unwrap();
+        guest_end.set_vnet_hdr_len(tap::VNET_HDR_LEN).unwrap();
+        guest_end.set_mac(lease.info.mac.octets()).unwrap();
+        let machine = Machine::new();
+        machine.take("eth0");
+        machine.run("ip link set eth0 up");
+        let _wire = std::thread::spawn(move || carry(&host_end, &guest_end));
+        Guest {
+            machine,
+            lease,
+            _wire,
+        }
+    }
+
+    /// Asks for an address as guests do. What the client says.
+    pub(crate) fn dhcp(&self, folder: &Path) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        let script = folder.join("udhcpc.sh");
+        let text = "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nip addr add $ip/$mask dev $interface\n\
+                    [ -z \"$router\" ] || ip route add default via $router\necho \"ip=$ip router=$router dns=$dns\"\n";
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        self.machine.run(&format!(
+            "busybox udhcpc -i eth0 -q -n -f -t 10 -T 1 -s {}",
+            script.display()
+        ))
+    }
+
+    pub(crate) fn can_ping(&self, address: &str) -> bool {
+        self.machine
+            .attempt(&format!("ping -c 1 -W 2 {address}"))
+            .status
+            .success()
+    }
+}
+
+/// Carries frames between two TAP devices, header and all, until one of them is gone.
+fn carry(a: &Tap, b: &Tap) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    loop {
+        let mut ready = [PollFd::new(a, PollFlags::IN), PollFd::new(b, PollFlags::IN)];
+        poll(&mut ready, None).unwrap();
+        for (from, to) in [(a, b), (b, a)] {
+            let mut frame = [0; 65_600];
+            match rustix::io::read(from, &mut frame) {
+                Ok(length) => drop(rustix::io::write(to, &frame[..length])),
+                Err(rustix::io::Errno::AGAIN) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What clients get and when they lose it.
+
+use std::fs::File;
+use std::io::ErrorKind as IoErrorKind;
+use std::os::fd::AsFd;
+
+use bulkhead_net_protocol::{
+    Channel, Client, ErrorKind, RefusalKind, Reply, Request, TapRequest, decode,
+};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use tap::{Options, Tap};
+
+use crate::host::{Helper, attempt, eventually, on_own_host, run};
+
+fn exists(interface: &str) -> bool {
+    attempt(&format!("ip link show {interface}"))
+        .status
+        .success()
+}
+
+#[test]
+fn a_lease_is_what_was_asked_for() {
+    on_own_host("leases::a_lease_is_what_was_asked_for", || {
+        let folder = tempfile::tempdir().unwrap();
+        let helper = Helper::start(folder.path(), "--network dhcp=off");
+        let mac = "52:54:00:00:00:07".parse().unwrap();
+        let request = TapRequest {
+            network: "default".into(),
+            mac: Some(mac),
+            queues: 3,
+            mtu: Some(9000),
+        };
+
+        let lease = helper.lease(&request).unwrap();
+
+        assert_eq!(
+            (lease.info.mac, lease.info.mtu, lease.info.bridge.as_str()),
+            (mac, 9000, "bulkhead0")
+        );
+        assert_eq!(
+            lease.info.subnet.unwrap().gateway.to_string(),
+            "192.168.124.1"
+        );
+        assert_eq!(lease.queues.len(), 3);
+        let queues: Vec<_> = lease
+            .queues
+            .into_iter()
+            .map(|queue| Tap::from_fd(queue).unwrap())
+            .collect();
+        for queue in &queues {
+            assert_eq!(queue.name().as_str(), lease.info.interface);
+            assert_eq!(queue.options(), Options::VNET_HDR | Options::MULTI_QUEUE);
+            assert_eq!(queue.mtu().unwrap(), 9000);
+            assert_ne!(
+                queue.mac().unwrap(),
+                mac.octets(),
+                "the host's end is not the guest's"
+            );
+        }
+        let shown = run(&format!("ip link show {}", lease.info.interface));
+        assert!(
+            shown.contains("master bulkhead0") && shown.contains("UP"),
+            "{shown}"
+        );
+        helper.stop();
+    });
+}
+
+#[test]
+fn an_mtu_too_small_for_ipv6_can_be_had() {
+    on_own_host("leases::an_mtu_too_small_for_ipv6_can_be_had", || {
+        let folder = tempfile::tempdir().unwrap();
+        let helper = Helper::start(folder.path(), "--network dhcp=off");
+        let lease = helper
+            .lease(&TapRequest {
+                mtu: Some(576),
+                ..TapRequest::on("default")
+            })
+            .unwrap();
+        let queue = Tap::from_fd(lease.queues.into_iter().next().unwrap()).unwrap();
+        assert_eq!(queue.mtu().unwrap(), 576);
+        helper.stop();
+    });
+}
+
+#[test]
+fn the_device_goes_with_the_connection_even_if_its_file_is_kept() {
+    on_own_host(
+        "leases::the_device_goes_with_the_connection_even_if_its_file_is_kept",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let helper = Helper::start(folder.path(), "--network dhcp=off");
+            let lease = helper.lease(&TapRequest::on("default")).unwrap();
+            let interface = lease.info.interface.clone();
+            assert!(exists(&interface));
+
+            drop(lease.connection);
+
+            eventually("the TAP device is taken back", || !exists(&interface));
+            let error = rustix::io::read(&lease.queues[0], &mut [0u8; 2048]).unwrap_err();
+            assert_eq!(error, rustix::io::Errno::BADFD);
+            helper.stop();
+        },
+    );
+}
+
+#[test]
+fn requests_that_cannot_be_met_are_refused_with_a_reason() {
+    on_own_host(
+        "leases::requests_that_cannot_be_met_are_refused_with_a_reason",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let helper = Helper::start(folder.path(), "--network dhcp=off");
+            let mac = Some("52:54:00:00:00:07".parse().unwrap());
+            let _held = helper
+                .lease(&TapRequest {
+                    mac,
+                    ..TapRequest::on("default")
+                })
+                .unwrap();
+            let on = TapRequest::on("default");
+            for (request, kind, why) in [
+                (
+                    TapRequest::on("lan"),
+                    RefusalKind::UnknownNetwork,
+                    "no network \"lan\"; it has default",
+                ),
+                (
+                    TapRequest {
+                        queues: 0,
+                        ..on.clone()
+                    },
+                    RefusalKind::Invalid,
+                    "0 queues",
+                ),
+                (
+                    TapRequest {
+                        queues: 17,
+                        ..on.clone()
+                    },
+                    RefusalKind::Invalid,
+                    "17 queues",
+                ),
+                (
+                    TapRequest {
+                        mtu: Some(67),
+                        ..on.clone()
+                    },
+                    RefusalKind::Invalid,
+                    "MTU of 67",
+                ),
+                (
+                    TapRequest {
+                        mtu: Some(65535),
+                        ..on.clone()
+                    },
+                    RefusalKind::Invalid,
+                    "MTU of 65535",
+                ),
+                (
+                    TapRequest { mac, ..on },
+                    RefusalKind::Invalid,
+                    "52:54:00:00:00:07 is in use",
+                ),
+            ] {
+                let error = helper.lease(&request).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Refused(kind), "{error}");
+                assert!(error.to_string().contains(why), "{error}");
+            }
+            assert_eq!(
+                run("ip -o link | grep -c bhtap").trim(),
+                "1",
+                "nothing was made for them"
+            );
+            helper.stop();
+        },
+    );
+}
+
+/// A connection to say things on that the client would not.
+fn rude(helper: &Helper) -> Channel {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    connect(&socket, &SocketAddrUnix::new(&helper.socket).unwrap()).unwrap();
+    Channel::new(socket)
+}
+
+#[test]
+fn nonsense_closes_its_connection_and_harms_nobody_else() {
+    on_own_host(
+        "leases::nonsense_closes_its_connection_and_harms_nobody_else",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let helper = Helper::start(folder.path(), "--network dhcp=off");
+            let polite = helper.lease(&TapRequest::on("default")).unwrap();
+            for nonsense in [
+                &b"{"[..],
+                b"\0",
+                &[b'['; 4096],
+                &[b' '; 8192],
+                br#"{"version":2,"body":null}"#,
+            ] {
+                let channel = rude(&helper);
+                rustix::net::send(&channel, nonsense, rustix::net::SendFlags::empty()).unwrap();
+                if let Some(packet) = channel.receive().unwrap() {
+                    assert!(matches!(decode(&packet.bytes), Ok(Reply::Refused(_))));
+                    assert!(channel.receive().unwrap().is_none());
+                }
+            }
+            // Files that nobody asked for.
+            let channel = rude(&helper);
+            let null = File::open("/dev/null").unwrap();
+            channel
+                .send(&Request::Tap(TapRequest::on("default")), &[null.as_fd(); 4])
+                .unwrap();
+            assert!(matches!(
+                decode(&channel.receive().unwrap().unwrap().bytes),
+                Ok(Reply::Refused(_))
+            ));
+
+            assert!(exists(&polite.info.interface));
+            helper.lease(&TapRequest::on("default")).unwrap();
+            helper.stop();
+        },
+    );
+}
+
+#[test]
+fn a_second_request_on_a_connection_ends_it() {
+    on_own_host("leases::a_second_request_on_a_connection_ends_it", || {
+        let folder = tempfile::tempdir().unwrap();
+        let helper = Helper::start(folder.path(), "--network dhcp=off");
+        let channel = rude(&helper);
+        let request = Request::Tap(TapRequest::on("default"));
+        channel.send(&request, &[]).unwrap();
+        let Reply::Tap(info) = decode(&channel.receive().unwrap().unwrap().bytes).unwrap() else {
+            panic!("a lease")
+        };
+
+        channel.send(&request, &[]).unwrap();
+
+        assert!(matches!(
+            decode(&channel.receive().unwrap().unwrap().bytes),
+            Ok(Reply::Refused(_))
+        ));
+        assert!(channel.receive().unwrap().is_none());
+        assert!(!exists(&info.interface));
+        helper.stop();
+    });
+}
+
+#[test]
+fn only_root_and_the_sockets_group_may_ask() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    on_own_host("leases::only_root_and_the_sockets_group_may_ask", || {
+        let folder = tempfile::tempdir().unwrap();
+        let helper = Helper::start(folder.path(), "--network dhcp=off --group nogroup");
+        let socket = std::fs::metadata(&helper.socket).unwrap();
+        assert_eq!(
+            (socket.gid(), socket.permissions().mode() & 0o777),
+            (65534, 0o660)
+        );
+
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let as_group = |gid| {
+            let path = helper.socket.display();
+            let connect = format!(
+                "setpriv --reuid 4711 --regid {gid} --clear-groups socat -u OPEN:/dev/null UNIX-CONNECT:{path},type=5"
+            );
+            attempt(&connect).status.success()
+        };
+        assert!(as_group(65534));
+        assert!(!as_group(4711));
+        helper.stop();
+    });
+}
+
+#[test]
+fn an_idle_helper_ends_by_itself_once_it_was_of_use() {
+    on_own_host(
+        "leases::an_idle_helper_ends_by_itself_once_it_was_of_use",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let before = crate::host::traces(folder.path());
+            let mut helper = Helper::start(folder.path(), "--network default --exit-idle");
+            // One that asks for nothing is no use.
+            drop(Client::connect(&helper.socket).unwrap());
+            let (one, other) = (
+                helper.lease(&TapRequest::on("default")).unwrap(),
+                helper.lease(&TapRequest::on("default")).unwrap(),
+            );
+
+            drop(one);
+            eventually("one device is taken back", || {
+                run("ip -o link | grep -c bhtap").trim() == "1"
+            });
+            assert!(
+                helper.child.try_wait().unwrap().is_none(),
+                "another has its device still"
+            );
+            drop(other);
+
+            assert!(helper.child.wait().unwrap().success());
+            assert_eq!(
+                Client::connect(&helper.socket).unwrap_err().kind(),
+                ErrorKind::NotRunning
+            );
+            assert_eq!(
+                std::fs::metadata(&helper.socket).unwrap_err().kind(),
+                IoErrorKind::NotFound
+            );
+            assert_eq!(crate::host::traces(folder.path()), before);
+        },
+    );
+}
