@@ -1,0 +1,192 @@
+//! An unmodified Linux on `bulkhead-block`, with QEMU between them: the driver that most guests have, and a frontend that is not ours.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on has failed
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use bulkhead_tests::guest::{Backend, Format, Image, is_installed};
+use bulkhead_tests::guest_linux::{self, CMDLINE};
+use bulkhead_tests::workplace::Workplace;
+
+const SIZE: usize = 32 << 20;
+
+/// Both disks: read, write, discard; then writers that go on while their back-end is killed, and a look at what they wrote.
+const SCRIPT: &str = r#"
+for disk in vda vdb; do
+  say value $disk.serial "$(cat /sys/block/$disk/serial)"
+  say value $disk.queues $(ls /sys/block/$disk/mq | wc -l)
+  say value $disk.cache "$(cat /sys/block/$disk/queue/write_cache)"
+done
+dd if=/dev/urandom of=/tmp/data bs=1M count=4 2>/dev/null
+dd if=/dev/zero of=/tmp/zero bs=1M count=1 2>/dev/null
+for disk in vda vdb; do
+  dd if=/tmp/data of=/dev/$disk bs=64k conv=fsync 2>/dev/null || fail $disk write
+  blkdiscard -o 1048576 -l 1048576 /dev/$disk || fail $disk discard
+  dd if=/dev/$disk bs=1M skip=1 count=1 iflag=direct 2>/dev/null | cmp - /tmp/zero || fail $disk discarded
+  dd if=/dev/$disk bs=1M skip=2 count=2 iflag=direct 2>/dev/null >/tmp/seen
+  dd if=/tmp/data bs=1M skip=2 2>/dev/null | cmp - /tmp/seen || fail $disk read
+done
+say ok io
+for disk in vda vdb; do for part in 0 1; do
+  ( for round in 1 2 3; do
+      dd if=/tmp/data of=/dev/$disk bs=32k seek=$((256 + part * 384 + round * 128 - 128)) oflag=direct 2>/tmp/why ||
+        fail $disk write: $(cat /tmp/why)
+      say round $disk
+    done ) &
+done; done
+wait
+echo 3 >/proc/sys/vm/drop_caches
+for disk in vda vdb; do for at in 0 1 2 3 4 5; do
+  dd if=/dev/$disk bs=4M skip=$((2 + at)) count=1 iflag=direct 2>/dev/null | cmp - /tmp/data || fail $disk differs at $at
+done; done
+say value hash $(sha256sum </tmp/data)
+say verified
+"#;
+
+struct Guest {
+    qemu: Child,
+    console: BufReader<ChildStdout>,
+    story: String,
+}
+
+impl Guest {
+    fn start(kernel: &Path, initramfs: &Path, disks: [&Backend; 2]) -> Self {
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+        ]);
+        command.args([
+            "-machine",
+            "q35,memory-backend=ram",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+        ]);
+        command.args(["-smp", "2", "-m", "256M", "-object"]);
+        command.arg("memory-backend-memfd,id=ram,size=256M,share=on");
+        command.arg("-kernel").arg(kernel);
+        command.arg("-initrd").arg(initramfs);
+        command.args(["-append", CMDLINE, "-serial", "stdio"]);
+        for (name, disk) in ["a", "b"].iter().zip(disks) {
+            let socket = disk.socket().display();
+            command.arg("-chardev");
+            command.arg(format!("socket,id={name},path={socket},reconnect-ms=10"));
+            command.arg("-device");
+            command.arg(format!("vhost-user-blk-pci,chardev={name},num-queues=2"));
+        }
+        let mut qemu = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let console = BufReader::new(qemu.stdout.take().unwrap());
+        Self {
+            qemu,
+            console,
+            story: String::new(),
+        }
+    }
+
+    /// What the guest says next, `None` at its end.
+    fn next_word(&mut self) -> Option<String> {
+        loop {
+            let mut line = Vec::new();
+            if self.console.read_until(b'\n', &mut line).unwrap() == 0 {
+                return None;
+            }
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            self.story += &format!("  {line}\n");
+            if let Some((_, word)) = line.split_once("guest: ") {
+                assert!(!word.starts_with("FAILED"), "{}", self.story);
+                return Some(word.to_owned());
+            }
+        }
+    }
+
+    fn expect(&mut self, wanted: &str) {
+        let said = self.next_word();
+        assert_eq!(said.as_deref(), Some(wanted), "{}", self.story);
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+#[test]
+fn linux_loses_nothing_when_its_disks_are_killed() {
+    const TEST: &str = "linux_loses_nothing_when_its_disks_are_killed";
+    let workplace = Workplace::find().unwrap();
+    let kernel = match workplace.kernel() {
+        Ok(kernel) => kernel,
+        Err(error) => return eprintln!("skipped: {TEST}: {error:#}"),
+    };
+    if !is_installed("qemu-system-x86_64", TEST) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let initramfs = folder.path().join("initramfs");
+    guest_linux::build(&kernel, SCRIPT, &[], &initramfs).unwrap();
+    let raw = Image::with_pattern(folder.path(), "raw", Format::Raw, SIZE, 5);
+    let base = Image::with_pattern(folder.path(), "base", Format::Qcow2, SIZE, 6);
+    let overlay = base.overlay(folder.path(), "overlay");
+    let base_before = std::fs::read(base.path()).unwrap();
+    let serve = |name, image, serial| {
+        let more = ["--num-queues", "2", "--serial", serial];
+        Backend::block(folder.path(), name, image, &more)
+    };
+    let mut vda = serve("vda", &raw, "disk-a");
+    let mut vdb = serve("vdb", &overlay, "disk-b");
+
+    let mut guest = Guest::start(&kernel.bzimage(), &initramfs, [&vda, &vdb]);
+    guest.expect("up");
+    for (disk, serial) in [("vda", "disk-a"), ("vdb", "disk-b")] {
+        guest.expect(&format!("value {disk}.serial {serial}"));
+        guest.expect(&format!("value {disk}.queues 2"));
+        guest.expect(&format!("value {disk}.cache write back"));
+    }
+    guest.expect("ok io");
+    let mut hash = None;
+    // Whenever a writer has come around, the others are in the middle of it.
+    while let Some(word) = guest.next_word() {
+        match word.as_str() {
+            "round vda" => vda.kill_and_restart(),
+            "round vdb" => vdb.kill_and_restart(),
+            "verified" => break,
+            other => hash = other.strip_prefix("value hash ").map(str::to_owned),
+        }
+    }
+    assert_eq!(guest.next_word(), None, "{}", guest.story);
+    assert!(guest.qemu.wait().unwrap().success());
+
+    for backend in [vda, vdb] {
+        let (status, said) = backend.wait();
+        assert!(status.success(), "{status}: {said}");
+    }
+    // A process that is killed may leave clusters that nothing uses (3), and nothing worse.
+    let check = Command::new("qemu-img")
+        .args(["check", "-q", "-f", "qcow2"])
+        .arg(overlay.path())
+        .output()
+        .unwrap();
+    assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
+    assert!(std::fs::read(base.path()).unwrap() == base_before);
+    let hash = hash.unwrap();
+    let hash = hash.split_whitespace().next().unwrap();
+    for image in [&raw, &overlay] {
+        let contents = image.contents();
+        for part in contents[8 << 20..].chunks(4 << 20) {
+            assert_eq!(bulkhead_tests::hash::of(part), hash);
+        }
+    }
+}
