@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 
 use bulkhead_tests::guest::{
@@ -127,6 +128,7 @@ fn a_device_can_be_reset_and_used_again() {
         assert_eq!(machine.expect("blk read ").number("crc32"), expected);
     }
     machine.expect_success();
+    assert!(backend.wait().0.success());
     image.check();
 }
 
@@ -243,4 +245,22 @@ fn a_backend_killed_during_io_is_a_pause_and_not_an_error() {
         assert_eq!(end.number("crc32"), crc32(&image.contents()), "{format:?}");
         image.check();
     }
+}
+
+#[test]
+fn a_guest_whose_backend_is_gone_can_power_off() {
+    if !kvm_is_usable("a_guest_whose_backend_is_gone_can_power_off") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let image = Image::with_pattern(folder.path(), "disk", Format::Raw, IMAGE_SIZE, SEED);
+    let backend = Backend::block(folder.path(), "vda", &image, &[]);
+    let (mut machine, mut input) = Machine::start_with_input("test=blk,echo", &disk(&backend));
+    machine.expect("echo ready");
+    backend.kill();
+    input.write_all(b"go on\n").unwrap();
+    machine.expect("echo go on");
+    let said = machine.expect_end();
+    // Whether the monitor notices before it ends is a race.
+    assert!(said.lines().all(|line| line.contains("is gone")), "{said}");
 }

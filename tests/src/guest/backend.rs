@@ -129,6 +129,11 @@ impl Backend {
         self.program = Self::run(&self.command);
     }
 
+    /// Kills it at once (`SIGKILL`).
+    pub fn kill(mut self) {
+        self.program.kill();
+    }
+
     /// Waits until it ends by itself.
     pub fn wait(mut self) -> (ExitStatus, String) {
         self.program.wait()

@@ -194,15 +194,16 @@ impl Machine {
     }
 
     /// Waits for the guest's `ok` and an orderly end of the monitor, which must have said nothing but that the backend was
-    /// gone and came back, `times` each.
+    /// gone and came back, up to `times` each: one that is killed again before it was found is not missed twice.
     ///
     /// # Panics
     /// When that is not how it ends.
     pub fn expect_success_after_losing_backend(self, times: usize) {
         let said = self.expect_end();
         let count = |what| said.lines().filter(|line| line.contains(what)).count();
-        let lines = (count("is gone"), count("is back"), said.lines().count());
-        assert_eq!(lines, (times, times, 2 * times), "{said}");
+        let (gone, back) = (count("is gone"), count("is back"));
+        assert!((1..=times).contains(&gone), "{said}");
+        assert_eq!((back, said.lines().count()), (gone, 2 * gone), "{said}");
     }
 
     /// Waits for the guest's `ok` and an orderly end of the monitor. Returns what that wrote to standard error.

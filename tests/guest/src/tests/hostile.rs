@@ -22,6 +22,10 @@ use crate::{pattern, port};
 
 const CONFIGURATION_SPACE: u64 = 4096;
 const RING_PAGES: usize = 8;
+/// As many bytes as a device can be told to write behind an address.
+const SLACK_PAGES: usize = 16;
+/// Makes an address one where there is no memory.
+const NO_MEMORY: u64 = 1 << 62;
 /// Time stamp counter ticks in which a backend would find something to do: about 3 ms.
 const A_WHILE: u64 = 10_000_000;
 
@@ -96,7 +100,7 @@ pub(super) fn driver(words: &CommandLine, configuration: Configuration) {
         Ok(transport) => transport,
         Err(error) => panic!("{function}: {error}"),
     };
-    let (rings, _) = GuestHal::dma_alloc(RING_PAGES, BufferDirection::Both);
+    let (rings, _) = GuestHal::dma_alloc(RING_PAGES + SLACK_PAGES, BufferDirection::Both);
     for _ in 0..rounds {
         set_up_wrongly(&mut random, transport.structures(), rings);
     }
@@ -106,21 +110,22 @@ pub(super) fn driver(words: &CommandLine, configuration: Configuration) {
 
 fn set_up_wrongly(random: &mut Random, (common, notify): (u64, u64), rings: u64) {
     for word in 0..RING_PAGES as u64 * 4096 / 8 {
-        // Descriptors, more or less, which as rings make some sense too: an address; a length, flags and a number.
+        // Descriptors, more or less, which as rings make some sense too: an address; a length, flags and a number. What
+        // the device takes for good it writes to, so no address is that of other memory.
         let value = match (random.below(16), word % 2) {
-            (0, _) => random.value(),
-            (1..8, 0) => random.below(4) << 16,
+            (0, 0) => random.value() | NO_MEMORY,
+            (1..8, 0) => random.below(4) << 16 | NO_MEMORY,
             (_, 0) => rings + random.below(RING_PAGES as u64 * 4096),
+            (0, _) => random.value() & !(0xffff << 16),
             _ => random.below(2048) | random.below(8) << 32 | random.below(8) << 48,
         };
         // SAFETY: the memory of the rings, which nothing else uses.
         unsafe { memory::write(rings + word * 8, value) }
     }
     let put = |random: &mut Random, offset: u64, width: u64, value: u64| {
-        let value = if random.below(16) == 0 {
-            random.value()
-        } else {
-            value
+        let value = match random.below(16) {
+            0 if width < 8 => random.value(),
+            _ => value,
         };
         let times = [0, 1, 1, 1, 1, 1, 1, 2][random.below(8) as usize];
         for _ in 0..times {
@@ -150,7 +155,11 @@ fn set_up_wrongly(random: &mut Random, (common, notify): (u64, u64), rings: u64)
         put(random, QUEUE_SIZE, 2, size);
         put(random, QUEUE_VECTOR, 2, queue);
         for offset in [QUEUE_DESCRIPTORS, QUEUE_DRIVER, QUEUE_DEVICE] {
-            let address = rings + random.below(RING_PAGES as u64) * 4096;
+            let address = match random.below(16) {
+                0 => random.value() | NO_MEMORY,
+                1 => rings + random.below(RING_PAGES as u64 * 4096),
+                _ => rings + random.below(RING_PAGES as u64) * 4096,
+            };
             put(random, offset, 8, address);
         }
         put(random, QUEUE_ENABLE, 2, 1);
