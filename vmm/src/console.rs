@@ -13,7 +13,7 @@ use bulkhead_devices::Serial;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::termios::{
-    LocalModes, OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr,
+    LocalModes, OptionalActions, SpecialCodeIndex, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr,
 };
 
 use crate::config::SerialConfig;
@@ -299,6 +299,9 @@ impl RawTerminal {
         let mut raw = before.clone();
         raw.make_raw();
         raw.local_modes |= LocalModes::ISIG;
+        // Ctrl-Z and Ctrl-\\ are the guest's.
+        raw.special_codes[SpecialCodeIndex::VSUSP] = 0;
+        raw.special_codes[SpecialCodeIndex::VQUIT] = 0;
         let terminal = terminal.try_clone().ok()?;
         tcsetattr(&terminal, OptionalActions::Now, &raw).ok()?;
         Some(Self { terminal, before })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use bulkhead_boot::layout::{COM1_GSI, COM1_PORTS, ECAM, PCI_32, PCI_CONFIG_PORTS, POWER_PORTS};
-use bulkhead_boot::{Entry, Initramfs, Kernel, Layout, acpi};
+use bulkhead_boot::{Entry, Initramfs, Kernel, Layout, acpi, reset_vector};
 use bulkhead_devices::pci::{PciRoot, Window};
 use bulkhead_devices::vhost_user::{BackendEvent, Frontend};
 use bulkhead_devices::virtio::VirtioPci;
@@ -44,6 +44,7 @@ impl Machine {
         let frontends = add_pci(&vm, config, &layout, &buses, interrupts)?;
 
         let cpus = u8::try_from(config.cpus.boot_vcpus).context("--cpus")?;
+        reset_vector::write(vm.memory())?;
         let rsdp = acpi::write(vm.memory(), &layout, cpus)?;
         let boot = load(&vm, &layout, &config.payload, rsdp)?;
         let vcpus = vm.create_vcpus(cpus, &boot)?;

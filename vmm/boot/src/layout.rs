@@ -3,6 +3,7 @@
 //! ```text
 //! 0                 boot tables (below 640 KiB)
 //! 0xe_0000          ACPI tables
+//! 0xf_fff0          the reset vector
 //! 1 MiB             RAM: kernel, …, initramfs at its end
 //! 3 GiB             the hole: 32-bit PCI window, ECAM, I/O APIC, local APICs
 //! 4 GiB             the rest of RAM
@@ -39,7 +40,9 @@ pub const LOW_END: u64 = 0x9_fc00;
 /// ACPI tables, the first of which is the RSDP.
 pub const ACPI: u64 = 0xe_0000;
 /// The end of the ACPI tables' room.
-pub const ACPI_END: u64 = MIB;
+pub const ACPI_END: u64 = 0xf_0000;
+/// Where a processor in real mode looks for the BIOS.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where RAM that is the kernel's to use begins.
 pub const HIGH_START: u64 = MIB;
 
@@ -126,7 +129,7 @@ impl Layout {
     pub fn memory_map(&self) -> Vec<(u64, u64, Use)> {
         let mut map = vec![
             (0, LOW_END, Use::Ram),
-            (ACPI, ACPI_END - ACPI, Use::Reserved),
+            (ACPI, HIGH_START - ACPI, Use::Reserved),
             (HIGH_START, self.below_hole - HIGH_START, Use::Ram),
             (ECAM.0, ECAM.1, Use::Reserved),
         ];

@@ -13,6 +13,7 @@ mod kernel;
 pub mod layout;
 mod linux;
 mod pvh;
+pub mod reset_vector;
 
 pub use initramfs::Initramfs;
 pub use kernel::{Entry, Kernel};

@@ -34,7 +34,6 @@ pub struct Vm {
     supported: CpuId,
     max_vcpus: usize,
     tsc_deadline: bool,
-    // KVM accesses this memory for as long as `fd` is open.
     memory: GuestMemoryMmap,
 }
 
@@ -42,6 +41,8 @@ pub struct Vm {
 pub struct Vcpu {
     pub(crate) fd: VcpuFd,
     pub(crate) index: u8,
+    /// What the guest accesses while it runs: mapped for as long as it can.
+    _memory: GuestMemoryMmap,
 }
 
 impl Vm {
@@ -89,8 +90,8 @@ impl Vm {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the region is a mapping of `memory_size` bytes at `userspace_addr`, owned by `self.memory`,
-            // which is dropped after `self.fd` at the earliest; the vCPU threads end before `Vm` does.
+            // SAFETY: the region is a mapping of `memory_size` bytes at `userspace_addr`. Only running vCPUs access it,
+            // and each of them owns a reference to it.
             unsafe { self.fd.set_user_memory_region(slot) }.map_err(refused("guest memory"))?;
         }
         Ok(())
@@ -143,7 +144,12 @@ impl Vm {
                 if index == 0 {
                     boot.set(&fd)?;
                 }
-                Ok(Vcpu { fd, index })
+                let memory = self.memory.clone();
+                Ok(Vcpu {
+                    fd,
+                    index,
+                    _memory: memory,
+                })
             })
             .collect()
     }
