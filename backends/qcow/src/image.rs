@@ -1,5 +1,7 @@
 //! An open image of either format, with its backing chain.
 
+mod amend;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -8,6 +8,7 @@ mod copied;
 mod counts;
 mod rebuild;
 mod walk;
+mod width;
 
 use crate::address::HostOffset;
 use crate::error::{Error, Result};

@@ -1,4 +1,7 @@
-//! Changes of what the header says: the backing file.
+//! Changes of what the header says: the backing file, the version, features, the width of refcounts.
+
+mod compat;
+mod empty;
 
 use crate::error::{Error, Result};
 use crate::extension::kind;

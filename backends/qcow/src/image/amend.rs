@@ -1,0 +1,49 @@
+//! Changes of an image's format options.
+
+use crate::error::{Error, Result};
+use crate::image::{Image, Layer};
+
+impl Image {
+    /// Drops everything this overlay holds, so that its backing file shows again.
+    pub fn make_empty(&self) -> Result<()> {
+        self.amend("backing file", |qcow2| qcow2.make_empty())
+    }
+
+    /// Changes the version of a qcow2 image: 2 (`compat=0.10`) or 3 (`compat=1.1`).
+    pub fn set_version(&self, version: u32) -> Result<()> {
+        let below = self.backing().map(|below| &**below);
+        self.amend("versions", |qcow2| match version {
+            2 => qcow2.downgrade(below),
+            3 => qcow2.upgrade(),
+            _ => Err(Error::invalid(format!("there is no version {version}"))),
+        })
+    }
+
+    /// Changes whether refcounts may be stale while the image is in use.
+    pub fn set_lazy_refcounts(&self, lazy: bool) -> Result<()> {
+        self.amend("refcounts", |qcow2| qcow2.set_lazy_refcounts(lazy))
+    }
+
+    /// Changes the width of refcounts.
+    pub fn set_refcount_bits(&self, bits: u32) -> Result<()> {
+        self.amend("refcounts", |qcow2| qcow2.set_refcount_bits(bits))
+    }
+
+    /// Records another name of the external data file, without looking at any content.
+    pub fn set_data_file_name(&self, name: &str) -> Result<()> {
+        self.amend("external data file", |qcow2| qcow2.set_data_file_name(name))
+    }
+
+    fn amend(
+        &self,
+        what: &str,
+        change: impl FnOnce(&crate::qcow2::Qcow2) -> Result<()>,
+    ) -> Result<()> {
+        self.check_writable()?;
+        match &self.layer {
+            Layer::Raw(_) => Err(Error::unsupported(format!("raw images have no {what}"))),
+            Layer::Qcow2(qcow2) => change(qcow2),
+        }
+        .map_err(|error| error.within(self.path.display()))
+    }
+}
