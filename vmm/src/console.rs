@@ -299,7 +299,7 @@ impl RawTerminal {
         let mut raw = before.clone();
         raw.make_raw();
         raw.local_modes |= LocalModes::ISIG;
-        // Ctrl-Z and Ctrl-\\ are the guest's.
+        // Ctrl-Z and Ctrl-\ are the guest's.
         raw.special_codes[SpecialCodeIndex::VSUSP] = 0;
         raw.special_codes[SpecialCodeIndex::VQUIT] = 0;
         let terminal = terminal.try_clone().ok()?;

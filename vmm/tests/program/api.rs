@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::Monitor;
 use crate::elf::{self, forever, out};
+use crate::{Monitor, kvm_is_usable};
 
 /// Sends one request; the status and the body, if there is one.
 fn ask(socket: &Path, method: &str, name: &str, body: &Value) -> (u16, Value) {
@@ -30,6 +30,9 @@ fn ask(socket: &Path, method: &str, name: &str, body: &Value) -> (u16, Value) {
 
 #[test]
 fn a_guest_is_described_paused_resumed_and_ended() {
+    if !kvm_is_usable() {
+        return;
+    }
     let arguments = ["--cpus", "boot=2", "--api-socket", "path={}/api"];
     let monitor = Monitor::start(&forever(), &arguments);
     monitor.wait_ready();
@@ -57,6 +60,9 @@ fn a_guest_is_described_paused_resumed_and_ended() {
 
 #[test]
 fn counters_tell_how_often_each_vcpu_came_back_and_why() {
+    if !kvm_is_usable() {
+        return;
+    }
     let code = [out(0x80, 1), out(0x80, 2), out(0x3f8, b'\n'), forever()].concat();
     let mut monitor = Monitor::start(&code, &["--cpus", "boot=2", "--api-socket", "path={}/api"]);
     monitor.line();
@@ -70,6 +76,9 @@ fn counters_tell_how_often_each_vcpu_came_back_and_why() {
 
 #[test]
 fn a_guest_is_created_and_booted_through_the_api() {
+    if !kvm_is_usable() {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let kernel = folder.path().join("kernel");
     let code = [

@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::thread;
 
-use crate::Monitor;
 use crate::elf::{forever, kernel};
+use crate::{Monitor, kvm_is_usable};
 
 /// Arguments, exit status, what the line has to mention.
 type Case<'a> = (&'a [&'a str], i32, &'a [&'a str]);
@@ -92,6 +92,9 @@ const CASES: &[Case<'_>] = &[
 
 #[test]
 fn one_line_names_what_is_wrong_and_nothing_is_left_behind() {
+    if !kvm_is_usable() {
+        return;
+    }
     for (arguments, status, words) in CASES {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes);

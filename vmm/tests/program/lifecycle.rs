@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::Signal;
 
-use crate::Monitor;
 use crate::elf::{echo, forever, out};
+use crate::{Monitor, kvm_is_usable};
 
 const SLEEP_CONTROL: u16 = 0x600;
 const RESET: u16 = 0x602;
@@ -14,6 +14,9 @@ const COM1: u16 = 0x3f8;
 
 #[test]
 fn the_exit_status_tells_how_the_guest_ended() {
+    if !kvm_is_usable() {
+        return;
+    }
     let power_off = [out(SLEEP_CONTROL, 0x34), forever()].concat();
     let reset = [out(RESET, 1), forever()].concat();
     let triple_fault = vec![0x0f, 0x0b]; // ud2, and there is no IDT
@@ -34,6 +37,9 @@ fn the_exit_status_tells_how_the_guest_ended() {
 
 #[test]
 fn signals_end_it_with_0_and_nothing_is_left() {
+    if !kvm_is_usable() {
+        return;
+    }
     for signal in [Signal::TERM, Signal::INT] {
         let sockets = [
             "--api-socket",
@@ -55,6 +61,9 @@ fn signals_end_it_with_0_and_nothing_is_left() {
 
 #[test]
 fn a_guest_whose_output_nobody_reads_can_be_ended() {
+    if !kvm_is_usable() {
+        return;
+    }
     // Far more than a pipe holds: a write blocks in the vCPU's thread.
     let mut code = out(COM1, b'x');
     code.extend([0xee, 0xeb, 0xfd]); // again: out dx, al; jmp again
@@ -79,6 +88,9 @@ fn a_guest_whose_output_nobody_reads_can_be_ended() {
 
 #[test]
 fn the_serial_port_is_on_standard_input_and_output() {
+    if !kvm_is_usable() {
+        return;
+    }
     let mut monitor = Monitor::start(&echo(), &["--serial", "tty"]);
     let mut input = monitor.child.stdin.take().unwrap();
 
@@ -94,6 +106,9 @@ fn the_serial_port_is_on_standard_input_and_output() {
 
 #[test]
 fn the_serial_port_is_on_a_socket() {
+    if !kvm_is_usable() {
+        return;
+    }
     let monitor = Monitor::start(&echo(), &["--serial", "socket={}/serial"]);
     monitor.wait_ready();
     let mut client = UnixStream::connect(monitor.path("serial")).unwrap();
@@ -107,6 +122,9 @@ fn the_serial_port_is_on_a_socket() {
 
 #[test]
 fn the_serial_port_is_in_a_file() {
+    if !kvm_is_usable() {
+        return;
+    }
     let code = [out(COM1, b'!'), out(SLEEP_CONTROL, 0x34), forever()].concat();
     let (status, _, left) = Monitor::start(&code, &["--serial", "file={}/log"]).end();
     assert_eq!((status.code(), left), (Some(0), vec!["log".to_owned()]));
@@ -114,6 +132,9 @@ fn the_serial_port_is_in_a_file() {
 
 #[test]
 fn a_running_guest_is_in_a_process_that_can_do_little() {
+    if !kvm_is_usable() {
+        return;
+    }
     let monitor = Monitor::start(&forever(), &["--cpus", "boot=2"]);
     monitor.wait_ready();
 

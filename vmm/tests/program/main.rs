@@ -15,6 +15,17 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use tempfile::TempDir;
 
+/// Whether there is a KVM to test with; says so when there is none.
+fn kvm_is_usable() -> bool {
+    match std::fs::File::open("/dev/kvm") {
+        Ok(_) => true,
+        Err(error) => {
+            println!("skipped: /dev/kvm: {error}");
+            false
+        }
+    }
+}
+
 /// A running monitor and the folder it is in. It is killed when dropped.
 struct Monitor {
     child: Child,
