@@ -310,3 +310,91 @@ fn an_inherited_socket_serves_as_well() {
     drop(frontend);
     assert!(peer::wait(&mut child).success());
 }
+
+/// A generator of the same "random" numbers every time (xorshift).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// Does random requests on `image`, several at once, and the same to `model`; what is read must be what is in the model.
+fn random_requests(image: &std::path::Path, format: &str, model: &mut [u8], seed: u64) {
+    let backend = Backend::start(image, format, &["--num-queues", "2"]);
+    let mut guest = Guest::connect(&backend, 2);
+    let mut numbers = Numbers(seed);
+    let sectors = model.len() as u64 / 512;
+    for step in 0..800u64 {
+        let ring = numbers.below(2) as usize;
+        let count = 1 + numbers.below(200);
+        let sector = numbers.below(sectors - count);
+        let range = sector as usize * 512..(sector + count) as usize * 512;
+        let length = count as u32 * 512;
+        match numbers.below(8) {
+            0..3 => {
+                let data: Vec<u8> = (0..length)
+                    .map(|at| (u64::from(at) * 7 + step) as u8)
+                    .collect();
+                guest.put(Guest::data(0), &data);
+                let status = guest.request_on(ring, VIRTIO_BLK_T_OUT, sector, (length, false));
+                assert_eq!(status, OK);
+                model[range].copy_from_slice(&data);
+            }
+            3..6 => {
+                let status = guest.request_on(ring, VIRTIO_BLK_T_IN, sector, (length, true));
+                assert_eq!(status, OK);
+                assert!(
+                    guest.get(Guest::data(0), length as usize) == model[range],
+                    "{step}"
+                );
+            }
+            6 => {
+                guest.put(
+                    Guest::data(0),
+                    &segment(sector, count as u32, step as u32 % 2),
+                );
+                let status = guest.request_on(ring, VIRTIO_BLK_T_WRITE_ZEROES, 0, (16, false));
+                assert_eq!(status, OK);
+                model[range].fill(0);
+            }
+            _ => guest.flush(),
+        }
+    }
+    drop(guest);
+    let (status, said) = backend.end();
+    assert!(status.success() && said.is_empty(), "{status}: {said}");
+}
+
+#[test]
+fn random_requests_do_to_the_disk_what_they_do_to_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let content: Vec<u8> = (0..SIZE).map(|at| (at / 300) as u8).collect();
+    let base = folder.path().join("base.raw");
+    std::fs::write(&base, &content).unwrap();
+    for (cluster_size, extended_l2) in [(512, false), (65536, false), (65536, true)] {
+        let image = folder.path().join(format!("{cluster_size}-{extended_l2}"));
+        let mut options = qcow::CreateOptions::new(qcow::Format::Qcow2, SIZE as u64);
+        options.backing_file = Some("base.raw".to_owned());
+        options.backing_format = Some(qcow::Format::Raw);
+        options.cluster_size = cluster_size;
+        options.extended_l2 = extended_l2;
+        qcow::create(&image, &options).unwrap();
+        let mut model = content.clone();
+        random_requests(&image, "qcow2", &mut model, 1 + cluster_size);
+
+        let options = qcow::OpenOptions::new(qcow::Format::Qcow2).follow_references();
+        let disk = qcow::Image::open(&image, &options).unwrap();
+        let mut seen = vec![0; SIZE];
+        disk.read_at(0, &mut seen).unwrap();
+        assert!(seen == model, "{cluster_size} {extended_l2}");
+    }
+    assert!(std::fs::read(&base).unwrap() == content);
+    let mut model = content;
+    random_requests(&base, "raw", &mut model, 42);
+    assert!(std::fs::read(&base).unwrap() == model);
+}

@@ -206,6 +206,7 @@ pub struct Guest {
     pub rings: Vec<Ring>,
     pub inflight: Option<(VhostUserInflight, File)>,
     pub features: u64,
+    pub protocol: VhostUserProtocolFeatures,
 }
 
 pub fn guest_memory() -> GuestMemoryMmap {
@@ -225,13 +226,19 @@ impl Guest {
 
     /// Connects and sets nothing up.
     pub fn connect_only(backend: &Backend, rings: usize) -> Self {
-        let frontend = Frontend::connect(&backend.socket, rings as u64).unwrap();
+        Self::connect_to(&backend.socket, rings)
+    }
+
+    /// Connects to whatever serves `socket` and sets nothing up.
+    pub fn connect_to(socket: &Path, rings: usize) -> Self {
+        let frontend = Frontend::connect(socket, rings as u64).unwrap();
         Self {
             memory: guest_memory(),
             frontend,
             rings: (0..rings).map(Ring::new).collect(),
             inflight: None,
             features: 0,
+            protocol: VhostUserProtocolFeatures::empty(),
         }
     }
 
@@ -245,8 +252,15 @@ impl Guest {
         let frontend = &mut self.frontend;
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();
-        let protocol = frontend.get_protocol_features().unwrap();
+        let known = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        let protocol = frontend.get_protocol_features().unwrap() & known;
         frontend.set_protocol_features(protocol).unwrap();
+        self.protocol = protocol;
         if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
@@ -261,21 +275,28 @@ impl Guest {
             .collect()
     }
 
-    fn start(&mut self) {
+    pub fn start(&mut self) {
         self.negotiate();
-        let wanted = VhostUserInflight::new(0, 0, self.rings.len() as u16, RING_SIZE);
-        let kept = self
-            .inflight
-            .take()
-            .unwrap_or_else(|| self.frontend.get_inflight_fd(&wanted).unwrap());
-        self.frontend
-            .set_inflight_fd(&kept.0, kept.1.as_raw_fd())
-            .unwrap();
-        self.inflight = Some(kept);
+        if self
+            .protocol
+            .contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+        {
+            self.share_inflight_area();
+        }
         self.frontend.set_mem_table(&self.regions()).unwrap();
         for index in 0..self.rings.len() {
             self.start_ring(index).unwrap();
         }
+    }
+
+    fn share_inflight_area(&mut self) {
+        let wanted = VhostUserInflight::new(0, 0, self.rings.len() as u16, RING_SIZE);
+        let kept = self.inflight.take();
+        let kept = kept.unwrap_or_else(|| self.frontend.get_inflight_fd(&wanted).unwrap());
+        self.frontend
+            .set_inflight_fd(&kept.0, kept.1.as_raw_fd())
+            .unwrap();
+        self.inflight = Some(kept);
     }
 
     pub fn ring_config(&self, index: usize) -> VringConfigData {
@@ -374,6 +395,26 @@ impl Guest {
         let at = self.rings[ring].used_ring() + 4 + 8 * slot;
         let word = |at| u32::from_le_bytes(self.get(at, 4).try_into().unwrap());
         (word(at), word(at + 4))
+    }
+
+    /// The descriptors of the chain at `head`.
+    pub fn chain(&self, ring: usize, head: u16) -> Vec<u16> {
+        let word = |index: u16, offset| {
+            let at = self.rings[ring].descriptors() + 16 * u64::from(index) + offset;
+            u16::from_le_bytes(self.get(at, 2).try_into().unwrap())
+        };
+        let mut indexes = vec![head];
+        let mut last = head;
+        while word(last, 12) & 1 != 0 {
+            last = word(last, 14);
+            indexes.push(last);
+        }
+        indexes
+    }
+
+    /// Gives the descriptors of a finished request back to the ring.
+    pub fn reuse(&mut self, ring: usize, indexes: impl IntoIterator<Item = u16>) {
+        self.rings[ring].free.extend(indexes);
     }
 
     /// Waits until `count` completions more than those seen are there, woken by the call descriptor alone.
