@@ -164,6 +164,10 @@ impl Check<'_> {
         for index in 0..self.geometry.refcount_block_entries() {
             let cluster = first + index;
             let (stored, counted) = (block.get(index), self.counts.get(cluster));
+            if counted == 0 && cluster >= self.file_clusters && self.repair == Repair::None {
+                // Beyond the end of the file nothing takes space yet that could be leaked.
+                continue;
+            }
             if stored != 0 {
                 let end = cluster << self.geometry.cluster_bits;
                 self.result.image_end_offset = self.result.image_end_offset.max(end);

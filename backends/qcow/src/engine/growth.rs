@@ -18,6 +18,9 @@ pub(crate) struct Switch {
     metadata: Vec<ClusterIndex>,
 }
 
+/// At most this much of a table is asked for at a time; a multiple of all page sizes.
+const MAX_NEED: u64 = 1 << 20;
+
 impl Engine {
     /// Where the tables of the file lie, for the check against overwriting them. `twice` is an error: what two
     /// tables share cannot be written safely.
@@ -140,8 +143,21 @@ impl Engine {
     pub(crate) fn words(&mut self, offset: u64, count: u64) -> Result<Vec<u64>, Stop> {
         let mut words = Vec::new();
         while (words.len() as u64) < count {
-            let more = self.pages.words_from(offset + words.len() as u64 * 8)?;
-            words.extend_from_slice(more);
+            match self.pages.words_from(offset + words.len() as u64 * 8) {
+                Ok(more) => words.extend_from_slice(more),
+                // All that is missing at once, not a page after the other.
+                Err(Stop::Need {
+                    offset: missing,
+                    len,
+                }) => {
+                    let left = offset + count * 8 - missing;
+                    return Err(Stop::Need {
+                        offset: missing,
+                        len: left.next_multiple_of(len).min(MAX_NEED),
+                    });
+                }
+                Err(stop) => return Err(stop),
+            }
         }
         words.truncate(count as usize);
         Ok(words)

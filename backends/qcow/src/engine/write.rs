@@ -388,12 +388,7 @@ impl Engine {
 
     /// All words of the table in one cluster.
     pub(super) fn table_words(&mut self, table: HostOffset) -> Result<Vec<u64>, Stop> {
-        let mut words = Vec::with_capacity((self.geometry.cluster_size() / 8) as usize);
-        while (words.len() as u64) < self.geometry.cluster_size() / 8 {
-            let more = self.pages.words_from(table.0 + words.len() as u64 * 8)?;
-            words.extend_from_slice(more);
-        }
-        Ok(words)
+        self.words(table.0, self.geometry.cluster_size() / 8)
     }
 
     /// The data of the plan is written: the disk now is what the plan says.

@@ -63,8 +63,12 @@ impl Qcow2 {
     }
 
     fn load(&self, engine: &mut Engine, offset: u64, len: u64) -> Result<()> {
-        let window = READ_AHEAD.min(engine.geometry().cluster_size()).max(len);
-        let start = offset & !(window - 1);
+        let ahead = READ_AHEAD.min(engine.geometry().cluster_size());
+        let (start, window) = if len < ahead {
+            (offset & !(ahead - 1), ahead)
+        } else {
+            (offset, len)
+        };
         if start >= HOST_LIMIT {
             return Err(Error::corrupt(format!(
                 "a table lies at an impossible offset {offset:#x}"

@@ -21,6 +21,7 @@ pub enum Event {
 pub struct State {
     pub bytes: Vec<u8>,
     pub log: Vec<Event>,
+    silent: bool,
 }
 
 /// The file; clones are the same file.
@@ -31,7 +32,15 @@ impl Medium {
     pub fn with(bytes: Vec<u8>) -> Self {
         Self(Arc::new(Mutex::new(State {
             bytes,
-            log: Vec::new(),
+            ..State::default()
+        })))
+    }
+
+    /// One that remembers nothing.
+    pub fn silent() -> Self {
+        Self(Arc::new(Mutex::new(State {
+            silent: true,
+            ..State::default()
         })))
     }
 
@@ -42,7 +51,9 @@ impl Medium {
     fn record(&self, event: Event) {
         let mut state = self.state();
         apply(&mut state.bytes, &event, None);
-        state.log.push(event);
+        if !state.silent {
+            state.log.push(event);
+        }
     }
 }
 

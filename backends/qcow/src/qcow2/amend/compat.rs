@@ -24,6 +24,7 @@ impl Qcow2 {
         let header = Header {
             version: 3,
             header_length: LENGTH_V3,
+            unknown_fields: vec![0; 7],
             ..engine.header.clone()
         };
         let header = self.write_whole_header(&engine.header, header)?;
@@ -75,12 +76,24 @@ impl Qcow2 {
             let extent = self.map(at, size - at, std::path::Path::new(""))?;
             if extent.zero && extent.present && !extent.data {
                 if backed {
-                    self.write_zero_data(below, at, at + extent.length)?;
+                    self.write_zero_clusters(below, at, at + extent.length)?;
                 } else {
                     self.unallocate(at, extent.length)?;
                 }
             }
             at += extent.length;
+        }
+        Ok(())
+    }
+
+    /// Writes zeroes as data, also where the disk reads as zeroes already.
+    fn write_zero_clusters(&self, below: Option<&Image>, start: u64, end: u64) -> Result<()> {
+        let zeroes = vec![0u8; (end - start).min(1 << 20) as usize];
+        let mut at = start;
+        while at < end {
+            let len = (end - at).min(zeroes.len() as u64) as usize;
+            self.write(below, at, &zeroes.get(..len).unwrap_or_default(), len)?;
+            at += len as u64;
         }
         Ok(())
     }
@@ -187,14 +200,14 @@ impl Qcow2 {
 
 fn check_downgrade(header: &Header) -> Result<()> {
     let refuse = |message: &str| Err(Error::unsupported(message));
+    if header.refcount_order != 4 {
+        return refuse("compat=0.10 requires refcount_bits=16");
+    }
     if header.external_data() {
         return refuse("Cannot downgrade an image with a data file");
     }
     if header.incompatible & !feature::DIRTY != 0 {
         return refuse("Cannot downgrade an image with incompatible features set");
-    }
-    if header.refcount_order != 4 {
-        return refuse("compat=0.10 requires refcount_bits=16");
     }
     if header.snapshots > 0 {
         return refuse("Internal snapshots prevent downgrade of image");
