@@ -65,7 +65,7 @@ pub(crate) enum Order {
     Permute,
     /// Everything from the first operand on is an operand.
     StopAtOperand,
-    /// As `Permute`, and a dash with a digit after the first operand is an operand (`resize image -1G`).
+    /// As `Permute`, and a dash with a digit right after the first operand is an operand (`resize image -1G`).
     NegativeNumbers,
 }
 
@@ -74,7 +74,12 @@ pub(crate) enum Order {
 pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Result<Matches, String> {
     let mut matches = Matches::default();
     let mut rest = args.iter();
+    // Whether the argument just before was the first operand.
+    let mut after_first = false;
     while let Some(arg) = rest.next() {
+        let is_number = order == Order::NegativeNumbers
+            && std::mem::take(&mut after_first)
+            && begins_like_a_number(arg.as_bytes());
         let bytes = arg.as_bytes();
         if bytes == b"--" {
             matches.operands.extend(rest.cloned());
@@ -82,7 +87,7 @@ pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Resul
         }
         if let Some(long) = bytes.strip_prefix(b"--") {
             take_long(command, long, &mut rest, &mut matches)?;
-        } else if bytes.len() > 1 && bytes.starts_with(b"-") && !is_number(order, &matches, bytes) {
+        } else if bytes.len() > 1 && bytes.starts_with(b"-") && !is_number {
             take_short(
                 command,
                 bytes.get(1..).unwrap_or_default(),
@@ -91,6 +96,7 @@ pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Resul
             )?;
         } else {
             matches.operands.push(arg.clone());
+            after_first = matches.operands.len() == 1;
             if order == Order::StopAtOperand {
                 matches.operands.extend(rest.cloned());
                 break;
@@ -100,10 +106,8 @@ pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Resul
     Ok(matches)
 }
 
-fn is_number(order: Order, matches: &Matches, arg: &[u8]) -> bool {
-    order == Order::NegativeNumbers
-        && matches.operands.len() == 1
-        && arg.get(1).is_some_and(u8::is_ascii_digit)
+fn begins_like_a_number(arg: &[u8]) -> bool {
+    arg.first() == Some(&b'-') && arg.get(1).is_some_and(u8::is_ascii_digit)
 }
 
 fn takes_value(arg: &Arg) -> bool {
@@ -294,5 +298,7 @@ mod tests {
         let matches = parse(&command(), &args, Order::NegativeNumbers).unwrap();
         assert_eq!(matches.operands(), ["image", "-1G"]);
         assert!(matches.flag("quiet"));
+        let args: Vec<_> = ["image", "-q", "-1G"].iter().map(OsString::from).collect();
+        assert!(parse(&command(), &args, Order::NegativeNumbers).is_err());
     }
 }

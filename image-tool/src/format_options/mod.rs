@@ -12,7 +12,7 @@ use crate::report::Hinted;
 use crate::size;
 
 pub(crate) use creation::{check_preallocation, creation, known_format, preallocation};
-pub(crate) use table::{Kind, Spec, creatable, own};
+pub(crate) use table::{AMEND_QCOW2, Kind, Spec, creatable, own};
 
 /// Option values for one format, by the format's table.
 #[derive(Debug, Clone)]

@@ -195,6 +195,83 @@ const FILE: [Spec; 3] = [
     ),
 ];
 
+/// What `amend` can change of a qcow2 image.
+pub(crate) const AMEND_QCOW2: [Spec; 13] = [
+    spec(
+        "encrypt.state",
+        Kind::Text,
+        None,
+        "Select new state of affected keyslots (active/inactive)",
+    ),
+    spec(
+        "encrypt.keyslot",
+        Kind::Number,
+        None,
+        "Select a single keyslot to modify explicitly",
+    ),
+    spec(
+        "encrypt.old-secret",
+        Kind::Text,
+        None,
+        "Select all keyslots that match this password",
+    ),
+    spec(
+        "encrypt.new-secret",
+        Kind::Text,
+        None,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    spec(
+        "encrypt.iter-time",
+        Kind::Number,
+        None,
+        "Time to spend in PBKDF in milliseconds",
+    ),
+    spec("size", Kind::Size, None, "Virtual disk size"),
+    spec(
+        "compat",
+        Kind::Text,
+        None,
+        "Compatibility level (v2 [0.10] or v3 [1.1])",
+    ),
+    spec(
+        "backing_file",
+        Kind::Text,
+        None,
+        "File name of a base image",
+    ),
+    spec(
+        "backing_fmt",
+        Kind::Text,
+        None,
+        "Image format of the base image",
+    ),
+    spec(
+        "data_file",
+        Kind::Text,
+        None,
+        "File name of an external data file",
+    ),
+    spec(
+        "data_file_raw",
+        Kind::Bool,
+        None,
+        "The external data file must stay valid as a raw image",
+    ),
+    spec(
+        "lazy_refcounts",
+        Kind::Bool,
+        Some("off"),
+        "Postpone refcount updates",
+    ),
+    spec(
+        "refcount_bits",
+        Kind::Number,
+        Some("16"),
+        "Width of a reference count entry in bits",
+    ),
+];
+
 /// The options a format takes by itself.
 pub(crate) fn own(format: Format) -> Vec<Spec> {
     match format {

@@ -177,7 +177,9 @@ fn commit(
     base.flush().map_err(|error| failed(base, &error))?;
     drop(input);
     if !keep && top.image.format() == qcow::Format::Qcow2 {
-        bail!("not yet");
+        top.image
+            .make_empty()
+            .map_err(|error| failed(&top.image, &error))?;
     }
     close(top)
 }

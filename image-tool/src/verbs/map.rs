@@ -93,12 +93,8 @@ impl Extents<'_> {
         }
         let extent = Disk(self.image)
             .map(self.next, self.end - self.next)
-            .map_err(|error| {
-                anyhow!(
-                    "Could not read file metadata: {}",
-                    cause(&error, self.image.path())
-                )
-            })?;
+            .map_err(|error| unreadable(self.image, &error))?;
+        let extent = as_listed(self.image, extent)?;
         self.next += extent.length;
         Ok(Some(extent))
     }
@@ -120,6 +116,35 @@ impl Extents<'_> {
         }
         Ok(Some(current))
     }
+}
+
+/// Zeroes because a backing file is too short count as nobody's here, although they hide what is further down.
+fn as_listed(top: &Image, mut extent: Extent) -> Result<Extent> {
+    if !(extent.present && extent.zero && extent.offset.is_none()) {
+        return Ok(extent);
+    }
+    let mut layer = top;
+    for _ in 0..extent.depth {
+        match layer.backing() {
+            Some(below) => layer = below,
+            None => return Ok(extent),
+        }
+    }
+    let own = Disk(layer)
+        .map_layer(extent.start, extent.length)
+        .map_err(|error| unreadable(layer, &error))?;
+    if !own.present {
+        extent.present = false;
+        extent.length = extent.length.min(own.length);
+    }
+    Ok(extent)
+}
+
+fn unreadable(image: &Image, error: &qcow::Error) -> anyhow::Error {
+    anyhow!(
+        "Could not read file metadata: {}",
+        cause(error, image.path())
+    )
 }
 
 fn joinable(one: &Extent, next: &Extent) -> bool {

@@ -1,6 +1,8 @@
 //! The verbs: one file each, and the one list of them.
 
+mod amend;
 mod bench;
+mod bitmap;
 mod check;
 mod commit;
 mod compare;
@@ -47,7 +49,9 @@ macro_rules! verb {
 }
 
 const VERBS: &[Verb] = &[
+    verb!(amend, Permute),
     verb!(bench, Permute),
+    verb!(bitmap, Permute),
     verb!(check, Permute),
     verb!(commit, Permute),
     verb!(compare, Permute),

@@ -94,7 +94,12 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     opened
         .image
         .resize(wanted, preallocation)
-        .map_err(|error| anyhow!("{}", reason(&error, opened.image.path())))?;
+        .map_err(|error| match reason(&error, opened.image.path()) {
+            why if why.contains("too large") => {
+                anyhow!("Failed to grow the L1 table: File too large")
+            }
+            why => anyhow!("{why}"),
+        })?;
     close(opened)?;
     output::unless(quiet, "Image resized.");
     Ok(ExitCode::SUCCESS)

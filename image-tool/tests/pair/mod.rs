@@ -79,6 +79,11 @@ impl Pair {
         self.run(&self.root.path().join("bin/qemu-img"), &self.ours(), args)
     }
 
+    /// Runs image-tool in any folder.
+    pub fn run_ours_in(&self, folder: &Path, args: &[&str]) -> Outcome {
+        self.run(&self.root.path().join("bin/qemu-img"), folder, args)
+    }
+
     /// Runs qemu-img in its folder.
     pub fn run_theirs(&self, args: &[&str]) -> Outcome {
         self.run(Path::new("qemu-img"), &self.theirs(), args)

@@ -149,7 +149,7 @@ impl Sides<'_> {
             let offset = walk.offset;
             let (a, a_end) = extent(&mut walk.a, &self.a, offset)?;
             let (b, b_end) = extent(&mut walk.b, &self.b, offset)?;
-            if self.strict && (a.present, a.zero, a.data) != (b.present, b.zero, b.data) {
+            if self.strict && kind(&a) != kind(&b) {
                 let why = format!("Strict mode: Offset {offset} block status mismatch!");
                 return Err(different(&why));
             }
@@ -240,6 +240,18 @@ fn nothing(start: u64) -> Extent {
         offset: None,
         file: None,
     }
+}
+
+/// What must be the same in strict mode.
+fn kind(extent: &Extent) -> [bool; 5] {
+    let known = extent.offset.is_some();
+    [
+        extent.present,
+        extent.zero,
+        extent.data,
+        extent.compressed,
+        known,
+    ]
 }
 
 fn reads_zero(extent: &Extent) -> bool {

@@ -211,8 +211,27 @@ fn check_sources(settings: &Settings, has_backing: bool, sources: &[Opened]) -> 
         {
             bail!("Source lacks bitmap support");
         }
+        for source in sources {
+            check_broken(source, settings.skip_broken_bitmaps)?;
+        }
     }
     Ok(())
+}
+
+/// Bitmaps that were not saved properly cannot be copied.
+fn check_broken(source: &Opened, skip: bool) -> Result<()> {
+    match super::bitmaps_of(source)?
+        .iter()
+        .find(|bitmap| bitmap.in_use)
+    {
+        Some(bitmap) if !skip => Err(Hinted {
+            message: format!("Cannot copy inconsistent bitmap '{}'", bitmap.name),
+            hint: "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"
+                .to_owned(),
+        }
+        .into()),
+        _ => Ok(()),
+    }
 }
 
 fn check_bitmaps(settings: &Settings, format: Format) -> Result<()> {

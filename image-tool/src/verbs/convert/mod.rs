@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
-use qcow::Image;
+use qcow::{BitmapInfo, Image};
 
 use crate::copy::{self, Copy, Failure, Input, Kind, Plan};
 use crate::format_options;
@@ -21,8 +21,9 @@ use crate::progress::Progress;
 use crate::reason::cause;
 use crate::snapshot_param::SnapshotParam;
 use crate::source::Source;
+use crate::verbs::{bitmap, create};
 use crate::watch::Watch;
-use crate::{confine, verbs::create};
+use crate::{confine, report};
 
 use destination::Destination;
 use settings::Settings;
@@ -285,18 +286,48 @@ fn explain(failure: &Failure, input: &Input, target: &Image) -> anyhow::Error {
     }
 }
 
-fn copy_bitmaps(sources: &[Opened], _target: &Image, _skip_broken: bool) -> Result<()> {
-    let has_bitmaps = sources.iter().any(|source| {
-        source
-            .info()
-            .ok()
-            .and_then(|info| info.qcow2)
-            .is_some_and(|qcow2| !qcow2.bitmaps.is_empty())
-    });
-    if has_bitmaps {
-        bail!("Copying bitmaps is not supported");
+/// Copies the persistent bitmaps of the one source.
+fn copy_bitmaps(sources: &[Opened], target: &Image, skip_broken: bool) -> Result<()> {
+    let Some(source) = sources.first() else {
+        return Ok(());
+    };
+    for bitmap in bitmaps_of(source)? {
+        let name = &bitmap.name;
+        if bitmap.in_use {
+            if skip_broken {
+                report::warning(format_args!("Skipping inconsistent bitmap '{name}'"));
+            }
+            continue;
+        }
+        target
+            .bitmap_add(name, Some(bitmap.granularity), false)
+            .map_err(|error| {
+                anyhow!(
+                    "Failed to create bitmap {name}: {}",
+                    cause(&error, target.path())
+                )
+            })?;
+        bitmap::merge(target, name, &source.image, name)
+            .map_err(|error| anyhow!("Failed to populate bitmap {name}: {error}"))?;
+        if bitmap.auto {
+            target.bitmap_enable(name, true).map_err(|error| {
+                anyhow!(
+                    "Failed to create bitmap {name}: {}",
+                    cause(&error, target.path())
+                )
+            })?;
+        }
     }
     Ok(())
+}
+
+/// The bitmaps of an image.
+pub(crate) fn bitmaps_of(opened: &Opened) -> Result<Vec<BitmapInfo>> {
+    Ok(opened
+        .info()?
+        .qcow2
+        .map(|qcow2| qcow2.bitmaps)
+        .unwrap_or_default())
 }
 
 /// The format of a target, by its name.

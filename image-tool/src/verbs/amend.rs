@@ -1,0 +1,218 @@
+//! `amend`: options of an image's format, changed after the fact.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow, bail, ensure};
+use clap::Command;
+use qcow::{Format, Preallocation};
+
+use crate::cache::Cache;
+use crate::confine;
+use crate::format_options::{self, AMEND_QCOW2, FormatOptions};
+use crate::getopt::Matches;
+use crate::keyval;
+use crate::open::{self, Opened, Opening};
+use crate::options::{self, flag, value};
+use crate::output;
+use crate::progress::Progress;
+use crate::reason::reason;
+use crate::report::{Hinted, Usage};
+use crate::source::Source;
+use crate::verbs::close;
+use crate::watch::Watch;
+
+pub(crate) const NAME: &str = "amend";
+
+pub(crate) fn command() -> Command {
+    options::command(NAME, "Update format-specific options of the image")
+        .arg(options::quiet())
+        .arg(options::progress())
+        .arg(options::object())
+        .arg(value(
+            "options",
+            'o',
+            "OPTIONS",
+            "what to change ('-o help' lists what can be)",
+        ))
+        .arg(options::format())
+        .arg(flag("force", None, "accepted; there is nothing to force"))
+        .arg(options::image_opts())
+        .arg(value(
+            "cache",
+            't',
+            "CACHE",
+            "cache mode (default: writeback)",
+        ))
+        .arg(options::operand("FILENAME", "the image"))
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let list = format_options::joined(&matches.texts("options"))?
+        .ok_or_else(|| Usage::of(NAME, "Must specify options (-o)"))?;
+    options::refuse_objects(matches)?;
+    let asks_for_help = keyval::asks_for_help(&list);
+    if let (true, Some(format)) = (asks_for_help, matches.text("format")) {
+        return help(&format);
+    }
+    let [name] = matches.operands() else {
+        bail!("Expecting one image file name");
+    };
+    options::cache(matches, "cache", Cache::Durable, "cache option")?;
+    let source = Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let watch = Watch::new()?;
+    let opened = open::open(
+        &source,
+        &Opening {
+            writable: true,
+            ..Opening::default()
+        },
+    )?;
+    if asks_for_help {
+        return help(opened.image.format().name());
+    }
+    confine::enter(&[])?;
+    let progress = Arc::new(Progress::new(
+        matches.flag("progress") && !matches.flag("quiet"),
+        1.0,
+    ));
+    watch.start(progress.clone())?;
+    check_format(opened.image.format().name())?;
+    let options = parse(&list).inspect_err(|_| progress.end())?;
+    progress.set(0.0);
+    let outcome = amend(&opened, &options);
+    progress.set(100.0);
+    progress.end();
+    outcome?;
+    close(opened)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_format(format: &str) -> Result<()> {
+    match format_options::known_format(format) {
+        None => bail!("Unknown file format '{format}'"),
+        Some(Format::Raw) => {
+            bail!("Format driver '{format}' does not support option amendment")
+        }
+        Some(Format::Qcow2) => Ok(()),
+    }
+}
+
+fn help(format: &str) -> Result<ExitCode> {
+    check_format(format)?;
+    let text = format!(
+        "Amend options for '{format}':\n{}",
+        format_options::explain(&AMEND_QCOW2)
+    );
+    output::line(text.trim_end());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Options that exist only for creation are told apart from those that do not exist.
+fn parse(list: &str) -> Result<FormatOptions> {
+    let mut options = FormatOptions::new(AMEND_QCOW2.to_vec());
+    let Err(error) = options.parse(list) else {
+        return Ok(options);
+    };
+    let mut table = AMEND_QCOW2.to_vec();
+    table.extend(format_options::own(Format::Qcow2));
+    if FormatOptions::new(table).parse(list).is_ok() {
+        return Err(Hinted {
+            message: error.to_string(),
+            hint: "This option is only supported for image creation".to_owned(),
+        }
+        .into());
+    }
+    Err(error)
+}
+
+/// What is asked for, as far as it differs from what is.
+fn amend(opened: &Opened, options: &FormatOptions) -> Result<()> {
+    let image = &opened.image;
+    let told = |error: qcow::Error| anyhow!("{}", reason(&error, image.path()));
+    let info = opened.info()?;
+    let qcow2 = info.qcow2.as_ref().ok_or_else(|| anyhow!("Not qcow2"))?;
+    let version = version(options.text("compat"))?.unwrap_or(qcow2.version);
+    check(options, opened)?;
+    if version > qcow2.version {
+        image.set_version(version).map_err(told)?;
+    }
+    if let Some(bits) = options.number("refcount_bits") {
+        let bits = u32::try_from(bits)
+            .ok()
+            .filter(|&bits| bits.is_power_of_two() && bits <= 64);
+        let bits = bits.ok_or_else(|| {
+            anyhow!("Refcount width must be a power of two and may not exceed 64 bits")
+        })?;
+        ensure!(
+            version >= 3 || bits == 16,
+            "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
+        );
+        image.set_refcount_bits(bits).map_err(told)?;
+    }
+    if let Some(name) = options.text("data_file") {
+        image.set_data_file_name(name).map_err(told)?;
+    }
+    if let Some(lazy) = options.boolean("lazy_refcounts") {
+        ensure!(
+            !lazy || version >= 3,
+            "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)"
+        );
+        if version >= 3 {
+            image.set_lazy_refcounts(lazy).map_err(told)?;
+        }
+    }
+    if let Some(size) = options.number("size") {
+        image.resize(size, Preallocation::Off).map_err(told)?;
+    }
+    if version < qcow2.version {
+        image.set_version(version).map_err(told)?;
+    }
+    Ok(())
+}
+
+fn version(compat: Option<&str>) -> Result<Option<u32>> {
+    match compat {
+        None => Ok(None),
+        Some("0.10" | "v2") => Ok(Some(2)),
+        Some("1.1" | "v3") => Ok(Some(3)),
+        Some(other) => bail!("Unknown compatibility level {other}"),
+    }
+}
+
+/// What cannot be changed, before anything is.
+fn check(options: &FormatOptions, opened: &Opened) -> Result<()> {
+    let info = opened.info()?;
+    let same = |option: &str, recorded: Option<&str>| {
+        options
+            .text(option)
+            .is_none_or(|wanted| wanted == recorded.unwrap_or_default())
+    };
+    if !same("backing_file", info.backing_filename.as_deref())
+        || !same("backing_fmt", info.backing_format.as_deref())
+    {
+        return Err(Hinted {
+            message: "Cannot amend the backing file".to_owned(),
+            hint: "You can use 'qemu-img rebase' instead.".to_owned(),
+        }
+        .into());
+    }
+    let data_file = info
+        .qcow2
+        .as_ref()
+        .and_then(|qcow2| qcow2.data_file.as_deref());
+    let raw = info.qcow2.as_ref().is_some_and(|qcow2| qcow2.data_file_raw);
+    ensure!(
+        options.text("data_file").is_none() || data_file.is_some(),
+        "data-file can only be set for images that use an external data file"
+    );
+    ensure!(
+        options.boolean("data_file_raw") != Some(true) || raw,
+        "data-file-raw cannot be set on existing images"
+    );
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! `bitmap`: the persistent dirty bitmaps of an image.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Command;
+use qcow::{ErrorKind, Format, Image};
+
+use crate::confine;
+use crate::getopt::Matches;
+use crate::open::{self, Opened, Opening};
+use crate::options::{self, flag, value};
+use crate::reason::reason;
+use crate::source::Source;
+use crate::verbs::close;
+
+pub(crate) const NAME: &str = "bitmap";
+
+pub(crate) fn command() -> Command {
+    options::command(
+        NAME,
+        "Perform modifications of the persistent bitmap in the image",
+    )
+    .arg(options::format())
+    .arg(options::image_opts())
+    .arg(flag(
+        "add",
+        None,
+        "add the bitmap, and record changes in it",
+    ))
+    .arg(value(
+        "granularity",
+        'g',
+        "SIZE",
+        "with --add: bytes of the disk per bit",
+    ))
+    .arg(flag("remove", None, "remove the bitmap"))
+    .arg(flag("clear", None, "mark all of the disk as clean"))
+    .arg(flag("enable", None, "record changes"))
+    .arg(flag("disable", None, "record no more changes"))
+    .arg(value(
+        "merge",
+        None,
+        "SOURCE",
+        "mark as dirty what another bitmap does",
+    ))
+    .arg(value(
+        "source-file",
+        'b',
+        "SRC_FILENAME",
+        "the image that other bitmap is in",
+    ))
+    .arg(value("source-format", 'F', "SRC_FMT", "its format"))
+    .arg(options::object())
+    .arg(options::operand("FILENAME", "the image"))
+    .arg(options::operand("BITMAP", "name of the bitmap"))
+}
+
+/// One thing to do; they are done in the order of the command line.
+#[derive(Debug)]
+enum Action {
+    Add,
+    Remove,
+    Clear,
+    Enable,
+    Disable,
+    Merge(String),
+}
+
+impl Action {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Remove => "remove",
+            Self::Clear => "clear",
+            Self::Enable => "enable",
+            Self::Disable => "disable",
+            Self::Merge(_) => "merge",
+        }
+    }
+}
+
+fn actions(matches: &Matches) -> Vec<Action> {
+    matches
+        .all()
+        .filter_map(|(option, value)| match option {
+            "add" => Some(Action::Add),
+            "remove" => Some(Action::Remove),
+            "clear" => Some(Action::Clear),
+            "enable" => Some(Action::Enable),
+            "disable" => Some(Action::Disable),
+            "merge" => Some(Action::Merge(value.to_string_lossy().into_owned())),
+            _ => None,
+        })
+        .collect()
+}
+
+pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
+    let actions = actions(matches);
+    let granularity = matches
+        .text("granularity")
+        .map(|size| options::size("granularity", &size))
+        .transpose()?
+        .filter(|&granularity| granularity > 0);
+    options::refuse_objects(matches)?;
+    if actions.is_empty() {
+        bail!("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge");
+    }
+    if granularity.is_some() && !actions.iter().any(|action| matches!(action, Action::Add)) {
+        bail!("granularity only supported with --add");
+    }
+    let source_file = matches.value("source-file");
+    if matches.flag("source-format") && source_file.is_none() {
+        bail!("-F only supported with -b");
+    }
+    if source_file.is_some()
+        && !actions
+            .iter()
+            .any(|action| matches!(action, Action::Merge(_)))
+    {
+        bail!("Merge bitmap source file only supported with --merge");
+    }
+    let [name, bitmap] = matches.operands() else {
+        bail!("Expecting filename and bitmap name");
+    };
+    let source = Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )?;
+    let opened = open::open(
+        &source,
+        &Opening {
+            writable: true,
+            no_backing: true,
+            ..Opening::default()
+        },
+    )?;
+    let other = source_file
+        .map(|name| open_other(name, matches.text("source-format").as_deref()))
+        .transpose()?;
+    confine::enter(&[])?;
+    let bitmap = bitmap.to_string_lossy();
+    let other = other.as_ref().map_or(&*opened.image, |other| &*other.image);
+    for action in &actions {
+        apply(action, &opened.image, other, &bitmap, granularity).map_err(|why| {
+            anyhow!(
+                "Operation {} on bitmap {bitmap} failed: {why}",
+                action.word()
+            )
+        })?;
+    }
+    close(opened)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open_other(name: &std::ffi::OsStr, format: Option<&str>) -> Result<Opened> {
+    let opening = Opening {
+        no_backing: true,
+        ..Opening::default()
+    };
+    open::open(&Source::from_name(name, format)?, &opening)
+}
+
+fn apply(
+    action: &Action,
+    image: &Image,
+    other: &Image,
+    bitmap: &str,
+    granularity: Option<u64>,
+) -> Result<()> {
+    let told = |error: qcow::Error| match error.kind() {
+        ErrorKind::NotFound => not_found(bitmap),
+        _ => anyhow!("{}", reason(&error, image.path())),
+    };
+    match action {
+        Action::Add => return add(image, bitmap, granularity),
+        Action::Remove => image.bitmap_remove(bitmap),
+        Action::Clear => image.bitmap_clear(bitmap),
+        Action::Enable => image.bitmap_enable(bitmap, true),
+        Action::Disable => image.bitmap_enable(bitmap, false),
+        Action::Merge(source) => return merge(image, bitmap, other, source),
+    }
+    .map_err(told)
+}
+
+fn not_found(bitmap: &str) -> anyhow::Error {
+    anyhow!("Dirty bitmap '{bitmap}' not found")
+}
+
+/// Whether an image has a bitmap of that name.
+fn has(image: &Image, bitmap: &str) -> Result<bool> {
+    let info = open::info(image)?;
+    let bitmaps = info.qcow2.map(|qcow2| qcow2.bitmaps).unwrap_or_default();
+    Ok(bitmaps.iter().any(|known| known.name == bitmap))
+}
+
+fn add(image: &Image, bitmap: &str, granularity: Option<u64>) -> Result<()> {
+    if bitmap.is_empty() {
+        bail!("Bitmap name cannot be empty");
+    }
+    if granularity.is_some_and(|bytes| bytes < 512 || !bytes.is_power_of_two()) {
+        bail!("Granularity must be power of 2 and at least 512");
+    }
+    if image.format() == Format::Raw {
+        bail!(
+            "Can't store persistent bitmaps to {}: Operation not supported",
+            image.path().display()
+        );
+    }
+    if has(image, bitmap)? {
+        bail!("Bitmap already exists: {bitmap}");
+    }
+    image
+        .bitmap_add(bitmap, granularity, true)
+        .map_err(|error| anyhow!("{}", reason(&error, image.path())))
+}
+
+/// Marks as dirty in `bitmap` what `source` of another image (or of the same) does.
+pub(crate) fn merge(image: &Image, bitmap: &str, other: &Image, source: &str) -> Result<()> {
+    if !has(image, bitmap)? {
+        return Err(not_found(bitmap));
+    }
+    if !has(other, source)? {
+        return Err(not_found(source));
+    }
+    let told = |error: qcow::Error, image: &Image| anyhow!("{}", reason(&error, image.path()));
+    let ranges = other
+        .bitmap_ranges(source)
+        .map_err(|error| told(error, other))?;
+    image
+        .bitmap_merge(bitmap, &ranges)
+        .map_err(|error| told(error, image))
+}
