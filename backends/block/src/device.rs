@@ -75,6 +75,20 @@ impl Block {
         Ok(self.image.close()?)
     }
 
+    /// Does all requests there are. Those that may not be told of yet are in `held` then.
+    fn serve_all(&mut self, queue: &mut Queue<'_>, held: &mut Vec<Chain>) -> Result<(), RingError> {
+        while let Some(chain) = queue.pop()? {
+            self.serve(queue.memory(), &chain)?;
+            held.push(chain);
+            // A flush, or tables that were full, may have put them there already.
+            if !self.image.is_ahead() {
+                held.drain(..)
+                    .try_for_each(|chain| complete(queue, chain))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the image's tables into its file, and tells of the requests that waited for that.
     fn release(&mut self, queue: &mut Queue<'_>, held: Vec<Chain>) -> Result<(), RingError> {
         if held.is_empty() {
@@ -196,18 +210,7 @@ impl Device for Block {
     /// tables that are not in its file, what depends on them is told only after they are; once for all requests at hand.
     fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
         let mut held = Vec::new();
-        let mut served = Ok(());
-        while let Some(chain) = queue.pop()? {
-            served = self.serve(queue.memory(), &chain);
-            if served.is_err() {
-                break;
-            }
-            if self.image.is_ahead() {
-                held.push(chain);
-            } else {
-                complete(queue, chain)?;
-            }
-        }
+        let served = self.serve_all(queue, &mut held);
         self.release(queue, held)?;
         served
     }
