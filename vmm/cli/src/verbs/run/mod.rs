@@ -33,7 +33,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     loop {
         // Made anew each time: the helper may have come or gone.
         let plan = Plan::new(&args, &base, &path)?;
-        match supervisor.run(plan.processes)? {
+        match supervisor.run(plan)? {
             Outcome::Ended(RESET) if !args.no_reboot => {}
             Outcome::Ended(status) => {
                 return Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)));

@@ -70,6 +70,8 @@ impl Process {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) processes: Vec<Process>,
+    /// The helper's socket, if the guest is on a network.
+    pub(crate) helper: Option<PathBuf>,
 }
 
 impl Plan {
@@ -93,7 +95,8 @@ impl Plan {
         let mut monitor = monitor(args, folder)?;
         monitor.after = backends;
         processes.push(monitor);
-        Ok(Self { processes })
+        let helper = (!args.net.is_empty()).then_some(helper_socket);
+        Ok(Self { processes, helper })
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use bulkhead_net_protocol::Client;
 use bulkhead_process::signals::SignalFd;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -12,7 +13,7 @@ use rustix::process::Signal;
 
 use super::child::{Child, Ended};
 use super::console::Input;
-use super::plan::{Process, Role};
+use super::plan::{Plan, Process, Role};
 use super::ready;
 use crate::runtime::GuestFolder;
 
@@ -60,6 +61,9 @@ pub(crate) struct Supervisor {
     input: Input,
     verbose: bool,
     slots: Vec<Slot>,
+    helper: Option<PathBuf>,
+    /// As long as this is open, the helper does not think itself idle, whatever becomes of the network backends.
+    helper_needed: Option<Client>,
 }
 
 impl Supervisor {
@@ -83,12 +87,16 @@ impl Supervisor {
             input,
             verbose,
             slots: Vec::new(),
+            helper: None,
+            helper_needed: None,
         })
     }
 
     /// Runs the processes until the monitor ends or we are told to end. None of them is left when this returns.
-    pub(crate) fn run(&mut self, processes: Vec<Process>) -> anyhow::Result<Outcome> {
-        self.slots = processes
+    pub(crate) fn run(&mut self, plan: Plan) -> anyhow::Result<Outcome> {
+        self.helper = plan.helper;
+        self.slots = plan
+            .processes
             .into_iter()
             .map(|process| Slot {
                 process,
@@ -99,6 +107,7 @@ impl Supervisor {
             })
             .collect();
         let outcome = self.watch();
+        self.helper_needed = None;
         let ended = self.end(&outcome);
         outcome.and_then(|outcome| ended.map(|()| outcome))
     }
@@ -106,6 +115,7 @@ impl Supervisor {
     fn watch(&mut self) -> anyhow::Result<Outcome> {
         loop {
             self.start_what_can_be()?;
+            self.need_helper();
             let event = match self.next_restart() {
                 Some(when) => match self.events.recv_deadline(when) {
                     Ok(event) => event,
@@ -145,6 +155,20 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Keeps a connection to the helper from when it is ready, so that it is still there when a backend has to come back to it.
+    fn need_helper(&mut self) {
+        let starts = |slot: &Slot| {
+            slot.process.role == Role::Helper && !slot.child.as_ref().is_some_and(Child::is_ready)
+        };
+        if self.helper_needed.is_none() && !self.slots.iter().any(starts) {
+            // If this fails, so will the backend, and it says why.
+            self.helper_needed = self
+                .helper
+                .as_deref()
+                .and_then(|path| Client::connect(path).ok());
+        }
+    }
+
     fn next_restart(&self) -> Option<Instant> {
         self.slots.iter().filter_map(|slot| slot.restart_at).min()
     }
@@ -175,6 +199,9 @@ impl Supervisor {
         }
         if !slot.was_ready {
             bail!("{name}: {}", why(&ended));
+        }
+        if slot.process.role == Role::Helper {
+            self.helper_needed = None;
         }
         let pause = pause(slot.restarts, ended.status.success());
         slot.restarts = slot.restarts.saturating_add(1);
