@@ -260,6 +260,12 @@ impl Header {
     /// The header and its extensions, without the backing file name: if possible no longer than one sector, so that
     /// one write of it happens on the medium or does not.
     pub(crate) fn encode(&self) -> Vec<u8> {
+        self.encode_within(SECTOR)
+    }
+
+    /// As [`Header::encode`], where the backing file's name begins at `room`. Names of features, which nobody needs, are
+    /// left out as far as there is no room for them.
+    pub(crate) fn encode_within(&self, room: usize) -> Vec<u8> {
         let mut out = self.encode_fields();
         let order = |kind: u32| match kind {
             kind::BACKING_FORMAT => 0,
@@ -277,7 +283,7 @@ impl Header {
             extension.encode(&mut out);
         }
         if self.version >= 3 {
-            let data = feature::name_table(SECTOR.saturating_sub(out.len() + 16));
+            let data = feature::name_table(room.min(SECTOR).saturating_sub(out.len() + 16));
             if !data.is_empty() {
                 Extension {
                     kind: kind::FEATURE_NAMES,

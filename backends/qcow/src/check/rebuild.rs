@@ -62,12 +62,12 @@ impl Check<'_> {
         self.sync()?;
         self.header.refcount_table_offset = table_offset;
         self.header.refcount_table_clusters = table_clusters as u32;
-        let mut bytes = self.header.encode();
         let room = if self.header.backing.is_some() {
             self.header.backing_offset
         } else {
             size
         };
+        let mut bytes = self.header.encode_within(room as usize);
         bytes.resize(bytes.len().max(SECTOR.min(room as usize)), 0);
         self.write(0, &bytes)?;
         self.sync()?;

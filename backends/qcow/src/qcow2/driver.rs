@@ -195,12 +195,12 @@ impl Qcow2 {
 
     /// Writes the header with its extensions.
     pub(super) fn write_header(&self, header: &Header) -> Result<()> {
-        let mut bytes = header.encode();
         let room = if header.backing.is_some() {
             header.backing_offset
         } else {
             1 << header.cluster_bits
         };
+        let mut bytes = header.encode_within(room as usize);
         if bytes.len() as u64 > room {
             return Err(Error::invalid(
                 "the header extensions do not fit into the first cluster",
