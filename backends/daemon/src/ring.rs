@@ -51,6 +51,10 @@ struct Running {
     budget: u16,
     /// The last look at the available ring found nothing.
     drained: bool,
+    /// Where in the available ring that was.
+    drained_at: u16,
+    /// What is there is not enough: the driver is to tell of more.
+    wants_more: bool,
     /// How many requests were completed that the driver may have to be told about.
     completed: u16,
 }
@@ -168,6 +172,8 @@ impl Ring {
             heads: Vec::new(),
             budget: 0,
             drained: false,
+            drained_at: 0,
+            wants_more: false,
             completed: 0,
         }));
         Ok(())
@@ -257,12 +263,16 @@ impl Running {
     fn begin(&mut self, memory: &GuestMemoryMmap) -> Result<(), RingError> {
         self.budget = self.queue.size();
         self.drained = false;
+        self.wants_more = false;
         self.queue
             .disable_notification(memory)
             .map_err(|_| RingError::OutsideMemory)
     }
 
     fn end(&mut self, memory: &GuestMemoryMmap) -> Result<Turn, RingError> {
+        if self.wants_more {
+            return self.wait_for_more(memory);
+        }
         if !self.drained {
             let more = self.budget == 0;
             return Ok(if more { Turn::Again } else { Turn::Wait });
@@ -271,6 +281,32 @@ impl Running {
             .queue
             .enable_notification(memory)
             .map_err(|_| RingError::OutsideMemory)?;
+        Ok(if more { Turn::Again } else { Turn::Wait })
+    }
+
+    /// Has the driver kick when it adds to what was there at the last look, which is not what has been taken.
+    fn wait_for_more(&mut self, memory: &GuestMemoryMmap) -> Result<Turn, RingError> {
+        self.queue
+            .enable_notification(memory)
+            .map_err(|_| RingError::OutsideMemory)?;
+        if self.queue.event_idx_enabled() {
+            let at = 4 + 8 * u64::from(self.queue.size());
+            GuestAddress(self.queue.used_ring())
+                .checked_add(at)
+                .and_then(|at| {
+                    let event = self.drained_at.to_le();
+                    memory.store(event, at, Ordering::Relaxed).ok()
+                })
+                .ok_or(RingError::OutsideMemory)?;
+        }
+        // The wish is visible before it is looked whether it comes too late.
+        fence(Ordering::SeqCst);
+        let available = self
+            .queue
+            .avail_idx(memory, Ordering::Acquire)
+            .map_err(|_| RingError::OutsideMemory)?
+            .0;
+        let more = available != self.drained_at;
         Ok(if more { Turn::Again } else { Turn::Wait })
     }
 
@@ -339,6 +375,7 @@ impl Running {
             .map_err(|_| RingError::AvailableIndex)?;
         let Some(chain) = available.next() else {
             self.drained = true;
+            self.drained_at = self.queue.next_avail();
             return Ok(None);
         };
         let head = chain.head_index();
@@ -403,10 +440,15 @@ impl<'a> Queue<'a> {
         }))
     }
 
+    /// Says that what is there, all of which is taken or given back, is not enough: the next turn comes when the driver adds to it.
+    pub fn want_more(&mut self) {
+        self.running.wants_more = true;
+    }
+
     /// Puts back a request that was taken and not touched, as if it had not been taken. Of several, the last taken goes back first.
     ///
-    /// The device then comes back by an event of its own: the driver is not asked to tell of more, for there is enough. What was taken
-    /// counts for the turn all the same.
+    /// The device then comes back by an event of its own: the driver is not asked to tell of more, for there is enough; unless
+    /// [`want_more`](Self::want_more) says otherwise. What was taken counts for the turn all the same.
     ///
     /// # Errors
     /// When the in-flight record cannot be kept.

@@ -1,11 +1,15 @@
 //! The device: pairs of rings, each on a queue of the TAP device.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Result, bail};
 use bulkhead_daemon::{Device, Queue, Queues, RingError};
 use bulkhead_net_protocol::MacAddr;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 use tap::{Offloads, Options, Tap, VNET_HDR_LEN};
 use virtio_bindings::virtio_net as net;
 
@@ -24,6 +28,8 @@ pub(crate) struct Net {
     supported: Offloads,
     /// What the driver has accepted.
     accepted: u64,
+    /// Runs while a frame waits.
+    timer: OwnedFd,
     /// How many pairs the driver has said it uses, where it says so to this device and not to the frontend.
     in_use: u16,
 }
@@ -39,9 +45,20 @@ struct Pair {
     attached: bool,
 }
 
-/// The TAP queue of a pair has frames, or is gone.
+/// What can happen outside the rings.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct TapReady(usize);
+pub(crate) enum Event {
+    /// The TAP queue of a pair has frames, or is gone.
+    Tap(usize),
+    /// Frames have waited long enough for buffers.
+    Patience,
+}
+
+/// How long a frame waits for a driver that has too few buffers for it: longer than a driver is ever away while it works.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 /// What a ring is for. (virtio 1.2, 5.1.2)
 enum Role {
@@ -76,6 +93,10 @@ impl Net {
             mtu,
             supported,
             accepted: 0,
+            timer: timerfd_create(
+                TimerfdClockId::Monotonic,
+                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+            )?,
             in_use: 1,
         };
         device.steer()?;
@@ -135,6 +156,46 @@ impl Net {
         }
     }
 
+    /// Receives on a pair, outside the turn of its ring.
+    fn receive(&mut self, number: usize, queues: &mut Queues<'_>) -> io::Result<()> {
+        let mergeable = self.mergeable();
+        let Some(Pair { tap, receiver, .. }) = self.pairs.get_mut(number) else {
+            return Ok(());
+        };
+        let Ok(ring) = u16::try_from(number * 2) else {
+            return Ok(());
+        };
+        // A ring that does not run is given its turn when it starts.
+        let mut removed = false;
+        queues.run(ring, |queue| {
+            let received = receiver.receive(tap, queue, mergeable);
+            removed = received.as_ref().is_err_and(|error| *error == gone(tap));
+            received
+        });
+        if removed {
+            return Err(io::Error::other(gone(tap)));
+        }
+        self.watch_the_clock();
+        Ok(())
+    }
+
+    fn mergeable(&self) -> bool {
+        self.accepted & bit(net::VIRTIO_NET_F_MRG_RXBUF) != 0
+    }
+
+    /// Sets the timer while a frame waits.
+    fn watch_the_clock(&self) {
+        if !self.pairs.iter().any(|pair| pair.receiver.is_waiting()) {
+            return;
+        }
+        let once = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: PATIENCE,
+        };
+        // It fails only for values that are none of these.
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
+    }
+
     fn set_in_use(&mut self, pairs: u16) -> bool {
         if !(1..=self.pairs.len()).contains(&usize::from(pairs)) {
             return false;
@@ -145,7 +206,7 @@ impl Net {
 }
 
 impl Device for Net {
-    type Event = TapReady;
+    type Event = Event;
 
     fn features(&self) -> u64 {
         features::offered(
@@ -179,18 +240,22 @@ impl Device for Net {
         {
             pair.running = running;
             if !running {
-                pair.receiver.forget();
+                pair.receiver.give_up();
             }
             self.steer_or_warn();
         }
     }
 
     fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
-        let mergeable = self.accepted & bit(net::VIRTIO_NET_F_MRG_RXBUF) != 0;
+        let mergeable = self.mergeable();
         match self.role(queue.index()) {
             Role::Control => control(queue, |pairs| self.set_in_use(pairs)),
             Role::Receive(pair) => match self.pairs.get_mut(pair) {
-                Some(Pair { tap, receiver, .. }) => receiver.receive(tap, queue, mergeable),
+                Some(Pair { tap, receiver, .. }) => {
+                    receiver.receive(tap, queue, mergeable)?;
+                    self.watch_the_clock();
+                    Ok(())
+                }
                 None => Err(no_such_pair(pair)),
             },
             Role::Transmit(pair) => match self.pairs.get(pair) {
@@ -200,31 +265,33 @@ impl Device for Net {
         }
     }
 
-    fn events(&self) -> Vec<(BorrowedFd<'_>, TapReady)> {
+    fn events(&self) -> Vec<(BorrowedFd<'_>, Event)> {
         let taps = self.pairs.iter().enumerate();
-        taps.map(|(number, pair)| (pair.tap.as_fd(), TapReady(number)))
+        let taps = taps.map(|(number, pair)| (pair.tap.as_fd(), Event::Tap(number)));
+        taps.chain([(self.timer.as_fd(), Event::Patience)])
             .collect()
     }
 
-    fn handle(&mut self, TapReady(number): TapReady, queues: &mut Queues<'_>) -> io::Result<()> {
-        let mergeable = self.accepted & bit(net::VIRTIO_NET_F_MRG_RXBUF) != 0;
-        let Some(Pair { tap, receiver, .. }) = self.pairs.get_mut(number) else {
-            return Ok(());
-        };
-        let Ok(ring) = u16::try_from(number * 2) else {
-            return Ok(());
-        };
-        // A ring that does not run is given its turn when it starts.
-        let mut removed = false;
-        queues.run(ring, |queue| {
-            let received = receiver.receive(tap, queue, mergeable);
-            removed = received.as_ref().is_err_and(|error| *error == gone(tap));
-            received
-        });
-        if removed {
-            return Err(io::Error::other(gone(tap)));
+    fn handle(&mut self, event: Event, queues: &mut Queues<'_>) -> io::Result<()> {
+        match event {
+            Event::Tap(number) => {
+                if self
+                    .pairs
+                    .get(number)
+                    .is_some_and(|pair| pair.receiver.is_waiting())
+                {
+                    return Ok(());
+                }
+                self.receive(number, queues)
+            }
+            Event::Patience => (0..self.pairs.len()).try_for_each(|number| {
+                match self.pairs.get_mut(number) {
+                    Some(pair) if pair.receiver.is_waiting() => pair.receiver.give_up(),
+                    _ => return Ok(()),
+                }
+                self.receive(number, queues)
+            }),
         }
-        Ok(())
     }
 
     fn disconnected(&mut self) -> io::Result<()> {

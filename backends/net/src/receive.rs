@@ -3,6 +3,9 @@
 //! A frame's length is known only once it is read, and then it is gone from the TAP device. So it is read into as many of the guest's
 //! buffers as the frame before it needed, and, what does not fit there, into a buffer of this process's own, from where it is copied into further
 //! buffers. A stream of large segments and a stream of small frames both go without a copy.
+//!
+//! A frame for which the guest has buffers, but too few, waits in the spill for more of them, and the frames behind it wait in the TAP
+//! device. It waits until its patience is at an end ([`Receiver::give_up`]): a driver may never offer as many.
 
 use std::io;
 
@@ -30,14 +33,16 @@ pub(crate) struct Receiver {
     ahead: usize,
     /// Buffers that were taken and hold nothing yet. Empty between turns.
     held: Vec<Chain>,
-    /// The length of a frame, all of it in the spill, for which there was no time in the last turn.
+    /// The length of a frame, all of it in the spill, that could not be delivered in the last turn.
     pending: Option<usize>,
+    /// Whether that was for want of buffers.
+    waiting: bool,
 }
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// It is in the first so many buffers.
+    /// It fits in the first so many buffers.
     Fits(usize),
     /// There are not enough buffers.
     NoRoom,
@@ -52,6 +57,7 @@ impl Receiver {
             ahead: 1,
             held: Vec::new(),
             pending: None,
+            waiting: false,
         }
     }
 
@@ -70,9 +76,15 @@ impl Receiver {
         result
     }
 
-    /// Forgets what the guest has not got yet.
-    pub(crate) fn forget(&mut self) {
+    /// Whether a frame waits for the driver to offer more buffers. Until it does, there is nothing to be done for the TAP device.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+
+    /// Throws away the frame that waits.
+    pub(crate) fn give_up(&mut self) {
         self.pending = None;
+        self.waiting = false;
     }
 
     fn receive_all(
@@ -84,6 +96,7 @@ impl Receiver {
         if !mergeable {
             self.ahead = 1;
         }
+        self.waiting = false;
         let (mut dropped, mut received) = (0, 0);
         while dropped < MOST_DROPPED && self.take(queue, self.ahead)? {
             let (length, direct) = match self.pending.take() {
@@ -96,13 +109,19 @@ impl Receiver {
                     Err(ReadError::Tap(_)) => break,
                 },
             };
-            match self.spread(queue, length, direct, mergeable)? {
+            match self.gather(queue, length, mergeable)? {
                 Fate::Fits(buffers) => {
+                    self.spread(queue, length, direct, buffers)?;
                     self.complete(queue, length, buffers)?;
                     received += 1;
                 }
-                // One that a whole turn is too short for never fits.
                 Fate::NoTurn if received > 0 => return self.postpone(queue, length, direct),
+                Fate::NoRoom if mergeable => {
+                    self.waiting = true;
+                    queue.want_more();
+                    return self.postpone(queue, length, direct);
+                }
+                // A whole turn is too short for it, or one buffer is.
                 Fate::NoTurn | Fate::NoRoom => dropped += 1,
             }
         }
@@ -147,34 +166,39 @@ impl Receiver {
         Ok((length, length.min(room)))
     }
 
-    /// Copies what was spilled into the buffers after the first `direct` bytes, taking more of them where they may be merged.
-    fn spread(
+    /// Finds out how many buffers a frame of `length` bytes needs, and takes what is missing of them where they may be merged.
+    fn gather(
         &mut self,
         queue: &mut Queue<'_>,
         length: usize,
-        direct: usize,
         mergeable: bool,
     ) -> Result<Fate, RingError> {
         if length < VNET_HDR_LEN {
             return Ok(Fate::NoRoom);
         }
-        let (mut before, mut buffers) = (0usize, 0);
-        while before < length {
-            if buffers == self.held.len() {
-                if !mergeable {
-                    return Ok(Fate::NoRoom);
-                }
-                if !self.take_one(queue)? {
-                    return Ok(if queue.turn_is_over() {
-                        Fate::NoTurn
-                    } else {
-                        Fate::NoRoom
-                    });
-                }
+        let (mut room, mut buffers) = (0usize, 0);
+        while room < length {
+            if buffers == self.held.len() && !(mergeable && self.take_one(queue)?) {
+                let later = mergeable && queue.turn_is_over();
+                return Ok(if later { Fate::NoTurn } else { Fate::NoRoom });
             }
-            let Some(chain) = self.held.get(buffers) else {
-                return Ok(Fate::NoRoom);
-            };
+            let next = self.held.get(buffers);
+            room = room.saturating_add(next.map_or(0, |c| c.writable().length() as usize));
+            buffers += 1;
+        }
+        Ok(Fate::Fits(buffers))
+    }
+
+    /// Copies what was spilled into the buffers, after the first `direct` bytes.
+    fn spread(
+        &self,
+        queue: &Queue<'_>,
+        length: usize,
+        direct: usize,
+        buffers: usize,
+    ) -> Result<(), RingError> {
+        let mut before = 0usize;
+        for chain in self.held.iter().take(buffers) {
             let room = chain.writable().length() as usize;
             let end = length.min(before.saturating_add(room));
             let start = direct.max(before);
@@ -188,9 +212,8 @@ impl Receiver {
                     .write(queue.memory(), narrow(start - before), spilled)?;
             }
             before = before.saturating_add(room);
-            buffers += 1;
         }
-        Ok(Fate::Fits(buffers))
+        Ok(())
     }
 
     /// Keeps a frame for the next turn: all of it goes to the spill.
