@@ -243,6 +243,10 @@ impl Case {
         let args = self.random.pick(&operations);
         let _ = writeln!(self.log, "both: {}", args.join(" "));
         let (ours, theirs) = self.pair.run_both(args);
+        // QEMU gives up where version 2 would need zeroes written; image-tool writes them.
+        if theirs.stderr.contains("Operation not supported") && ours.status == Some(0) {
+            return;
+        }
         assert_eq!(ours, theirs, "{}", self.log);
         if theirs.status == Some(0) {
             for image in ["base", "top", "new"]

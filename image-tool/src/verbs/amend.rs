@@ -20,6 +20,7 @@ use crate::reason::reason;
 use crate::report::{Hinted, Usage};
 use crate::source::Source;
 use crate::verbs::close;
+use crate::verbs::resize::resize;
 use crate::watch::Watch;
 
 pub(crate) const NAME: &str = "amend";
@@ -167,7 +168,7 @@ fn amend(opened: &Opened, options: &FormatOptions) -> Result<()> {
         }
     }
     if let Some(size) = options.number("size") {
-        image.resize(size, Preallocation::Off).map_err(told)?;
+        resize(opened, size, Preallocation::Off)?;
     }
     if version < qcow2.version {
         image.set_version(version).map_err(told)?;

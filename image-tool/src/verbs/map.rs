@@ -120,7 +120,7 @@ impl Extents<'_> {
 
 /// Zeroes because a backing file is too short count as nobody's here, although they hide what is further down.
 fn as_listed(top: &Image, mut extent: Extent) -> Result<Extent> {
-    if !(extent.present && extent.zero && extent.offset.is_none()) {
+    if !(extent.present && extent.zero) {
         return Ok(extent);
     }
     let mut layer = top;

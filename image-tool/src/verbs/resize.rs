@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
+use qcow::Preallocation;
 
 use crate::confine;
 use crate::format_options::{FormatOptions, Kind, Spec, check_preallocation, preallocation};
 use crate::getopt::Matches;
-use crate::open::{self, Opening};
+use crate::open::{self, Opened, Opening};
 use crate::options::{self, flag, value};
 use crate::output;
 use crate::reason::reason;
@@ -79,7 +80,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let wanted = change
         .from(current)
         .ok_or_else(|| anyhow!("New image size must be positive"))?;
-    if wanted <= current && preallocation != qcow::Preallocation::Off {
+    if wanted <= current && preallocation != Preallocation::Off {
         bail!("Preallocation can only be used for growing images");
     }
     if wanted < current && !matches.flag("shrink") {
@@ -91,18 +92,27 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     check_preallocation(opened.image.format(), preallocation)?;
-    opened
-        .image
-        .resize(wanted, preallocation)
-        .map_err(|error| match reason(&error, opened.image.path()) {
+    resize(&opened, wanted, preallocation)?;
+    close(opened)?;
+    output::unless(quiet, "Image resized.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Changes the size, in QEMU's words if that cannot be.
+pub(crate) fn resize(opened: &Opened, size: u64, preallocation: Preallocation) -> Result<()> {
+    let info = opened.info()?;
+    let is_v2 = info.qcow2.is_some_and(|qcow2| qcow2.version < 3);
+    if is_v2 && !info.snapshots.is_empty() {
+        bail!("Can't resize a v2 image which has snapshots");
+    }
+    opened.image.resize(size, preallocation).map_err(|error| {
+        match reason(&error, opened.image.path()) {
             why if why.contains("too large") => {
                 anyhow!("Failed to grow the L1 table: File too large")
             }
             why => anyhow!("{why}"),
-        })?;
-    close(opened)?;
-    output::unless(quiet, "Image resized.");
-    Ok(ExitCode::SUCCESS)
+        }
+    })
 }
 
 /// The size that was asked for.
