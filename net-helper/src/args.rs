@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
 
-    /// Undo everything and end once the last TAP device was given back.
+    /// Undo everything and end once the last TAP device was given back and nobody has asked for another within a second.
     #[arg(long)]
     exit_idle: bool,
 }

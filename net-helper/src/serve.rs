@@ -1,11 +1,12 @@
 //! The loop: connections come, ask, and close.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bulkhead_net_protocol::{Channel, Packet, RefusalKind, Reply, Request, decode};
 use bulkhead_process::signals::SignalFd;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::host::Host;
@@ -16,6 +17,9 @@ use crate::listen::Listener;
 const MOST: usize = 512;
 const MOST_OF_ONE_USER: usize = 128;
 
+/// How long an idle helper stays that is to end when idle: a client whose process has died is started again meanwhile.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Clients and what they have.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -23,6 +27,8 @@ pub(crate) struct Server {
     /// Whether to end when the last lease is returned.
     exit_idle: bool,
     any_lease_yet: bool,
+    /// When it is to end, if nobody connects before.
+    end: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -44,20 +50,23 @@ impl Server {
             clients: Vec::new(),
             exit_idle,
             any_lease_yet: false,
+            end: None,
         }
     }
 
-    /// Serves until a signal, or until idle if that is wanted.
+    /// Serves until a signal, or until it was idle for a while if that is wanted.
     pub(crate) fn run(
         &mut self,
         listener: &Listener,
         signals: &SignalFd,
         host: &mut Host,
     ) -> Result<()> {
-        while !self.idle() {
+        loop {
+            self.look_at_the_clock();
             let ready = self.wait(listener, signals, host)?;
-            if ready.signal {
-                break;
+            let over = self.end.is_some_and(|end| end <= Instant::now());
+            if ready.signal || (over && !ready.listener) {
+                return Ok(());
             }
             // From the end, so that positions stay what they were.
             for position in ready.dhcp.into_iter().rev() {
@@ -73,7 +82,6 @@ impl Server {
                 self.welcome(listener);
             }
         }
-        Ok(())
     }
 
     /// Takes everything back.
@@ -83,8 +91,12 @@ impl Server {
         }
     }
 
-    fn idle(&self) -> bool {
-        self.exit_idle && self.any_lease_yet && self.clients.is_empty()
+    fn look_at_the_clock(&mut self) {
+        if !self.clients.is_empty() || !self.exit_idle || !self.any_lease_yet {
+            self.end = None;
+        } else if self.end.is_none() {
+            self.end = Some(Instant::now() + LINGER);
+        }
     }
 
     fn wait(&self, listener: &Listener, signals: &SignalFd, host: &Host) -> Result<Ready> {
@@ -102,7 +114,11 @@ impl Server {
                 .iter()
                 .map(|c| PollFd::from_borrowed_fd(c.channel.as_fd(), PollFlags::IN)),
         );
-        match poll(&mut fds, None) {
+        let left = self
+            .end
+            .map(|end| end.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e).context("poll"),
         }

@@ -304,6 +304,17 @@ fn an_idle_helper_ends_by_itself_once_it_was_of_use() {
                 "another has its device still"
             );
             drop(other);
+            // As a client whose process died and was started again does.
+            eventually("the other is taken back", || {
+                !run("ip -o link").contains("bhtap")
+            });
+            let again = helper.lease(&TapRequest::on("default")).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(1200));
+            assert!(
+                helper.child.try_wait().unwrap().is_none(),
+                "it was not idle for long"
+            );
+            drop(again);
 
             assert!(helper.child.wait().unwrap().success());
             assert_eq!(
