@@ -639,7 +639,7 @@ fn a_read_only_open_never_changes_the_file() {
     // Dirty, with unknown autoclear bits and a wrong refcount: much that a writer would put right.
     patch(&path, 72, &1u64.to_be_bytes());
     patch(&path, 88, &(1u64 << 30).to_be_bytes());
-    patch(&path, 2 * 65536 + 20, &[0, 9]);
+    patch(&path, 2 * 65536 + 10, &[0, 9]);
     let before = std::fs::read(&path).unwrap();
     let image = Image::open(&path, &read_only()).unwrap();
     image.read_at(0, &mut [0; 65536]).unwrap();

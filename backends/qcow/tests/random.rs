@@ -78,7 +78,12 @@ fn new_case(dir: &Path, rng: &mut Rng) -> Case {
         options.data_file = Some(text(&dir.join("disk.data")).into());
         options.data_file_raw = rng.chance(50);
     }
+    if rng.chance(20) && (options.backing_file.is_none() || options.extended_l2) {
+        use qcow::Preallocation::{Falloc, Full, Metadata};
+        options.preallocation = *rng.pick(&[Metadata, Falloc, Full]);
+    }
     qcow::create(&path, &options).unwrap();
+    check(&path);
     Case {
         path,
         model,
@@ -109,7 +114,14 @@ fn step(rng: &mut Rng, case: &mut Case, image: &mut Image) {
             for (i, byte) in model.iter_mut().enumerate() {
                 *byte = ((start + i) / 256) as u8 ^ seed;
             }
-            image.write_at(start as u64, model).unwrap();
+            if rng.chance(50) {
+                image.write_at(start as u64, model).unwrap();
+            } else {
+                // In pieces, some of them empty.
+                let at = rng.below(len as u64 + 1) as usize;
+                let slices = [&model[..at], &[], &model[at..]].map(std::io::IoSlice::new);
+                image.write_from(start as u64, &&slices[..]).unwrap();
+            }
         }
         45..60 => {
             model.fill(0);
@@ -155,7 +167,10 @@ fn step(rng: &mut Rng, case: &mut Case, image: &mut Image) {
         }
         _ => {
             let mut now = vec![1; len];
-            image.read_at(start as u64, &mut now).unwrap();
+            let at = rng.below(len as u64 + 1) as usize;
+            let (first, last) = now.split_at_mut(at);
+            let mut slices = [first, &mut [], last].map(std::io::IoSliceMut::new);
+            image.read_into(start as u64, &mut &mut slices[..]).unwrap();
             assert!(now == *model, "read of {start}+{len} differs");
         }
     }

@@ -1,5 +1,7 @@
 //! The flag that says a refcount is exactly one, in the active tables.
 
+use std::collections::HashSet;
+
 use crate::address::{GuestOffset, HostOffset};
 use crate::check::Check;
 use crate::check::counts::Stored;
@@ -17,6 +19,7 @@ impl Check<'_> {
             return Ok(());
         };
         let mut changed = false;
+        let mut visited = HashSet::new();
         for (index, entry) in (0u64..).zip(l1.iter_mut()) {
             let l2 = *entry & OFFSET_MASK;
             if l2 == 0 || !l2.is_multiple_of(self.geometry.cluster_size()) || !self.inside(l2) {
@@ -32,7 +35,9 @@ impl Check<'_> {
                     changed = true;
                 }
             }
-            self.check_copied_l2(l2, stored)?;
+            if visited.insert(l2) {
+                self.check_copied_l2(l2, stored)?;
+            }
         }
         if changed {
             self.write(self.header.l1_offset, &to_bytes(&l1))?;

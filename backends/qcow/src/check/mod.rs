@@ -38,6 +38,10 @@ pub(crate) struct Check<'a> {
     rebuild: bool,
     /// Corruptions outside the refcount structure.
     unfixable: u64,
+    /// L1 tables followed so far, and how often each L2 table was.
+    trees: u64,
+    walked: Counts,
+    extra_walks: u64,
 }
 
 impl<'a> Check<'a> {
@@ -66,6 +70,9 @@ impl<'a> Check<'a> {
             file_clusters: geometry.clusters_for(len),
             rebuild: false,
             unfixable: 0,
+            trees: 0,
+            walked: Counts::default(),
+            extra_walks: 0,
         })
     }
 

@@ -111,6 +111,8 @@ impl Check<'_> {
     /// The old table and blocks are no longer in use; what else uses their clusters still is.
     fn forget_old_structure(&mut self) {
         self.counts = super::counts::Counts::default();
+        self.walked = super::counts::Counts::default();
+        (self.trees, self.extra_walks) = (0, 0);
         let kept = std::mem::take(&mut self.result);
         // Counts once more without them; findings were told the first time.
         let counted = self.count_all();

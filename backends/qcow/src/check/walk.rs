@@ -7,6 +7,9 @@ use crate::error::Result;
 use crate::geometry::{COPIED, OFFSET_MASK};
 use crate::l2::{Cluster, L2Entry};
 
+/// L2 tables walked more often than can be right, at most.
+const MAX_EXTRA_WALKS: u64 = 1024;
+
 impl Check<'_> {
     /// Counts everything but the refcount structure.
     pub(super) fn count_all(&mut self) -> Result<()> {
@@ -94,6 +97,7 @@ impl Check<'_> {
         let Some(table) = self.read_words(offset, entries) else {
             return;
         };
+        self.trees += 1;
         for (index, entry) in (0..).zip(table) {
             let l2 = entry & OFFSET_MASK;
             if l2 == 0 {
@@ -112,10 +116,25 @@ impl Check<'_> {
                 ));
                 continue;
             }
-            if self.count("L2 table", l2, self.geometry.cluster_size()) {
+            if self.count("L2 table", l2, self.geometry.cluster_size()) && self.may_walk(l2) {
                 self.count_l2(l2, GuestOffset(index * self.geometry.l2_span()), active);
             }
         }
+    }
+
+    /// Each tree leads to an L2 table once. Where it does more often, some walks more are done for the sake of a repair, but an
+    /// image made for it must not keep us for ever.
+    fn may_walk(&mut self, l2: u64) -> bool {
+        let cluster = l2 >> self.geometry.cluster_bits;
+        self.walked.add(cluster);
+        if self.walked.get(cluster) <= self.trees {
+            return true;
+        }
+        self.extra_walks += 1;
+        if self.extra_walks == MAX_EXTRA_WALKS {
+            self.corruption("ERROR: too many L1 entries point to the same L2 tables".to_owned());
+        }
+        self.extra_walks < MAX_EXTRA_WALKS
     }
 
     fn count_l2(&mut self, offset: u64, guest: GuestOffset, active: bool) {

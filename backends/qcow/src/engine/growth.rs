@@ -175,21 +175,27 @@ impl Engine {
         self.words(self.header.refcount_table_offset, count)
     }
 
-    /// Registers what the active L1 table and the refcount table point to.
-    pub(crate) fn register_tables(&mut self, l1: &[u64], refcount_table: &[u64]) -> Result<()> {
-        for entry in l1
-            .iter()
-            .map(|entry| entry & OFFSET_MASK)
-            .filter(|entry| *entry != 0)
-        {
-            self.register_metadata("L2 table", HostOffset(entry), 1)?;
-        }
-        for entry in refcount_table
-            .iter()
-            .map(|entry| entry & OFFSET_MASK)
-            .filter(|entry| *entry != 0)
-        {
-            self.register_metadata("refcount block", HostOffset(entry), 1)?;
+    /// Registers what the active L1 table and the refcount table point to, in a file of `file_len` bytes.
+    pub(crate) fn register_tables(
+        &mut self,
+        l1: &[u64],
+        refcount_table: &[u64],
+        file_len: u64,
+    ) -> Result<()> {
+        for (what, table) in [("L2 table", l1), ("refcount block", refcount_table)] {
+            for offset in table
+                .iter()
+                .map(|entry| entry & OFFSET_MASK)
+                .filter(|offset| *offset != 0)
+            {
+                // Tables are written before anything points to them. This also bounds what is remembered.
+                if offset >= file_len {
+                    return Err(Error::corrupt(format!(
+                        "{what} at {offset:#x} lies beyond the end of the file"
+                    )));
+                }
+                self.register_metadata(what, HostOffset(offset), 1)?;
+            }
         }
         Ok(())
     }

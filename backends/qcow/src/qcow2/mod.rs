@@ -158,7 +158,11 @@ impl Qcow2 {
         }
         let l1 = self.run_locked(&mut engine, Engine::l1_words)?;
         let refcount_table = self.run_locked(&mut engine, Engine::refcount_table_words)?;
-        engine.register_tables(&l1, &refcount_table)
+        let len = self
+            .storage
+            .len()
+            .map_err(|error| Error::io("cannot find the size", error))?;
+        engine.register_tables(&l1, &refcount_table, len)
     }
 
     pub(crate) fn set_data_file(&mut self, data: Box<dyn Storage>, path: PathBuf) {
