@@ -5,7 +5,7 @@ use std::process::ExitCode;
 /// The exit status of a program that met an error.
 pub const ERROR: u8 = 1;
 /// The exit status of a program that was called wrongly.
-const USAGE: u8 = 2;
+pub const USAGE: u8 = 2;
 
 /// A command line that parses but makes no sense.
 #[derive(Debug, thiserror::Error)]

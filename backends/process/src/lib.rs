@@ -12,4 +12,4 @@ mod exit;
 pub mod notify;
 pub mod signals;
 
-pub use exit::{ERROR, UsageError, main, parse, usage};
+pub use exit::{ERROR, USAGE, UsageError, main, parse, usage};

@@ -198,7 +198,7 @@ impl Supervisor {
             return monitor_ended(ended, began).map(Some);
         }
         if !slot.was_ready {
-            bail!("{name}: {}", why(&ended));
+            return Err(never_began(&name, &ended));
         }
         if slot.process.role == Role::Helper {
             self.helper_needed = None;
@@ -296,7 +296,18 @@ fn monitor_ended(ended: Ended, began: bool) -> anyhow::Result<i32> {
     match ended.status.code() {
         Some(0) => Ok(0),
         Some(status) if began => Ok(status),
-        _ => bail!("vmm: {}", why(&ended)),
+        _ => Err(never_began("vmm", &ended)),
+    }
+}
+
+/// What kept a process from beginning, as an error of ours. An argument it refused is one we were given.
+fn never_began(name: &str, ended: &Ended) -> anyhow::Error {
+    let message = format!("{name}: {}", why(ended));
+    match ended.status.code() {
+        Some(status) if status == i32::from(bulkhead_process::USAGE) => {
+            bulkhead_process::usage(message)
+        }
+        _ => anyhow::anyhow!(message),
     }
 }
 
