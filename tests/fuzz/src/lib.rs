@@ -1,4 +1,6 @@
 //! `bulkhead-fuzz`: what the fuzz targets share: an image in memory, and an input that is a program and an image.
+//!
+//! It may touch memory only, and depends on the library a target hands its input to.
 
 #![forbid(unsafe_code)]
 

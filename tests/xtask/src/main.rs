@@ -1,10 +1,11 @@
 //! `xtask`: the developers' one door: `cargo xtask setup`, `demo`, `test`, `bench`.
 //!
 //! It installs, builds, calls and reports; what is tested is in `bulkhead-tests` and in the crates themselves.
-//! May touch the target folder, and Debian's packages in `setup` alone.
+//! May touch the target folder, and Debian's packages in `setup` alone. It depends on none of them: it calls what they build.
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod project;
 mod run;
@@ -30,6 +31,11 @@ enum Task {
     Setup,
     /// Run a Linux guest on Bulkhead's processes, and observe every step.
     Demo,
+    /// Measure Bulkhead, beside its peers where they are here.
+    Bench {
+        /// Only these figures; all by default.
+        figures: Vec<String>,
+    },
     /// Run every test there is.
     Test(test::Options),
 }
@@ -39,6 +45,7 @@ fn main() -> ExitCode {
         (_, Err(error)) => Err(error),
         (Task::Setup, Ok(project)) => setup::everything(&project).map(|()| ExitCode::SUCCESS),
         (Task::Demo, Ok(project)) => demo::run(&project),
+        (Task::Bench { figures }, Ok(project)) => bench::run(&project, &figures),
         (Task::Test(options), Ok(project)) => test::run(&project, &options),
     };
     result.unwrap_or_else(|error| {

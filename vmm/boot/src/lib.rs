@@ -1,7 +1,7 @@
 //! `bulkhead-boot`: what lies in guest RAM before the first instruction: kernel, initramfs, command line, boot
 //! parameters, ACPI tables.
 //!
-//! Pure functions over guest memory: it may read the files it is handed and write guest RAM. It must not open
+//! Pure functions over guest memory: it may touch the files it is handed, to read, and guest RAM. It must not open
 //! anything, and knows neither KVM nor any device; where things are is in [`layout`].
 
 #![forbid(unsafe_code)]
