@@ -10,7 +10,7 @@ use crate::project::Project;
 
 pub(crate) use kernel::make as kernel;
 pub(crate) use packages::install as packages;
-pub(crate) use tools::{deny, install as tools};
+pub(crate) use tools::{deny, fuzz, install as tools};
 
 /// All of it.
 pub(crate) fn everything(project: &Project) -> Result<()> {

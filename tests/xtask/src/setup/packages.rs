@@ -8,12 +8,14 @@ use anyhow::{Context, Result, bail};
 use crate::run;
 
 /// What the tests and the nested bench run, whatever version Debian has.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 14] = [
+    "acpica-tools",
     "busybox-static",
     "cpio",
     "dnsmasq-base",
     "e2fsprogs",
     "ethtool",
+    "g++",
     "gcc",
     "iproute2",
     "iputils-ping",

@@ -1,4 +1,4 @@
-//! Cargo's own tools, in the version the tests were written for, installed under the target folder.
+//! Cargo's own tools, in the versions the tests were written for, installed under the target folder.
 
 use std::process::Command;
 
@@ -7,38 +7,51 @@ use anyhow::Result;
 use crate::project::Project;
 use crate::run;
 
-const CARGO_DENY: &str = "0.20.2";
+/// A tool: its package, which is also its program, and its version.
+const TOOLS: [(&str, &str); 2] = [("cargo-deny", "0.20.2"), ("cargo-fuzz", "0.13.2")];
 
 /// Installs what is missing.
 pub(crate) fn install(project: &Project) -> Result<()> {
-    if deny_version(project).is_some_and(|version| version == CARGO_DENY) {
-        return Ok(());
+    for (name, version) in TOOLS {
+        if installed(project, name).is_some_and(|installed| installed == version) {
+            continue;
+        }
+        println!("setup: building {name} {version}");
+        // Unoptimized: it builds in a third of the time and does little itself.
+        let package = format!("{name}@{version}");
+        let mut install = run::cargo(
+            project,
+            &[
+                "install", "--quiet", "--debug", "--locked", &package, "--root",
+            ],
+        );
+        run::through(
+            install
+                .arg(project.tools())
+                .env("CARGO_TARGET_DIR", project.tools().join("build")),
+        )?;
     }
-    println!("setup: building cargo-deny {CARGO_DENY}");
-    // Unoptimized: it builds in a third of the time and runs for a second.
-    let package = format!("cargo-deny@{CARGO_DENY}");
-    let mut install = run::cargo(
-        project,
-        &[
-            "install", "--quiet", "--debug", "--locked", &package, "--root",
-        ],
-    );
-    run::through(
-        install
-            .arg(project.tools())
-            .env("CARGO_TARGET_DIR", project.tools().join("build")),
-    )
+    Ok(())
 }
 
 /// cargo-deny, once installed.
 pub(crate) fn deny(project: &Project) -> Command {
-    Command::new(project.tools().join("bin/cargo-deny"))
+    tool(project, "cargo-deny")
 }
 
-fn deny_version(project: &Project) -> Option<String> {
-    let version = run::output(deny(project).arg("--version")).ok()?;
+/// cargo-fuzz, once installed.
+pub(crate) fn fuzz(project: &Project) -> Command {
+    tool(project, "cargo-fuzz")
+}
+
+fn tool(project: &Project, name: &str) -> Command {
+    Command::new(project.tools().join("bin").join(name))
+}
+
+fn installed(project: &Project, name: &str) -> Option<String> {
+    let version = run::output(tool(project, name).arg("--version")).ok()?;
     version
         .trim()
-        .strip_prefix("cargo-deny ")
-        .map(str::to_owned)
+        .strip_prefix(name)
+        .map(|version| version.trim().to_owned())
 }

@@ -13,6 +13,8 @@ use crate::setup;
 /// Workspaces besides the main one.
 const GUEST: &str = "tests/guest/Cargo.toml";
 const FUZZ: &str = "tests/fuzz";
+/// What fuzz targets are built for.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// Every step, with those that cannot or shall not run here as skipped.
 pub(super) fn all(project: &Project, options: &Options) -> Result<Vec<Step>> {
@@ -132,56 +134,58 @@ fn system_tests(project: &Project) -> Result<(Vec<String>, Vec<String>)> {
         .partition(|name| name.starts_with("guest_")))
 }
 
-/// Each fuzz target for a short while, if what it takes is here.
+/// Each fuzz target for a short while, from seeds made on the spot, if the compiler it takes is here.
 fn fuzz(project: &Project, options: &Options) -> Result<Step> {
     const NAME: &str = "fuzz";
-    let folder = project.sources.join(FUZZ);
-    let has = |arguments: &[&str]| {
-        crate::run::quiet(Command::new("cargo").args(arguments))
-            .is_ok_and(|output| output.status.success())
-    };
     if options.quick {
         return Ok(Step::skipped(NAME, "--quick leaves it out"));
     }
-    if !folder.join("Cargo.toml").exists() {
-        return Ok(Step::skipped(NAME, "there are no fuzz targets"));
+    let mut nightly = Command::new("cargo");
+    if !crate::run::quiet(nightly.args(["+nightly", "--version"]))?
+        .status
+        .success()
+    {
+        let why = "no nightly toolchain: `rustup toolchain install nightly`";
+        return Ok(Step::skipped(NAME, why));
     }
-    if !has(&["+nightly", "--version"]) {
-        return Ok(Step::skipped(
-            NAME,
-            "no nightly toolchain: `rustup toolchain install nightly`",
-        ));
-    }
-    if !has(&["+nightly", "fuzz", "--version"]) {
-        return Ok(Step::skipped(
-            NAME,
-            "no cargo-fuzz: `cargo install --locked cargo-fuzz`",
-        ));
-    }
-    let targets = fuzz_targets(&folder)?;
-    let commands = targets.into_iter().map(|target| {
-        let seconds = format!("-max_total_time={}", options.fuzz_seconds);
-        let mut command = Command::new("cargo");
+    let folder = project.sources.join(FUZZ);
+    let target = project.target.join("fuzz");
+    let corpus = target.join("corpus");
+    let mut build = setup::fuzz(project);
+    // The libraries have no unsafe code of their own; without a sanitizer far more inputs are tried.
+    build.args(["build", "--sanitizer", "none", "--fuzz-dir"]);
+    build.arg(&folder);
+    build.env("RUSTUP_TOOLCHAIN", "nightly");
+    let mut seeds = crate::run::cargo(project, &["run", "--quiet", "--bin", "seeds", "--"]);
+    seeds.arg(&corpus);
+    let mut commands = vec![seeds, build];
+    for name in fuzz_targets(&folder)? {
+        let artifacts = target.join(format!("artifacts-{name}-"));
+        let found = corpus.join(&name);
+        let mut command = Command::new(target.join(TRIPLE).join("release").join(&name));
         command
-            .args(["+nightly", "fuzz", "run", "--fuzz-dir"])
-            .arg(&folder)
-            .args([&target, "--", &seconds]);
+            .arg(format!("-max_total_time={}", options.fuzz_seconds))
+            .arg(format!("-artifact_prefix={}", artifacts.display()))
+            .args(["-rss_limit_mb=1024", "-timeout=20", "-max_len=65536"])
+            .arg(found);
+        commands.push(command);
+    }
+    for command in &mut commands {
         command
             .current_dir(&folder)
-            .env("CARGO_TARGET_DIR", project.target.join("fuzz"));
-        command
-    });
+            .env("CARGO_TARGET_DIR", &target);
+    }
     Ok(Step::new(NAME, commands))
 }
 
+/// One file, one target.
 fn fuzz_targets(folder: &Path) -> Result<Vec<String>> {
-    let manifest = folder.join("Cargo.toml");
-    let text = crate::run::output(
-        Command::new("cargo")
-            .args(["+nightly", "fuzz", "list", "--fuzz-dir"])
-            .arg(folder)
-            .current_dir(folder),
-    )
-    .with_context(|| manifest.display().to_string())?;
-    Ok(text.lines().map(str::to_owned).collect())
+    let folder = folder.join("fuzz_targets");
+    let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| Some(entry.path().file_stem()?.to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    Ok(names)
 }
