@@ -22,16 +22,60 @@
 //! # }
 //! ```
 //!
+//! An overlay, and the chain it stands on:
+//!
+//! ```
+//! use qcow::{CreateOptions, Format, Image, OpenOptions};
+//!
+//! # fn main() -> qcow::Result<()> {
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let (base, overlay) = (dir.path().join("base.img"), dir.path().join("overlay.qcow2"));
+//! qcow::create(&base, &CreateOptions::new(Format::Raw, 1 << 30))?;
+//! qcow::create(
+//!     &overlay,
+//!     &CreateOptions {
+//!         backing_file: Some("base.img".into()), // relative to the overlay
+//!         backing_format: Some(Format::Raw),
+//!         ..CreateOptions::new(Format::Qcow2, 1 << 30)
+//!     },
+//! )?;
+//! let image = Image::open(&overlay, &OpenOptions::new(Format::Qcow2).writable(true).follow_references())?;
+//! image.write_at(0, &[1; 4096])?;
+//! assert_eq!(image.map(0, 1 << 30)?.depth, 0);
+//! assert_eq!(image.map(1 << 20, 1 << 20)?.depth, 1);
+//! image.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Formats
+//!
+//! qcow2, versions 2 and 3, all cluster sizes and refcount widths; backing chains, extended L2 entries, compressed clusters (zlib and
+//! zstd), zero clusters, preallocation, external data files, internal snapshots, persistent bitmaps, lazy refcounts, check and repair.
+//! Encrypted images are refused by name. Raw files are handled as sparse.
+//!
 //! # Threads and durability
 //!
 //! All methods take `&self`; an [`Image`] is `Send` and `Sync`, and any number of threads may use it at once. A write is durable
-//! after a later [`Image::flush`] returned. At any instant the file on the medium is a correct image or one that only leaks clusters.
+//! after a later [`Image::flush`] returned. At any instant the file on the medium is a correct image or one that only leaks clusters;
+//! while refcounts of whole snapshots change, and between flushes with lazy refcounts, it is marked dirty instead, and the next
+//! open for writing counts anew (version 2 has no such mark: there `check` finds the stale flags and counts).
+//!
+//! # Hostile images
+//!
+//! Whatever an image says is checked before it is used; memory is bounded by [`OpenOptions::cache_bytes`] and by the limits of the
+//! format; damage found while writing stops all writing and is marked in the image.
 //!
 //! # System calls
 //!
 //! Once [`Image::open`] has returned, no file is opened any more. I/O needs pread64, pwrite64, preadv, pwritev, fdatasync,
-//! fallocate, ftruncate, lseek, fstat and, for the locks, fcntl while opening only; besides what allocation and `std::sync` need (mmap, munmap,
-//! brk, futex).
+//! fallocate, ftruncate, lseek and fstat; opening also openat, statx and fcntl (the locks); besides what allocation and `std::sync` need
+//! (mmap, munmap, mremap, brk, madvise, futex) and clock_gettime for the date of a snapshot.
+//!
+//! # Inside
+//!
+//! `engine` holds what the tables mean and in which order they may be written, and does no I/O; `qcow2` drives it with plain system
+//! calls. Each other file is one concept of the specification, by its name there.
 
 #![forbid(unsafe_code)]
 

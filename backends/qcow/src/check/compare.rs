@@ -20,6 +20,15 @@ impl Block {
     }
 
     pub(super) fn get(&self, index: u64) -> u64 {
+        if self.bits == 16 {
+            // The usual width.
+            let at = (index * 2) as usize;
+            let count = self
+                .bytes
+                .get(at..)
+                .and_then(|rest| rest.first_chunk::<2>());
+            return count.map_or(0, |count| u64::from(u16::from_be_bytes(*count)));
+        }
         let bit = index * u64::from(self.bits);
         let at = (bit / 8) as usize;
         if self.bits < 8 {

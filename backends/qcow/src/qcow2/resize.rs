@@ -109,7 +109,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// The clusters first, then the size: what lies beyond the new end is lost either way.
+    /// The clusters first, then the size: what lies beyond the new end is lost either way. Until the size changes it reads as zeroes,
+    /// not as what a backing file holds there, if the image can say so.
     fn shrink(&self, old: u64, size: u64) -> Result<()> {
         if self
             .snapshots()
@@ -122,6 +123,13 @@ impl Qcow2 {
             ));
         }
         let cluster_end = size.next_multiple_of(self.cluster_size);
+        let what = {
+            let engine = self.engine();
+            match engine.header.backing.is_some() && engine.header.version >= 3 {
+                true => Drop::ZeroAndFree,
+                false => Drop::Unallocate,
+            }
+        };
         let mut at = cluster_end;
         while at < old {
             let end = old.next_multiple_of(self.cluster_size);
@@ -129,7 +137,7 @@ impl Qcow2 {
                 if engine.l2_is_absent(GuestOffset(at))? {
                     return Ok(engine.l2_end(GuestOffset(at)));
                 }
-                engine.drop_range(GuestOffset(at), end - at, Drop::Unallocate, false)
+                engine.drop_range(GuestOffset(at), end - at, what, false)
             })?;
         }
         self.set_size(size)?;
