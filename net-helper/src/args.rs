@@ -1,8 +1,10 @@
 //! The command line.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use bulkhead_process::usage;
+use tap::InterfaceName;
 
 use crate::network::{Network, check_together};
 
@@ -32,6 +34,31 @@ pub(crate) struct Args {
     /// Undo everything and end once the last TAP device was given back and nobody has asked for another within a second.
     #[arg(long)]
     exit_idle: bool,
+
+    /// As qemu-bridge-helper: make one TAP device on this bridge, if /etc/bulkhead/bridge.conf allows it, hand it over on --fd, and end.
+    #[arg(long, value_name = "NAME", requires = "fd", conflicts_with_all = ["socket_path", "network", "state_dir", "group", "exit_idle"])]
+    br: Option<InterfaceName>,
+
+    /// The inherited socket for --br.
+    #[arg(long, value_name = "N", requires = "br")]
+    fd: Option<RawFd>,
+
+    /// Have a virtio header before each frame, with --br.
+    #[arg(long, requires = "br")]
+    use_vnet: bool,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Make networks and serve clients.
+    Serve(Config),
+    /// Make one TAP device on a bridge and hand it over.
+    Join {
+        bridge: InterfaceName,
+        fd: RawFd,
+        vnet: bool,
+    },
 }
 
 /// The command line, checked.
@@ -45,7 +72,19 @@ pub(crate) struct Config {
 }
 
 impl Args {
-    pub(crate) fn check(self) -> anyhow::Result<Config> {
+    pub(crate) fn check(self) -> anyhow::Result<Task> {
+        if let (Some(bridge), Some(fd)) = (&self.br, self.fd) {
+            let bridge = bridge.clone();
+            return Ok(Task::Join {
+                bridge,
+                fd,
+                vnet: self.use_vnet,
+            });
+        }
+        self.config().map(Task::Serve)
+    }
+
+    fn config(self) -> anyhow::Result<Config> {
         let mut networks = self.network;
         if networks.is_empty() {
             networks.push(Network::default_network().map_err(usage)?);
@@ -94,7 +133,7 @@ mod tests {
     use clap::Parser;
 
     fn config(args: &[&str]) -> anyhow::Result<Config> {
-        Args::try_parse_from([&["bulkhead-net-helper"], args].concat())?.check()
+        Args::try_parse_from([&["bulkhead-net-helper"], args].concat())?.config()
     }
 
     #[test]

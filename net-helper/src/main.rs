@@ -15,10 +15,12 @@
 //! | `keeper` | the process between this one and dnsmasq |
 //! | `listen`, `serve`, `lease` | clients |
 //! | `state` | what a killed run has left |
+//! | `bridge_helper` | what `qemu-bridge-helper` does |
 
 #![forbid(unsafe_code)]
 
 mod args;
+mod bridge_helper;
 mod confine;
 mod dhcp;
 mod forwarding;
@@ -41,7 +43,7 @@ use anyhow::{Context, Result, bail};
 use bulkhead_process::{notify, signals};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use args::{Args, Config};
+use args::{Args, Config, Task};
 use dhcp::Dhcp;
 use host::Host;
 use listen::Listener;
@@ -51,10 +53,24 @@ use state::StateDir;
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == keeper::FLAG) {
+    if args.next().is_some_and(|first| first == keeper::FLAG) && !is_set_user_id() {
         return keeper::main(args);
     }
-    bulkhead_process::main::<Args>(|args| run(args.check()?))
+    bulkhead_process::main::<Args>(|args| match args.check()? {
+        Task::Join { bridge, fd, vnet } => {
+            bridge_helper::run(&bridge, fd, vnet).map(|()| ExitCode::SUCCESS)
+        }
+        Task::Serve(_) if is_set_user_id() => {
+            bail!("a set-user-ID bulkhead-net-helper does --br and nothing else")
+        }
+        Task::Serve(config) => run(config),
+    })
+}
+
+/// Whether it was started by somebody who is not who it runs as.
+fn is_set_user_id() -> bool {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    getuid() != geteuid() || getgid() != getegid()
 }
 
 fn run(config: Config) -> Result<ExitCode> {
