@@ -1,5 +1,7 @@
 //! Codecs of compressed clusters.
 
+use std::cell::RefCell;
+
 use libdeflater::{CompressionLvl, Compressor, Decompressor};
 use zstd::zstd_safe;
 
@@ -14,8 +16,23 @@ pub(crate) fn decompress(kind: CompressionType, input: &[u8], out: &mut [u8]) ->
     }
 }
 
+// Setting a codec up takes as long as a small cluster: each thread keeps its own.
+thread_local! {
+    static DEFLATE: RefCell<Compressor> = RefCell::new(Compressor::new(deflate_level()));
+    static INFLATE: RefCell<Decompressor> = RefCell::new(Decompressor::new());
+    static ZSTD: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+    static UNZSTD: RefCell<zstd_safe::DCtx<'static>> = RefCell::new(zstd_safe::DCtx::create());
+}
+
+/// libdeflate's fastest level: with the whole window it packs about as tightly as QEMU does with a window of 4 KiB.
+fn deflate_level() -> CompressionLvl {
+    // Level 0 would not compress at all.
+    CompressionLvl::new(1).unwrap_or_default()
+}
+
 fn inflate(input: &[u8], out: &mut [u8]) -> Result<()> {
-    match Decompressor::new().deflate_decompress(input, out) {
+    let done = INFLATE.with_borrow_mut(|codec| codec.deflate_decompress(input, out));
+    match done {
         Ok(len) if len == out.len() => Ok(()),
         Ok(_) => Err(Error::corrupt("a compressed cluster is too short")),
         Err(error) => Err(Error::corrupt(format!(
@@ -31,21 +48,35 @@ fn unzstd(input: &[u8], out: &mut [u8]) -> Result<()> {
             zstd_safe::get_error_name(code)
         ))
     };
-    let mut context = zstd_safe::DCtx::create();
-    let mut input = zstd_safe::InBuffer::around(input);
-    let total = out.len();
-    let mut output = zstd_safe::OutBuffer::around(out);
-    // A cluster may be more than one frame.
-    while output.pos() < total {
-        let before = (input.pos(), output.pos());
+    UNZSTD.with_borrow_mut(|context| {
+        // What an earlier cluster left behind, if it was damaged, must not reach this one.
         context
-            .decompress_stream(&mut output, &mut input)
+            .reset(zstd_safe::ResetDirective::SessionOnly)
             .map_err(failed)?;
-        if (input.pos(), output.pos()) == before {
-            return Err(Error::corrupt("a compressed cluster is too short"));
+        let mut input = zstd_safe::InBuffer::around(input);
+        let total = out.len();
+        let mut output = zstd_safe::OutBuffer::around(out);
+        // A cluster may be more than one frame.
+        while output.pos() < total {
+            let before = (input.pos(), output.pos());
+            context
+                .decompress_stream(&mut output, &mut input)
+                .map_err(failed)?;
+            if (input.pos(), output.pos()) == before {
+                return Err(Error::corrupt("a compressed cluster is too short"));
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
+}
+
+fn zstd_compress(input: &[u8], out: &mut [u8]) -> Option<usize> {
+    ZSTD.with_borrow_mut(|kept| {
+        if kept.is_none() {
+            *kept = zstd::bulk::Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL).ok();
+        }
+        kept.as_mut()?.compress_to_buffer(input, out).ok()
+    })
 }
 
 /// Compresses a cluster; `None` if that makes it no smaller.
@@ -55,13 +86,9 @@ pub(crate) fn compress(kind: CompressionType, input: &[u8]) -> Result<Option<Vec
         CompressionType::Zlib => {
             // QEMU inflates a cluster by one call into one buffer: distances up to all of deflate's window are then
             // within the output, whatever the window it names.
-            Compressor::new(CompressionLvl::default())
-                .deflate_compress(input, &mut out)
-                .ok()
+            DEFLATE.with_borrow_mut(|codec| codec.deflate_compress(input, &mut out).ok())
         }
-        CompressionType::Zstd => {
-            zstd::bulk::compress_to_buffer(input, &mut out, zstd::DEFAULT_COMPRESSION_LEVEL).ok()
-        }
+        CompressionType::Zstd => zstd_compress(input, &mut out),
     };
     Ok(len.map(|len| {
         out.truncate(len);
