@@ -220,14 +220,21 @@ impl Shared<'_> {
         Ok(())
     }
 
+    /// Cluster by cluster, so that those of zeroes are left out.
     fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
-        if self.copy.sparse.is_some() && is_zero(data) {
-            return self.zero(offset, data.len() as u64);
+        let cluster = self.copy.target.cluster_size().unwrap_or(65536);
+        let clusters = data.chunks(usize::try_from(cluster).unwrap_or(usize::MAX));
+        for (at, bytes) in (offset..).step_by(cluster as usize).zip(clusters) {
+            if self.copy.sparse.is_some() && is_zero(bytes) {
+                self.zero(at, bytes.len() as u64)?;
+            } else {
+                self.copy
+                    .target
+                    .write_compressed(at, bytes)
+                    .map_err(|error| Failure::Write(offset, error))?;
+            }
         }
-        self.copy
-            .target
-            .write_compressed(offset, data)
-            .map_err(|error| Failure::Write(offset, error))
+        Ok(())
     }
 
     fn zero(&self, offset: u64, len: u64) -> Result<(), Failure> {

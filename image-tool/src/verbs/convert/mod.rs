@@ -211,12 +211,13 @@ fn convert(
         bail!("output file is smaller than input file");
     }
     let compressed = settings.compress;
-    let mut plan = Plan::new(match (compressed, target.cluster_size()) {
-        (true, Some(cluster_size)) => cluster_size,
-        (true, None) => bail!("Compression not supported for this file format"),
-        (false, _) => settings::PIECE,
-    });
-    plan.unit = compressed.then_some(plan.max_data);
+    let cluster_size = target.cluster_size();
+    if compressed && cluster_size.is_none() {
+        bail!("Compression not supported for this file format");
+    }
+    let unit = cluster_size.filter(|_| compressed);
+    let mut plan = Plan::new(settings::PIECE.max(unit.unwrap_or(0)));
+    plan.unit = unit;
     plan.above = destination.has_backing.then_some(1);
     plan.backing_len = destination.backing_len;
     if settings.sparse.is_none() {
