@@ -7,6 +7,7 @@
 pub mod demo;
 pub mod e2e;
 pub mod exits;
+pub mod figures;
 pub mod guest;
 pub mod guest_command;
 pub mod guest_linux;
