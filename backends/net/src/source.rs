@@ -1,5 +1,7 @@
 //! Where the TAP device comes from: a name, inherited descriptors, or `bulkhead-net-helper`.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, anyhow};
 use bulkhead_net_protocol::{Client, Connection, MacAddr, TapRequest, default_socket_path};
 use bulkhead_process::usage;
@@ -57,7 +59,9 @@ fn lease(args: &Args, network: &str) -> Result<(Attachment, Option<Connection>)>
         queues,
         mtu: args.mtu,
     };
-    let lease = Client::connect(&path)?.request_tap(&request)?;
+    let lease = Client::connect(&path)?
+        .request_tap(&request)
+        .map_err(|error| from_helper(error, &path))?;
     let taps = lease
         .queues
         .into_iter()
@@ -75,6 +79,20 @@ fn lease(args: &Args, network: &str) -> Result<(Attachment, Option<Connection>)>
         },
         Some(lease.connection),
     ))
+}
+
+/// What a peer says that is no helper does not tell which socket it is at.
+fn from_helper(error: bulkhead_net_protocol::Error, path: &Path) -> anyhow::Error {
+    use bulkhead_net_protocol::ErrorKind::Protocol;
+    let foreign = error.kind() == Protocol;
+    let error = anyhow::Error::from(error);
+    match foreign {
+        true => error.context(format!(
+            "{}: does bulkhead-net-helper listen there?",
+            path.display()
+        )),
+        false => error,
+    }
 }
 
 fn by_name(name: &InterfaceName, pairs: u16) -> Result<Vec<Tap>> {

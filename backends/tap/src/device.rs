@@ -112,8 +112,12 @@ impl Tap {
         let mut req = IfReq::new(name);
         let bits = libc::IFF_TAP as u16 | libc::IFF_NO_PI as u16 | options.bits();
         req.set(0, bits.to_ne_bytes());
-        request::set_iff(&fd, &mut req)
-            .map_err(|e| Error::io(format!("cannot attach to TAP device {asked}"), e))?;
+        request::set_iff(&fd, &mut req).map_err(|e| match e {
+            rustix::io::Errno::INVAL => Error::mismatch(format!(
+                "{asked} is not a TAP device, or not one with the number of queues asked for"
+            )),
+            e => Error::io(format!("cannot attach to TAP device {asked}"), e),
+        })?;
         let name = InterfaceName::from_kernel(&req.name)?;
         Ok(Tap {
             fd,
