@@ -49,7 +49,7 @@ use host::Host;
 use listen::Listener;
 use network::Network;
 use serve::Server;
-use state::StateDir;
+use state::{Record, StateDir};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -82,7 +82,15 @@ fn run(config: Config) -> Result<ExitCode> {
     }
     let (state, record) = StateDir::open(&config.state)?;
     // The keepers come before the signals are blocked, so that what they start does not inherit it.
-    let keepers = keepers(&config.networks, state.path())?;
+    let keepers = match keepers(&config.networks, state.path()) {
+        Ok(keepers) => keepers,
+        Err(error) => {
+            if record == Record::default() {
+                state.remove()?;
+            }
+            return Err(error);
+        }
+    };
     let signals = signals::block_termination().context("cannot block signals")?;
     let mut host = Host::new(state, record, keepers)?;
     let served = stand(&config, &signals, &mut host);

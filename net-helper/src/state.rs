@@ -28,6 +28,8 @@ pub(crate) struct Record {
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
+    /// The folders above it that were made for it, the innermost first.
+    made: Vec<PathBuf>,
     _lock: File,
 }
 
@@ -35,10 +37,13 @@ impl StateDir {
     /// Opens the folder, or makes it; what the last run left, if it was killed.
     pub(crate) fn open(path: &Path) -> Result<(Self, Record)> {
         let shown = path.display();
+        let parent = path.parent().unwrap_or(path);
+        let missing = parent.ancestors().take_while(|folder| !folder.exists());
+        let made = missing.map(Path::to_owned).collect();
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
-            .create(path.parent().unwrap_or(path))
+            .create(parent)
             .with_context(|| format!("cannot make the parent folder of {shown}"))?;
         match DirBuilder::new().mode(0o700).create(path) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => {
@@ -58,6 +63,7 @@ impl StateDir {
         }
         let state = StateDir {
             path: path.to_owned(),
+            made,
             _lock: lock,
         };
         let record = state.read()?;
@@ -97,7 +103,7 @@ impl StateDir {
         written.with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Removes the folder and what this program keeps in it.
+    /// Removes the folder and what this program keeps in it, and the folders made for it if nothing else is in them.
     pub(crate) fn remove(self) -> Result<()> {
         let shown = self.path.display();
         let entries = fs::read_dir(&self.path).with_context(|| format!("cannot list {shown}"))?;
@@ -107,7 +113,12 @@ impl StateDir {
                 .path();
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
-        fs::remove_dir(&self.path).with_context(|| format!("cannot remove {shown}"))
+        fs::remove_dir(&self.path).with_context(|| format!("cannot remove {shown}"))?;
+        for folder in &self.made {
+            // Others may use it by now; and a confined process may not.
+            let _ = fs::remove_dir(folder);
+        }
+        Ok(())
     }
 }
 
@@ -144,6 +155,16 @@ mod tests {
             error.contains("another bulkhead-net-helper is running"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn folders_made_for_it_go_with_it_and_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, _) = StateDir::open(&dir.path().join("bulkhead/helper/state")).unwrap();
+        fs::write(dir.path().join("bulkhead/other"), "").unwrap();
+        state.remove().unwrap();
+        assert!(!dir.path().join("bulkhead/helper").exists());
+        assert!(dir.path().join("bulkhead/other").exists());
     }
 
     #[test]
