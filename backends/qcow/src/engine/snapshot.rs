@@ -2,7 +2,7 @@
 
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 use crate::engine::{Engine, Freed, Stop, Table};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::geometry::{COPIED, OFFSET_MASK};
 use crate::l2::{self, COMPRESSED, Cluster};
 
@@ -35,20 +35,24 @@ impl Engine {
         Ok(uses)
     }
 
-    /// Whether one use more of all that an L2 table uses, and of itself, can be counted.
-    pub(crate) fn can_reference_tree(&mut self, table: HostOffset) -> Result<(), Stop> {
+    /// The uses of an L2 table, itself included, whose counts are so high that one use more of each may be too many; and how many
+    /// uses more the count can tell. A cluster that holds several compressed ones is used several times.
+    pub(crate) fn crowded_uses(
+        &mut self,
+        table: HostOffset,
+    ) -> Result<Vec<(ClusterIndex, u64)>, Stop> {
         let mut uses = self.uses_of(table)?;
         uses.push(self.geometry.cluster_of(table));
+        let max = self.geometry.refcount_max();
+        let mut crowded = Vec::new();
         for cluster in uses {
-            if self.refcount(cluster)? >= self.geometry.refcount_max() {
-                let bits = self.geometry.refcount_bits();
-                return Err(Error::invalid(format!(
-                    "refcounts of {bits} bits cannot count one more use of a cluster"
-                ))
-                .into());
+            // Nothing is used more often than its count says: what is at most half full cannot overflow.
+            let count = self.refcount(cluster)?;
+            if count > max / 2 {
+                crowded.push((cluster, max - count));
             }
         }
-        Ok(())
+        Ok(crowded)
     }
 
     /// One use more of an L2 table and all it uses.

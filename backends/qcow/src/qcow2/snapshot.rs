@@ -3,10 +3,11 @@
 //! While refcounts are raised and lowered over whole trees the dirty bit is set (version 3), so that whoever opens the image
 //! after a crash counts anew. What the tables lead to is right at any instant.
 
+use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::address::HostOffset;
+use crate::address::{ClusterIndex, HostOffset};
 use crate::engine::{Engine, Freed, to_bytes};
 use crate::error::{Error, Result};
 use crate::feature;
@@ -22,6 +23,23 @@ impl Qcow2 {
             return Err(Error::unsupported(
                 "an image with an external data file cannot have snapshots",
             ));
+        }
+        Ok(())
+    }
+
+    /// Whether refcounts can tell of one use more of all that these tables use, and of themselves.
+    fn check_countable(&self, engine: &mut Engine, tables: &[(u64, HostOffset)]) -> Result<()> {
+        let mut room: BTreeMap<ClusterIndex, u64> = BTreeMap::new();
+        for (_, table) in tables {
+            for (cluster, more) in self.run_locked(engine, |engine| engine.crowded_uses(*table))? {
+                let left = room.entry(cluster).or_insert(more);
+                *left = left.checked_sub(1).ok_or_else(|| {
+                    Error::invalid(format!(
+                        "refcounts of {} bits cannot count one more use of cluster {cluster}",
+                        engine.geometry().refcount_bits()
+                    ))
+                })?;
+            }
         }
         Ok(())
     }
@@ -42,9 +60,7 @@ impl Qcow2 {
         }
         let l1 = self.run_locked(&mut engine, Engine::l1_words)?;
         let tables = engine.l2_tables(&l1)?;
-        for (_, table) in &tables {
-            self.run_locked(&mut engine, |engine| engine.can_reference_tree(*table))?;
-        }
+        self.check_countable(&mut engine, &tables)?;
         self.guarded(&mut engine, |engine| {
             let clusters = engine.geometry().clusters_for(l1.len() as u64 * 8).max(1);
             let host = self.run_locked(engine, |engine| engine.allocate_exactly(clusters))?;
@@ -95,9 +111,7 @@ impl Qcow2 {
         let tables = engine.l2_tables(&l1)?;
         let old_l1 = self.run_locked(&mut engine, Engine::l1_words)?;
         let old_tables = engine.l2_tables(&old_l1)?;
-        for (_, table) in &tables {
-            self.run_locked(&mut engine, |engine| engine.can_reference_tree(*table))?;
-        }
+        self.check_countable(&mut engine, &tables)?;
         self.guarded(&mut engine, |engine| {
             let clusters = engine.geometry().clusters_for(entries * 8);
             let host = self.run_locked(engine, |engine| engine.allocate_exactly(clusters))?;

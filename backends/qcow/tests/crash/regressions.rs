@@ -1,0 +1,96 @@
+//! Mistakes that random power cuts have found, one by one.
+
+use std::sync::Arc;
+
+use qcow::{Backing, CreateOptions, ErrorKind, Format, Image, OpenOptions, Preallocation, Repair};
+
+use crate::peer::medium::{Event, Medium, apply};
+
+fn image(medium: &Medium, options: &CreateOptions) -> Image {
+    qcow::create_in(medium, options).unwrap();
+    open(medium, OpenOptions::new(Format::Qcow2).writable(true))
+}
+
+fn open(medium: &Medium, options: OpenOptions) -> Image {
+    Image::open_storage(Box::new(medium.clone()), "image", &options).unwrap()
+}
+
+/// The medium after each event of `change`, as if it were cut short there.
+fn cut_short(medium: &Medium, change: impl FnOnce()) -> Vec<Medium> {
+    let (mut bytes, from) = {
+        let state = medium.state();
+        (state.bytes.clone(), state.log.len())
+    };
+    change();
+    let log: Vec<Event> = medium.state().log[from..].to_vec();
+    let mut media = Vec::new();
+    for event in &log {
+        apply(&mut bytes, event, None);
+        media.push(Medium::with(bytes.clone()));
+    }
+    media
+}
+
+#[test]
+fn a_shrink_that_is_cut_short_does_not_bring_the_backing_file_back() {
+    let base = Arc::new(open(
+        &Medium::with(vec![0xbb; 64 << 10]),
+        OpenOptions::new(Format::Raw),
+    ));
+    let medium = Medium::default();
+    let options = CreateOptions {
+        cluster_size: 4096,
+        backing_file: Some("base".into()),
+        backing_format: Some(Format::Raw),
+        ..CreateOptions::new(Format::Qcow2, 64 << 10)
+    };
+    qcow::create_in(&medium, &options).unwrap();
+    let options = OpenOptions::new(Format::Qcow2).backing(Backing::Use(base));
+    let overlay = open(&medium, options.clone().writable(true));
+    overlay.write_at(0, &[0x11; 64 << 10]).unwrap();
+    overlay.flush().unwrap();
+
+    let media = cut_short(&medium, || {
+        overlay.resize(8 << 10, Preallocation::Off).unwrap()
+    });
+
+    for medium in media {
+        let found = open(&medium, options.clone());
+        let mut disk = vec![0; found.virtual_size() as usize];
+        found.read_at(0, &mut disk).unwrap();
+        assert!(disk[..8 << 10].iter().all(|byte| *byte == 0x11));
+        assert!(!disk.contains(&0xbb), "data of the backing file shows");
+    }
+}
+
+#[test]
+fn a_snapshot_that_narrow_refcounts_cannot_count_is_refused_before_anything_changes() {
+    let medium = Medium::default();
+    let image = image(
+        &medium,
+        &CreateOptions {
+            cluster_size: 4096,
+            refcount_bits: 4,
+            ..CreateOptions::new(Format::Qcow2, 64 << 10)
+        },
+    );
+    // Ten compressed clusters in one: twice that is more than four bits can tell.
+    image.write_compressed(0, &[0x22; 10 * 4096]).unwrap();
+    image.flush().unwrap();
+    let before = medium.state().bytes.clone();
+
+    let refused = image.snapshot_create("s").unwrap_err();
+
+    assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{refused}");
+    assert!(medium.state().bytes == before, "something was written");
+    image.write_at(0, &[0x33; 512]).unwrap();
+    image.close().unwrap();
+    let found = open(&medium, OpenOptions::new(Format::Qcow2).for_check(true));
+    let found = found.check(Repair::None).unwrap();
+    assert_eq!(
+        (found.corruptions, found.leaks),
+        (0, 0),
+        "{:?}",
+        found.messages
+    );
+}

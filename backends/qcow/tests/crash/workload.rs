@@ -1,0 +1,417 @@
+//! A random image, and random operations on it.
+
+use std::sync::Arc;
+
+use qcow::{
+    Backing, CompressionType, CreateOptions, Discard, ErrorKind, Format, Image, OpenOptions,
+    Preallocation,
+};
+
+use crate::model::{Bitmap, DENSE, Model, Snapshot, Value, bytes_of_all};
+use crate::peer::Rng;
+use crate::peer::medium::{Medium, SECTOR};
+
+/// An image in use.
+pub(crate) struct Workload {
+    pub(crate) seed: u64,
+    pub(crate) rng: Rng,
+    pub(crate) medium: Medium,
+    pub(crate) options: CreateOptions,
+    pub(crate) model: Model,
+    /// The backing image and what it holds.
+    below: Option<(Arc<Image>, Vec<Value>)>,
+    discard: Discard,
+    cache_bytes: usize,
+    /// Writes so far.
+    writes: u64,
+    /// Tells of every operation.
+    trace: bool,
+    /// The present operation changes refcounts of whole trees in an image of version 2, which has no bit to say so.
+    pub(crate) flags_may_lag: bool,
+}
+
+/// The number of the "write" that made the backing image.
+const BELOW: u64 = (1 << 40) - 1;
+
+impl Workload {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = Rng(seed);
+        let (options, sectors) = draw_options(&mut rng);
+        let below = options.backing_file.is_some().then(|| {
+            // Shorter or longer than the disk.
+            let length = sectors as u64 * (50 + rng.below(100)) / 100;
+            let disk: Vec<Value> = (0..length).map(|sector| BELOW << 20 | sector).collect();
+            let medium = Medium::with(bytes_of_all(&disk));
+            let image =
+                Image::open_storage(Box::new(medium), "base", &OpenOptions::new(Format::Raw));
+            (Arc::new(image.unwrap()), disk)
+        });
+        let mut disk = vec![0; sectors];
+        if let Some((_, content)) = &below {
+            (disk.iter_mut().zip(content)).for_each(|(sector, value)| *sector = *value);
+        }
+        let medium = Medium::default();
+        qcow::create_in(&medium, &options).unwrap();
+        let workload = Self {
+            seed,
+            medium,
+            model: Model::new(disk),
+            below,
+            discard: if rng.chance(80) {
+                Discard::Unmap
+            } else {
+                Discard::Ignore
+            },
+            // Often small, so that tables are written at odd moments.
+            cache_bytes: *rng.pick(&[8 << 10, 32 << 10, 1 << 20]),
+            options,
+            rng,
+            writes: 0,
+            trace: std::env::var_os("QCOW_CRASH_TRACE").is_some(),
+            flags_may_lag: false,
+        };
+        workload.say(|| {
+            let below = workload.below.as_ref().map(|(_, disk)| disk.len());
+            format!("{:?}, {sectors} sectors above {below:?}", workload.options)
+        });
+        workload
+    }
+
+    pub(crate) fn backing(&self) -> Backing {
+        (self.below.as_ref()).map_or(Backing::Ignore, |(image, _)| Backing::Use(image.clone()))
+    }
+
+    pub(crate) fn backing_content(&self) -> Option<Vec<u8>> {
+        self.below.as_ref().map(|(_, disk)| bytes_of_all(disk))
+    }
+
+    pub(crate) fn open(&self, medium: &Medium, writable: bool) -> qcow::Result<Image> {
+        let options = OpenOptions::new(Format::Qcow2)
+            .writable(writable)
+            .backing(self.backing())
+            .discard(self.discard)
+            .cache_bytes(self.cache_bytes);
+        Image::open_storage(Box::new(medium.clone()), "crash", &options)
+    }
+
+    /// Does one operation, and adds what it may leave behind to the model. Returns whether all is durable after it.
+    pub(crate) fn step(&mut self, image: &mut Option<Image>) -> bool {
+        if self.rng.chance(4) {
+            self.say(|| "close and open".to_owned());
+            image.take().unwrap().close().unwrap();
+            *image = Some(self.open(&self.medium, true).unwrap());
+            return true;
+        }
+        let image = image.as_ref().unwrap();
+        match self.rng.below(100) {
+            0..42 => self.write(image),
+            42..52 => self.zero(image),
+            52..61 => self.discard(image),
+            61..68 => self.compressed(image),
+            68..80 => {
+                self.say(|| "flush".to_owned());
+                image.flush().unwrap();
+                return true;
+            }
+            80..85 => self.resize(image),
+            85..94 => self.snapshot(image),
+            94..98 if self.options.version >= 3 => self.bitmap(image),
+            _ => self.amend(image),
+        }
+        false
+    }
+
+    fn say(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            println!("seed {}: {}", self.seed, what());
+        }
+    }
+
+    /// The operation is over.
+    pub(crate) fn settle(&mut self, durable: bool) {
+        self.flags_may_lag = false;
+        self.model.settle();
+        if durable {
+            self.model.flushed();
+        }
+    }
+
+    fn range(&mut self) -> (usize, usize) {
+        let sectors = self.model.now.len();
+        let start = self.rng.below(sectors as u64) as usize;
+        let most = if self.rng.chance(20) { 200 } else { 12 };
+        let len = self.rng.below((sectors - start).min(most) as u64) as usize + 1;
+        (start, start + len)
+    }
+
+    /// Values for a new write.
+    fn values(&mut self, start: usize, end: usize, dense: bool) -> Vec<Value> {
+        self.writes += 1;
+        let kind = if dense { DENSE } else { 0 };
+        (start..end)
+            .map(|sector| kind | self.writes << 20 | sector as u64)
+            .collect()
+    }
+
+    fn note(&mut self, start: usize, values: &[Value]) {
+        (start..)
+            .zip(values)
+            .for_each(|(sector, value)| self.model.set(sector, *value));
+    }
+
+    fn write(&mut self, image: &Image) {
+        let (start, end) = self.range();
+        let dense = self.rng.chance(50);
+        let values = self.values(start, end, dense);
+        self.say(|| format!("write {start}..{end} dense {dense}"));
+        self.note(start, &values);
+        image
+            .write_at((start * SECTOR) as u64, &bytes_of_all(&values))
+            .unwrap();
+    }
+
+    fn zero(&mut self, image: &Image) {
+        let (start, end) = self.range();
+        self.note(start, &vec![0; end - start]);
+        let (offset, len) = ((start * SECTOR) as u64, ((end - start) * SECTOR) as u64);
+        let unmap = self.rng.chance(60);
+        self.say(|| format!("zero {start}..{end}, unmap {unmap}"));
+        image.write_zeroes(offset, len, unmap).unwrap();
+    }
+
+    fn discard(&mut self, image: &Image) {
+        let (start, end) = self.range();
+        let (offset, len) = ((start * SECTOR) as u64, ((end - start) * SECTOR) as u64);
+        (start..end).for_each(|sector| self.model.permit(sector, 0));
+        self.say(|| format!("discard {start}..{end}"));
+        image.discard(offset, len).unwrap();
+        let mut bytes = vec![0; len as usize];
+        image.read_at(offset, &mut bytes).unwrap();
+        for (sector, bytes) in (start..end).zip(bytes.chunks(SECTOR)) {
+            let old = self.model.now[sector];
+            let value = crate::model::value_of(bytes).unwrap();
+            assert!(
+                value == 0 || value == old,
+                "seed {}: a discard made something up",
+                self.seed
+            );
+            self.model.now[sector] = value;
+        }
+    }
+
+    fn compressed(&mut self, image: &Image) {
+        let unit = self.options.cluster_size as usize / SECTOR;
+        let (start, end) = self.range();
+        let start = start - start % unit;
+        let end = end.next_multiple_of(unit).min(self.model.now.len());
+        let dense = self.rng.chance(20);
+        self.say(|| format!("write_compressed {start}..{end} dense {dense}"));
+        let values = self.values(start, end, dense);
+        self.note(start, &values);
+        image
+            .write_compressed((start * SECTOR) as u64, &bytes_of_all(&values))
+            .unwrap();
+    }
+
+    fn resize(&mut self, image: &Image) {
+        let before = self.model.now.clone();
+        let sectors = before.len() as u64;
+        let sectors = (self.rng.below(sectors * 3 / 2) as usize + 8).min(8192);
+        if let Some((_, below)) = self.below.as_ref().filter(|_| self.options.version < 3) {
+            // Version 2 cannot say that what is about to be cut off reads as zeroes.
+            for (sector, value) in below.iter().enumerate().take(before.len()).skip(sectors) {
+                self.model.permit(sector, *value);
+            }
+        }
+        self.model.resize(sectors);
+        let grows = sectors as u64 * SECTOR as u64 > image.virtual_size();
+        let preallocation = match grows && self.below.is_none() && self.rng.chance(20) {
+            true => *self.rng.pick(&[
+                Preallocation::Metadata,
+                Preallocation::Falloc,
+                Preallocation::Full,
+            ]),
+            false => Preallocation::Off,
+        };
+        self.say(|| format!("resize to {sectors}, {preallocation:?}"));
+        match image.resize((sectors * SECTOR) as u64, preallocation) {
+            Ok(()) => {}
+            // Version 2 does not record the size of a snapshot's disk.
+            Err(error) => {
+                assert_eq!(
+                    error.kind(),
+                    ErrorKind::Unsupported,
+                    "seed {}: {error}",
+                    self.seed
+                );
+                self.replace_disk(&before);
+            }
+        }
+    }
+
+    /// The disk becomes another one, as a whole.
+    fn replace_disk(&mut self, disk: &[Value]) {
+        self.model.resize(disk.len());
+        self.note(0, disk);
+    }
+
+    fn snapshot(&mut self, image: &Image) {
+        let names: Vec<String> = self.model.snapshots.keys().cloned().collect();
+        self.flags_may_lag = self.options.version < 3;
+        match self.rng.below(10) {
+            0..5 if names.len() < 4 => {
+                self.writes += 1;
+                let name = format!("s{}", self.writes);
+                self.model.fresh = Some(name.clone());
+                self.say(|| format!("create snapshot {name}"));
+                match image.snapshot_create(&name) {
+                    Ok(()) => {
+                        self.model
+                            .snapshots
+                            .insert(name, Snapshot::new(self.model.now.clone()));
+                    }
+                    // Refcounts that are too narrow.
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}"),
+                }
+            }
+            5..7 if !names.is_empty() => {
+                let name = self.rng.pick(&names).clone();
+                let (old, before) = (
+                    self.model.snapshots[&name].values.clone(),
+                    self.model.now.clone(),
+                );
+                self.replace_disk(&old);
+                self.say(|| format!("apply snapshot {name}"));
+                if let Err(error) = image.snapshot_apply(&name) {
+                    // Bitmaps do not follow a snapshot of another size; refcounts may be too narrow.
+                    assert!(
+                        matches!(
+                            error.kind(),
+                            ErrorKind::Unsupported | ErrorKind::InvalidInput
+                        ),
+                        "seed {}: {error}",
+                        self.seed
+                    );
+                    self.replace_disk(&before);
+                }
+            }
+            7.. if !names.is_empty() => {
+                let name = self.rng.pick(&names).clone();
+                self.model.snapshots.remove(&name);
+                self.say(|| format!("delete snapshot {name}"));
+                image.snapshot_delete(&name).unwrap();
+            }
+            _ => {}
+        }
+    }
+
+    fn bitmap(&mut self, image: &Image) {
+        let name = format!("b{}", self.rng.below(3));
+        let (now, roll, enable) = (
+            self.model.now.clone(),
+            self.rng.below(10),
+            self.rng.chance(60),
+        );
+        self.say(|| format!("bitmap {name}: {roll} {enable}"));
+        let Some(bitmap) = self.model.bitmaps.get_mut(&name) else {
+            let since = vec![now];
+            let enabled = enable;
+            self.model
+                .bitmaps
+                .insert(name.clone(), Bitmap { enabled, since });
+            return image.bitmap_add(&name, Some(512), enabled).unwrap();
+        };
+        match roll {
+            0..3 => {
+                self.model.bitmaps.remove(&name);
+                image.bitmap_remove(&name).unwrap();
+            }
+            3..6 => {
+                bitmap.since.push(now);
+                image.bitmap_clear(&name).unwrap();
+            }
+            _ => {
+                if enable && !bitmap.enabled {
+                    // What happened meanwhile is in no bitmap.
+                    bitmap.since = vec![now];
+                }
+                bitmap.enabled = enable;
+                image.bitmap_enable(&name, enable).unwrap();
+            }
+        }
+    }
+
+    /// Changes of the format.
+    fn amend(&mut self, image: &Image) {
+        match self.rng.below(6) {
+            0 if self.options.version < 3 => {
+                self.say(|| "upgrade".to_owned());
+                image.set_version(3).unwrap();
+                self.options.version = 3;
+            }
+            1..3 if self.options.version >= 3 => {
+                let lazy = self.rng.chance(50);
+                self.say(|| format!("lazy refcounts: {lazy}"));
+                image.set_lazy_refcounts(lazy).unwrap();
+            }
+            3..5 if self.options.version >= 3 => {
+                let bits = *self.rng.pick(&[4, 8, 16, 32, 64]);
+                self.say(|| format!("refcounts of {bits} bits"));
+                if let Err(error) = image.set_refcount_bits(bits) {
+                    assert_eq!(
+                        error.kind(),
+                        ErrorKind::InvalidInput,
+                        "seed {}: {error}",
+                        self.seed
+                    );
+                }
+            }
+            5 => self.empty(image),
+            _ => {}
+        }
+    }
+
+    /// Drops all: what is below shows again.
+    fn empty(&mut self, image: &Image) {
+        let Some((_, below)) = &self.below else {
+            return;
+        };
+        let mut disk = vec![0; self.model.now.len()];
+        (disk.iter_mut().zip(below)).for_each(|(sector, value)| *sector = *value);
+        self.note(0, &disk);
+        self.say(|| "empty".to_owned());
+        image.make_empty().unwrap();
+    }
+}
+
+/// What the image is like, and how many sectors its disk has.
+fn draw_options(rng: &mut Rng) -> (CreateOptions, usize) {
+    let version = if rng.chance(80) { 3 } else { 2 };
+    let extended_l2 = version == 3 && rng.chance(15);
+    let cluster_size: u64 = match extended_l2 {
+        true => *rng.pick(&[16 << 10, 64 << 10]),
+        false => *rng.pick(&[512, 512, 512, 1024, 4096, 4096, 4096, 64 << 10]),
+    };
+    let clusters = cluster_size / SECTOR as u64;
+    let sectors = if clusters >= 128 {
+        clusters * (4 + rng.below(12)) + rng.below(clusters)
+    } else {
+        100 + rng.below(600)
+    };
+    let mut options = CreateOptions {
+        version,
+        cluster_size,
+        extended_l2,
+        ..CreateOptions::new(Format::Qcow2, sectors * SECTOR as u64)
+    };
+    if version == 3 {
+        options.lazy_refcounts = rng.chance(20);
+        options.refcount_bits = *rng.pick(&[1, 2, 4, 8, 16, 16, 16, 32, 64]);
+        options.compression_type = *rng.pick(&[CompressionType::Zlib, CompressionType::Zstd]);
+    }
+    if rng.chance(35) {
+        options.backing_file = Some("base".into());
+        options.backing_format = Some(Format::Raw);
+    }
+    (options, sectors as usize)
+}
