@@ -86,9 +86,14 @@ impl Check<'_> {
             if *word & !COPIED == 0 {
                 continue;
             }
+            let state = (L2Entry {
+                word: *word,
+                bitmap,
+            })
+            .cluster(&self.geometry, external, GuestOffset(0));
             if *word & COMPRESSED != 0 {
-                // Counted as a corruption when the tables were walked.
-                if *word & COPIED != 0 && self.repair == Repair::All {
+                // Counted as a corruption when the tables were walked, unless something worse was found there.
+                if *word & COPIED != 0 && state.is_ok() && self.repair == Repair::All {
                     *word &= !COPIED;
                     changed = true;
                     self.result.corruptions = self.result.corruptions.saturating_sub(1);
@@ -96,11 +101,6 @@ impl Check<'_> {
                 }
                 continue;
             }
-            let state = (L2Entry {
-                word: *word,
-                bitmap,
-            })
-            .cluster(&self.geometry, external, GuestOffset(0));
             let Ok(Cluster::Allocated { host, copied }) = state else {
                 continue;
             };

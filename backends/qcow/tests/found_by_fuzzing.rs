@@ -1,0 +1,71 @@
+//! Hostile images that a fuzzer made, each reduced to what was wrong with it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod peer;
+
+use peer::medium::Medium;
+use qcow::{CheckResult, CreateOptions, Format, Image, OpenOptions, Repair};
+
+const CLUSTER: u64 = 4096;
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+
+fn open(medium: &Medium, options: OpenOptions) -> Image {
+    Image::open_storage(Box::new(medium.clone()), "image", &options).unwrap()
+}
+
+/// An image with data at its beginning.
+fn image() -> Medium {
+    let medium = Medium::silent();
+    let options = CreateOptions {
+        cluster_size: CLUSTER,
+        ..CreateOptions::new(Format::Qcow2, 1 << 20)
+    };
+    qcow::create_in(&medium, &options).unwrap();
+    let image = open(&medium, OpenOptions::new(Format::Qcow2).writable(true));
+    image.write_at(0, &[1; 4 * CLUSTER as usize]).unwrap();
+    image.close().unwrap();
+    medium
+}
+
+fn checked(medium: &Medium, repair: Repair) -> CheckResult {
+    let options = OpenOptions::new(Format::Qcow2)
+        .for_check(true)
+        .writable(repair != Repair::None);
+    let image = open(medium, options);
+    let result = image.check(repair).unwrap();
+    image.close().unwrap();
+    result
+}
+
+fn word(medium: &Medium, offset: u64) -> u64 {
+    let at = offset as usize;
+    u64::from_be_bytes(medium.state().bytes[at..at + 8].try_into().unwrap())
+}
+
+fn set_word(medium: &Medium, offset: u64, value: u64) {
+    let at = offset as usize;
+    medium.state().bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+}
+
+/// Where the first L2 table is.
+fn l2_table(medium: &Medium) -> u64 {
+    word(medium, word(medium, 40)) & !COPIED
+}
+
+#[test]
+fn a_compressed_cluster_at_an_impossible_offset_is_not_repaired_by_clearing_its_flag() {
+    let medium = image();
+    set_word(
+        &medium,
+        l2_table(&medium),
+        COPIED | COMPRESSED | 0x3fff_ffff_ffff_ff03,
+    );
+    assert!(checked(&medium, Repair::None).corruptions > 0);
+
+    let left = checked(&medium, Repair::All).corruptions;
+
+    assert_eq!(left, checked(&medium, Repair::None).corruptions);
+    assert!(left > 0);
+}
