@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use bulkhead_devices::Serial;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
@@ -183,10 +183,18 @@ impl Drop for Console {
     }
 }
 
+/// What `sockaddr_un` holds, less the zero at the end.
+const LONGEST_SOCKET_PATH: usize = 107;
+
 /// Listens on a Unix socket at `path`, which must not exist.
 pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
+    let shown = path.display();
+    let listener = match UnixListener::bind(path) {
+        Err(_) if path.as_os_str().len() > LONGEST_SOCKET_PATH => {
+            bail!("{shown}: a socket's path can have at most {LONGEST_SOCKET_PATH} bytes")
+        }
+        bound => bound.with_context(|| format!("cannot listen at {shown}"))?,
+    };
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

@@ -88,7 +88,7 @@ fn from_helper(error: bulkhead_net_protocol::Error, path: &Path) -> anyhow::Erro
     let error = anyhow::Error::from(error);
     match foreign {
         true => error.context(format!(
-            "{}: does bulkhead-net-helper listen there?",
+            "{}, where bulkhead-net-helper should listen",
             path.display()
         )),
         false => error,

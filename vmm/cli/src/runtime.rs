@@ -19,6 +19,11 @@ pub(crate) fn base() -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(user).join("bulkhead"))
 }
 
+/// What `sockaddr_un` holds, less the zero at the end.
+const LONGEST_SOCKET_PATH: usize = 107;
+/// No socket in a guest's folder has a longer name.
+const LONGEST_NAME: &str = "notify.sock";
+
 /// A running guest's folder. It holds its name, and goes away with it.
 #[derive(Debug)]
 pub(crate) struct GuestFolder {
@@ -31,6 +36,12 @@ impl GuestFolder {
     /// Takes the name. What a run that was killed has left under it is removed.
     pub(crate) fn claim(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
+        if path.join(LONGEST_NAME).as_os_str().len() > LONGEST_SOCKET_PATH {
+            bail!(
+                "the path {shown} is too long for the sockets in it, {LONGEST_SOCKET_PATH} bytes at most: \
+                 choose a shorter name or a shorter $XDG_RUNTIME_DIR"
+            );
+        }
         DirBuilder::new()
             .mode(0o700)
             .recursive(true)

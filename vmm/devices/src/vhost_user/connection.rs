@@ -70,7 +70,7 @@ impl Connection {
         connect(&socket, &address).map_err(|errno| match errno {
             Errno::NOENT => Fault::Missing,
             Errno::NAMETOOLONG => Fault::PathTooLong,
-            Errno::PROTOTYPE => Fault::NotASocket,
+            Errno::PROTOTYPE => Fault::NotAStream,
             Errno::AGAIN => Fault::Busy,
             Errno::CONNREFUSED => match std::fs::metadata(path) {
                 Ok(file) if !file.file_type().is_socket() => Fault::NotASocket,
@@ -158,7 +158,7 @@ impl Connection {
         let flags = u32::from_ne_bytes([e, f, g, h]);
         let size = u32::from_ne_bytes(size) as usize;
         if code != u32::from(request) {
-            return Err(Fault::Malformed(request, "answers something else"));
+            return Err(Fault::Malformed(request, "has another request's number"));
         }
         if flags & VERSION_MASK != VERSION || flags & REPLY == 0 {
             return Err(Fault::Malformed(request, "is no reply"));

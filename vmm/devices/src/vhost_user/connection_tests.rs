@@ -83,9 +83,9 @@ fn answers_that_are_none_are_refused() {
     for (answer, why) in [
         (
             b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
-            "answers something else",
+            "has another request's number",
         ),
-        (message(2, 5, 8, &number), "answers something else"),
+        (message(2, 5, 8, &number), "has another request's number"),
         (message(1, 1, 8, &number), "is no reply"),
         (message(1, 6, 8, &number), "is no reply"),
         (message(1, 5, 0, &[]), "has the wrong size"),

@@ -26,6 +26,9 @@ pub enum Fault {
     /// What is at the path is no socket.
     #[error("not a socket")]
     NotASocket,
+    /// The socket at the path is one of packets.
+    #[error("not vhost-user: a socket of packets")]
+    NotAStream,
     /// The path does not fit in a socket address.
     #[error("the path is too long for a socket: at most 107 bytes")]
     PathTooLong,
