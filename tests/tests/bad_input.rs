@@ -1,394 +1,690 @@
-//! Whatever is wrong with the input: one line on standard error that says what with which argument or file, exit status 1
-//! (2 for a wrong command line), and nothing left behind.
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+//! What every program does with bad input: one `error: …` line that says what was wrong with which argument or file, exit
+//! status 1 (2 for usage), and nothing left behind: no file, process, link, address, nftables table or setting.
+//!
+//! A case is a command line, the status it has to end with, and words that its line has to have in it. All of them run
+//! natively, one after the other, in namespaces of this test's own, where whatever is left can be seen.
 
-use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
-use bulkhead_tests::guest::kvm_is_usable;
-use bulkhead_tests::workplace::Workplace;
+#[path = "bad_input/listeners.rs"]
+mod listeners;
+#[path = "bad_input/place.rs"]
+mod place;
 
-/// What a shell runs (in a network namespace of its own, `@` is the folder of the files), exit status, what the line has to mention.
-type Case = (&'static str, i32, &'static [&'static str]);
+use place::{Place, in_own_namespaces};
 
-const VMM: &[Case] = &[
-    // No /dev/kvm, or no permission for it: what to do about it.
-    (
-        "unshare -m sh -c 'mount -t tmpfs none /dev && exec bulkhead-vmm --kernel @/bzimage'",
-        1,
-        &["/dev/kvm", "kvm_amd"],
-    ),
-    (
-        "setpriv --reuid 65534 --regid 65534 --clear-groups bulkhead-vmm --kernel @/bzimage",
-        1,
-        &["/dev/kvm", "group"],
-    ),
-    // Kernel and initramfs.
-    (
-        "bulkhead-vmm --kernel @/missing",
-        1,
-        &["@/missing", "No such file"],
-    ),
-    ("bulkhead-vmm --kernel @/empty", 1, &["@/empty", "empty"]),
-    (
-        "bulkhead-vmm --kernel @/truncated",
-        1,
-        &["@/truncated", "truncated"],
-    ),
-    (
-        "bulkhead-vmm --kernel @/junk",
-        1,
-        &["@/junk", "not a kernel"],
-    ),
-    (
-        "bulkhead-vmm --kernel @/bzimage --initramfs @/missing",
-        1,
-        &["@/missing", "No such file"],
-    ),
-    (
-        "bulkhead-vmm --kernel @/bzimage --initramfs @/large --memory size=256M",
-        1,
-        &["@/large", "does not fit"],
-    ),
-    // Memory and vCPUs.
-    (
-        "bulkhead-vmm --kernel @/bzimage --memory size=0",
-        2,
-        &["--memory"],
-    ),
-    (
-        "bulkhead-vmm --kernel @/bzimage --memory size=268435457",
-        2,
-        &["--memory", "multiple"],
-    ),
-    (
-        "bulkhead-vmm --kernel @/bzimage --memory size=30T",
-        1,
-        &["--memory", "the host has"],
-    ),
-    (
-        "bulkhead-vmm --kernel @/bzimage --cpus boot=0",
-        2,
-        &["--cpus"],
-    ),
-    (
-        "bulkhead-vmm --kernel @/bzimage --cpus boot=256",
-        2,
-        &["--cpus"],
-    ),
-    // Sockets.
-    (
-        "bulkhead-vmm --kernel @/bzimage --disk vhost_user=on,socket=@/missing",
-        1,
-        &["--disk", "@/missing"],
-    ),
-    (
-        "bulkhead-vmm --kernel @/bzimage --disk vhost_user=on,socket=@/empty",
-        1,
-        &["--disk", "not a socket"],
-    ),
-    (
-        "bulkhead-vmm --kernel @/bzimage --disk vhost_user=on,socket=@/LONG",
-        1,
-        &["--disk", "too long"],
-    ),
-    (
-        "bulkhead-vmm --kernel @/bzimage --disk vhost_user=on,socket=@/http",
-        1,
-        &["--disk", "not vhost-user"],
-    ),
-];
+/// What is wrong with where a program runs, rather than with what it is given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Setting {
+    /// Nothing.
+    Sound,
+    /// There is no /dev/kvm.
+    NoKvm,
+    /// The user is not root, and /dev/kvm is root's.
+    OtherUser,
+    /// dnsmasq is not installed.
+    NoDnsmasq,
+    /// A bridge of the host's has the default network's subnet.
+    SubnetInUse,
+}
 
-const BACKENDS: &[Case] = &[
-    // Images.
-    (
-        "bulkhead-block --socket-path @/s --format raw --blk-file @/missing",
-        1,
-        &["@/missing", "No such file"],
-    ),
-    (
-        "bulkhead-block --socket-path @/s --format qcow2 --blk-file @/raw.img",
-        1,
-        &["@/raw.img", "qcow2"],
-    ),
-    (
-        "bulkhead-block --socket-path @/s --blk-file @/raw.img",
+/// A command line that is refused. `LONG` in it is a name longer than a socket's path can be.
+struct Case {
+    line: &'static str,
+    status: i32,
+    says: &'static [&'static str],
+    setting: Setting,
+    /// It is only noticed once the program has a KVM.
+    needs_kvm: bool,
+}
+
+const fn refused(line: &'static str, status: i32, says: &'static [&'static str]) -> Case {
+    Case {
+        line,
+        status,
+        says,
+        setting: Setting::Sound,
+        needs_kvm: false,
+    }
+}
+
+impl Case {
+    const fn with_kvm(mut self) -> Self {
+        self.needs_kvm = true;
+        self
+    }
+
+    const fn when(mut self, setting: Setting) -> Self {
+        self.setting = setting;
+        self
+    }
+}
+
+const USAGE: &[Case] = &[
+    refused("bulkhead --no-such", 2, &["--no-such"]),
+    refused("bulkhead", 2, &["subcommand", "run"]),
+    refused("bulkhead no-such", 2, &["no-such"]),
+    refused("bulkhead run --no-such", 2, &["--no-such"]),
+    refused("bulkhead run --kernel guest", 2, &["--name"]),
+    refused("bulkhead run --name g", 2, &["--kernel"]),
+    refused(
+        "bulkhead run --name ../g --kernel guest",
         2,
-        &["--format"],
+        &["--name", "../g"],
     ),
-    (
-        "bulkhead-block --socket-path @/s --format vmdk --blk-file @/raw.img",
-        2,
-        &["--format", "vmdk"],
-    ),
-    (
-        "bulkhead-block --socket-path @/s --format qcow2 --blk-file @/no-backing.qcow2",
-        1,
-        &["gone.qcow2", "No such file"],
-    ),
-    (
-        "bulkhead-block --socket-path @/s --format qcow2 --blk-file @/loop.qcow2",
-        1,
-        &["loop.qcow2"],
-    ),
-    (
-        "bulkhead-block --socket-path @/s --format qcow2 --blk-file @/no-format.qcow2",
-        1,
-        &["no-format.qcow2", "format"],
-    ),
-    (
-        "bulkhead-block --socket-path @/LONG --format raw --blk-file @/raw.img",
-        1,
-        &["@/LONG", "107"],
-    ),
-    (
-        "bulkhead-block --socket-path @/missing/s --format raw --blk-file @/raw.img",
-        1,
-        &["@/missing/s"],
-    ),
-    (
-        "bulkhead-block --format raw --blk-file @/raw.img",
+    refused("bulkhead-vmm --no-such", 2, &["--no-such"]),
+    refused("bulkhead-vmm", 2, &["--kernel"]),
+    refused("bulkhead-block --no-such", 2, &["--no-such"]),
+    refused(
+        "bulkhead-block --format raw --blk-file disk.raw",
         2,
         &["--socket-path"],
     ),
-    // Taps and the helper.
-    (
-        "bulkhead-net --socket-path @/s --tap a-name-of-sixteen",
+    refused("bulkhead-block --socket-path s", 2, &["--blk-file"]),
+    refused("bulkhead-net --no-such", 2, &["--no-such"]),
+    refused("bulkhead-net --tap tap0", 2, &["--socket-path"]),
+    refused(
+        "bulkhead-net --socket-path s",
         2,
-        &["--tap", "15"],
+        &["--tap", "--tap-fd", "--network"],
     ),
-    (
-        "bulkhead-net --socket-path @/s --network default --helper-socket @/missing",
+    refused("bulkhead-net-helper --no-such", 2, &["--no-such"]),
+    // image-tool has qemu-img's messages and statuses; its own tests compare them.
+];
+
+const KVM: &[Case] = &[
+    refused(
+        "bulkhead-vmm --kernel guest",
         1,
-        &["not running", "@/missing"],
-    ),
-    ("bulkhead-net --socket-path @/s", 2, &["--tap"]),
-    (
-        "ip link add in-use type bridge && ip address add 192.168.124.9/24 dev in-use && ip link set in-use up && \
-      exec bulkhead-net-helper --socket-path @/s --state-dir @/state --network default",
+        &["/dev/kvm", "kvm_intel or kvm_amd"],
+    )
+    .when(Setting::NoKvm),
+    refused(
+        "bulkhead run --name g --kernel guest",
         1,
-        &["192.168.124.0/24", "in-use"],
+        &["/dev/kvm", "kvm_intel or kvm_amd"],
+    )
+    .when(Setting::NoKvm),
+    refused("bulkhead-vmm --kernel guest", 1, &["/dev/kvm", "group kvm"]).when(Setting::OtherUser),
+    refused(
+        "bulkhead run --name g --kernel guest",
+        1,
+        &["/dev/kvm", "group kvm"],
+    )
+    .when(Setting::OtherUser),
+];
+
+const KERNEL: &[Case] = &[
+    refused(
+        "bulkhead-vmm --kernel missing",
+        1,
+        &["kernel missing", "No such file"],
+    )
+    .with_kvm(),
+    refused("bulkhead-vmm --kernel empty", 1, &["kernel empty is empty"]).with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel folder",
+        1,
+        &["kernel folder is not a file"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel truncated-header",
+        1,
+        &["kernel truncated-header is truncated"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel truncated-elf",
+        1,
+        &["kernel truncated-elf is truncated"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel truncated-bzimage",
+        1,
+        &["kernel truncated-bzimage is truncated"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel text",
+        1,
+        &["kernel text is not a kernel"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead run --name g --kernel missing",
+        1,
+        &["kernel", "/missing", "No such file"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead run --name g --kernel empty",
+        1,
+        &["/empty is empty"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead run --name g --kernel truncated-elf",
+        1,
+        &["/truncated-elf is truncated"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead run --name g --kernel text",
+        1,
+        &["/text is not a kernel"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --initramfs missing",
+        1,
+        &["initramfs missing", "No such file"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --memory size=64M --initramfs large",
+        1,
+        &["initramfs large does not fit", "memory"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead run --name g --kernel guest --memory 64M --initramfs large",
+        1,
+        &["/large does not fit", "memory"],
+    )
+    .with_kvm(),
+];
+
+const MEMORY_AND_CPUS: &[Case] = &[
+    refused(
+        "bulkhead-vmm --kernel guest --memory size=0",
+        2,
+        &["--memory", "2M to"],
     ),
-    (
-        "bulkhead-net-helper --socket-path @/s --network name=x,subnet=10.0.0.0/33",
+    refused(
+        "bulkhead-vmm --kernel guest --memory size=2097153",
+        2,
+        &["--memory", "page size, 4096"],
+    ),
+    refused(
+        "bulkhead-vmm --kernel guest --memory size=31T",
+        1,
+        &["--memory", "the host has"],
+    ),
+    refused(
+        "bulkhead-vmm --kernel guest --memory size=much",
+        2,
+        &["--memory", "size=much"],
+    ),
+    refused(
+        "bulkhead-vmm --kernel guest --memory size=99999999T",
+        2,
+        &["--memory", "size=99999999T"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --memory 0",
+        2,
+        &["--memory", "2M to"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --memory 2097153",
+        2,
+        &["--memory", "page size, 4096"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --memory 31T",
+        1,
+        &["--memory", "the host has"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --memory much",
+        2,
+        &["--memory", "much"],
+    ),
+    refused(
+        "bulkhead-vmm --kernel guest --cpus boot=0",
+        2,
+        &["--cpus", "1 to 255"],
+    ),
+    refused(
+        "bulkhead-vmm --kernel guest --cpus boot=256",
+        2,
+        &["--cpus", "1 to 255"],
+    ),
+    refused(
+        "bulkhead-vmm --kernel guest --cpus boot=4294967297",
+        2,
+        &["--cpus", "4294967297"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --cpus 0",
+        2,
+        &["--cpus", "1 to 255"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --cpus 256",
+        2,
+        &["--cpus", "1 to 255"],
+    ),
+];
+
+const SOCKETS: &[Case] = &[
+    // The monitor connects to it.
+    refused(
+        "bulkhead-vmm --kernel guest --disk vhost_user=on,socket=missing",
+        1,
+        &["--disk: missing", "no such socket"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --net vhost_user=on,socket=missing",
+        1,
+        &["--net: missing", "no such socket"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --vhost-user type=26,socket=missing",
+        1,
+        &["--vhost-user: missing", "no such socket"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --disk vhost_user=on,socket=text",
+        1,
+        &["--disk: text", "not a socket"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --disk vhost_user=on,socket=LONG",
+        1,
+        &["--disk: xxx", "too long", "107"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --disk vhost_user=on,socket=http",
+        1,
+        &["--disk: http", "not vhost-user"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --disk vhost_user=on,socket=noise",
+        1,
+        &["--disk: noise", "not vhost-user"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --disk vhost_user=on,socket=silent",
+        1,
+        &["--disk: silent", "did not answer"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --disk vhost_user=on,socket=hangs-up",
+        1,
+        &["--disk: hangs-up", "closed the connection"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --disk vhost_user=on,socket=noise-packets",
+        1,
+        &["--disk: noise-packets", "not vhost-user"],
+    )
+    .with_kvm(),
+    // The programs listen on it.
+    refused(
+        "bulkhead-vmm --kernel guest --api-socket path=missing/s",
+        1,
+        &["--api-socket", "missing/s", "No such file"],
+    ),
+    refused(
+        "bulkhead-vmm --kernel guest --api-socket path=text",
+        1,
+        &["--api-socket", "text"],
+    ),
+    refused(
+        "bulkhead-vmm --kernel guest --api-socket path=LONG",
+        1,
+        &["--api-socket", "xxx", "107"],
+    ),
+    refused(
+        "bulkhead-vmm --kernel guest --serial socket=missing/s",
+        1,
+        &["--serial", "missing/s", "No such file"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-vmm --kernel guest --serial file=missing/f",
+        1,
+        &["--serial", "missing/f", "No such file"],
+    )
+    .with_kvm(),
+    refused(
+        "bulkhead-block --format raw --blk-file disk.raw --socket-path missing/s",
+        1,
+        &["missing/s", "No such file"],
+    ),
+    refused(
+        "bulkhead-block --format raw --blk-file disk.raw --socket-path text",
+        1,
+        &["text exists and is not a socket"],
+    ),
+    refused(
+        "bulkhead-block --format raw --blk-file disk.raw --socket-path LONG",
+        1,
+        &["socket path xxx", "120 bytes", "107"],
+    ),
+    refused(
+        "bulkhead-block --format raw --blk-file disk.raw --fd 77",
+        1,
+        &["--fd 77"],
+    ),
+    refused(
+        "bulkhead-net --tap tap0 --socket-path missing/s",
+        1,
+        &["missing/s", "No such file"],
+    ),
+    refused(
+        "bulkhead-net --tap tap0 --socket-path text",
+        1,
+        &["text exists and is not a socket"],
+    ),
+    refused(
+        "bulkhead-net --tap tap0 --socket-path LONG",
+        1,
+        &["socket path xxx", "120 bytes", "107"],
+    ),
+    refused(
+        "bulkhead-net-helper --network default --socket-path text",
+        1,
+        &["/text exists and is not a socket"],
+    ),
+    refused(
+        "bulkhead-net-helper --network default --socket-path LONG",
+        1,
+        &["/xxx", "107"],
+    ),
+    refused(
+        "env XDG_RUNTIME_DIR=/run/LONG bulkhead run --name g --kernel guest",
+        1,
+        &["/run/xxx", "too long", "XDG_RUNTIME_DIR"],
+    )
+    .when(Setting::OtherUser),
+    refused(
+        "env -u XDG_RUNTIME_DIR bulkhead run --name g --kernel guest",
+        1,
+        &["XDG_RUNTIME_DIR"],
+    )
+    .when(Setting::OtherUser),
+];
+
+const IMAGES: &[Case] = &[
+    refused(
+        "bulkhead-block --socket-path s --format raw --blk-file missing.raw",
+        1,
+        &["missing.raw", "No such file"],
+    ),
+    refused(
+        "bulkhead-block --socket-path s --format raw --blk-file folder",
+        1,
+        &["folder", "Is a directory"],
+    ),
+    refused(
+        "bulkhead-block --socket-path s --format qcow2 --blk-file disk.raw",
+        1,
+        &["disk.raw", "not in qcow2 format"],
+    ),
+    refused(
+        "bulkhead-block --socket-path s --format qcow2 --blk-file empty",
+        1,
+        &["empty", "not in qcow2 format"],
+    ),
+    refused(
+        "bulkhead-block --socket-path s --format qcow2 --blk-file orphan.qcow2",
+        1,
+        &["orphan.qcow2", "gone.qcow2", "No such file"],
+    ),
+    refused(
+        "bulkhead-block --socket-path s --format qcow2 --blk-file loop.qcow2",
+        1,
+        &["loop.qcow2", "chain loops"],
+    ),
+    refused(
+        "bulkhead-block --socket-path s --format qcow2 --blk-file undeclared.qcow2",
+        1,
+        &["undeclared.qcow2", "format"],
+    ),
+    refused(
+        "bulkhead-block --socket-path s --blk-file disk.raw",
+        2,
+        &["disk.raw", "--format raw or --format qcow2"],
+    ),
+    refused(
+        "bulkhead-block --socket-path s --format vmdk --blk-file disk.raw",
+        2,
+        &["--format", "vmdk"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --disk missing.raw",
+        1,
+        &["vda", "missing.raw", "No such file"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --disk disk.raw,format=qcow2",
+        1,
+        &["disk.raw", "not in qcow2 format"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --disk disk.raw --disk orphan.qcow2",
+        1,
+        &["vdb", "orphan.qcow2", "gone.qcow2", "No such file"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --disk loop.qcow2",
+        1,
+        &["loop.qcow2", "chain loops"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --disk text",
+        2,
+        &["text", ",format=raw or ,format=qcow2"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --disk disk.raw,format=vmdk",
+        2,
+        &["--disk", "vmdk"],
+    ),
+    refused(
+        "image-tool info missing.raw",
+        1,
+        &["missing.raw", "No such file"],
+    ),
+    refused(
+        "image-tool check -f qcow2 disk.raw",
+        1,
+        &["disk.raw", "not in qcow2 format"],
+    ),
+    refused(
+        "image-tool convert -f raw -O qcow2 missing.raw new",
+        1,
+        &["missing.raw", "No such file"],
+    ),
+    refused(
+        "image-tool convert -f qcow2 -O raw disk.raw new",
+        1,
+        &["disk.raw", "not in qcow2 format"],
+    ),
+    refused(
+        "image-tool convert -f qcow2 -O raw orphan.qcow2 new",
+        1,
+        &["orphan.qcow2", "gone.qcow2", "No such file"],
+    ),
+    refused(
+        "image-tool convert -f qcow2 -O raw loop.qcow2 new",
+        1,
+        &["loop.qcow2", "infinite loop"],
+    ),
+];
+
+const NETWORKS: &[Case] = &[
+    refused(
+        "bulkhead-net --socket-path s --tap sixteen-letters-",
+        2,
+        &["--tap", "sixteen-letters-", "15 bytes"],
+    ),
+    refused(
+        "bulkhead-net --socket-path s --tap lo",
+        1,
+        &["lo", "not a TAP device"],
+    ),
+    refused(
+        "bulkhead-net --socket-path s --tap-fd 77",
+        1,
+        &["--tap-fd 77"],
+    ),
+    refused(
+        "bulkhead-net --socket-path s --tap-fd 0",
+        1,
+        &["--tap-fd 0"],
+    ),
+    refused(
+        "bulkhead-net-helper --network name=n,bridge=sixteen-letters-",
+        2,
+        &["--network", "sixteen-letters-", "15 bytes"],
+    ),
+    refused(
+        "bulkhead-net-helper --network name=n,subnet=10.0.0.0/33",
         2,
         &["--network", "10.0.0.0/33"],
     ),
+    refused(
+        "bulkhead-net-helper --network default --network default",
+        2,
+        &["--network", "default", "twice"],
+    ),
+    refused(
+        "bulkhead-net-helper --network name=n,subnet=10.1.0.0/24,bridge=lo",
+        1,
+        &["lo", "bridge="],
+    ),
+    refused(
+        "bulkhead-net-helper --network default",
+        1,
+        &["192.168.124.0/24", "in use", "in-use0", "subnet="],
+    )
+    .when(Setting::SubnetInUse),
+    refused(
+        "bulkhead run --name g --kernel guest --net default",
+        1,
+        &["192.168.124.0/24", "in use", "in-use0", "subnet="],
+    )
+    .when(Setting::SubnetInUse),
+    refused(
+        "bulkhead-net-helper --network default",
+        1,
+        &["dnsmasq is not installed", "dnsmasq-base", "dhcp=off"],
+    )
+    .when(Setting::NoDnsmasq),
+    // The helper does not run, or another program has its socket.
+    refused(
+        "bulkhead-net --socket-path s --network default",
+        1,
+        &[
+            "bulkhead-net-helper is not running",
+            "/run/bulkhead/net-helper.sock",
+        ],
+    ),
+    refused(
+        "bulkhead-net --socket-path s --network default --helper-socket missing",
+        1,
+        &["bulkhead-net-helper is not running", "missing"],
+    ),
+    refused(
+        "bulkhead-net --socket-path s --network default --helper-socket text",
+        1,
+        &["bulkhead-net-helper is not running", "text"],
+    ),
+    refused(
+        "bulkhead-net --socket-path s --network default --helper-socket LONG",
+        1,
+        &["xxx", "107"],
+    ),
+    refused(
+        "bulkhead-net --socket-path s --network default --helper-socket http",
+        1,
+        &["http", "not of bulkhead-net-helper"],
+    ),
+    refused(
+        "bulkhead-net --socket-path s --network default --helper-socket noise-packets",
+        1,
+        &["noise-packets", "bulkhead-net-helper", "not a message"],
+    ),
+    refused(
+        "bulkhead-net --socket-path s --network default --helper-socket silent-packets",
+        1,
+        &["silent-packets", "bulkhead-net-helper", "not answered"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --net default --helper-socket missing",
+        1,
+        &["bulkhead-net-helper is not running", "missing"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --net default --helper-socket text",
+        1,
+        &["bulkhead-net-helper is not running", "text"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --net default --helper-socket LONG",
+        1,
+        &["xxx"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --net default --helper-socket http",
+        1,
+        &["net0", "http", "not of bulkhead-net-helper"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --net default",
+        1,
+        &["bulkhead-net-helper is not running", "start it as root"],
+    )
+    .when(Setting::OtherUser),
+    refused(
+        "bulkhead run --name g --kernel guest --net default,model=e1000",
+        2,
+        &["--net", "model=e1000"],
+    ),
 ];
 
-const COMMANDS: &[Case] = &[
-    (
-        "bulkhead run --name x --kernel @/bzimage --disk @/raw",
-        2,
-        &["--disk", "format"],
-    ),
-    (
-        "bulkhead run --name ../x --kernel @/bzimage",
-        2,
-        &["--name"],
-    ),
-    (
-        "bulkhead run --name x --kernel @/missing",
-        1,
-        &["@/missing"],
-    ),
-    (
-        "bulkhead run --name x --kernel @/bzimage --disk @/missing.qcow2",
-        1,
-        &["@/missing.qcow2"],
-    ),
-    (
-        "bulkhead run --name x --kernel @/bzimage --net default --helper-socket @/missing",
-        1,
-        &["not running", "@/missing"],
-    ),
-    (
-        "bulkhead run --name x --kernel @/bzimage --cpus 256",
-        2,
-        &["--cpus"],
-    ),
-    ("image-tool info @/missing", 1, &["@/missing"]),
-    ("image-tool check -f qcow2 @/raw.img", 1, &["@/raw.img"]),
-];
-
 #[test]
-fn the_monitor_says_what_is_wrong() {
-    if kvm_is_usable("the_monitor_says_what_is_wrong") {
-        all_refused(VMM);
-    }
-}
-
-#[test]
-fn backends_and_helper_say_what_is_wrong() {
-    all_refused(BACKENDS);
-}
-
-#[test]
-fn commands_say_what_is_wrong() {
-    all_refused(COMMANDS);
-}
-
-/// One test at a time: each looks at what is left in `/run`.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// Runs all cases before it complains, so that one run shows all that is wrong.
-fn all_refused(cases: &[Case]) {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let folder = Folder::new();
-    let complaints: Vec<String> = cases
-        .iter()
-        .filter_map(|case| folder.complaint(case))
-        .collect();
-    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
-}
-
-struct Folder {
-    folder: tempfile::TempDir,
-    workplace: Workplace,
-}
-
-impl Folder {
-    fn new() -> Self {
-        let workplace = Workplace::find().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path();
-        let kernel = workplace.kernel().unwrap().bzimage();
-        std::os::unix::fs::symlink(&kernel, path.join("bzimage")).unwrap();
-        std::fs::write(
-            path.join("truncated"),
-            &std::fs::read(&kernel).unwrap()[..1 << 20],
-        )
-        .unwrap();
-        std::fs::write(path.join("junk"), [0x5a; 1 << 16]).unwrap();
-        std::fs::write(path.join("empty"), "").unwrap();
-        sparse(&path.join("large"), 512 << 20);
-        sparse(&path.join("raw.img"), 1 << 20);
-        overlay(path, "no-backing.qcow2", "gone.qcow2");
-        overlay(path, "loop.qcow2", "ring.qcow2");
-        overlay(path, "ring.qcow2", "loop.qcow2");
-        overlay(path, "no-format.qcow2", "raw.img");
-        forget_backing_format(&path.join("no-format.qcow2"));
-        speak_http(&path.join("http"));
-        // Another user has to get here, too.
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(path, open).unwrap();
-        Self { folder, workplace }
-    }
-
-    /// What is wrong with how a case is refused.
-    fn complaint(&self, (line, status, mentions): &Case) -> Option<String> {
-        let folder = self.folder.path().to_str().unwrap();
-        let expand = |text: &str| {
-            text.replace("LONG", &"long".repeat(40))
-                .replace('@', folder)
-        };
-        let before = self.left();
-        let path = std::env::var("PATH").unwrap_or_default();
-        let output = Command::new("timeout")
-            .args(["20", "unshare", "--net", "sh", "-c", &expand(line)])
-            .env(
-                "PATH",
-                format!("{}:{path}", self.workplace.programs.display()),
-            )
-            .output()
-            .unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        let complain = |what: String| {
-            Some(format!(
-                "{line}\n    {what}\n    it said: {}",
-                errors.trim_end()
-            ))
-        };
-        if output.status.code() != Some(*status) {
-            return complain(format!("{} instead of {status}", output.status));
-        }
-        // image-tool's lines are qemu-img's, which begin with its name.
-        let begins = if line.starts_with("image-tool") {
-            "image-tool: "
-        } else {
-            "error: "
-        };
-        if errors.lines().count() != 1 || !errors.starts_with(begins) {
-            return complain(format!("not one line that begins with {begins:?}"));
-        }
-        if let Some(missing) = mentions
-            .iter()
-            .map(|word| expand(word))
-            .find(|word| !errors.contains(word.as_str()))
-        {
-            return complain(format!("{missing:?} is not mentioned"));
-        }
-        let left: Vec<String> = self.left().difference(&before).cloned().collect();
-        (!left.is_empty()).then(|| format!("{line}\n    left behind: {left:?}"))
-    }
-
-    /// The files there are where programs might leave some.
-    fn left(&self) -> BTreeSet<String> {
-        let folders = [
-            self.folder.path(),
-            Path::new("/run/bulkhead"),
-            Path::new("/run"),
+fn bad_input_is_told_in_one_line_and_leaves_nothing() {
+    const NAME: &str = "bad_input_is_told_in_one_line_and_leaves_nothing";
+    in_own_namespaces(NAME, || {
+        let place = Place::new();
+        let kvm = bulkhead_tests::guest::kvm_is_usable(NAME);
+        let groups = [
+            USAGE,
+            KVM,
+            KERNEL,
+            MEMORY_AND_CPUS,
+            SOCKETS,
+            IMAGES,
+            NETWORKS,
         ];
-        let entries = folders
-            .iter()
-            .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
-        let paths = entries.map(|entry| entry.path().display().to_string());
-        paths
-            .filter(|path| {
-                path.contains("bulkhead") || path.starts_with(self.folder.path().to_str().unwrap())
-            })
-            .collect()
-    }
-}
-
-fn sparse(path: &Path, size: u64) {
-    std::fs::File::create(path).unwrap().set_len(size).unwrap();
-}
-
-/// A qcow2 image on a backing file that is not looked at.
-fn overlay(folder: &Path, name: &str, backing: &str) {
-    let format = if backing.ends_with("qcow2") {
-        "qcow2"
-    } else {
-        "raw"
-    };
-    let create = [
-        "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", format, name, "1M",
-    ];
-    assert!(
-        Command::new("qemu-img")
-            .args(create)
-            .current_dir(folder)
-            .status()
-            .unwrap()
-            .success()
-    );
-}
-
-/// Makes the header extension that says the backing file's format one that nobody knows.
-fn forget_backing_format(image: &Path) {
-    let mut bytes = std::fs::read(image).unwrap();
-    let at = bytes
-        .windows(4)
-        .position(|window| window == [0xe2, 0x79, 0x2a, 0xca])
-        .unwrap();
-    bytes[at..at + 4].copy_from_slice(&[0x12, 0x34, 0x56, 0x78]);
-    std::fs::write(image, bytes).unwrap();
-}
-
-/// Listens, and answers whatever comes as a web server would.
-fn speak_http(path: &Path) {
-    let listener = UnixListener::bind(path).unwrap();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            std::thread::spawn(move || {
-                let _ = stream.read(&mut [0; 64]);
-                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
-            });
+        let mut complaints = Vec::new();
+        let mut skipped = 0;
+        for case in groups.into_iter().flatten() {
+            if case.needs_kvm && !kvm {
+                skipped += 1;
+                continue;
+            }
+            // All of them before it fails, so that one run shows all that is wrong.
+            complaints.extend(place.complaint(case));
         }
+        if skipped > 0 {
+            eprintln!("skipped: {NAME}: {skipped} cases that need KVM");
+        }
+        assert!(complaints.is_empty(), "{}", complaints.join("\n"));
     });
 }
