@@ -2,6 +2,9 @@
 //!
 //! `seeds FOLDER` makes `FOLDER/TARGET/NAME` for each.
 
+// cargo-fuzz builds this program, too, with the same instrumentation, which calls libFuzzer.
+use libfuzzer_sys as _;
+
 use std::path::Path;
 
 use bulkhead_fuzz::memory::Memory;
