@@ -156,7 +156,7 @@ fn what_cannot_be_is_named_in_one_line() {
             ),
             (&["--tap-fd", "0"], 1, "--tap-fd 0: "),
             (&["--tap-fd", "77"], 1, "--tap-fd 77: "),
-            (&["--tap", "lo"], 1, "cannot attach to TAP device lo"),
+            (&["--tap", "lo"], 1, "lo is not a TAP device"),
             (&["--tap", "busy0"], 1, "cannot attach to TAP device busy0"),
             (
                 &["--network", "default", "--helper-socket", nowhere],
