@@ -1,13 +1,14 @@
 //! From the start of a monitor to the guest's first line in user space, in virtual time: one instruction, one nanosecond.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 use super::Measurement;
-use crate::guest_linux;
+use crate::guest_linux::{self, CMDLINE};
 use crate::workplace::{Workplace, scratch_folder};
 
 const FIRST_LINE: &str = "guest: up";
@@ -18,59 +19,54 @@ pub(super) fn measure(workplace: &Workplace) -> Result<Vec<Measurement>> {
     let kernel = workplace.kernel()?;
     let initramfs = folder.path().join("guest.cpio");
     guest_linux::build(&kernel, "", &[], &initramfs)?;
-    let mut measurements = Vec::new();
-    for (what, image) in [("bzImage", kernel.bzimage()), ("vmlinux", kernel.vmlinux())] {
-        let mut ours = Command::new(workplace.program("bulkhead-vmm")?);
-        ours.args([
+    let ours = |image: &Path| {
+        let mut monitor = Command::new(workplace.program("bulkhead-vmm")?);
+        monitor.args([
             "--memory",
             "size=512M",
             "--serial",
             "tty",
             "--cmdline",
-            guest_linux::CMDLINE,
+            CMDLINE,
         ]);
-        ours.arg("--kernel")
-            .arg(&image)
+        monitor
+            .arg("--kernel")
+            .arg(image)
             .arg("--initramfs")
             .arg(&initramfs);
-        let mut theirs = Command::new("qemu-system-x86_64");
-        theirs.args([
-            "-machine",
-            "microvm,acpi=on,pcie=on",
-            "-accel",
-            "kvm",
-            "-cpu",
-            "host",
-            "-m",
-            "512",
-        ]);
-        theirs.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-            "-no-reboot",
-        ]);
-        theirs
-            .args(["-append", guest_linux::CMDLINE])
-            .arg("-kernel")
-            .arg(&image)
-            .arg("-initrd")
-            .arg(&initramfs);
-        let ours = until_first_line(&mut ours)?;
-        let name = format!("boot of {what} to user space");
-        let measurement = Measurement::new(name, ours, "virtual s");
-        measurements.push(match until_first_line(&mut theirs) {
-            Ok(theirs) => measurement.against("QEMU microvm", theirs),
-            Err(error) => {
-                println!("QEMU: {error:#}");
-                measurement
-            }
-        });
-    }
-    Ok(measurements)
+        until_first_line(&mut monitor)
+    };
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args([
+        "-machine",
+        "microvm,acpi=on,pcie=on",
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+        "-m",
+        "512",
+    ]);
+    qemu.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-no-reboot",
+    ]);
+    qemu.args(["-append", CMDLINE])
+        .arg("-kernel")
+        .arg(kernel.bzimage());
+    qemu.arg("-initrd").arg(&initramfs);
+    let measurement =
+        |what, value| Measurement::new(format!("boot of {what} to user space"), value, "virtual s");
+    Ok(vec![
+        measurement("bzImage", ours(&kernel.bzimage())?)
+            .against("QEMU microvm", until_first_line(&mut qemu)?),
+        measurement("vmlinux", ours(&kernel.vmlinux())?),
+    ])
 }
 
 /// Seconds from the start of the monitor until the guest's first line; the guest then powers off by itself.

@@ -124,7 +124,10 @@ fn system_tests(project: &Project) -> Result<(Vec<String>, Vec<String>)> {
     let folder = project.sources.join("tests/tests");
     let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
     let paths = entries.flatten().map(|entry| entry.path());
-    let rust = paths.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    // A file, or a folder with a `main.rs`.
+    let rust = paths.filter(|path| {
+        path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists()
+    });
     let mut names: Vec<String> = rust
         .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
         .collect();
