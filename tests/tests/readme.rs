@@ -1,0 +1,130 @@
+//! The README's commands are what the programs take and print. (That the four commands by hand run a guest is shown end to end, by
+//! the `dry_run` scenario, which runs what `--dry-run` prints as it is printed.)
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Where the programs are: `target/release`, built before the tests.
+fn programs() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| sources().join("target"), PathBuf::from);
+    target.join("release")
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
+}
+
+/// The shell lines of the first code block after the heading.
+fn block(heading: &str) -> Vec<String> {
+    let readme = std::fs::read_to_string(sources().join("README.md")).unwrap();
+    let (_, section) = readme
+        .split_once(&format!("{heading}\n"))
+        .unwrap_or_else(|| panic!("README has no '{heading}'"));
+    let code = section.split("```").nth(1).unwrap();
+    let lines = code.lines().skip(1).filter(|line| !line.trim().is_empty());
+    lines.map(str::to_owned).collect()
+}
+
+fn shell(line: &str, folder: &Path) -> Output {
+    let path = std::env::var("PATH").unwrap();
+    Command::new("sh")
+        .args(["-c", line])
+        .current_dir(folder)
+        .env("PATH", format!("{}:{path}", programs().display()))
+        .output()
+        .unwrap()
+}
+
+fn stdout(line: &str, folder: &Path) -> String {
+    let output = shell(line, folder);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What `bulkhead run` does about the network depends on who asks, and on a helper that is there already.
+fn as_in_the_readme() -> bool {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: the README's commands are root's");
+        return false;
+    }
+    if Path::new("/run/bulkhead/net-helper.sock").exists() {
+        println!("skipped: a network helper runs on this machine already");
+        return false;
+    }
+    true
+}
+
+#[test]
+fn running_a_guest_takes_the_commands_that_are_shown() {
+    if !as_in_the_readme() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let lines = block("## Run a guest");
+    let create = lines
+        .iter()
+        .find(|line| line.starts_with("image-tool"))
+        .unwrap();
+    stdout(create, folder.path());
+    let info = stdout("image-tool info disk.qcow2", folder.path());
+    assert!(info.contains("virtual size: 10 GiB"), "{info}");
+
+    let run = lines
+        .iter()
+        .find(|line| line.starts_with("bulkhead run"))
+        .unwrap();
+    let commands = stdout(&format!("{run} --dry-run"), folder.path());
+    let disk = folder.path().canonicalize().unwrap().join("disk.qcow2");
+    assert!(commands.contains(disk.to_str().unwrap()), "{commands}");
+}
+
+#[test]
+fn the_commands_by_hand_are_those_of_the_guest_above() {
+    if !as_in_the_readme() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let lines = block("## Run a guest");
+    let run = lines
+        .iter()
+        .find(|line| line.starts_with("bulkhead run"))
+        .unwrap();
+    // As the README says: with its files in /var/lib/bulkhead.
+    let run = ["vmlinuz", "initramfs.cpio.gz", "disk.qcow2"]
+        .iter()
+        .fold(run.clone(), |run, file| {
+            run.replace(&format!(" {file}"), &format!(" /var/lib/bulkhead/{file}"))
+        });
+
+    let printed = stdout(&format!("{run} --dry-run"), folder.path());
+
+    let shown = block("## The same by hand, or as services");
+    assert_eq!(printed.lines().collect::<Vec<_>>(), shown);
+}
+
+#[test]
+fn the_first_commands_are_tasks_there_are() {
+    let help = Command::new(env!("CARGO"))
+        .args(["xtask", "--help"])
+        .current_dir(sources())
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for line in block("# Bulkhead") {
+        let task = line
+            .strip_prefix("cargo xtask ")
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap();
+        let listed = |text: &str| text.split_whitespace().next() == Some(task);
+        assert!(help.lines().any(listed), "{task}: {help}");
+    }
+}
