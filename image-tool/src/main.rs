@@ -12,6 +12,7 @@ mod confine;
 mod copy;
 mod disk;
 mod format_options;
+mod generate;
 mod getopt;
 mod json;
 mod keyval;
@@ -68,6 +69,14 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
             report::program(),
             env!("CARGO_PKG_VERSION")
         ));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(shell) = standard.text("completions") {
+        generate::completions(verbs::whole(), &shell)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(folder) = standard.value("man-pages") {
+        generate::man_pages(verbs::whole(), folder.as_ref())?;
         return Ok(ExitCode::SUCCESS);
     }
     let usage = |message: String| Usage {

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 
 use anyhow::{Result, anyhow};
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, Command, ValueHint};
 
 use crate::cache::Cache;
 use crate::getopt::Matches;
@@ -61,7 +61,15 @@ pub(crate) fn short_flag(name: &'static str, short: char, help: &'static str) ->
 
 /// What is not an option.
 pub(crate) fn operand(name: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).value_name(name).help(help).num_args(0..)
+    Arg::new(name)
+        .value_name(name)
+        .help(help)
+        .value_hint(ValueHint::AnyPath)
+}
+
+/// Several of them.
+pub(crate) fn operands(name: &'static str, help: &'static str) -> Arg {
+    operand(name, help).num_args(0..)
 }
 
 pub(crate) fn format() -> Arg {

@@ -207,6 +207,13 @@ impl Case {
         }
     }
 
+    /// Whether the reference has not damaged an image itself: it can, where compressed clusters meet snapshots.
+    fn is_sound(&self) -> bool {
+        ["base", "top"]
+            .iter()
+            .all(|image| self.pair.run_theirs(&["check", "-q", image]).status == Some(0))
+    }
+
     /// One operation by each tool on its own copy; afterwards all images are the same.
     fn operate(&mut self, size: u64) {
         self.pair.copy_theirs();
@@ -321,7 +328,9 @@ fn random_images_and_operations() {
             let mut case = Case::new(seed);
             let size = case.images();
             case.facts();
-            case.operate(size);
+            if case.is_sound() {
+                case.operate(size);
+            }
         });
         if let Err(panic) = outcome {
             eprintln!("repeat this case with IMAGE_TOOL_CASES=1 IMAGE_TOOL_SEED={seed}");

@@ -55,7 +55,8 @@ struct Shared<'a> {
     plan: Mutex<Plan>,
     /// The piece whose turn it is to be written.
     turn: Mutex<u64>,
-    next_turn: Condvar,
+    /// One for each thread, and each piece has the one of its index: only the thread whose turn it is wakes up.
+    turns: Vec<Condvar>,
     done: AtomicU64,
     stop: AtomicBool,
     failure: Mutex<Option<Failure>>,
@@ -70,7 +71,7 @@ pub(crate) fn run(copy: &Copy<'_>, plan: Plan) -> Result<(), Failure> {
         copy,
         plan: Mutex::new(plan),
         turn: Mutex::new(0),
-        next_turn: Condvar::new(),
+        turns: (0..copy.threads.max(1)).map(|_| Condvar::new()).collect(),
         done: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
@@ -126,7 +127,9 @@ impl Shared<'_> {
     fn fail(&self, failure: Failure) {
         lock(&self.failure).get_or_insert(failure);
         self.stop.store(true, Ordering::Relaxed);
-        self.next_turn.notify_all();
+        // Held, so that nobody is between looking and waiting.
+        let _turn = lock(&self.turn);
+        self.turns.iter().for_each(Condvar::notify_all);
     }
 
     fn piece(&self, piece: Piece, buffer: &mut Buffer) -> Result<(), Failure> {
@@ -247,17 +250,20 @@ impl Shared<'_> {
             .map_err(|error| Failure::Write(offset, error))
     }
 
+    fn turn_of(&self, index: u64) -> Option<&Condvar> {
+        let threads = self.turns.len().max(1) as u64;
+        self.turns
+            .get(usize::try_from(index % threads).unwrap_or(0))
+    }
+
     /// Waits until every piece before this one has been written.
     fn await_turn(&self, piece: Piece) {
-        if !self.copy.in_order {
+        let Some(own) = self.turn_of(piece.index).filter(|_| self.copy.in_order) else {
             return;
-        }
+        };
         let mut turn = lock(&self.turn);
         while *turn != piece.index && !self.stop.load(Ordering::Relaxed) {
-            turn = self
-                .next_turn
-                .wait(turn)
-                .unwrap_or_else(PoisonError::into_inner);
+            turn = own.wait(turn).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -268,7 +274,9 @@ impl Shared<'_> {
         // A piece that needed no writing still has to wait before it can pass the turn on.
         self.await_turn(piece);
         *lock(&self.turn) = piece.index + 1;
-        self.next_turn.notify_all();
+        if let Some(next) = self.turn_of(piece.index + 1) {
+            next.notify_all();
+        }
     }
 
     fn throttle(&self, len: u64) {

@@ -90,11 +90,23 @@ pub(crate) fn program() -> Command {
         .disable_version_flag(true)
         .arg(flag("help", 'h', "print this help and exit"))
         .arg(flag("version", 'V', "print the version and exit"))
+        .arg(value(
+            "completions",
+            None,
+            "SHELL",
+            "print completions for this shell and exit",
+        ))
+        .arg(value(
+            "man-pages",
+            None,
+            "FOLDER",
+            "write the man pages into this folder and exit",
+        ))
         .arg(value("trace", 'T', "TRACE", "accepted and ignored"))
 }
 
 /// The program with every verb, for completions, man pages and the overview.
-fn whole() -> Command {
+pub(crate) fn whole() -> Command {
     program().subcommands(VERBS.iter().map(|verb| (verb.command)()))
 }
 
@@ -114,4 +126,12 @@ pub(crate) fn overview() -> String {
     }
     text.push_str("\nSupported image formats:\n\n  qcow2 raw");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_definitions_are_sound() {
+        super::whole().debug_assert();
+    }
 }

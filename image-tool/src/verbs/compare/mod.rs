@@ -46,7 +46,7 @@ pub(crate) fn command() -> Command {
         ))
         .arg(options::force_share())
         .arg(options::object())
-        .arg(options::operand("FILENAME", "the two images"))
+        .arg(options::operands("FILENAME", "the two images"))
 }
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {

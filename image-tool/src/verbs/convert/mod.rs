@@ -138,7 +138,7 @@ pub(crate) fn command() -> Command {
         "write into an image that exists",
     ))
     .arg(short_flag("progress", 'p', "print how far the work is"))
-    .arg(options::operand(
+    .arg(options::operands(
         "FILENAME",
         "the sources, and last the target",
     ))

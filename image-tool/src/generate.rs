@@ -1,0 +1,82 @@
+//! Shell completions and man pages, made from the command definitions.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow};
+use clap::Command;
+use clap_complete::Shell;
+
+/// The README holds the one table of knowing differences; the man page shows the same.
+const README: &str = include_str!("../README.md");
+
+/// Prints the completions for a shell.
+pub(crate) fn completions(mut command: Command, shell: &str) -> Result<()> {
+    let shell: Shell = shell.parse().map_err(|_| {
+        anyhow!(
+            "There are no completions for '{shell}', only for bash, elvish, fish, powershell, zsh"
+        )
+    })?;
+    let name = command.get_name().to_owned();
+    clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
+    Ok(())
+}
+
+/// Writes the man page of the program, and one for each verb, into a folder.
+pub(crate) fn man_pages(command: Command, folder: &Path) -> Result<()> {
+    let command = command.after_long_help(differences());
+    clap_mangen::generate_to(command, folder)
+        .with_context(|| format!("Could not write man pages to '{}'", folder.display()))
+}
+
+/// The table of knowing differences as lines of text.
+fn differences() -> String {
+    let mut text = String::from("Knowing differences from qemu-img 10.0:\n\n");
+    let section = README
+        .split("## Knowing differences")
+        .nth(1)
+        .unwrap_or_default();
+    let section = section.split("\n## ").next().unwrap_or_default();
+    for row in section.lines().filter(|line| line.starts_with('|')).skip(2) {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        if let [_, here, there, why, _] = cells.as_slice() {
+            text.push_str(here);
+            text.push('.');
+            if !there.is_empty() {
+                text.push_str(&format!(" qemu-img: {there}."));
+            }
+            if !why.is_empty() {
+                text.push_str(&format!(" Because: {why}."));
+            }
+            text.push_str("\n\n");
+        }
+    }
+    text.replace('`', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_difference_of_the_readme_is_in_the_man_page() {
+        let rows = README
+            .lines()
+            .skip_while(|line| !line.starts_with("## Knowing"))
+            .skip(1);
+        let rows = rows
+            .take_while(|line| !line.starts_with("## "))
+            .filter(|line| line.starts_with('|'));
+        let text = differences();
+        let paragraphs = text
+            .trim_end()
+            .split(
+                "
+
+",
+            )
+            .count()
+            - 1;
+        assert_eq!(paragraphs, rows.count() - 2, "{text}");
+        assert!(text.contains("encrypted images"));
+    }
+}
