@@ -69,3 +69,28 @@ fn a_compressed_cluster_at_an_impossible_offset_is_not_repaired_by_clearing_its_
     assert_eq!(left, checked(&medium, Repair::None).corruptions);
     assert!(left > 0);
 }
+
+#[test]
+fn a_refcount_table_full_of_the_same_block_does_not_keep_a_check_for_ever() {
+    // A table of 8 MiB: a million entries, each leading to the same block of 2048 counts.
+    let medium = image();
+    let table = 16 * CLUSTER;
+    let entries = (8 << 20) / 8;
+    let block = word(&medium, word(&medium, 48));
+    {
+        let state = &mut *medium.state();
+        state.bytes.resize(table as usize, 0);
+        for _ in 0..entries {
+            state.bytes.extend(block.to_be_bytes());
+        }
+        state.bytes[48..56].copy_from_slice(&table.to_be_bytes());
+        state.bytes[56..60].copy_from_slice(&((8u32 << 20) / CLUSTER as u32).to_be_bytes());
+    }
+    let start = std::time::Instant::now();
+
+    let found = checked(&medium, Repair::None);
+
+    assert!(found.corruptions >= entries - 1);
+    let took = start.elapsed();
+    assert!(took.as_secs() < 20, "the check took {took:?}");
+}

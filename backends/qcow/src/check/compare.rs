@@ -1,12 +1,15 @@
 //! Comparing refcounts with what was counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::check::Check;
 use crate::check::counts::Stored;
 use crate::error::Result;
 use crate::geometry::OFFSET_MASK;
 use crate::report::Repair;
+
+/// Counts passed over at a time where all are zero.
+const GROUP: u64 = 1024;
 
 /// One refcount block in memory.
 pub(super) struct Block {
@@ -41,6 +44,17 @@ impl Block {
             .unwrap_or_default()
             .iter()
             .fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+
+    /// Whether all counts from `start`, which is a multiple of 8, to `end` are zero.
+    fn is_zero(&self, start: u64, end: u64) -> bool {
+        let bits = u64::from(self.bits);
+        let (first, last) = (
+            (start * bits / 8) as usize,
+            (end * bits).div_ceil(8) as usize,
+        );
+        let bytes = self.bytes.get(first..last).unwrap_or_default();
+        bytes.iter().all(|byte| *byte == 0)
     }
 
     /// Returns whether the count fits.
@@ -129,10 +143,14 @@ impl Check<'_> {
     pub(super) fn compare(&mut self, table: &[u64]) -> Result<Stored> {
         let per_block = self.geometry.refcount_block_entries();
         let mut differing = BTreeMap::new();
+        let mut visited = HashSet::new();
         for (index, entry) in (0u64..).zip(table) {
             let (first, end) = (index * per_block, (index + 1).saturating_mul(per_block));
             let offset = entry & OFFSET_MASK;
-            if offset == 0 || offset >> self.geometry.cluster_bits >= self.file_clusters {
+            let outside = offset >> self.geometry.cluster_bits >= self.file_clusters;
+            // A block that an entry before points to, too, describes that one's clusters: a table full of the same
+            // block must not keep us for ever.
+            if offset == 0 || outside || !visited.insert(offset) {
                 if !self.counts.none_in(first, end) {
                     self.compare_missing(first, end, &mut differing);
                 }
@@ -170,8 +188,18 @@ impl Check<'_> {
         }
         let mut block = Block::new(bytes, self.geometry.refcount_bits());
         let mut changed = false;
-        for index in 0..self.geometry.refcount_block_entries() {
+        let (per_block, mut next) = (self.geometry.refcount_block_entries(), 0);
+        while next < per_block {
+            let index = next;
             let cluster = first + index;
+            if index.is_multiple_of(GROUP) {
+                let end = (index + GROUP).min(per_block);
+                if block.is_zero(index, end) && self.counts.none_in(cluster, first + end) {
+                    next = end;
+                    continue;
+                }
+            }
+            next += 1;
             let (stored, counted) = (block.get(index), self.counts.get(cluster));
             if counted == 0 && cluster >= self.file_clusters && self.repair == Repair::None {
                 // Beyond the end of the file nothing takes space yet that could be leaked.
@@ -191,7 +219,8 @@ impl Check<'_> {
             self.report_difference(cluster, stored, counted, fix);
             if fix {
                 changed = true;
-            } else {
+            } else if counted > 0 {
+                // Nobody asks for the count of what no table leads to.
                 differing.insert(cluster, stored);
             }
         }
@@ -249,7 +278,9 @@ impl Check<'_> {
             if offset == 0
                 || entry != offset
                 || offset >> self.geometry.cluster_bits >= self.file_clusters
+                || self.counts.get(offset >> self.geometry.cluster_bits) != 1
             {
+                // Nor a block that has another use: its counts are not those of these clusters alone.
                 continue;
             }
             let mut bytes = vec![0u8; self.geometry.cluster_size() as usize];

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-const CHUNK: u64 = 4096;
+const CHUNK: u64 = 256;
 
 /// A count per cluster.
 #[derive(Debug, Default)]
