@@ -1,6 +1,7 @@
 //! The configuration space of a virtio block device. (virtio 1.2, 5.2.4 "Device configuration layout")
 
-use crate::request::SECTOR;
+/// The unit of all positions and lengths.
+pub(crate) const SECTOR: u64 = 512;
 
 /// Bytes that one discard or write-zeroes segment may cover. They bound how long one request keeps the others waiting.
 pub(crate) const MAX_DISCARD: u64 = 1 << 30;

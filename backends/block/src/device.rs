@@ -12,10 +12,10 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::GuestMemoryMmap;
 
-use crate::config::Config;
+use crate::config::{Config, SECTOR};
 use crate::execute::{Data, execute};
 use crate::memory::GuestBuffers;
-use crate::request::{Disk, HEADER, Request, SECTOR, SERIAL_LENGTH, Status, status_offset};
+use crate::request::{Disk, HEADER, Request, SERIAL_LENGTH, Status, status_offset};
 
 /// Space is given back in these units where the image has none of its own.
 const RAW_GRANULARITY: u64 = 4096;

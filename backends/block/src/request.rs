@@ -9,11 +9,9 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::GuestMemoryMmap;
 
 use crate::config::{
-    MAX_DISCARD, MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES, MAX_WRITE_ZEROES_SEGMENTS,
+    MAX_DISCARD, MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES, MAX_WRITE_ZEROES_SEGMENTS, SECTOR,
 };
 
-/// The unit of all positions and lengths.
-pub(crate) const SECTOR: u64 = 512;
 /// Bytes of the serial number.
 pub(crate) const SERIAL_LENGTH: usize = 20;
 /// Bytes of the header: type, reserved, sector.

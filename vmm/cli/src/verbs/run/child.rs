@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
@@ -12,8 +12,8 @@ use crossbeam_channel::Sender;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::console::Input;
+use super::event::{Ended, Event};
 use super::plan::{Process, Role};
-use super::supervisor::Event;
 
 /// A process that has been started.
 #[derive(Debug)]
@@ -21,13 +21,6 @@ pub(crate) struct Child {
     pub(crate) pid: u32,
     handle: OwnedFd,
     ready: Arc<AtomicBool>,
-}
-
-/// How it ended, and what it last said if that was before it was ready.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) status: ExitStatus,
-    pub(crate) last_words: Option<String>,
 }
 
 impl Child {

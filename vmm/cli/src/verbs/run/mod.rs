@@ -3,6 +3,7 @@
 mod args;
 mod child;
 mod console;
+mod event;
 mod plan;
 mod ready;
 mod supervisor;

@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::supervisor::Event;
+use super::event::Event;
 
 /// The socket to name in `$NOTIFY_SOCKET`. What arrives on it becomes [`Event::Ready`].
 pub(crate) fn listen(folder: &Path, events: Sender<Event>) -> io::Result<PathBuf> {

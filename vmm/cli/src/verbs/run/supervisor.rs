@@ -11,8 +11,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
 
-use super::child::{Child, Ended};
+use super::child::Child;
 use super::console::Input;
+use super::event::{Ended, Event};
 use super::plan::{Plan, Process, Role};
 use super::ready;
 use crate::runtime::GuestFolder;
@@ -23,17 +24,6 @@ const GRACE: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_secs(2);
 /// The longest pause before a process that dies again and again is started once more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// What the supervisor waits for.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// The process with this id does its work.
-    Ready(u32),
-    /// The process at this index, with this id, is gone.
-    Ended(usize, u32, std::io::Result<Ended>),
-    /// We were told to end.
-    Stop,
-}
 
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]
