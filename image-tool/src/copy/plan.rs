@@ -42,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) unit: Option<u64>,
     /// The most zeroes in one piece, when they are to be written as data.
     pub(crate) max_zero: Option<u64>,
+    /// The target reads as zeroes: there is nothing to do about them.
+    pub(crate) skip_zeroes: bool,
 }
 
 /// The most that is asked about at a time.
@@ -58,11 +60,29 @@ impl Plan {
             max_data,
             unit: None,
             max_zero: None,
+            skip_zeroes: false,
         }
     }
 
-    /// The next piece; `None` at the end of the input. The error comes with the offset asked about.
+    /// The next piece that needs something done; `None` at the end of the input. The error comes with the offset asked
+    /// about.
     pub(crate) fn next(&mut self, input: &Input) -> Result<Option<Piece>, (u64, qcow::Error)> {
+        while let Some(mut piece) = self.cut(input)? {
+            let idle = match piece.kind {
+                Kind::Backing => true,
+                Kind::Zero => self.skip_zeroes,
+                Kind::Data => false,
+            };
+            if !idle {
+                piece.index = self.index;
+                self.index += 1;
+                return Ok(Some(piece));
+            }
+        }
+        Ok(None)
+    }
+
+    fn cut(&mut self, input: &Input) -> Result<Option<Piece>, (u64, qcow::Error)> {
         if self.offset >= input.len() {
             return Ok(None);
         }
@@ -90,10 +110,9 @@ impl Plan {
             offset: self.offset,
             len,
             kind,
-            index: self.index,
+            index: 0,
         };
         self.offset += len;
-        self.index += 1;
         Ok(Some(piece))
     }
 

@@ -219,6 +219,7 @@ fn convert(
     let mut plan = Plan::new(settings::PIECE.max(unit.unwrap_or(0)));
     plan.unit = unit;
     plan.above = destination.has_backing.then_some(1);
+    plan.skip_zeroes = destination.is_zero && settings.sparse.is_some();
     plan.backing_len = destination.backing_len;
     if settings.sparse.is_none() {
         plan.max_zero = Some(plan.max_data);
