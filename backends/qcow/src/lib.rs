@@ -69,8 +69,8 @@
 //! # System calls
 //!
 //! Once [`Image::open`] has returned, no file is opened any more. I/O needs pread64, pwrite64, preadv, pwritev, fdatasync,
-//! fallocate, ftruncate, lseek and fstat; opening also openat, statx and fcntl (the locks); besides what allocation and `std::sync` need
-//! (mmap, munmap, mremap, brk, madvise, futex) and clock_gettime for the date of a snapshot.
+//! fallocate, ftruncate, lseek and fstat; opening also openat, statx and fcntl (the locks, which closing gives back with it where it
+//! may); besides what allocation and `std::sync` need (mmap, munmap, mremap, brk, madvise, futex) and clock_gettime for the date of a snapshot.
 //!
 //! # Inside
 //!

@@ -26,8 +26,23 @@ const RESIZE: u8 = 1 << 3;
 /// A lock on an image; it ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct FileLock {
-    // Shares the open file description with the image's storage; kept so that the lock lives as long as this value.
-    _file: File,
+    // Shares the open file description with the image's storage.
+    file: File,
+}
+
+/// Where the bytes are that locks may be on, and how many.
+const ALL_BYTES: (i64, i64) = (
+    HELD_BASE,
+    UNSHARED_BASE - HELD_BASE + PERMISSIONS.len() as i64,
+);
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread has just forked has the description, too, until it starts its program.
+        let mut all = flock(libc::F_UNLCK, ALL_BYTES.0);
+        all.l_len = ALL_BYTES.1;
+        let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&all));
+    }
 }
 
 fn flock(kind: libc::c_int, byte: i64) -> libc::flock {
@@ -65,27 +80,29 @@ impl FileLock {
         let file = file
             .try_clone()
             .map_err(|error| Error::io("cannot duplicate the file", error))?;
+        let lock = Self { file };
+        let file = &lock.file;
         for (index, name) in PERMISSIONS.iter().enumerate() {
             let bit = 1u8 << index;
             let index = index as i64;
             if held & bit != 0 {
-                set(&file, HELD_BASE + index, name, path)?;
+                set(file, HELD_BASE + index, name, path)?;
             }
             if unshared & bit != 0 {
-                set(&file, UNSHARED_BASE + index, name, path)?;
+                set(file, UNSHARED_BASE + index, name, path)?;
             }
         }
         for (index, name) in PERMISSIONS.iter().enumerate() {
             let bit = 1u8 << index;
             let index = index as i64;
-            if held & bit != 0 && taken(&file, UNSHARED_BASE + index)? {
+            if held & bit != 0 && taken(file, UNSHARED_BASE + index)? {
                 return Err(conflict(name, "", path));
             }
-            if unshared & bit != 0 && taken(&file, HELD_BASE + index)? {
+            if unshared & bit != 0 && taken(file, HELD_BASE + index)? {
                 return Err(conflict(name, "shared ", path));
             }
         }
-        Ok(Self { _file: file })
+        Ok(lock)
     }
 }
 

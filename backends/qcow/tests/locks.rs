@@ -176,3 +176,21 @@ fn the_base_of_an_open_overlay_cannot_be_written() {
     drop(chain);
     attempt(&base, &OpenOptions::new(Format::Raw).writable(true)).unwrap();
 }
+
+#[test]
+fn a_closed_image_is_not_locked_though_a_forked_child_may_still_have_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = disk(dir.path(), Format::Qcow2);
+    let options = OpenOptions::new(Format::Qcow2).writable(true);
+    let mut open = std::fs::File::options();
+    let file = open.read(true).write(true).open(&path).unwrap();
+    // What fork(2) gives a child: the same open file description.
+    let child = file.try_clone().unwrap();
+    let image = Image::open_file(file, &path, &options).unwrap();
+    assert_eq!(attempt(&path, &options).unwrap_err(), ErrorKind::Locked);
+
+    image.close().unwrap();
+
+    attempt(&path, &options).unwrap();
+    drop(child);
+}
