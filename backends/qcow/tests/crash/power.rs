@@ -157,6 +157,9 @@ impl Cuts {
         let content = look_at_content(workload, &medium, &context);
         let dirty = is_dirty(&bytes);
         let repairs = dirty || workload.flags_may_lag;
+        if dirty && workload.rng.chance(30) {
+            cut_repair(workload, &bytes, &content, &context);
+        }
         if dirty {
             self.dirty += 1;
             let image = workload
@@ -182,6 +185,30 @@ impl Cuts {
             live_on(workload, &bytes, content, &context);
         }
     }
+}
+
+/// The power fails again, while the image is repaired: what is left is as good as before.
+fn cut_repair(workload: &mut Workload, bytes: &[u8], content: &[u8], context: &str) {
+    let medium = Medium::with(bytes.to_vec());
+    let image = workload.open(&medium, true).unwrap();
+    image.close().unwrap();
+    let log = std::mem::take(&mut medium.state().log);
+    let at = workload.rng.below(log.len() as u64 + 1) as usize;
+    let synced = (log[..at].iter().rposition(is_sync)).map_or(0, |sync| sync + 1);
+    let mut bytes = bytes.to_vec();
+    (log[..synced].iter()).for_each(|event| apply(&mut bytes, event, None));
+    survive(&mut bytes, &log[synced..at], &mut workload.rng);
+    let medium = Medium::silent();
+    medium.state().bytes.clone_from(&bytes);
+    let context = format!("{context}, cut again in its repair");
+    assert!(
+        look_at_content(workload, &medium, &context) == content,
+        "{context}: the disk changed"
+    );
+    if is_dirty(&bytes) {
+        workload.open(&medium, true).unwrap().close().unwrap();
+    }
+    check(&medium, &context);
 }
 
 fn is_dirty(image: &[u8]) -> bool {
