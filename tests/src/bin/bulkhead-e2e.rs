@@ -4,11 +4,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use bulkhead_tests::e2e::SCENARIOS;
-use bulkhead_tests::nested::OuterHost;
-use bulkhead_tests::probe::{Verdict, probe};
-use bulkhead_tests::workplace::{Workplace, in_outer_host};
+use bulkhead_tests::nested::{self, OuterHost};
+use bulkhead_tests::workplace::Workplace;
 use clap::Parser;
 
 /// Run the end-to-end tests.
@@ -30,23 +29,17 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<u8> {
     let workplace = Workplace::find()?;
-    let verdict = probe()?;
-    println!("{verdict}");
-    match verdict {
-        Verdict::CanRunLinux => Ok(u8::from(!run_here(&workplace, &args.filter))),
-        Verdict::CannotRunLinux(_) if in_outer_host() => {
-            bail!("the outer host's KVM cannot run Linux")
-        }
-        Verdict::CannotRunLinux(_) => {
-            let host = OuterHost {
-                time_limit: Duration::from_secs(900),
-                ..OuterHost::default()
-            };
-            let mut command = vec!["bulkhead-e2e".to_owned()];
-            command.extend_from_slice(&args.filter);
-            host.run(&workplace, &command)
-        }
-    }
+    let Some(why) = nested::needed()? else {
+        return Ok(u8::from(!run_here(&workplace, &args.filter)));
+    };
+    println!("{why}: on the nested bench");
+    let host = OuterHost {
+        time_limit: Duration::from_secs(1200),
+        ..OuterHost::default()
+    };
+    let mut command = vec!["bulkhead-e2e".to_owned()];
+    command.extend_from_slice(&args.filter);
+    host.run(&workplace, &command)
 }
 
 /// Runs them one after the other; true if none has failed.

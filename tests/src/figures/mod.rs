@@ -13,7 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::probe::{Verdict, probe};
+use crate::nested;
 use crate::workplace::Workplace;
 
 pub use plot::svg;
@@ -127,7 +127,7 @@ impl Figure {
     pub fn run(&self, workplace: &Workplace) -> Result<Vec<Measurement>> {
         match self.place {
             Place::Here => (self.measure)(workplace),
-            Place::Linux(_) if probe()? == Verdict::CanRunLinux => (self.measure)(workplace),
+            Place::Linux(_) if nested::needed()?.is_none() => (self.measure)(workplace),
             Place::Linux(options) | Place::OuterHost(options) => {
                 self.run_nested(workplace, options)
             }

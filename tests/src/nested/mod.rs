@@ -7,11 +7,27 @@ mod qemu;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 pub use qemu::Clock;
 
-use crate::workplace::Workplace;
+use crate::probe::{Verdict, probe};
+use crate::workplace::{Workplace, in_outer_host};
+
+/// Why a guest with its network cannot run on this very machine, and the nested bench is needed.
+pub fn needed() -> Result<Option<String>> {
+    let why = match probe()? {
+        Verdict::CannotRunLinux(why) => format!("KVM here cannot run Linux ({why})"),
+        Verdict::CanRunLinux if !rustix::process::geteuid().is_root() => {
+            "KVM here can run Linux, but only root can give it a network".to_owned()
+        }
+        Verdict::CanRunLinux => return Ok(None),
+    };
+    if in_outer_host() {
+        bail!("{why}, and this is an outer host of the nested bench already");
+    }
+    Ok(Some(why))
+}
 
 /// What to run in an outer host, and with what.
 #[derive(Debug, Clone)]

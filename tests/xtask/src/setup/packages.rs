@@ -8,13 +8,12 @@ use anyhow::{Context, Result, bail};
 use crate::run;
 
 /// What the tests and the nested bench run, whatever version Debian has.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 13] = [
     "acpica-tools",
     "busybox-static",
     "cpio",
     "dnsmasq-base",
     "e2fsprogs",
-    "ethtool",
     "g++",
     "gcc",
     "iproute2",
