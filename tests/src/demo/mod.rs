@@ -19,7 +19,7 @@ use images::Images;
 
 const NEW_MIB: usize = 64;
 const PAGE_SIZE: usize = 300_000;
-const TIME_LIMIT: Duration = Duration::from_secs(180);
+const TIME_LIMIT: Duration = Duration::from_secs(400);
 
 /// The programs one guest runs on, besides `bulkhead` itself.
 const PROGRAMS: [&str; 4] = [

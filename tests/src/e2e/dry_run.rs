@@ -88,7 +88,7 @@ fn run_line(workplace: &Workplace, line: &str, processes: &mut Vec<(String, Chil
         .skip_while(|word| *word != "--socket-path")
         .nth(1)
         .map(str::to_owned);
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + Duration::from_secs(60);
     while socket
         .as_ref()
         .is_some_and(|socket| !std::path::Path::new(socket).exists())

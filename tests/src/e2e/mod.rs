@@ -20,7 +20,7 @@ use crate::host_state::{self, HostState};
 use crate::workplace::{Workplace, scratch_folder};
 
 /// Each scenario must be over within this.
-const TIME_LIMIT: Duration = Duration::from_secs(120);
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 /// A scenario and its name.
 pub struct Scenario {
