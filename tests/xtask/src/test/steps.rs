@@ -72,6 +72,15 @@ pub(super) fn all(project: &Project, options: &Options) -> Result<Vec<Step>> {
                     "*",
                 ])),
                 tests(named(cargo(&["test", "-p", "bulkhead-tests"]), &other)),
+                // Optimized, it looks at ten thousand points.
+                tests(cargo(&[
+                    "test",
+                    "--release",
+                    "-p",
+                    "qcow",
+                    "--test",
+                    "crash",
+                ])),
             ],
         ),
         Step::new(
