@@ -160,8 +160,8 @@ fn traffic_does_not_wake_the_monitor() {
         let words = format!("test=net ip=10.9.0.2 peer=10.9.0.1 n={COUNT} progress=0");
         let mut machine = Machine::start(&words, &arguments);
 
-        // From the first datagram to the last the guest has nothing to say.
-        answers.wait_for(1);
+        // Its lines about the start are written by then, on a busy machine too; until the last datagram it has no more to say.
+        answers.wait_for(COUNT / 10);
         let before = exit_count(&api);
         answers.wait_for(COUNT - 8);
         let after = exit_count(&api);
@@ -172,7 +172,7 @@ fn traffic_does_not_wake_the_monitor() {
         assert_eq!(
             after - before,
             0,
-            "KVM_RUN returned during {COUNT} datagrams"
+            "KVM_RUN returned while datagrams went to and fro"
         );
     });
 }

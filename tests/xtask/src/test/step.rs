@@ -151,11 +151,13 @@ fn count(text: &str, outcome: &mut Outcome) {
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
-            // `test result: ok. 3 passed; 0 failed; 1 ignored; …`
-            ["test", "result:", _, passed, "passed;", ..] => {
+            // `test result: ok. 3 passed; 0 failed; 1 ignored; …`. With some filtered out it is a test that has started itself anew.
+            ["test", "result:", _, passed, "passed;", ..] if !is_part(line) => {
                 outcome.passed += passed.parse().unwrap_or(0)
             }
-            ["test", name, "...", "FAILED"] => outcome.failed.push(name.to_owned()),
+            ["test", name, "...", "FAILED"] if !outcome.failed.iter().any(|one| one == name) => {
+                outcome.failed.push(name.to_owned());
+            }
             ["test", name, "...", "ignored,", ..] => {
                 let why = line.split_once("ignored, ").map_or("", |(_, why)| why);
                 outcome.skipped.push(format!("{name}: {why}"));
@@ -174,6 +176,11 @@ fn count(text: &str, outcome: &mut Outcome) {
     outcome.passed = outcome.passed.saturating_sub(passed_but_skipped);
 }
 
+/// Whether a result is that of some tests of a program only.
+fn is_part(result: &str) -> bool {
+    result.contains(" filtered out") && !result.contains(" 0 filtered out")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +194,16 @@ mod tests {
         assert_eq!(outcome.passed, 3);
         assert_eq!(outcome.failed, ["b"]);
         assert_eq!(outcome.skipped, ["c: no disk", "a: no KVM"]);
+    }
+
+    #[test]
+    fn a_test_that_starts_itself_anew_is_counted_once() {
+        let mut outcome = Outcome::default();
+        let text = "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 4 filtered out; finished in 0.75s\n\
+            test a ... FAILED\ntest a ... FAILED\n\
+            test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s\n";
+        count(text, &mut outcome);
+        assert_eq!((outcome.passed, outcome.failed.len()), (4, 1));
     }
 
     #[test]
