@@ -47,26 +47,24 @@ pub(crate) fn check_incompatible(bits: u64, extensions: &[Extension]) -> Result<
         .iter()
         .find(|extension| extension.kind == kind::FEATURE_NAMES);
     let name = |bit: u8| {
-        table
-            .and_then(|table| {
-                table
-                    .data
-                    .chunks_exact(48)
-                    .find(|entry| entry.starts_with(&[0, bit]))
-            })
-            .and_then(|entry| entry.get(2..))
-            .map(|name| {
-                String::from_utf8_lossy(name.split(|byte| *byte == 0).next().unwrap_or_default())
-                    .into_owned()
-            })
-            .unwrap_or_else(|| format!("unknown incompatible feature bit {bit}"))
+        let mut entries = table?.data.chunks_exact(48);
+        let entry = entries.find(|entry| entry.starts_with(&[0, bit]))?;
+        let name = entry.get(2..)?.split(|byte| *byte == 0).next()?;
+        Some(String::from_utf8_lossy(name).into_owned())
     };
-    let names: Vec<String> = (0u8..64)
-        .filter(|bit| unknown >> bit & 1 == 1)
-        .map(name)
-        .collect();
+    let mut names = Vec::new();
+    let mut unnamed = 0u64;
+    for bit in (0u8..64).filter(|bit| unknown >> bit & 1 == 1) {
+        match name(bit) {
+            Some(name) => names.push(name),
+            None => unnamed |= 1 << bit,
+        }
+    }
+    if unnamed != 0 {
+        names.push(format!("Unknown incompatible feature: {unnamed:x}"));
+    }
     Err(Error::unsupported(format!(
-        "unsupported qcow2 feature(s): {}",
+        "Unsupported qcow2 feature(s): {}",
         names.join(", ")
     )))
 }

@@ -238,8 +238,10 @@ impl Header {
     }
 
     pub(crate) fn extension(&self, kind: u32) -> Option<&[u8]> {
+        // Of several of one kind QEMU takes the last.
         self.extensions
             .iter()
+            .rev()
             .find(|extension| extension.kind == kind)
             .map(|extension| &extension.data[..])
     }
