@@ -17,6 +17,9 @@ pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
+    if negative && !text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(SizeError::Invalid);
+    }
     let value = parse_unsigned(text)?;
     if negative && value != 0 {
         return Err(SizeError::OutOfRange);
@@ -162,6 +165,7 @@ mod tests {
         assert_eq!(parse("18446744073709551616"), Err(SizeError::OutOfRange));
         assert_eq!(parse("16E"), Err(SizeError::OutOfRange));
         assert_eq!(parse("-1"), Err(SizeError::OutOfRange));
+        assert_eq!(parse("-1k"), Err(SizeError::Invalid));
     }
 
     #[test]

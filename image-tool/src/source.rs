@@ -103,11 +103,12 @@ impl Source {
 
     fn from_json(text: &str, json: &str, format: Option<&str>) -> Result<Self> {
         let failed = |error: String| anyhow!("Could not open '{text}': {error}");
-        let value: serde_json::Value = serde_json::from_str(json).map_err(|error| {
-            failed(format!(
-                "Could not parse the JSON options: JSON parse error, {error}"
-            ))
-        })?;
+        let value: serde_json::Value =
+            serde_json::from_str(&double_quoted(json)).map_err(|error| {
+                failed(format!(
+                    "Could not parse the JSON options: JSON parse error, {error}"
+                ))
+            })?;
         let serde_json::Value::Object(members) = value else {
             return Err(failed("Invalid JSON object given".to_owned()));
         };
@@ -209,6 +210,33 @@ fn is_file_driver(driver: &str) -> bool {
     matches!(driver, "file" | "host_device")
 }
 
+/// QEMU takes strings in single quotes, too; the parser wants double ones.
+fn double_quoted(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let mut quote = None;
+    let mut characters = json.chars();
+    while let Some(character) = characters.next() {
+        match (quote, character) {
+            (Some(_), '\\') => match characters.next() {
+                Some('\'') => out.push('\''),
+                Some(escaped) => out.extend(['\\', escaped]),
+                None => out.push('\\'),
+            },
+            (None, '\'' | '"') => {
+                quote = Some(character);
+                out.push('"');
+            }
+            (Some(open), _) if open == character => {
+                quote = None;
+                out.push('"');
+            }
+            (Some('\''), '"') => out.push_str("\\\""),
+            _ => out.push(character),
+        }
+    }
+    out
+}
+
 /// Turns nested JSON into options whose keys are paths.
 fn flatten(
     prefix: &str,
@@ -290,6 +318,12 @@ mod tests {
             (&json.path, &json.format, json.force_share),
             (&options.path, &options.format, true)
         );
+    }
+
+    #[test]
+    fn json_may_be_in_single_quotes() {
+        let source = named(r#"json:{'driver':'raw','file':{'filename':'it\'s "b"'}}"#).unwrap();
+        assert_eq!(source.path, Path::new(r#"it's "b""#));
     }
 
     #[test]

@@ -10,6 +10,17 @@ pub(crate) fn known_format(name: &str) -> Option<Format> {
     name.parse().ok()
 }
 
+/// Why an image of this format cannot be created.
+pub(crate) fn not_creatable(name: &str) -> anyhow::Error {
+    match name {
+        // Formats that QEMU only reads.
+        "bochs" | "cloop" | "dmg" => {
+            anyhow!("Format driver '{name}' does not support image creation")
+        }
+        _ => anyhow!("Unknown file format '{name}'"),
+    }
+}
+
 /// What to create: `size` bytes, by these options.
 pub(crate) fn creation(
     format: Format,

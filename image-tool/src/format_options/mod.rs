@@ -9,9 +9,11 @@ use anyhow::{Result, anyhow};
 
 use crate::keyval;
 use crate::report::Hinted;
-use crate::size;
+use crate::size::{self, SizeError};
 
-pub(crate) use creation::{check_preallocation, creation, known_format, preallocation};
+pub(crate) use creation::{
+    check_preallocation, creation, known_format, not_creatable, preallocation,
+};
 pub(crate) use table::{AMEND_QCOW2, Kind, Spec, creatable, own};
 
 /// Option values for one format, by the format's table.
@@ -83,7 +85,7 @@ impl FormatOptions {
             Kind::Number => Some(
                 parse_number(value).ok_or_else(|| anyhow!("Parameter '{key}' expects a number"))?,
             ),
-            Kind::Size => Some(size::parse(value).map_err(|_| not_a_size(key))?),
+            Kind::Size => Some(size::parse(value).map_err(|error| not_a_size(key, value, error))?),
         };
         let given = Given {
             text: value.to_owned(),
@@ -140,7 +142,7 @@ impl FormatOptions {
                         ..
                     }),
                     _,
-                ) => number.to_string(),
+                ) => number.cast_signed().to_string(),
                 (Some(given), _) => given.text.clone(),
                 (None, Some(default)) => default.to_owned(),
                 (None, None) => continue,
@@ -173,6 +175,10 @@ pub(crate) fn explain(table: &[Spec]) -> String {
 
 fn parse_number(text: &str) -> Option<u64> {
     let text = text.trim_start();
+    if let Some(digits) = text.strip_prefix('-') {
+        // As C reads it; what is too large is told by its use.
+        return parse_number(digits).map(u64::wrapping_neg);
+    }
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None if text.len() > 1 && text.starts_with('0') => u64::from_str_radix(text, 8).ok(),
@@ -180,7 +186,10 @@ fn parse_number(text: &str) -> Option<u64> {
     }
 }
 
-fn not_a_size(key: &str) -> anyhow::Error {
+fn not_a_size(key: &str, value: &str, error: SizeError) -> anyhow::Error {
+    if error == SizeError::OutOfRange {
+        return anyhow!("Value '{value}' is out of range for parameter '{key}'");
+    }
     Hinted {
         message: format!("Parameter '{key}' expects a non-negative number below 2^64"),
         hint: "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\

@@ -95,6 +95,9 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 
 fn check_format(format: &str) -> Result<()> {
     match format_options::known_format(format) {
+        None if matches!(format, "bochs" | "cloop" | "dmg") => {
+            bail!("Format driver '{format}' does not support option amendment")
+        }
         None => bail!("Unknown file format '{format}'"),
         Some(Format::Raw) => {
             bail!("Format driver '{format}' does not support option amendment")

@@ -105,9 +105,7 @@ fn depth_of_base(source: &Source, base: Option<&str>) -> Result<usize> {
         return Ok(1);
     };
     let full = relative_to(&source.path, base)?;
-    let wanted = std::fs::canonicalize(&full)
-        .or_else(|_| std::fs::canonicalize(base))
-        .ok();
+    let wanted = std::fs::canonicalize(&full).ok();
     chain
         .iter()
         .skip(1)

@@ -100,7 +100,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 /// What `-o help` prints: of the format, or with a file name of the format on a file.
 pub(crate) fn help(format_name: &str, on_file: bool) -> Result<String> {
     let Some(format) = format_options::known_format(format_name) else {
-        bail!("Unknown file format '{format_name}'");
+        return Err(format_options::not_creatable(format_name));
     };
     let text = if on_file {
         format!(
@@ -125,7 +125,7 @@ fn create(
     size: Option<u64>,
 ) -> Result<()> {
     let format = format_options::known_format(format_name)
-        .ok_or_else(|| anyhow!("Unknown file format '{format_name}'"))?;
+        .ok_or_else(|| format_options::not_creatable(format_name))?;
     let path = local_path(filename.as_ref())?;
     let mut options = FormatOptions::new(format_options::creatable(format));
     if let Some(list) = list {

@@ -348,7 +348,11 @@ impl<'a> Rebase<'a> {
             let run = 1 + units.take_while(|pair| differs(pair) == first).count();
             let run = (run * unit).min(old.len());
             if first {
-                self.write(start + done as u64, old.get(..run).unwrap_or_default())?;
+                self.write(
+                    start + done as u64,
+                    old.get(..run).unwrap_or_default(),
+                    old_zero,
+                )?;
             }
             done += run;
         }
@@ -386,8 +390,9 @@ impl<'a> Rebase<'a> {
         }
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        let written = if is_zero(data) {
+    /// Writes what the old backing file showed: a hole as zeroes, anything else as data.
+    fn write(&self, offset: u64, data: &[u8], is_hole: bool) -> Result<()> {
+        let written = if is_hole && is_zero(data) {
             self.overlay.write_zeroes(offset, data.len() as u64, true)
         } else if self.compress {
             data.chunks(self.unit as usize)

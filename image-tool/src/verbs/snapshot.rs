@@ -133,7 +133,10 @@ fn create(image: &Image, name: &str) -> Result<()> {
         .collect();
     image
         .snapshot_create(&kept)
-        .map_err(|error| failed(&cause(&error, image.path())))
+        .map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput => failed("Invalid argument"),
+            _ => failed(&cause(&error, image.path())),
+        })
 }
 
 fn apply(image: &Image, name: &str) -> Result<()> {
