@@ -115,7 +115,12 @@ pub(crate) fn output() -> Arg {
 }
 
 pub(crate) fn object() -> Arg {
-    value("object", None, "OBJDEF", "QEMU objects; none are supported")
+    value(
+        "object",
+        None,
+        "OBJDEF",
+        "secrets are accepted, and not read; other objects are refused",
+    )
 }
 
 /// The value of `--output`.
@@ -130,12 +135,18 @@ pub(crate) fn output_of(verb: &'static str, matches: &Matches) -> Result<Format>
     }
 }
 
-/// `--object` defines secrets and the like, which nothing here uses.
+/// `--object` defines secrets, which nothing here reads, and other things, which nothing here has.
 pub(crate) fn refuse_objects(matches: &Matches) -> Result<()> {
-    match matches.text("object") {
-        Some(object) => Err(anyhow!("Objects are not supported (--object {object})")),
-        None => Ok(()),
+    for object in matches.texts("object") {
+        let kind = object.split(',').next().unwrap_or_default();
+        let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
+        if !matches!(kind, "secret" | "secret_keyring") {
+            return Err(anyhow!(
+                "Parameter 'qom-type' does not accept value '{kind}'"
+            ));
+        }
     }
+    Ok(())
 }
 
 /// The one operand of a verb that takes one image.

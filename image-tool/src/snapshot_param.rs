@@ -4,6 +4,7 @@ use anyhow::{Result, anyhow, bail};
 
 use crate::keyval;
 use crate::open::{self, Opening};
+use crate::report;
 use crate::source::Source;
 
 /// Which internal snapshot is meant.
@@ -20,11 +21,19 @@ pub(crate) enum SnapshotParam {
 }
 
 impl SnapshotParam {
-    pub(crate) fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         if !text.starts_with("snapshot.") {
-            return Self::Either(text.to_owned());
+            return Ok(Self::Either(text.to_owned()));
         }
         let items = keyval::split(text, None);
+        let known = ["snapshot.id", "snapshot.name"];
+        if let Some(item) = items
+            .iter()
+            .find(|item| !known.contains(&item.key.as_str()))
+        {
+            report::error(format_args!("Invalid parameter '{}'", item.key));
+            bail!("Failed in parsing snapshot param '{text}'");
+        }
         let value = |key: &str| {
             items
                 .iter()
@@ -32,11 +41,11 @@ impl SnapshotParam {
                 .find(|item| item.key == key)
                 .and_then(|item| item.value.clone())
         };
-        Self::Exact {
+        Ok(Self::Exact {
             id: value("snapshot.id"),
             name: value("snapshot.name"),
             text: text.to_owned(),
-        }
+        })
     }
 
     /// The id of the snapshot in the image.

@@ -47,7 +47,7 @@ pub(crate) fn check_incompatible(bits: u64, extensions: &[Extension]) -> Result<
         .iter()
         .find(|extension| extension.kind == kind::FEATURE_NAMES);
     let name = |bit: u8| {
-        let mut entries = table?.data.chunks_exact(48);
+        let mut entries = table?.data.chunks(48);
         let entry = entries.find(|entry| entry.starts_with(&[0, bit]))?;
         let name = entry.get(2..)?.split(|byte| *byte == 0).next()?;
         Some(String::from_utf8_lossy(name).into_owned())

@@ -60,6 +60,10 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let form = options::output_of(NAME, matches)?;
     let list = format_options::joined(&matches.texts("options"))?;
+    let snapshot = matches
+        .text("snapshot")
+        .map(|text| SnapshotParam::parse(&text))
+        .transpose()?;
     let size = matches
         .text("size")
         .map(|size| options::size("image size", &size))
@@ -79,7 +83,9 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         (None, None) => bail!("Either --size N or one filename must be specified."),
         _ => {}
     }
-    let opened = name.map(|name| open_input(matches, name)).transpose()?;
+    let opened = name
+        .map(|name| open_input(matches, name, snapshot.as_ref()))
+        .transpose()?;
     let target = matches
         .text("target-format")
         .unwrap_or_else(|| "raw".to_owned());
@@ -105,7 +111,11 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn open_input(matches: &Matches, name: &std::ffi::OsStr) -> Result<Opened> {
+fn open_input(
+    matches: &Matches,
+    name: &std::ffi::OsStr,
+    snapshot: Option<&SnapshotParam>,
+) -> Result<Opened> {
     let source = Source::parse(
         name,
         matches.text("format").as_deref(),
@@ -115,8 +125,8 @@ fn open_input(matches: &Matches, name: &std::ffi::OsStr) -> Result<Opened> {
         share: matches.flag("force-share"),
         ..Opening::default()
     };
-    if let Some(param) = matches.text("snapshot") {
-        opening.snapshot = Some(SnapshotParam::parse(&param).resolve(&source, &opening)?);
+    if let Some(param) = snapshot {
+        opening.snapshot = Some(param.resolve(&source, &opening)?);
     }
     open::open(&source, &opening)
 }

@@ -232,6 +232,7 @@ impl Qcow2 {
         let sound = result.corruptions == 0 && result.check_errors == 0;
         if sound {
             header.incompatible &= !(feature::DIRTY | feature::CORRUPT);
+            header.autoclear &= feature::AUTOCLEAR_KNOWN;
         }
         let old = engine.header.clone();
         engine.restart(old.clone());

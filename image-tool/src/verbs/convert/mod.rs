@@ -19,7 +19,6 @@ use crate::options::{self, flag, short_flag, value};
 use crate::output;
 use crate::progress::Progress;
 use crate::reason::cause;
-use crate::snapshot_param::SnapshotParam;
 use crate::source::Source;
 use crate::verbs::{bitmap, create};
 use crate::watch::Watch;
@@ -194,7 +193,7 @@ fn open_source(source: &Source, settings: &Settings) -> Result<Opened> {
         ..Opening::default()
     };
     if let Some(param) = &settings.snapshot {
-        opening.snapshot = Some(SnapshotParam::parse(param).resolve(source, &opening)?);
+        opening.snapshot = Some(param.resolve(source, &opening)?);
     }
     open::open(source, &opening)
 }

@@ -10,6 +10,7 @@ use crate::copy::zero::{SECTOR, Sparse};
 use crate::format_options;
 use crate::getopt::Matches;
 use crate::options;
+use crate::snapshot_param::SnapshotParam;
 
 /// The most data in one piece of a copy: large enough for few system calls, small enough for the processor's cache.
 pub(crate) const PIECE: u64 = 1 << 20;
@@ -26,7 +27,7 @@ pub(crate) struct Settings {
     pub(crate) progress: bool,
     pub(crate) source_format: Option<String>,
     pub(crate) source_image_opts: bool,
-    pub(crate) snapshot: Option<String>,
+    pub(crate) snapshot: Option<SnapshotParam>,
     pub(crate) share: bool,
     pub(crate) format: String,
     pub(crate) target_image_opts: bool,
@@ -54,7 +55,10 @@ impl Settings {
             progress: matches.flag("progress") && !quiet,
             source_format: matches.text("source-format"),
             source_image_opts: matches.flag("source-image-opts"),
-            snapshot: matches.text("snapshot"),
+            snapshot: matches
+                .text("snapshot")
+                .map(|text| SnapshotParam::parse(&text))
+                .transpose()?,
             share: matches.flag("force-share"),
             format: matches
                 .text("output-format")
