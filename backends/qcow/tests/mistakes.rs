@@ -347,7 +347,12 @@ fn unknown_incompatible_bits_are_refused_by_the_name_the_image_gives_them() {
     let dir = tempfile::tempdir().unwrap();
     let path = plain(dir.path());
     patch(&path, 72, &(1u64 << 40).to_be_bytes());
-    refused(&path, &read_only(), ErrorKind::Unsupported, "Unknown incompatible feature: 10000000000");
+    refused(
+        &path,
+        &read_only(),
+        ErrorKind::Unsupported,
+        "Unknown incompatible feature: 10000000000",
+    );
     // The first entry of the feature name table becomes one for that bit.
     patch(&path, 120, b"\0\x28time travel\0");
     refused(&path, &read_only(), ErrorKind::Unsupported, "time travel");
