@@ -145,7 +145,7 @@ impl Host {
     fn raise(&mut self, network: &Network) -> Result<Standing> {
         let name = &network.bridge;
         if network.owns_bridge() && self.links.find(name)?.is_none() {
-            let mac = crate::lease::random_mac()?;
+            let mac = crate::identity::random_mac()?;
             self.links
                 .create_bridge(name, mac.octets())
                 .with_context(|| format!("cannot create bridge {name}"))?;
@@ -225,7 +225,7 @@ fn remove_bridge(links: &mut Links, bridge: &Link) -> Result<()> {
         bail!("{} is not a bridge any more", bridge.name);
     }
     for port in links.ports(bridge.index)? {
-        if port.name.starts_with(crate::lease::TAP_PREFIX) {
+        if port.name.starts_with(crate::identity::TAP_PREFIX) {
             links.delete(port.index)?;
         }
     }

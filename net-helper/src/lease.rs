@@ -4,13 +4,10 @@ use anyhow::Result;
 use bulkhead_net_protocol::{
     MAX_QUEUES, MacAddr, Refusal, RefusalKind, Subnet, TapInfo, TapRequest,
 };
-use rustix::rand::{GetRandomFlags, getrandom};
 use tap::{InterfaceName, Options, Tap};
 
 use crate::host::{Host, Standing};
-
-/// What the names of this program's TAP devices begin with.
-pub(crate) const TAP_PREFIX: &str = "bhtap";
+use crate::identity::{TAP_PREFIX, random_mac};
 
 /// The smallest MTU that IPv4 knows, and the largest that a TAP device has.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65521;
@@ -161,14 +158,6 @@ fn host_side(guest: MacAddr) -> [u8; 6] {
     [if first == 0xfe { 0xfa } else { 0xfe }, a, b, c, d, e]
 }
 
-/// An address of QEMU's range, as guests of KVM have it.
-pub(crate) fn random_mac() -> Result<MacAddr> {
-    let mut bytes = [0; 3];
-    getrandom(&mut bytes, GetRandomFlags::empty())?;
-    let [a, b, c] = bytes;
-    Ok(MacAddr::new([0x52, 0x54, 0, a, b, c]))
-}
-
 pub(crate) fn refusal(kind: RefusalKind, message: String) -> Refusal {
     Refusal { kind, message }
 }
@@ -183,12 +172,5 @@ mod tests {
             let guest = MacAddr::new([first, 1, 2, 3, 4, 5]);
             assert_ne!(host_side(guest), guest.octets());
         }
-    }
-
-    #[test]
-    fn random_addresses_differ_and_are_usable() {
-        let (a, b) = (random_mac().unwrap(), random_mac().unwrap());
-        assert!(a.is_unicast() && b.is_unicast());
-        assert_ne!(a, b);
     }
 }

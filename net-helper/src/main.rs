@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `args`, `network`, `subnet` | what is wanted, checked |
 //! | `host` | what stands, its making and undoing |
+//! | `identity` | names and addresses of what is made |
 //! | `link`, `nft`, `forwarding`, `dhcp` | the four kinds of thing that stand |
 //! | `keeper` | the process between this one and dnsmasq |
 //! | `listen`, `serve`, `lease` | clients |
@@ -25,6 +26,7 @@ mod confine;
 mod dhcp;
 mod forwarding;
 mod host;
+mod identity;
 mod keeper;
 mod lease;
 mod link;

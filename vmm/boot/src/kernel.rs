@@ -10,6 +10,7 @@ use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::entry::{Entry, Prepared};
 use crate::layout::{CMDLINE, HIGH_START, HOLE, Layout};
 use crate::{Error, Initramfs, elf, linux, pvh};
 
@@ -22,35 +23,6 @@ const ENTRY_64: u64 = 0x200;
 const CMDLINE_MAX: usize = 2047;
 /// The longest there is room for in the layout.
 const CMDLINE_ROOM: usize = 0xffff;
-
-/// How the first vCPU enters the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// In long mode, as the 64-bit boot protocol of Linux has it.
-    Long {
-        /// RIP.
-        entry: u64,
-        /// RSI.
-        boot_params: u64,
-        /// CR3.
-        page_table: u64,
-        /// Base and limit of the GDT.
-        gdt: (u64, u16),
-    },
-    /// In 32-bit protected mode, as the PVH direct boot protocol has it.
-    Pvh {
-        /// EIP.
-        entry: u32,
-        /// EBX.
-        start_info: u32,
-    },
-}
-
-/// What all protocols tell the kernel.
-pub(crate) struct Prepared {
-    pub(crate) rsdp: u64,
-    pub(crate) initramfs: Option<Initramfs>,
-}
 
 enum Protocol {
     Linux { entry: u64, header: setup_header },

@@ -8,6 +8,7 @@
 
 pub mod acpi;
 mod elf;
+mod entry;
 mod initramfs;
 mod kernel;
 pub mod layout;
@@ -15,8 +16,9 @@ mod linux;
 mod pvh;
 pub mod reset_vector;
 
+pub use entry::Entry;
 pub use initramfs::Initramfs;
-pub use kernel::{Entry, Kernel};
+pub use kernel::Kernel;
 pub use layout::Layout;
 
 use std::io;

@@ -6,7 +6,7 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::kernel::{Entry, Prepared};
+use crate::entry::{Entry, Prepared};
 use crate::layout::{BOOT_PARAMS, GDT, Layout, PAGE_SIZE, PAGE_TABLES};
 use crate::{Error, layout};
 

@@ -8,7 +8,7 @@ use linux_loader::loader::elf::start_info::{
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::Error;
-use crate::kernel::{Entry, Prepared};
+use crate::entry::{Entry, Prepared};
 use crate::layout::{CMDLINE, Layout, PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO};
 
 const MAGIC: u32 = 0x336e_c578;

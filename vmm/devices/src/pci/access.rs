@@ -17,7 +17,23 @@ pub const CONFIG_PORTS_LEN: u64 = 8;
 const CONFIG_DATA: u64 = 4;
 const ENABLE: u32 = 1 << 31;
 
-pub(super) struct Ecam(pub(super) Arc<PciRoot>);
+impl PciRoot {
+    /// The configuration space as memory, [`super::ECAM_LEN`] bytes long.
+    #[must_use]
+    pub fn ecam(self: &Arc<Self>) -> Arc<dyn BusDevice> {
+        Arc::new(Ecam(self.clone()))
+    }
+
+    /// The configuration ports, [`super::CONFIG_PORTS_LEN`] of them at [`super::CONFIG_PORTS_BASE`].
+    #[must_use]
+    pub fn config_ports(self: &Arc<Self>) -> Arc<dyn BusDevice> {
+        let address = AtomicU32::new(0);
+        let root = self.clone();
+        Arc::new(ConfigPorts { root, address })
+    }
+}
+
+struct Ecam(Arc<PciRoot>);
 
 impl Ecam {
     fn place(offset: u64) -> (Bdf, u16) {
@@ -43,10 +59,10 @@ impl BusDevice for Ecam {
     }
 }
 
-pub(super) struct ConfigPorts {
-    pub(super) root: Arc<PciRoot>,
+struct ConfigPorts {
+    root: Arc<PciRoot>,
     /// The CONFIG_ADDRESS register.
-    pub(super) address: AtomicU32,
+    address: AtomicU32,
 }
 
 impl ConfigPorts {

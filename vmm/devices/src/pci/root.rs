@@ -1,12 +1,10 @@
 //! The root bus: which function answers in configuration space, and which BAR answers at which address.
 
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use thiserror::Error;
 use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 
-use super::access::{ConfigPorts, Ecam};
 use super::function::{Bar, Bdf, PciFunction};
 use super::host_bridge::HostBridge;
 use crate::bus::BusDevice;
@@ -136,20 +134,6 @@ impl PciRoot {
         self.slots.write().unwrap_or_else(PoisonError::into_inner)[device] = None;
         self.reroute(&ledger);
         Some(slot.function)
-    }
-
-    /// The configuration space as memory, [`super::ECAM_LEN`] bytes long.
-    #[must_use]
-    pub fn ecam(self: &Arc<Self>) -> Arc<dyn BusDevice> {
-        Arc::new(Ecam(self.clone()))
-    }
-
-    /// The configuration ports, [`super::CONFIG_PORTS_LEN`] of them at [`super::CONFIG_PORTS_BASE`].
-    #[must_use]
-    pub fn config_ports(self: &Arc<Self>) -> Arc<dyn BusDevice> {
-        let address = AtomicU32::new(0);
-        let root = self.clone();
-        Arc::new(ConfigPorts { root, address })
     }
 
     /// What to put on the memory bus for the BARs to answer: each window and its device.
