@@ -8,6 +8,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::error::RingError;
 use crate::poll::Again;
 use crate::ring::{Queue, Ring, Turn};
+use crate::warning::warn;
 
 /// A virtio device: everything that is not the vhost-user protocol.
 ///
@@ -122,11 +123,4 @@ impl Queues<'_> {
 pub(crate) fn out_of_service(ring: &mut Ring, error: &RingError) {
     ring.break_down();
     warn(&format!("ring {} is out of service: {error}", ring.index));
-}
-
-/// One `warning:` line on standard error, which may be closed. For what a user must know and the program survives; whoever calls this
-/// bounds how often a guest can make it happen.
-pub fn warn(message: &str) {
-    use std::io::Write;
-    let _ = writeln!(io::stderr(), "warning: {message}");
 }

@@ -77,12 +77,14 @@ mod ring;
 mod serve;
 mod session;
 mod socket;
+mod warning;
 
 pub use args::{DaemonArgs, DeviceType, print_capabilities};
 pub use bulkhead_process::confine::Confinement;
 pub use chain::{Buffers, Chain, MAX_CHAIN, Segment};
-pub use device::{Device, Queues, warn};
+pub use device::{Device, Queues};
 pub use error::{Error, RingError};
 pub use ring::{MAX_RING_SIZE, Queue};
 pub use serve::run;
 pub use socket::inherited_fd;
+pub use warning::warn;

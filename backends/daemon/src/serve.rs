@@ -10,12 +10,13 @@ use vhost::vhost_user::{BackendReqHandler, Error as MessageError, VhostUserBacke
 
 use crate::args::DaemonArgs;
 use crate::confine;
-use crate::device::{Device, warn};
+use crate::device::Device;
 use crate::error::Error;
 use crate::peer::{self, Header, Incoming};
 use crate::poll::{Poll, Token};
 use crate::session::Session;
 use crate::socket::{Listener, Meeting};
+use crate::warning::warn;
 
 /// How many messages of the frontend are handled before the rings have their turn.
 const MESSAGES_AT_ONCE: usize = 64;
