@@ -1,14 +1,20 @@
 //! What is to be written next.
 
 use crate::address::{ClusterIndex, HostOffset};
-use crate::engine::{Engine, Freed, Stop, Table};
+use crate::engine::{Engine, Freed, Snapshot, Stop, Table};
+use crate::error::Result;
 use crate::feature;
+use crate::header::Header;
 
-/// Writes that may reach the medium in any order among themselves.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) table: Table,
-    pub(crate) writes: Vec<(u64, Vec<u8>)>,
+/// All that the file lacks at one moment, to be written by stages.
+#[derive(Debug, Default)]
+pub(crate) struct Cut {
+    /// The header with the dirty bit, which must be on the medium before all else: refcounts stay behind.
+    pub(crate) header: Option<Header>,
+    /// The pages of each table, in the order in which they may reach the medium.
+    pub(crate) stages: [Snapshot; 4],
+    /// What no table uses any more once all stages are on the medium.
+    freed: Vec<Freed>,
 }
 
 /// Clusters freed in one step, so that memory for undo stays bounded.
@@ -17,28 +23,47 @@ const FREE_STEP: u64 = 4096;
 const MAX_FREED: usize = 1 << 16;
 
 impl Engine {
-    /// The unwritten parts of a table. All batches of the tables before it must be on the medium.
-    pub(crate) fn batch(&self, table: Table) -> Option<Batch> {
-        let writes = self.pages.dirty_runs(table);
-        (!writes.is_empty()).then_some(Batch { table, writes })
+    /// Takes all that is unwritten; with `finish`, refcounts too, in any case. One cut at a time: the next may be had after
+    /// [`Engine::settle`].
+    pub(crate) fn cut(&mut self, finish: bool) -> Result<Cut> {
+        self.check_usable()?;
+        let behind = !finish && self.refcounts_may_wait();
+        let mut cut = Cut::default();
+        if behind && self.needs_dirty_bit() {
+            let mut header = self.header.clone();
+            header.incompatible |= feature::DIRTY;
+            cut.header = Some(header);
+        }
+        for (stage, table) in cut.stages.iter_mut().zip(Table::ALL) {
+            if !(behind && matches!(table, Table::Refcounts | Table::Blocks)) {
+                *stage = self.pages.take(table);
+            }
+        }
+        cut.freed = std::mem::take(&mut self.freed);
+        Ok(cut)
     }
 
-    /// The batch was written.
-    pub(crate) fn batch_written(&mut self, batch: &Batch) {
-        self.pages.mark_clean(batch.table);
+    /// All of the cut is on the medium; returns what is free now. Or, if not `written`, it is to be written again.
+    pub(crate) fn settle(&mut self, cut: Cut, written: bool) -> Vec<Freed> {
+        for stage in &cut.stages {
+            self.pages.left(stage, written);
+        }
+        if written {
+            return joined(cut.freed, self.geometry.cluster_size());
+        }
+        let later = std::mem::replace(&mut self.freed, cut.freed);
+        self.freed.extend(later);
+        Vec::new()
     }
 
-    /// Whether anything is to be written.
+    /// Whether there is nothing to write. What is being written does not count.
     pub(crate) fn is_clean(&self) -> bool {
-        self.freed.is_empty()
-            && [Table::Refcounts, Table::Blocks, Table::L2, Table::L1]
-                .iter()
-                .all(|table| !self.pages.has_dirty(*table))
+        self.freed.is_empty() && !Table::ALL.iter().any(|table| self.pages.has_dirty(*table))
     }
 
     /// Whether the tables on the file lack something that was written or discarded. Refcounts that lag do not matter for that.
     pub(crate) fn is_ahead(&self) -> bool {
-        self.pages.has_dirty(Table::L2) || self.pages.has_dirty(Table::L1)
+        self.pages.has_unwritten(Table::L2) || self.pages.has_unwritten(Table::L1)
     }
 
     /// Whether refcounts may stay behind for now.
@@ -57,41 +82,44 @@ impl Engine {
         self.pages.is_crowded() || self.freed.len() > MAX_FREED
     }
 
-    /// What is freed once everything up to the L1 entries is on the medium.
-    pub(crate) fn take_freed(&mut self) -> Vec<Freed> {
-        let mut runs: Vec<Freed> = Vec::new();
-        let size = self.geometry.cluster_size();
-        for freed in std::mem::take(&mut self.freed) {
-            match runs.last_mut() {
-                Some(last) if last.host.0 + last.clusters * size == freed.host.0 => {
-                    last.clusters += freed.clusters
-                }
-                _ => runs.push(freed),
+    /// Which clusters (of the beginning) of a run will be free once [`Engine::apply_freed`] has been called; and nothing
+    /// will use them anew until then.
+    pub(crate) fn about_to_be_free(&mut self, freed: Freed) -> Result<Vec<Freed>, Stop> {
+        let first = self.geometry.cluster_of(freed.host).0;
+        let mut free = Vec::new();
+        for cluster in first..first + freed.clusters.min(FREE_STEP) {
+            if self.refcount(ClusterIndex(cluster))? != 1 {
+                continue;
             }
+            // A compressed cluster could still be put behind the one that is given up.
+            if self
+                .tail
+                .is_some_and(|tail| self.geometry.cluster_of(HostOffset(tail)).0 == cluster)
+            {
+                self.set_tail(None);
+            }
+            free.push(Freed {
+                host: self.geometry.offset_of(ClusterIndex(cluster)),
+                clusters: 1,
+            });
         }
-        runs
+        Ok(joined(free, self.geometry.cluster_size()))
     }
 
     /// Lowers the refcounts of (the beginning of) a run; returns how many clusters that was, and which of them are free now.
     pub(crate) fn apply_freed(&mut self, freed: Freed) -> Result<(u64, Vec<Freed>), Stop> {
         let first = self.geometry.cluster_of(freed.host).0;
         let count = freed.clusters.min(FREE_STEP);
-        let mut free: Vec<Freed> = Vec::new();
-        for cluster in first..first + count {
-            if self.dereference(ClusterIndex(cluster))? > 0 {
-                continue;
-            }
-            match free.last_mut() {
-                Some(last) if self.geometry.cluster_of(last.host).0 + last.clusters == cluster => {
-                    last.clusters += 1
-                }
-                _ => free.push(Freed {
-                    host: self.geometry.offset_of(ClusterIndex(cluster)),
+        let mut free = Vec::new();
+        for cluster in (first..first + count).map(ClusterIndex) {
+            if self.dereference(cluster)? == 0 {
+                free.push(Freed {
+                    host: self.geometry.offset_of(cluster),
                     clusters: 1,
-                }),
+                });
             }
         }
-        Ok((count, free))
+        Ok((count, joined(free, self.geometry.cluster_size())))
     }
 
     /// These clusters hold no metadata any more, if they ever did.
@@ -106,4 +134,18 @@ impl Engine {
             }
         }
     }
+}
+
+/// Runs that follow each other, as one.
+fn joined(freed: Vec<Freed>, cluster_size: u64) -> Vec<Freed> {
+    let mut runs: Vec<Freed> = Vec::new();
+    for freed in freed {
+        match runs.last_mut() {
+            Some(last) if last.host.0 + last.clusters * cluster_size == freed.host.0 => {
+                last.clusters += freed.clusters;
+            }
+            _ => runs.push(freed),
+        }
+    }
+    runs
 }

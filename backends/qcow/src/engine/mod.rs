@@ -2,9 +2,8 @@
 //!
 //! It does no I/O. A driver calls [`Engine::attempt`] with an operation; if a table is missing in memory the operation stops with
 //! [`Stop::Need`], the driver reads the range, hands it to [`Engine::fill`], and tries again. What changed is written when the driver
-//! asks for it: [`Engine::next_batch`] hands out one batch of writes after the other, each to be on the medium before
-//! the next may begin. The driver here is synchronous (`driver.rs`); one that has many requests in flight
-//! needs nothing else from the engine.
+//! asks for it: [`Engine::cut`] hands out all there is at one moment, by stages, each to be on the medium before the next may begin.
+//! Operations go on while it is written; what they change belongs to the next cut.
 //!
 //! Order on the medium:
 //!
@@ -26,10 +25,11 @@ mod refcount;
 mod snapshot;
 mod write;
 
+pub(crate) use batch::Cut;
 pub(crate) use discard::Drop;
 pub(crate) use growth::{Switch, refcount_ones, to_bytes};
 pub(crate) use map::{Piece, Where};
-pub(crate) use pages::Table;
+pub(crate) use pages::{Snapshot, Table};
 pub(crate) use write::Segment;
 
 use crate::address::{ClusterIndex, HostOffset};
@@ -156,9 +156,16 @@ impl Engine {
         }
     }
 
-    /// Takes in bytes that [`Stop::Need`] asked for.
-    pub(crate) fn fill(&mut self, offset: u64, bytes: &[u8]) {
-        self.pages.fill(offset, bytes);
+    /// A mark to be had before bytes are read that [`Stop::Need`] asked for.
+    pub(crate) fn before_read(&self) -> u64 {
+        self.pages.dropped()
+    }
+
+    /// Takes in what was read after `mark` was had; not if that may be older than the file.
+    pub(crate) fn fill(&mut self, mark: u64, offset: u64, bytes: &[u8]) {
+        if mark == self.pages.dropped() {
+            self.pages.fill(offset, bytes);
+        }
     }
 
     /// Refuses to write once damage was found.

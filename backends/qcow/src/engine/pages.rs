@@ -4,8 +4,12 @@
 //! pages by host offset holds them all. An operation that finds a page missing stops with [`Stop::Need`]; everything it
 //! changed is undone, the driver reads the page by whatever means it has, and the operation starts again. So operations
 //! are written as if all tables were in memory, and a failed one leaves no trace.
+//!
+//! What is to be written is taken as it is at one moment, and stays in the cache while it is on its way: operations go on meanwhile,
+//! and a page that one of them changes is copied first and has to be written once more.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use crate::engine::{Stop, Undo};
 
@@ -20,10 +24,23 @@ pub(crate) enum Table {
     L1,
 }
 
+impl Table {
+    /// All of them, in that order.
+    pub(crate) const ALL: [Self; 4] = [Self::Refcounts, Self::Blocks, Self::L2, Self::L1];
+}
+
+/// The content of pages by their offsets, in order.
+pub(crate) type Snapshot = Vec<(u64, Arc<[u64]>)>;
+
 #[derive(Debug)]
 struct Page {
-    words: Box<[u64]>,
+    words: Arc<[u64]>,
+    /// Changed since it was last taken to be written.
     dirty: Option<Table>,
+    /// It was taken to be written, and may not be in the file yet.
+    leaving: Option<Table>,
+    /// It is not what the file had when it was read.
+    changed: bool,
     used: bool,
 }
 
@@ -35,7 +52,11 @@ pub(crate) struct Pages {
     queue: VecDeque<u64>,
     page_size: u64,
     capacity: usize,
-    dirty: usize,
+    /// How many pages of each table are dirty, and how many are leaving.
+    dirty: [usize; 4],
+    leaving: [usize; 4],
+    /// How often a page was dropped that had been changed: what was read before that may be older than the file.
+    dropped: u64,
 }
 
 impl Pages {
@@ -47,7 +68,9 @@ impl Pages {
             queue: VecDeque::new(),
             page_size,
             capacity,
-            dirty: 0,
+            dirty: [0; 4],
+            leaving: [0; 4],
+            dropped: 0,
         }
     }
 
@@ -101,7 +124,7 @@ impl Pages {
                 len: self.page_size,
             });
         };
-        let Some(word) = page.words.get_mut(index) else {
+        let Some(word) = Arc::make_mut(&mut page.words).get_mut(index) else {
             return Ok(());
         };
         undo.push(Undo::Word {
@@ -110,10 +133,9 @@ impl Pages {
             dirty: page.dirty,
         });
         *word = value;
-        if page.dirty.is_none() {
-            self.dirty += 1;
-        }
+        count(&mut self.dirty, page.dirty, Some(table));
         page.dirty = Some(table);
+        page.changed = true;
         page.used = true;
         Ok(())
     }
@@ -122,12 +144,10 @@ impl Pages {
     pub(crate) fn restore(&mut self, offset: u64, value: u64, dirty: Option<Table>) {
         let (start, index) = self.split(offset);
         if let Some(page) = self.map.get_mut(&start) {
-            if let Some(word) = page.words.get_mut(index) {
+            if let Some(word) = Arc::make_mut(&mut page.words).get_mut(index) {
                 *word = value;
             }
-            if page.dirty.is_some() && dirty.is_none() {
-                self.dirty -= 1;
-            }
+            count(&mut self.dirty, page.dirty, dirty);
             page.dirty = dirty;
         }
     }
@@ -142,16 +162,19 @@ impl Pages {
                 Page {
                     words: vec![0; words].into(),
                     dirty: Some(table),
+                    leaving: None,
+                    changed: true,
                     used: true,
                 },
             );
             self.queue.push_back(start);
-            self.dirty += 1;
+            count(&mut self.dirty, None, Some(table));
         }
         undo.push(Undo::Created { offset, len });
     }
 
-    /// Takes in what was read from `offset`; pages that are there already are newer and stay.
+    /// Takes in what was read from `offset`; pages that are there already are newer and stay. If [`Pages::dropped`] has changed since
+    /// the file was read, it must be read again instead.
     pub(crate) fn fill(&mut self, offset: u64, bytes: &[u8]) {
         for (start, chunk) in (offset..)
             .step_by(self.page_size as usize)
@@ -169,6 +192,8 @@ impl Pages {
                 Page {
                     words,
                     dirty: None,
+                    leaving: None,
+                    changed: false,
                     used: true,
                 },
             );
@@ -176,14 +201,23 @@ impl Pages {
         }
     }
 
+    /// How often what had been read before became worthless; see [`Pages::fill`].
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
     /// Drops the pages of a range, changed or not: the table is no longer one.
     pub(crate) fn forget(&mut self, offset: u64, len: u64) {
         for start in (offset..offset + len).step_by(self.page_size as usize) {
-            if let Some(page) = self.map.remove(&start)
-                && page.dirty.is_some()
-            {
-                self.dirty -= 1;
-            }
+            self.remove(start);
+        }
+    }
+
+    fn remove(&mut self, start: u64) {
+        if let Some(page) = self.map.remove(&start) {
+            count(&mut self.dirty, page.dirty, None);
+            count(&mut self.leaving, page.leaving, None);
+            self.dropped += u64::from(page.changed);
         }
     }
 
@@ -191,46 +225,57 @@ impl Pages {
     pub(crate) fn clear(&mut self) {
         self.map.clear();
         self.queue.clear();
-        self.dirty = 0;
+        self.dirty = [0; 4];
+        self.leaving = [0; 4];
+        self.dropped += 1;
     }
 
-    /// The changed pages of a table, in order of their offsets, adjacent ones joined.
-    pub(crate) fn dirty_runs(&self, table: Table) -> Vec<(u64, Vec<u8>)> {
-        let mut pages: Vec<(u64, &Page)> = self
-            .map
-            .iter()
-            .filter(|(_, page)| page.dirty == Some(table))
-            .map(|(start, page)| (*start, page))
-            .collect();
-        pages.sort_unstable_by_key(|(start, _)| *start);
-        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (start, page) in pages {
-            let bytes = page.words.iter().flat_map(|word| word.to_be_bytes());
-            match runs.last_mut() {
-                Some((run, data)) if *run + data.len() as u64 == start => data.extend(bytes),
-                _ => runs.push((start, bytes.collect())),
-            }
+    /// The changed pages of a table as they are now, to be written. They are leaving until [`Pages::left`] says what became of that.
+    pub(crate) fn take(&mut self, table: Table) -> Snapshot {
+        let mut pages = Snapshot::new();
+        if self.dirty[table as usize] == 0 {
+            return pages;
         }
-        runs
-    }
-
-    /// The pages of this table are on their way to the medium.
-    pub(crate) fn mark_clean(&mut self, table: Table) {
-        for page in self.map.values_mut() {
+        for (start, page) in &mut self.map {
             if page.dirty == Some(table) {
-                page.dirty = None;
-                self.dirty -= 1;
+                pages.push((*start, page.words.clone()));
+                count(&mut self.dirty, page.dirty.take(), None);
+                count(&mut self.leaving, page.leaving, Some(table));
+                page.leaving = Some(table);
+            }
+        }
+        pages.sort_unstable_by_key(|(start, _)| *start);
+        pages
+    }
+
+    /// These pages are in the file now, or, if not `written`, have to be written again.
+    pub(crate) fn left(&mut self, pages: &Snapshot, written: bool) {
+        for (start, _) in pages {
+            let Some(page) = self.map.get_mut(start) else {
+                continue;
+            };
+            let table = page.leaving.take();
+            count(&mut self.leaving, table, None);
+            if !written && page.dirty.is_none() {
+                page.dirty = table;
+                count(&mut self.dirty, None, table);
             }
         }
     }
 
+    /// Whether the file lacks changes of a table that no one has begun to write.
     pub(crate) fn has_dirty(&self, table: Table) -> bool {
-        self.dirty > 0 && self.map.values().any(|page| page.dirty == Some(table))
+        self.dirty[table as usize] > 0
+    }
+
+    /// Whether the file may lack changes of a table.
+    pub(crate) fn has_unwritten(&self, table: Table) -> bool {
+        self.dirty[table as usize] + self.leaving[table as usize] > 0
     }
 
     /// So much is unwritten that it should be written before more comes.
     pub(crate) fn is_crowded(&self) -> bool {
-        self.dirty > self.capacity / 2
+        self.dirty.iter().sum::<usize>() > self.capacity / 2
     }
 
     /// Drops pages not used for the longest time until the bound is met; changed ones stay.
@@ -243,14 +288,22 @@ impl Pages {
             };
             match self.map.get_mut(&start) {
                 None => {}
-                Some(page) if page.used || page.dirty.is_some() => {
+                Some(page) if page.used || page.dirty.or(page.leaving).is_some() => {
                     page.used = false;
                     self.queue.push_back(start);
                 }
-                Some(_) => {
-                    self.map.remove(&start);
-                }
+                Some(_) => self.remove(start),
             }
         }
+    }
+}
+
+/// Keeps the number of pages of each table when one changes from `old` to `new`.
+fn count(counts: &mut [usize; 4], old: Option<Table>, new: Option<Table>) {
+    if let Some(old) = old {
+        counts[old as usize] -= 1;
+    }
+    if let Some(new) = new {
+        counts[new as usize] += 1;
     }
 }

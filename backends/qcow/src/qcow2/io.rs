@@ -87,7 +87,7 @@ impl Qcow2 {
                 Ok(())
             }
             (Where::Unallocated, Some(below)) => below.read_part(piece.guest.0, dst, at, len),
-            (Where::Unallocated, None) if self.engine().header.backing.is_some() => {
+            (Where::Unallocated, None) if self.glance().header.backing.is_some() => {
                 Err(Error::new(
                     ErrorKind::Backing,
                     "the backing file, which holds what is read here, was not opened",
@@ -259,8 +259,8 @@ impl Qcow2 {
         }
         self.note_change(offset, len)?;
         let _guard = self.ranges.exclusive(self.aligned(offset, len));
-        let backed = self.engine().header.backing.is_some();
-        let step = self.engine().geometry().subcluster_size();
+        let backed = self.glance().header.backing.is_some();
+        let step = self.glance().geometry().subcluster_size();
         let end = offset + len;
         let first = offset.next_multiple_of(step).min(end);
         // The last cluster of the disk may be cut off by its end.
@@ -295,7 +295,7 @@ impl Qcow2 {
 
     /// A raw external data file must read as zeroes, too.
     fn zero_data_file(&self, start: u64, end: u64, may_unmap: bool) -> Result<()> {
-        if self.engine().header.autoclear & feature::RAW_EXTERNAL == 0 {
+        if self.glance().header.autoclear & feature::RAW_EXTERNAL == 0 {
             return Ok(());
         }
         self.data_storage()?
@@ -317,7 +317,7 @@ impl Qcow2 {
             for piece in pieces {
                 let empty = match piece.place {
                     Where::Zero(_) => true,
-                    Where::Unallocated => below.is_none() && self.engine().header.backing.is_none(),
+                    Where::Unallocated => below.is_none() && self.glance().header.backing.is_none(),
                     _ => false,
                 };
                 let piece_end = piece.guest.0 + piece.len;
@@ -343,7 +343,7 @@ impl Qcow2 {
         }
         self.note_change(start, end - start)?;
         let _guard = self.ranges.exclusive(start..end.next_multiple_of(size));
-        let backed = backed || self.engine().header.backing.is_some();
+        let backed = backed || self.glance().header.backing.is_some();
         let mut at = start;
         while at < end {
             let next = self.run(|engine| {
@@ -355,25 +355,6 @@ impl Qcow2 {
             at = next;
         }
         Ok(())
-    }
-
-    pub(crate) fn flush(&self) -> Result<()> {
-        let mut engine = self.engine();
-        engine.check_usable()?;
-        if !engine.is_clean() {
-            return self.commit(&mut engine, false);
-        }
-        // Nothing to order: let the others go on meanwhile.
-        std::mem::drop(engine);
-        let synced = self.sync_data().and_then(|()| {
-            self.storage
-                .sync()
-                .map_err(|error| Error::io("flush error", error))
-        });
-        if let Err(error) = &synced {
-            self.engine().stop(error.to_string());
-        }
-        synced
     }
 
     pub(crate) fn write_compressed(&self, offset: u64, buf: &[u8]) -> Result<()> {

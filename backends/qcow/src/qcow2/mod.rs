@@ -2,11 +2,13 @@
 
 mod amend;
 mod bitmaps;
+mod commit;
 mod driver;
 mod facts;
 mod io;
 mod resize;
 mod snapshot;
+mod turn;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +28,7 @@ use crate::report::{CheckResult, Repair, SnapshotInfo};
 use crate::snapshot_table::{MAX_TABLE_BYTES, Snapshot};
 use crate::storage::Storage;
 use bitmaps::Bitmaps;
+use turn::Turns;
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
@@ -33,6 +36,7 @@ pub(crate) struct Qcow2 {
     /// The external data file, and where it is.
     data: Option<(Box<dyn Storage>, PathBuf)>,
     engine: Mutex<Engine>,
+    turns: Turns,
     ranges: RangeLock,
     /// The compressed cluster read last: its guest offset and its content.
     decompressed: Mutex<Option<(u64, Arc<Vec<u8>>)>>,
@@ -76,6 +80,7 @@ impl Qcow2 {
             compression: header.compression,
             external: header.external_data(),
             engine: Mutex::new(Engine::new(header, options.cache_bytes, options.writable)),
+            turns: Turns::default(),
             ranges: RangeLock::default(),
             decompressed: Mutex::new(None),
             preallocated: std::sync::OnceLock::new(),
