@@ -1,5 +1,6 @@
 //! The bitmap directory: persistent dirty bitmaps as they are described in the file.
 
+use crate::big_endian::{be32, be64};
 use crate::error::{Error, Result};
 use crate::extension::kind;
 use crate::feature;
@@ -39,20 +40,6 @@ pub(crate) struct BitmapsExtension {
     pub(crate) count: u32,
     pub(crate) directory_size: u64,
     pub(crate) directory_offset: u64,
-}
-
-fn be32(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk::<4>())
-        .map_or(0, |chunk| u32::from_be_bytes(*chunk))
-}
-
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk::<8>())
-        .map_or(0, |chunk| u64::from_be_bytes(*chunk))
 }
 
 impl BitmapsExtension {

@@ -1,5 +1,6 @@
 //! The header: fields, limits, encoding.
 
+use crate::big_endian::{be32, be64};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extension::{Extension, kind};
 use crate::feature;
@@ -38,20 +39,6 @@ pub(crate) struct Header {
     /// Header bytes from 104 on that only a later version of the format knows; kept.
     pub(crate) unknown_fields: Vec<u8>,
     pub(crate) extensions: Vec<Extension>,
-}
-
-fn be32(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk::<4>())
-        .map_or(0, |chunk| u32::from_be_bytes(*chunk))
-}
-
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk::<8>())
-        .map_or(0, |chunk| u64::from_be_bytes(*chunk))
 }
 
 impl Header {

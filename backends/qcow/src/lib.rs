@@ -81,6 +81,7 @@
 
 mod address;
 mod backing;
+mod big_endian;
 mod bitmap;
 mod buffer;
 mod check;

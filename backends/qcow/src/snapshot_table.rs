@@ -1,5 +1,6 @@
 //! The snapshot table.
 
+use crate::big_endian::{be32, be64};
 use crate::error::{Error, Result};
 use crate::geometry::{Geometry, MAX_L1_BYTES};
 use crate::report::SnapshotInfo;
@@ -19,20 +20,6 @@ pub(crate) struct Snapshot {
     pub(crate) info: SnapshotInfo,
     /// Extra data beyond what this library knows; kept.
     pub(crate) unknown_extra: Vec<u8>,
-}
-
-fn be32(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk::<4>())
-        .map_or(0, |chunk| u32::from_be_bytes(*chunk))
-}
-
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk::<8>())
-        .map_or(0, |chunk| u64::from_be_bytes(*chunk))
 }
 
 impl Snapshot {
