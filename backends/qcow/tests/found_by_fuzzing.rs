@@ -94,3 +94,21 @@ fn a_refcount_table_full_of_the_same_block_does_not_keep_a_check_for_ever() {
     let took = start.elapsed();
     assert!(took.as_secs() < 20, "the check took {took:?}");
 }
+
+#[test]
+fn refcounts_of_a_version_2_image_stay_16_bits_wide() {
+    let medium = Medium::silent();
+    let options = CreateOptions {
+        version: 2,
+        ..CreateOptions::new(Format::Qcow2, 1 << 20)
+    };
+    qcow::create_in(&medium, &options).unwrap();
+    let image = open(&medium, OpenOptions::new(Format::Qcow2).writable(true));
+
+    let refused = image.set_refcount_bits(8).unwrap_err();
+
+    assert_eq!(refused.kind(), qcow::ErrorKind::Unsupported);
+    image.set_refcount_bits(16).unwrap();
+    image.close().unwrap();
+    assert_eq!(checked(&medium, Repair::None).corruptions, 0);
+}

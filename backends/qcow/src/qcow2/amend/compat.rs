@@ -150,6 +150,11 @@ impl Qcow2 {
         if header.refcount_order == engine.header.refcount_order {
             return Ok(());
         }
+        if header.version < 3 {
+            return Err(Error::unsupported(
+                "refcount widths other than 16 bits require version 3 (compat=1.1)",
+            ));
+        }
         let snapshots = self
             .snapshots
             .lock()
