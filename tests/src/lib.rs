@@ -17,6 +17,7 @@ pub mod host_state;
 pub mod initramfs;
 pub mod inject;
 pub mod kernel;
+pub mod linux_under_qemu;
 pub mod nested;
 pub mod probe;
 pub mod web;

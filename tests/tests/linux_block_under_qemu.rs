@@ -1,12 +1,11 @@
 //! An unmodified Linux on `bulkhead-block`, with QEMU between them: the driver that most guests have, and a frontend that is not ours.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on has failed
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 
 use bulkhead_tests::guest::{Backend, Format, Image, is_installed};
-use bulkhead_tests::guest_linux::{self, CMDLINE};
+use bulkhead_tests::guest_linux;
+use bulkhead_tests::linux_under_qemu::LinuxUnderQemu;
 use bulkhead_tests::workplace::Workplace;
 
 const SIZE: usize = 32 << 20;
@@ -44,83 +43,19 @@ say value hash $(sha256sum </tmp/data)
 say verified
 "#;
 
-struct Guest {
-    qemu: Child,
-    console: BufReader<ChildStdout>,
-    story: String,
-}
-
-impl Guest {
-    fn start(kernel: &Path, initramfs: &Path, disks: [&Backend; 2]) -> Self {
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-            "-display",
-            "none",
+/// The arguments for a disk with each of these.
+fn devices(disks: [&Backend; 2]) -> Vec<String> {
+    let mut arguments = Vec::new();
+    for (name, disk) in ["a", "b"].iter().zip(disks) {
+        let socket = disk.socket().display();
+        arguments.extend([
+            "-chardev".to_owned(),
+            format!("socket,id={name},path={socket},reconnect-ms=10"),
+            "-device".to_owned(),
+            format!("vhost-user-blk-pci,chardev={name},num-queues=2"),
         ]);
-        command.args([
-            "-machine",
-            "q35,memory-backend=ram",
-            "-accel",
-            "tcg",
-            "-cpu",
-            "max",
-        ]);
-        command.args(["-smp", "2", "-m", "256M", "-object"]);
-        command.arg("memory-backend-memfd,id=ram,size=256M,share=on");
-        command.arg("-kernel").arg(kernel);
-        command.arg("-initrd").arg(initramfs);
-        command.args(["-append", CMDLINE, "-serial", "stdio"]);
-        for (name, disk) in ["a", "b"].iter().zip(disks) {
-            let socket = disk.socket().display();
-            command.arg("-chardev");
-            command.arg(format!("socket,id={name},path={socket},reconnect-ms=10"));
-            command.arg("-device");
-            command.arg(format!("vhost-user-blk-pci,chardev={name},num-queues=2"));
-        }
-        let mut qemu = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let console = BufReader::new(qemu.stdout.take().unwrap());
-        Self {
-            qemu,
-            console,
-            story: String::new(),
-        }
     }
-
-    /// What the guest says next, `None` at its end.
-    fn next_word(&mut self) -> Option<String> {
-        loop {
-            let mut line = Vec::new();
-            if self.console.read_until(b'\n', &mut line).unwrap() == 0 {
-                return None;
-            }
-            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-            self.story += &format!("  {line}\n");
-            if let Some((_, word)) = line.split_once("guest: ") {
-                assert!(!word.starts_with("FAILED"), "{}", self.story);
-                return Some(word.to_owned());
-            }
-        }
-    }
-
-    fn expect(&mut self, wanted: &str) {
-        let said = self.next_word();
-        assert_eq!(said.as_deref(), Some(wanted), "{}", self.story);
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
-    }
+    arguments
 }
 
 #[test]
@@ -148,7 +83,7 @@ fn linux_loses_nothing_when_its_disks_are_killed() {
     let mut vda = serve("vda", &raw, "disk-a");
     let mut vdb = serve("vdb", &overlay, "disk-b");
 
-    let mut guest = Guest::start(&kernel.bzimage(), &initramfs, [&vda, &vdb]);
+    let mut guest = LinuxUnderQemu::start(&kernel.bzimage(), &initramfs, &devices([&vda, &vdb]));
     guest.expect("up");
     for (disk, serial) in [("vda", "disk-a"), ("vdb", "disk-b")] {
         guest.expect(&format!("value {disk}.serial {serial}"));
@@ -166,8 +101,7 @@ fn linux_loses_nothing_when_its_disks_are_killed() {
             other => hash = other.strip_prefix("value hash ").map(str::to_owned),
         }
     }
-    assert_eq!(guest.next_word(), None, "{}", guest.story);
-    assert!(guest.qemu.wait().unwrap().success());
+    guest.expect_end();
 
     for backend in [vda, vdb] {
         let (status, said) = backend.wait();

@@ -6,12 +6,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use bulkhead_tests::guest::{Backend, in_own_namespace, is_installed, pattern};
-use bulkhead_tests::guest_linux::{self, CMDLINE};
+use bulkhead_tests::guest_linux;
+use bulkhead_tests::linux_under_qemu::LinuxUnderQemu;
 use bulkhead_tests::workplace::Workplace;
 
 const MAC: &str = "52:54:00:12:34:56";
@@ -34,83 +35,17 @@ done
 say value errors $(cat /sys/class/net/eth0/statistics/rx_errors /sys/class/net/eth0/statistics/rx_length_errors)
 "#;
 
-/// A guest with one network card.
-struct Guest {
-    qemu: Child,
-    console: BufReader<ChildStdout>,
-    story: String,
-}
-
-impl Guest {
-    fn start(
-        kernel: &Path,
-        initramfs: &Path,
-        backend: &Backend,
-        pairs: u32,
-        options: &str,
-    ) -> Self {
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args("-nodefaults -no-user-config -no-reboot -display none".split(' '));
-        command
-            .args("-machine q35,memory-backend=ram -accel tcg -cpu max -smp 2 -m 256M".split(' '));
-        command.args(["-object", "memory-backend-memfd,id=ram,size=256M,share=on"]);
-        command
-            .arg("-kernel")
-            .arg(kernel)
-            .arg("-initrd")
-            .arg(initramfs);
-        command.args(["-append", CMDLINE, "-serial", "stdio"]);
-        let socket = backend.socket().display();
-        command
-            .arg("-chardev")
-            .arg(format!("socket,id=net,path={socket},reconnect-ms=10"));
-        command
-            .arg("-netdev")
-            .arg(format!("vhost-user,id=net,chardev=net,queues={pairs}"));
-        command.arg("-device").arg(format!(
-            "virtio-net-pci,netdev=net,mac={MAC},romfile={options}"
-        ));
-        let mut qemu = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let console = BufReader::new(qemu.stdout.take().unwrap());
-        Self {
-            qemu,
-            console,
-            story: String::new(),
-        }
-    }
-
-    /// What the guest says next, `None` at its end.
-    fn next_word(&mut self) -> Option<String> {
-        loop {
-            let mut line = Vec::new();
-            if self.console.read_until(b'\n', &mut line).unwrap() == 0 {
-                return None;
-            }
-            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-            self.story += &format!("  {line}\n");
-            if let Some((_, word)) = line.split_once("guest: ") {
-                assert!(!word.starts_with("FAILED"), "{}", self.story);
-                return Some(word.to_owned());
-            }
-        }
-    }
-
-    fn expect(&mut self, wanted: &str) {
-        let said = self.next_word();
-        assert_eq!(said.as_deref(), Some(wanted), "{}", self.story);
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
-    }
+/// The arguments for one network card.
+fn devices(backend: &Backend, pairs: u32, options: &str) -> Vec<String> {
+    let socket = backend.socket().display();
+    vec![
+        "-chardev".to_owned(),
+        format!("socket,id=net,path={socket},reconnect-ms=10"),
+        "-netdev".to_owned(),
+        format!("vhost-user,id=net,chardev=net,queues={pairs}"),
+        "-device".to_owned(),
+        format!("virtio-net-pci,netdev=net,mac={MAC},romfile={options}"),
+    ]
 }
 
 /// A running helper, with the default network.
@@ -224,7 +159,11 @@ fn goes_to_the_network_and_back(test: &str, pairs: u32, options: &str, killed: b
         ];
         let mut backend = Backend::net(folder.path(), "net", &words);
 
-        let mut guest = Guest::start(&kernel.bzimage(), &initramfs, &backend, pairs, options);
+        let mut guest = LinuxUnderQemu::start(
+            &kernel.bzimage(),
+            &initramfs,
+            &devices(&backend, pairs, options),
+        );
 
         guest.expect("up");
         guest.expect(&format!("value mac {MAC}"));
@@ -243,8 +182,7 @@ fn goes_to_the_network_and_back(test: &str, pairs: u32, options: &str, killed: b
             guest.expect("value back whole");
         }
         guest.expect("value errors 0 0");
-        assert_eq!(guest.next_word(), None, "{}", guest.story);
-        assert!(guest.qemu.wait().unwrap().success());
+        guest.expect_end();
         let (status, said) = backend.wait();
         assert_eq!((status.code(), said.as_str()), (Some(0), ""));
         // Its last lease was returned.
