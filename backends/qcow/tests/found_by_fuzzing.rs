@@ -112,3 +112,20 @@ fn refcounts_of_a_version_2_image_stay_16_bits_wide() {
     image.close().unwrap();
     assert_eq!(checked(&medium, Repair::None).corruptions, 0);
 }
+
+#[test]
+fn a_table_behind_a_damaged_entry_is_not_repaired_as_if_it_had_been_counted() {
+    let medium = image();
+    let (table, data) = (
+        l2_table(&medium),
+        word(&medium, l2_table(&medium)) & !COPIED,
+    );
+    // Compressed, and flagged as no compressed cluster may be; the way to it has reserved bits.
+    set_word(&medium, table, COPIED | COMPRESSED | data);
+    set_word(&medium, word(&medium, 40), COPIED | table | 1);
+
+    let left = checked(&medium, Repair::All).corruptions;
+
+    assert_eq!(left, checked(&medium, Repair::None).corruptions);
+    assert_eq!(left, 1);
+}

@@ -22,7 +22,10 @@ impl Check<'_> {
         let mut visited = HashSet::new();
         for (index, entry) in (0u64..).zip(l1.iter_mut()) {
             let l2 = *entry & OFFSET_MASK;
-            if l2 == 0 || !l2.is_multiple_of(self.geometry.cluster_size()) || !self.inside(l2) {
+            // An entry with reserved bits leads nowhere: what is there was not counted, and is not put right.
+            let reserved = *entry & !(COPIED | OFFSET_MASK) != 0;
+            let aligned = l2.is_multiple_of(self.geometry.cluster_size());
+            if l2 == 0 || reserved || !aligned || !self.inside(l2) {
                 continue;
             }
             let refcount = stored.get(&self.counts, self.geometry.cluster_of(HostOffset(l2)).0);
