@@ -3,11 +3,11 @@
 #![no_main]
 
 use bulkhead_fuzz::memory::Memory;
-use bulkhead_fuzz::{for_check, open};
+use bulkhead_fuzz::{for_check, hostile, open};
 use qcow::Repair;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let memory = Memory::new(bytes);
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    let memory = Memory::new(&hostile::image(input));
     let Ok(image) = open(&memory, for_check().writable(true)) else {
         return;
     };

@@ -1,10 +1,11 @@
-//! Writing to a hostile image. Where the image was consistent before, it is afterwards.
+//! Writing to a hostile image. Where the image was consistent before, it is afterwards, and holds what was written.
 
 #![no_main]
 
 use bulkhead_fuzz::memory::Memory;
-use bulkhead_fuzz::{for_check, open, program};
-use qcow::{Format, OpenOptions, Repair};
+use bulkhead_fuzz::program::{self, Session};
+use bulkhead_fuzz::{data_file, for_check, hostile, open};
+use qcow::Repair;
 
 /// Whether a check finds damage; `None` when it cannot be made.
 fn damaged(memory: &Memory) -> Option<bool> {
@@ -13,19 +14,22 @@ fn damaged(memory: &Memory) -> Option<bool> {
 }
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    let (steps, bytes) = program::split(input);
-    let memory = Memory::new(bytes);
-    let before = damaged(&memory);
-    let Ok(image) = open(&memory, OpenOptions::new(Format::Qcow2).writable(true)) else {
+    let (steps, image) = program::split(input);
+    let memory = Memory::new(&hostile::image(image));
+    data_file::reset();
+    let sound = damaged(&memory) == Some(false);
+    let Some(mut session) = Session::open(&memory, sound) else {
         return;
     };
     for step in steps {
         // What a full disk or a damaged table refuses is refused; the rest goes on.
-        let _ = step.change(&image);
-        step.read(&image);
+        let Some(next) = session.change(step) else {
+            return;
+        };
+        session = next;
+        step.read(session.image());
     }
-    let closed = image.close();
-    if before == Some(false) && closed.is_ok() {
+    if session.close() && sound {
         assert_eq!(
             damaged(&memory),
             Some(false),

@@ -1,11 +1,18 @@
-//! `bulkhead-fuzz`: what the fuzz targets share: an image in memory, and an input that is a program and an image.
+//! `bulkhead-fuzz`: what the fuzz targets share: an image in memory, sound images to start from and patches to their
+//! metadata, programs of operations, and a model of what a disk must hold.
 //!
-//! It may touch memory only, and depends on the library a target hands its input to.
+//! It may touch memory, and one unnamed file that stands in for external data files; it depends on the library a target hands
+//! its input to.
 
 #![forbid(unsafe_code)]
 
+pub mod data_file;
+pub mod hostile;
 pub mod memory;
+pub mod model;
+pub mod places;
 pub mod program;
+pub mod sound;
 
 use memory::Memory;
 use qcow::{Format, Image, OpenOptions};
@@ -15,6 +22,19 @@ pub fn open(memory: &Memory, options: OpenOptions) -> qcow::Result<Image> {
     // Small, so that tables are evicted even from the small images a fuzzer makes.
     let options = options.cache_bytes(16 << 10);
     Image::open_storage(Box::new(memory.clone()), "image.qcow2", &options)
+}
+
+/// As [`open`], with something below an image that names a backing file, and a data file for one that names one.
+pub fn open_whole(memory: &Memory, options: OpenOptions) -> qcow::Result<Image> {
+    let named = open(memory, for_check())?.info()?;
+    let mut options = options;
+    if named.backing_filename.is_some() {
+        options = options.backing(sound::below());
+    }
+    if named.qcow2.is_some_and(|facts| facts.data_file.is_some()) {
+        options = options.data_file(data_file::at_hand());
+    }
+    open(memory, options)
 }
 
 /// As qemu-img check opens an image.

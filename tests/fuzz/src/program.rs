@@ -1,11 +1,17 @@
 //! An input: a few operations, then the image they are done to.
 
-use qcow::{Image, Preallocation};
+use qcow::{Format, Image, OpenOptions, Preallocation};
+
+use crate::memory::Memory;
+use crate::model::{Model, Now};
+use crate::open_whole;
 
 /// Bytes of one operation.
 const STEP: usize = 8;
 /// The longest single read or write, so that a step stays cheap.
 const LONGEST: u64 = 64 << 10;
+/// Kinds of change.
+pub const KINDS: u8 = 24;
 
 /// One operation on an image.
 #[derive(Clone, Copy, Debug)]
@@ -64,24 +70,243 @@ impl Step {
         let _ = image.read_at(offset, &mut buffer);
         let _ = image.map(offset, len.max(1));
     }
+}
 
-    /// Changes the image in one of the ways there are.
-    ///
-    /// # Errors
-    /// The library's.
-    pub fn change(self, image: &Image) -> qcow::Result<()> {
-        let (offset, len) = self.range(image.virtual_size());
-        match self.kind % 10 {
-            0..=3 => image.write_at(offset, &vec![self.fill; len as usize]),
-            4 => image.write_zeroes(offset, len, self.fill & 1 != 0),
-            5 => image.discard(offset, len),
-            6 => image.flush(),
-            7 => image.snapshot_create("s"),
-            8 => image.snapshot_delete("s"),
-            _ => {
-                let grown = image.virtual_size().saturating_add(len * 512);
-                image.resize(grown / 512 * 512, Preallocation::Off)
+/// An image that is written, what it must hold if it was sound, and what becomes of it.
+pub struct Session<'a> {
+    memory: &'a Memory,
+    image: Image,
+    sound: bool,
+    model: Option<Model>,
+}
+
+fn writable() -> OpenOptions {
+    OpenOptions::new(Format::Qcow2).writable(true)
+}
+
+impl<'a> Session<'a> {
+    /// Opens the image for writing. One that was sound is followed.
+    pub fn open(memory: &'a Memory, sound: bool) -> Option<Self> {
+        let image = open_whole(memory, writable()).ok()?;
+        let model = sound.then(|| Model::of(&image)).flatten();
+        Some(Self {
+            memory,
+            image,
+            sound,
+            model,
+        })
+    }
+
+    /// The image.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Closes the image, and looks whether a new reader finds what must be there. False if it could not be closed.
+    pub fn close(self) -> bool {
+        if let Some(model) = &self.model {
+            model.compare(&self.image);
+        }
+        if self.image.close().is_err() {
+            return false;
+        }
+        let Some(model) = self.model else {
+            return true;
+        };
+        let read = |options| open_whole(self.memory, options).expect("an image that was closed");
+        model.compare(&read(OpenOptions::new(Format::Qcow2)));
+        for (name, disk) in &model.snapshots {
+            let options = OpenOptions::new(Format::Qcow2).snapshot(Some(name.clone()));
+            disk.compare(&read(options), name);
+        }
+        true
+    }
+
+    /// Changes the image in one of the ways there are. False if it is gone.
+    pub fn change(mut self, step: Step) -> Option<Self> {
+        let name = format!("n{}", step.fill % 3);
+        let (offset, len) = step.range(self.image.virtual_size());
+        let range = offset..offset + len;
+        let image = &self.image;
+        match step.kind % KINDS {
+            0..=4 => {
+                let bytes: Vec<u8> = (0..len).map(|at| step.fill ^ (at / 256) as u8).collect();
+                let done = image.write_at(offset, &bytes).is_ok();
+                self.wrote(range, done, &Now::Bytes(&bytes));
+            }
+            5 | 6 => {
+                let done = image.write_zeroes(offset, len, step.fill & 1 != 0).is_ok();
+                self.wrote(range, done, &Now::Zero);
+            }
+            7 => {
+                let done = image.discard(offset, len).is_ok();
+                if let Some(model) = &mut self.model {
+                    match done {
+                        true => model.discarded(image, range),
+                        false => model.write(range, &Now::Unknown),
+                    }
+                }
+            }
+            8 => self.compress(step),
+            9 => drop(image.flush()),
+            10 => return self.reopen(),
+            11 => self.snapshot_create(&name),
+            12 => self.snapshot_apply(&name, step),
+            13 => self.snapshot_delete(&name, step),
+            14 => self.resize(image.virtual_size().saturating_add(len * 512)),
+            15 => self.resize(offset),
+            16 => self.bitmap_add(&name, step),
+            17 => self.bitmap_change(&name, step),
+            18 => drop(image.set_version(2 + u32::from(step.fill & 1))),
+            19 => drop(image.set_refcount_bits(1 << (step.fill % 7))),
+            20 => drop(image.set_lazy_refcounts(step.fill & 1 != 0)),
+            21 => {
+                if image.backing().is_some() {
+                    let _ = image.make_empty();
+                    self.reload();
+                }
+            }
+            22 => {
+                let format = (step.fill & 2 != 0).then_some(Format::Raw);
+                if image.backing().is_some() {
+                    let _ = image.change_backing_file(Some("elsewhere"), format);
+                }
+            }
+            _ => step.read(image),
+        }
+        Some(self)
+    }
+
+    fn wrote(&mut self, range: std::ops::Range<u64>, done: bool, now: &Now<'_>) {
+        if let Some(model) = &mut self.model {
+            model.write(range, if done { now } else { &Now::Unknown });
+        }
+    }
+
+    fn reload(&mut self) {
+        let image = &self.image;
+        self.model = self
+            .model
+            .take()
+            .and_then(|mut model| model.reload(image).map(|()| model));
+    }
+
+    fn reopen(self) -> Option<Self> {
+        self.image.close().ok()?;
+        let image = match open_whole(self.memory, writable()) {
+            Ok(image) => image,
+            Err(error) if self.sound => {
+                panic!("an image that was closed cannot be opened: {error}")
+            }
+            Err(_) => return None,
+        };
+        Some(Self { image, ..self })
+    }
+
+    fn compress(&mut self, step: Step) {
+        let cluster = self.image.cluster_size().unwrap_or(512);
+        let size = self.image.virtual_size();
+        let (offset, _) = step.range(size);
+        let offset = offset / cluster * cluster;
+        let len = cluster.min(size - offset);
+        if len > LONGEST {
+            return;
+        }
+        let bytes: Vec<u8> = (0..len)
+            .map(|at| {
+                step.fill
+                    .wrapping_mul((at / u64::from(step.len).max(1)) as u8)
+            })
+            .collect();
+        let done = self.image.write_compressed(offset, &bytes).is_ok();
+        self.wrote(offset..offset + len, done, &Now::Bytes(&bytes));
+    }
+
+    /// Whether a snapshot has this name, or is found by it because it is its id.
+    fn has_snapshot(&self, name: &str) -> bool {
+        let snapshots = self.image.snapshots().unwrap_or_default();
+        snapshots
+            .iter()
+            .any(|one| one.name == name || one.id == name)
+    }
+
+    fn snapshot_create(&mut self, name: &str) {
+        if self.has_snapshot(name) || self.image.snapshot_create(name).is_err() {
+            return;
+        }
+        if let Some(model) = &mut self.model {
+            model.keep(name);
+        }
+    }
+
+    fn snapshot_apply(&mut self, name: &str, step: Step) {
+        let name = old_or_new(name, step);
+        let done = self.image.snapshot_apply(name).is_ok();
+        let followed = self.model.as_mut().is_some_and(|model| {
+            // Taken with another size of the disk than the file records, nobody knows it; such are not among ours.
+            done && model.restore(name)
+        });
+        if !followed {
+            self.reload();
+            if let Some(model) = &mut self.model {
+                model.bitmaps.clear();
             }
         }
+    }
+
+    fn snapshot_delete(&mut self, name: &str, step: Step) {
+        let name = old_or_new(name, step);
+        let _ = self.image.snapshot_delete(name);
+        if let Some(model) = &mut self.model {
+            model.snapshots.remove(name);
+        }
+    }
+
+    fn resize(&mut self, size: u64) {
+        let size = size / 512 * 512;
+        let done = self.image.resize(size, Preallocation::Off).is_ok();
+        let Some(mut model) = self.model.take() else {
+            return;
+        };
+        let known = match done {
+            true => model.resize(size),
+            false => model.reload(&self.image),
+        };
+        self.model = known.map(|()| model);
+    }
+
+    fn bitmap_add(&mut self, name: &str, step: Step) {
+        let granularity = 512 << (step.len % 12);
+        let enabled = step.fill & 4 != 0;
+        let added = self.image.bitmap_add(name, Some(granularity), enabled);
+        if let (Ok(()), true, Some(model)) = (added, enabled, &mut self.model) {
+            model.bitmaps.insert(name.to_owned(), Vec::new());
+        }
+    }
+
+    fn bitmap_change(&mut self, name: &str, step: Step) {
+        let image = &self.image;
+        match step.len % 4 {
+            0 => drop(image.bitmap_remove(name)),
+            1 => drop(image.bitmap_clear(name)),
+            2 => drop(image.bitmap_enable(name, step.fill & 4 != 0)),
+            _ => {
+                let ranges = image.bitmap_ranges("all").unwrap_or_default();
+                let _ = image.bitmap_merge(name, &ranges);
+                return;
+            }
+        }
+        if let Some(model) = &mut self.model {
+            model.bitmaps.remove(name);
+        }
+    }
+}
+
+/// Some work is on snapshots that the image came with.
+fn old_or_new(name: &str, step: Step) -> &str {
+    match step.len % 4 {
+        0 => "first",
+        1 => "second",
+        _ => name,
     }
 }
