@@ -34,9 +34,10 @@ fn capitalised(text: &str) -> String {
 
 /// The system's part of an error, for messages of the form `error while …: No space left on device`.
 pub(crate) fn cause(error: &qcow::Error, image: &Path) -> String {
-    match error.raw_os_error() {
-        Some(number) => os(&io::Error::from_raw_os_error(number)),
-        None => reason(error, image),
+    match (error.raw_os_error(), error.kind()) {
+        (Some(number), _) => os(&io::Error::from_raw_os_error(number)),
+        (None, ErrorKind::Unsupported) => os(&io::Error::from_raw_os_error(libc::ENOTSUP)),
+        (None, _) => reason(error, image),
     }
 }
 

@@ -48,6 +48,7 @@ fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
     match options.format {
         Format::Raw => {
             storage.set_len(options.size).map_err(failed)?;
+            allocate_first_block(&storage, options).map_err(failed)?;
             preallocate_raw(&storage, 0, options.size, options.preallocation)
         }
         Format::Qcow2 => {
@@ -55,17 +56,31 @@ fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
             if let Some(name) = &options.data_file {
                 create_data_file(&backing::resolve_data_file(path, name)?, options)?;
             }
-            if options.preallocation == Preallocation::Off {
+            let preallocation = options.initial_preallocation();
+            if preallocation == Preallocation::Off {
                 return Ok(());
             }
             // The lock belongs to the open file, which both hold.
             drop((lock, storage));
-            preallocate(path, options)
+            preallocate(path, options, preallocation)
         }
     }
 }
 
-fn preallocate(path: &Path, options: &CreateOptions) -> Result<()> {
+/// Stores the first block of an otherwise empty raw file: who opens it later with direct I/O finds out by it which
+/// alignment the host needs. QEMU does the same.
+fn allocate_first_block(storage: &dyn Storage, options: &CreateOptions) -> std::io::Result<()> {
+    const BLOCK: u64 = 4096;
+    if options.size == 0 || options.preallocation != Preallocation::Off {
+        return Ok(());
+    }
+    let len = if options.size < BLOCK { 512 } else { BLOCK };
+    let len = len.min(options.size) as usize;
+    let zeroes = [0u8; BLOCK as usize];
+    storage.write(0, &&zeroes[..], 0, len)
+}
+
+fn preallocate(path: &Path, options: &CreateOptions, preallocation: Preallocation) -> Result<()> {
     let data = if options.data_file.is_some() {
         DataFile::Open
     } else {
@@ -76,7 +91,7 @@ fn preallocate(path: &Path, options: &CreateOptions) -> Result<()> {
         .data_file(data)
         .locking(Locking::Exclusive);
     let image = Image::open(path, &open)?;
-    image.preallocate(0, options.size, options.preallocation)?;
+    image.preallocate(0, options.size, preallocation)?;
     image.close()
 }
 
@@ -193,7 +208,7 @@ impl Layout {
                 "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
             ));
         }
-        let l1 = geometry.clusters_for(l1_bytes).max(1);
+        let l1 = geometry.clusters_for(l1_bytes);
         let (mut refcount_table, mut refcount_blocks) = (1, 1);
         loop {
             let total = 1 + refcount_table + refcount_blocks + l1;
@@ -233,21 +248,34 @@ fn create_qcow2(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let blocks_at = 1 + layout.refcount_table;
     header.refcount_table_offset = offset(1).0;
     header.refcount_table_clusters = layout.refcount_table as u32;
-    header.l1_offset = offset(blocks_at + layout.refcount_blocks).0;
-    header.l1_size = geometry.l1_entries_for(options.size).max(1) as u32;
+    // A disk without bytes has no L1 table.
+    header.l1_size = geometry.l1_entries_for(options.size) as u32;
+    header.l1_offset = match header.l1_size {
+        0 => 0,
+        _ => offset(blocks_at + layout.refcount_blocks).0,
+    };
     let table: Vec<u64> = (blocks_at..blocks_at + layout.refcount_blocks)
         .map(|cluster| offset(cluster).0)
         .collect();
+    // As long as what is in it: the L1 table need not fill its last cluster.
+    let end = match header.l1_size {
+        0 => offset(layout.clusters()).0,
+        entries => header.l1_offset + u64::from(entries) * 8,
+    };
     let write =
         |at: HostOffset, bytes: &[u8]| storage.write(at.0, &bytes, 0, bytes.len()).map_err(failed);
+    // Metadata without holes: an image that takes less space than it has clusters passes for preallocated.
+    let zeroes = vec![0u8; end.min(256 << 10) as usize];
+    for at in (0..end).step_by(256 << 10) {
+        let len = zeroes.len().min((end - at) as usize);
+        write(HostOffset(at), zeroes.get(..len).unwrap_or_default())?;
+    }
     write(offset(1), &to_bytes(&table))?;
     write(
         offset(blocks_at),
         &refcount_ones(&geometry, layout.clusters(), layout.refcount_blocks),
     )?;
-    storage
-        .set_len(offset(layout.clusters()).0)
-        .map_err(failed)?;
+    storage.set_len(end).map_err(failed)?;
     write(HostOffset(0), &encode_first(&mut header)?)?;
     storage
         .sync()
@@ -350,10 +378,9 @@ fn create_data_file(path: &Path, options: &CreateOptions) -> Result<()> {
         .map_err(failed)?;
     let _lock = FileLock::acquire(&file, Use::Write, path)?;
     let storage = HostFile::new(file).map_err(failed)?;
-    if options.data_file_raw {
-        storage.set_len(options.size).map_err(failed)?;
-    }
-    Ok(())
+    // What was in it is no part of the new disk, and would show in the raw view of it.
+    storage.set_len(0).map_err(failed)?;
+    storage.set_len(options.size).map_err(failed)
 }
 
 /// Reserves the space of a raw file from `start` to `end`.

@@ -34,11 +34,9 @@ impl Extension {
             if kind == kind::END {
                 break;
             }
-            let data = tail.get(..len).ok_or_else(|| {
-                Error::corrupt(format!(
-                    "header extension {kind:#010x} is larger than the header"
-                ))
-            })?;
+            let data = tail
+                .get(..len)
+                .ok_or_else(|| Error::corrupt("Header extension too large"))?;
             list.push(Self {
                 kind,
                 data: data.to_vec(),

@@ -107,18 +107,14 @@ impl Geometry {
         max_bytes: u64,
     ) -> Result<()> {
         if bytes > max_bytes {
-            return Err(Error::corrupt(format!(
-                "{what} too large: {bytes} bytes, at most {max_bytes} are allowed"
-            )));
+            return Err(Error::corrupt(format!("{what} too large")));
         }
         let end = offset.checked_add(bytes);
         if offset == 0
             || !offset.is_multiple_of(self.cluster_size())
             || end.is_none_or(|end| end > HOST_LIMIT)
         {
-            return Err(Error::corrupt(format!(
-                "{what} at an invalid offset {offset:#x}"
-            )));
+            return Err(Error::corrupt(format!("{what} offset invalid")));
         }
         Ok(())
     }

@@ -58,13 +58,13 @@ impl Header {
         let version = be32(bytes, 4);
         if !(2..=3).contains(&version) {
             return Err(Error::unsupported(format!(
-                "unsupported qcow2 version {version}"
+                "Unsupported qcow2 version {version}"
             )));
         }
         let cluster_bits = be32(bytes, 20);
         if !(9..=21).contains(&cluster_bits) {
             return Err(Error::corrupt(format!(
-                "cluster size must be 512 bytes to 2 MiB, not 2^{cluster_bits}"
+                "Unsupported cluster size: 2^{cluster_bits}"
             )));
         }
         Ok(1 << cluster_bits)
@@ -94,7 +94,7 @@ impl Header {
             }
             method => {
                 return Err(Error::unsupported(format!(
-                    "unsupported encryption method {method}"
+                    "Unsupported encryption method {method}"
                 )));
             }
         }
@@ -143,44 +143,41 @@ impl Header {
         }
         if self.refcount_order > 6 {
             return Err(Error::corrupt(
-                "reference count entry width too large; may not exceed 64 bits",
+                "Reference count entry width too large; may not exceed 64 bits",
             ));
         }
-        if (self.compression != CompressionType::Zlib)
-            != (self.incompatible & feature::COMPRESSION != 0)
-        {
-            return Err(Error::corrupt(
-                "the compression type bit and the compression type contradict each other",
-            ));
+        let other_than_zlib = self.compression != CompressionType::Zlib;
+        if other_than_zlib != (self.incompatible & feature::COMPRESSION != 0) {
+            let must = if other_than_zlib { "must" } else { "must not" };
+            return Err(Error::corrupt(format!(
+                "qcow2: Compression type incompatible feature bit {must} be set"
+            )));
         }
         let geometry = self.geometry();
         if self.extended_l2() && self.cluster_bits < 14 {
             return Err(Error::corrupt(
-                "extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+                "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
             ));
         }
         let l1_bytes = u64::from(self.l1_size) * 8;
         if l1_bytes > MAX_L1_BYTES {
-            return Err(Error::corrupt(format!(
-                "active L1 table too large: {l1_bytes} bytes"
-            )));
+            return Err(Error::corrupt("Active L1 table too large"));
         }
-        if geometry.l1_entries_for(self.size) > u64::from(self.l1_size) {
-            return Err(Error::corrupt(
-                "L1 table is too small for the size of the disk",
-            ));
+        let l1_needed = geometry.l1_entries_for(self.size);
+        if i32::try_from(l1_needed).is_err() {
+            return Err(Error::corrupt("Image is too big"));
+        }
+        if l1_needed > u64::from(self.l1_size) {
+            return Err(Error::corrupt("L1 table is too small"));
         }
         if self.l1_size > 0 {
-            geometry.check_table("active L1 table", self.l1_offset, l1_bytes, MAX_L1_BYTES)?;
+            geometry.check_table("Active L1 table", self.l1_offset, l1_bytes, MAX_L1_BYTES)?;
         }
         if self.snapshots > MAX_SNAPSHOTS {
-            return Err(Error::corrupt(format!(
-                "snapshot table too large: {} snapshots",
-                self.snapshots
-            )));
+            return Err(Error::corrupt("Snapshot table too large"));
         }
         if self.snapshots > 0 {
-            geometry.check_table("snapshot table", self.snapshots_offset, 0, u64::MAX)?;
+            geometry.check_table("Snapshot table", self.snapshots_offset, 0, u64::MAX)?;
         }
         Ok(())
     }
@@ -190,13 +187,13 @@ impl Header {
         let bytes = u64::from(self.refcount_table_clusters) << self.cluster_bits;
         if bytes == 0 {
             return Err(Error::corrupt(
-                "image does not contain a reference count table",
+                "Image does not contain a reference count table",
             ));
         }
         // QEMU's limit is on the bytes of the table; clusters may be larger than that.
         let max = MAX_REFCOUNT_TABLE_BYTES.max(1 << self.cluster_bits);
         self.geometry().check_table(
-            "reference count table",
+            "Reference count table",
             self.refcount_table_offset,
             bytes,
             max,
@@ -326,15 +323,11 @@ fn backing_position(
         return Ok(cluster_size);
     }
     if len > MAX_BACKING_NAME {
-        return Err(Error::corrupt(format!(
-            "backing file name too long: {len} bytes, at most {MAX_BACKING_NAME}"
-        )));
+        return Err(Error::corrupt("Backing file name too long"));
     }
     let end = offset.checked_add(u64::from(len));
     if offset < u64::from(header_length) || end.is_none_or(|end| end > cluster_size as u64) {
-        return Err(Error::corrupt(format!(
-            "invalid backing file offset {offset:#x}"
-        )));
+        return Err(Error::corrupt("Invalid backing file offset"));
     }
     Ok(offset as usize)
 }
@@ -357,7 +350,7 @@ fn compression_type(cluster: &[u8], present: bool) -> Result<CompressionType> {
         Some(0) => Ok(CompressionType::Zlib),
         Some(1) if present => Ok(CompressionType::Zstd),
         Some(other) if present => Err(Error::unsupported(format!(
-            "unknown compression type {other}"
+            "qcow2: unknown compression type: {other}"
         ))),
         _ => Ok(CompressionType::Zlib),
     }

@@ -526,9 +526,14 @@ impl Image {
 
     /// Records another backing file (`None`: none), without looking at any content.
     pub fn change_backing_file(&self, name: Option<&str>, format: Option<Format>) -> Result<()> {
+        self.record_backing_file(name, format.map(Format::name))
+    }
+
+    /// As [`Image::change_backing_file`], with a format that this library need not have: what is recorded is opened by others.
+    pub fn record_backing_file(&self, name: Option<&str>, format: Option<&str>) -> Result<()> {
         self.check_writable()?;
         self.qcow2("backing file")?
-            .change_backing_file(name, format.map(Format::name))
+            .change_backing_file(name, format)
             .map_err(|error| error.within(self.path.display()))
     }
 }

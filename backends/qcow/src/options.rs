@@ -287,4 +287,13 @@ impl CreateOptions {
             preallocation: Preallocation::Off,
         }
     }
+
+    /// What to allocate at once: a raw external data file always has its metadata, so that what others write into it is part
+    /// of the disk.
+    pub(crate) fn initial_preallocation(&self) -> Preallocation {
+        match self.preallocation {
+            Preallocation::Off if self.data_file_raw => Preallocation::Metadata,
+            asked => asked,
+        }
+    }
 }

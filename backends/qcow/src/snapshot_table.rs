@@ -77,12 +77,7 @@ impl Snapshot {
         if bytes == 0 {
             return Ok(());
         }
-        geometry.check_table(
-            &format!("L1 table of snapshot {}", self.info.id),
-            self.l1_offset,
-            bytes,
-            MAX_L1_BYTES,
-        )
+        geometry.check_table("Snapshot L1 table", self.l1_offset, bytes, MAX_L1_BYTES)
     }
 
     /// Appends the entry as it is in the file, with all extra data of version 3.

@@ -10,6 +10,15 @@ pub(crate) fn known_format(name: &str) -> Option<Format> {
     name.parse().ok()
 }
 
+/// Whether QEMU has a driver of that name: it may be recorded as a backing file's format, and is refused when that is
+/// opened here.
+pub(crate) fn is_driver(name: &str) -> bool {
+    const OTHERS: &str = "blkdebug blklogwrites blkverify bochs cloop compress copy-before-write copy-on-read dmg file \
+        ftp ftps gluster host_cdrom host_device http https iscsi iser luks nbd nfs null-aio null-co nvme parallels \
+        preallocate qcow qed quorum rbd replication snapshot-access ssh throttle vdi vhdx vmdk vpc vvfat";
+    known_format(name).is_some() || OTHERS.split(' ').any(|other| other == name)
+}
+
 /// Why an image of this format cannot be created.
 pub(crate) fn not_creatable(name: &str) -> anyhow::Error {
     match name {

@@ -12,7 +12,7 @@ use crate::report::Hinted;
 use crate::size::{self, SizeError};
 
 pub(crate) use creation::{
-    check_preallocation, creation, known_format, not_creatable, preallocation,
+    check_preallocation, creation, is_driver, known_format, not_creatable, preallocation,
 };
 pub(crate) use table::{AMEND_QCOW2, Kind, Spec, creatable, own};
 

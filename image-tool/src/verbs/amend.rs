@@ -85,7 +85,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     check_format(opened.image.format().name())?;
     let options = parse(&list).inspect_err(|_| progress.end())?;
     progress.set(0.0);
-    let outcome = amend(&opened, &options);
+    let outcome = amend(&opened, &options, &progress);
     progress.set(100.0);
     progress.end();
     outcome?;
@@ -135,7 +135,7 @@ fn parse(list: &str) -> Result<FormatOptions> {
 }
 
 /// What is asked for, as far as it differs from what is.
-fn amend(opened: &Opened, options: &FormatOptions) -> Result<()> {
+fn amend(opened: &Opened, options: &FormatOptions, progress: &Progress) -> Result<()> {
     let image = &opened.image;
     let told = |error: qcow::Error| anyhow!("{}", reason(&error, image.path()));
     let info = opened.info()?;
@@ -158,6 +158,9 @@ fn amend(opened: &Opened, options: &FormatOptions) -> Result<()> {
         );
         image.set_refcount_bits(bits).map_err(told)?;
     }
+    if qcow2.data_file_raw && options.boolean("data_file_raw") == Some(false) {
+        image.clear_data_file_raw().map_err(told)?;
+    }
     if let Some(name) = options.text("data_file") {
         image.set_data_file_name(name).map_err(told)?;
     }
@@ -174,7 +177,10 @@ fn amend(opened: &Opened, options: &FormatOptions) -> Result<()> {
         resize(opened, size, Preallocation::Off)?;
     }
     if version < qcow2.version {
-        image.set_version(version).map_err(told)?;
+        let mut report = |done: u64, of: u64| progress.set(done as f32 * 100.0 / of as f32);
+        image
+            .set_version_reporting(version, &mut report)
+            .map_err(told)?;
     }
     Ok(())
 }

@@ -223,7 +223,10 @@ fn specific(info: &Qcow2Info) -> Object {
         .collect();
     Object::new()
         .with("compat", if v3 { "1.1" } else { "0.10" })
-        .with_some("data-file", info.data_file.as_deref())
+        .with_some(
+            "data-file",
+            info.data_file.as_deref().filter(|name| !name.is_empty()),
+        )
         .with_some(
             "data-file-raw",
             info.data_file.as_ref().map(|_| info.data_file_raw),

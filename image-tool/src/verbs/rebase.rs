@@ -14,7 +14,7 @@ use crate::cache::Cache;
 use crate::confine;
 use crate::copy::zero::is_zero;
 use crate::disk::Disk;
-use crate::format_options::known_format;
+use crate::format_options::is_driver;
 use crate::getopt::Matches;
 use crate::open::{self, Opened, Opening};
 use crate::options::{self, flag, value};
@@ -118,7 +118,7 @@ fn rebase(
     let backing_format = matches.text("backing-format");
     if let Some(format) = backing_format
         .as_deref()
-        .filter(|format| known_format(format).is_none())
+        .filter(|format| !is_driver(format))
     {
         bail!("Invalid format name: '{format}'");
     }
@@ -172,12 +172,11 @@ fn change(image: &Image, backing: Option<&str>, format: Option<&str>) -> Result<
     if image.format() == Format::Raw {
         return Err(failed("Operation not supported"));
     }
-    let format = format.and_then(known_format);
     if backing.is_some() && format.is_none() {
         return Err(failed("backing format must be specified"));
     }
     image
-        .change_backing_file(backing, format.filter(|_| backing.is_some()))
+        .record_backing_file(backing, format.filter(|_| backing.is_some()))
         .map_err(|error| match error.kind() {
             ErrorKind::InvalidInput => failed("No space left in the file header"),
             _ => failed(&cause(&error, image.path())),
@@ -190,6 +189,8 @@ struct Rebase<'a> {
     below: Option<&'a Image>,
     /// Index of the new backing file in the old chain, if it is part of it.
     kept_depth: Option<u32>,
+    /// Size of the old backing file.
+    old_size: u64,
     /// The unit of what is written.
     unit: u64,
     compress: bool,
@@ -228,6 +229,7 @@ impl<'a> Rebase<'a> {
             overlay: &overlay.image,
             below: below.map(|below| &*below.image),
             kept_depth,
+            old_size: overlay.image.backing().map_or(0, |old| Disk(old).size()),
             unit,
             compress,
             progress,
@@ -348,11 +350,10 @@ impl<'a> Rebase<'a> {
             let run = 1 + units.take_while(|pair| differs(pair) == first).count();
             let run = (run * unit).min(old.len());
             if first {
-                self.write(
-                    start + done as u64,
-                    old.get(..run).unwrap_or_default(),
-                    old_zero,
-                )?;
+                // Within the old backing file zeroes are data, as in QEMU; beyond its end they are nothing.
+                let at = start + done as u64;
+                let beyond = old_zero && at >= self.old_size;
+                self.write(at, old.get(..run).unwrap_or_default(), beyond)?;
             }
             done += run;
         }

@@ -4,7 +4,7 @@ use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 use crate::engine::{Engine, Freed, Stop, Table};
 use crate::error::Result;
 use crate::geometry::{COPIED, OFFSET_MASK};
-use crate::l2::{self, COMPRESSED, Cluster};
+use crate::l2::{self, COMPRESSED, Cluster, ZERO};
 
 impl Engine {
     /// The L2 tables that entries of an L1 table point to, checked: (index, host offset).
@@ -127,6 +127,36 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// The entries of an L2 table without subclusters that read as zeroes by their flag: where each is, and the cluster it keeps.
+    pub(crate) fn zero_entries(
+        &mut self,
+        table: HostOffset,
+    ) -> Result<Vec<(u64, Option<HostOffset>)>, Stop> {
+        let mut zeroes = Vec::new();
+        for index in 0..self.geometry.l2_entries() {
+            let slot = table.0 + index * self.geometry.l2_entry_size();
+            let entry = self.l2_entry(slot)?;
+            if entry.word & (ZERO | COMPRESSED) != ZERO {
+                continue;
+            }
+            let kept = match self.classify(&entry, GuestOffset(0))? {
+                Cluster::Allocated { host, .. } => Some(host),
+                _ => None,
+            };
+            zeroes.push((slot, kept));
+        }
+        Ok(zeroes)
+    }
+
+    /// Replaces an entry of an L2 table that snapshots use by a cluster of data, or by none.
+    pub(crate) fn replace_entry(
+        &mut self,
+        slot: u64,
+        host: Option<HostOffset>,
+    ) -> Result<(), Stop> {
+        self.set(Table::L2, slot, host.map_or(0, |host| host.0))
     }
 
     /// The entries of an L1 table that is not the active one.

@@ -11,9 +11,18 @@ impl Image {
 
     /// Changes the version of a qcow2 image: 2 (`compat=0.10`) or 3 (`compat=1.1`).
     pub fn set_version(&self, version: u32) -> Result<()> {
+        self.set_version_reporting(version, &mut |_, _| {})
+    }
+
+    /// As [`Image::set_version`], and tells how far it is: how many L1 entries have been looked through, of how many.
+    pub fn set_version_reporting(
+        &self,
+        version: u32,
+        report: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
         let below = self.backing().map(|below| &**below);
         self.amend("versions", |qcow2| match version {
-            2 => qcow2.downgrade(below),
+            2 => qcow2.downgrade(below, report),
             3 => qcow2.upgrade(),
             _ => Err(Error::invalid(format!("there is no version {version}"))),
         })
@@ -29,7 +38,12 @@ impl Image {
         self.amend("refcounts", |qcow2| qcow2.set_refcount_bits(bits))
     }
 
-    /// Records another name of the external data file, without looking at any content.
+    /// The external data file is no longer a raw image of the disk that others may write.
+    pub fn clear_data_file_raw(&self) -> Result<()> {
+        self.amend("external data file", |qcow2| qcow2.clear_data_file_raw())
+    }
+
+    /// Records another name of the external data file, or with an empty one none, without looking at any content.
     pub fn set_data_file_name(&self, name: &str) -> Result<()> {
         self.amend("external data file", |qcow2| qcow2.set_data_file_name(name))
     }

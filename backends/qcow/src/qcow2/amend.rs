@@ -2,6 +2,7 @@
 
 mod compat;
 mod empty;
+mod expand;
 
 use crate::error::{Error, Result};
 use crate::extension::kind;

@@ -41,16 +41,20 @@ impl Qcow2 {
         if entries > u64::from(engine.header.l1_size) {
             self.grow_l1(&mut engine, entries)?;
         }
-        if let Some((data, _)) = &self.data
-            && engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0
-        {
+        if let Some((data, _)) = &self.data {
             data.set_len(size)
                 .map_err(|error| Error::io("cannot resize the external data file", error))?;
         }
+        let raw = engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0;
         let backed = engine.header.backing.is_some();
         drop(engine);
         self.zero_growth(below, old, size, backed)?;
         self.set_size(size)?;
+        let preallocation = match preallocation {
+            // As when it was created.
+            Preallocation::Off if raw => Preallocation::Metadata,
+            asked => asked,
+        };
         self.preallocate_unlocked(old, size, preallocation)
     }
 
@@ -141,10 +145,7 @@ impl Qcow2 {
             })?;
         }
         self.set_size(size)?;
-        let engine = self.engine();
-        if let Some((data, _)) = &self.data
-            && engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0
-        {
+        if let Some((data, _)) = &self.data {
             data.set_len(size)
                 .map_err(|error| Error::io("cannot resize the external data file", error))?;
         }

@@ -178,7 +178,7 @@ impl Qcow2 {
     }
 
     /// Does `work` with the dirty bit set. If it fails half-way, the bit stays, and nothing more is written.
-    fn guarded(
+    pub(super) fn guarded(
         &self,
         engine: &mut Engine,
         work: impl FnOnce(&mut Engine) -> Result<()>,

@@ -9,7 +9,9 @@ use crate::feature;
 use crate::header::{Header, LENGTH_V3};
 use crate::image::Image;
 use crate::qcow2::Qcow2;
+use crate::qcow2::amend::expand::Report;
 use crate::report::Repair;
+use crate::snapshot_table::Snapshot;
 
 impl Qcow2 {
     /// Makes the image one of version 3.
@@ -35,7 +37,7 @@ impl Qcow2 {
     }
 
     /// Makes the image one of version 2, if it uses nothing that version 2 has not. Zero clusters are expanded.
-    pub(crate) fn downgrade(&self, below: Option<&Image>) -> Result<()> {
+    pub(crate) fn downgrade(&self, below: Option<&Image>, report: Report<'_>) -> Result<()> {
         {
             let engine = self.engine();
             engine.check_usable()?;
@@ -44,7 +46,8 @@ impl Qcow2 {
             }
             check_downgrade(&engine.header)?;
         }
-        self.expand_zeroes(below)?;
+        self.check_snapshots_of_version_2()?;
+        self.expand_zeroes(below, report)?;
         let _guard = self.ranges.exclusive(0..u64::MAX);
         let mut engine = self.engine();
         while !engine.is_clean() {
@@ -67,48 +70,19 @@ impl Qcow2 {
         self.register_all_metadata()
     }
 
-    /// What reads as zeroes by a flag becomes unallocated, or where something below would show, clusters of zeroes.
-    fn expand_zeroes(&self, below: Option<&Image>) -> Result<()> {
-        let backed = self.references().backing.is_some();
+    /// Version 2 cannot tell how large the disk was in a snapshot, nor of a machine state of 4 GiB and more.
+    fn check_snapshots_of_version_2(&self) -> Result<()> {
         let size = self.size();
-        let mut at = 0;
-        while at < size {
-            let extent = self.map(at, size - at, std::path::Path::new(""))?;
-            if extent.zero && extent.present && !extent.data {
-                if backed {
-                    self.write_zero_clusters(below, at, at + extent.length)?;
-                } else {
-                    self.unallocate(at, extent.length)?;
-                }
-            }
-            at += extent.length;
+        let fits = |snapshot: &Snapshot| {
+            snapshot.info.disk_size.is_none_or(|then| then == size)
+                && u32::try_from(snapshot.info.vm_state_size).is_ok()
+        };
+        if self.snapshot_list().iter().all(fits) {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// Writes zeroes as data, also where the disk reads as zeroes already.
-    fn write_zero_clusters(&self, below: Option<&Image>, start: u64, end: u64) -> Result<()> {
-        let zeroes = vec![0u8; (end - start).min(1 << 20) as usize];
-        let mut at = start;
-        while at < end {
-            let len = (end - at).min(zeroes.len() as u64) as usize;
-            self.write(below, at, &zeroes.get(..len).unwrap_or_default(), len)?;
-            at += len as u64;
-        }
-        Ok(())
-    }
-
-    fn unallocate(&self, start: u64, len: u64) -> Result<()> {
-        use crate::address::GuestOffset;
-        use crate::engine::Drop;
-        let end = (start + len).next_multiple_of(self.cluster_size);
-        let mut at = start;
-        while at < end {
-            at = self.run(|engine| {
-                engine.drop_range(GuestOffset(at), end - at, Drop::Unallocate, true)
-            })?;
-        }
-        Ok(())
+        Err(Error::unsupported(
+            "Internal snapshots prevent downgrade of image",
+        ))
     }
 
     /// Whether refcounts may be stale while the image is in use.
@@ -173,7 +147,17 @@ impl Qcow2 {
         self.register_all_metadata()
     }
 
-    /// Records another name of the external data file.
+    /// The external data file is no longer a raw image of the disk that others may write.
+    pub(crate) fn clear_data_file_raw(&self) -> Result<()> {
+        let mut engine = self.engine();
+        engine.check_usable()?;
+        self.commit(&mut engine, true)?;
+        let mut header = engine.header.clone();
+        header.autoclear &= !feature::RAW_EXTERNAL;
+        self.update_header(&mut engine, header)
+    }
+
+    /// Records another name of the external data file; an empty one: none.
     pub(crate) fn set_data_file_name(&self, name: &str) -> Result<()> {
         if !self.external {
             let message = "data-file can only be set for images that use an external data file";
@@ -183,7 +167,8 @@ impl Qcow2 {
         engine.check_usable()?;
         self.commit(&mut engine, true)?;
         let mut header = engine.header.clone();
-        header.set_extension(kind::DATA_FILE, Some(name.as_bytes().to_vec()));
+        let recorded = (!name.is_empty()).then(|| name.as_bytes().to_vec());
+        header.set_extension(kind::DATA_FILE, recorded);
         let header = self.write_whole_header(&engine.header, header)?;
         self.sync(&mut engine)?;
         engine.header = header;
@@ -211,11 +196,11 @@ fn check_downgrade(header: &Header) -> Result<()> {
     if header.external_data() {
         return refuse("Cannot downgrade an image with a data file");
     }
-    if header.incompatible & !feature::DIRTY != 0 {
-        return refuse("Cannot downgrade an image with incompatible features set");
-    }
-    if header.snapshots > 0 {
-        return refuse("Internal snapshots prevent downgrade of image");
+    let others = header.incompatible & !feature::DIRTY;
+    if others != 0 {
+        return refuse(&format!(
+            "Cannot downgrade an image with incompatible features {others:#x} set"
+        ));
     }
     if header.extension(kind::BITMAPS).is_some() {
         return refuse("Cannot downgrade an image with bitmaps");

@@ -1,0 +1,155 @@
+//! Expanding zero clusters, which version 2 has not: on the disk and in every snapshot.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::address::{GuestOffset, HostOffset};
+use crate::engine::{Drop, Engine};
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::qcow2::Qcow2;
+
+/// How many entries of L1 tables have been looked through, of how many.
+pub(crate) type Report<'a> = &'a mut dyn FnMut(u64, u64);
+
+impl Qcow2 {
+    /// What reads as zeroes by a flag becomes unallocated, or where something below would show, clusters of zeroes.
+    pub(super) fn expand_zeroes(&self, below: Option<&Image>, report: Report<'_>) -> Result<()> {
+        let active = u64::from(self.engine().header.l1_size);
+        let kept: u64 = self
+            .snapshot_list()
+            .iter()
+            .map(|snapshot| u64::from(snapshot.l1_size))
+            .sum();
+        let total = active + kept;
+        self.expand_in_snapshots(&mut |done| report(done, total))?;
+        let (size, span) = (self.size(), self.engine().l2_end(GuestOffset(0)));
+        let backed = self.references().backing.is_some();
+        for index in 0..active {
+            let start = index.saturating_mul(span).min(size);
+            let end = start.saturating_add(span).min(size);
+            self.expand_range(below, backed, start, end)?;
+            report(kept + index + 1, total);
+        }
+        Ok(())
+    }
+
+    fn expand_range(
+        &self,
+        below: Option<&Image>,
+        backed: bool,
+        start: u64,
+        end: u64,
+    ) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            let extent = self.map(at, end - at, Path::new(""))?;
+            if extent.zero && extent.present && !extent.data {
+                if backed {
+                    self.write_zero_clusters(below, at, at + extent.length)?;
+                } else {
+                    self.unallocate(at, extent.length)?;
+                }
+            }
+            at += extent.length;
+        }
+        Ok(())
+    }
+
+    /// Writes zeroes as data, also where the disk reads as zeroes already.
+    fn write_zero_clusters(&self, below: Option<&Image>, start: u64, end: u64) -> Result<()> {
+        let zeroes = vec![0u8; (end - start).min(1 << 20) as usize];
+        let mut at = start;
+        while at < end {
+            let len = (end - at).min(zeroes.len() as u64) as usize;
+            self.write(below, at, &zeroes.get(..len).unwrap_or_default(), len)?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+
+    fn unallocate(&self, start: u64, len: u64) -> Result<()> {
+        let end = (start + len).next_multiple_of(self.cluster_size);
+        let mut at = start;
+        while at < end {
+            at = self.run(|engine| {
+                engine.drop_range(GuestOffset(at), end - at, Drop::Unallocate, true)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// In the tables that snapshots use, in place: whoever shares one reads the same from it afterwards.
+    fn expand_in_snapshots(&self, report: &mut dyn FnMut(u64)) -> Result<()> {
+        let snapshots = self.snapshot_list().clone();
+        if snapshots.is_empty() {
+            return Ok(());
+        }
+        let _guard = self.ranges.exclusive(0..u64::MAX);
+        let mut engine = self.engine();
+        self.guarded(&mut engine, |engine| {
+            let (mut seen, mut done) = (BTreeSet::new(), 0);
+            for snapshot in &snapshots {
+                let entries = u64::from(snapshot.l1_size);
+                let l1 = self.run_locked(engine, |engine| {
+                    engine.snapshot_l1(snapshot.l1_offset, entries)
+                })?;
+                let mut tables = engine.l2_tables(&l1)?.into_iter().peekable();
+                for index in 0..entries {
+                    if let Some((_, table)) = tables.next_if(|(at, _)| *at == index)
+                        && seen.insert(table.0)
+                    {
+                        self.expand_table(engine, table)?;
+                    }
+                    done += 1;
+                    report(done);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn expand_table(&self, engine: &mut Engine, table: HostOffset) -> Result<()> {
+        let zeroes = self.run_locked(engine, |engine| engine.zero_entries(table))?;
+        if zeroes.is_empty() {
+            return Ok(());
+        }
+        let geometry = *engine.geometry();
+        let uses = self.run_locked(engine, |engine| engine.refcount(geometry.cluster_of(table)))?;
+        let backed = engine.header.backing.is_some();
+        let mut places = Vec::with_capacity(zeroes.len());
+        for _ in &zeroes {
+            places.push(match backed {
+                true => Some(self.shared_zero_cluster(engine, uses)?),
+                false => None,
+            });
+        }
+        // What the entries lead to before the entries.
+        self.commit(engine, true)?;
+        self.storage
+            .sync()
+            .map_err(|error| Error::io("flush error", error))?;
+        for ((slot, _), place) in zeroes.iter().zip(&places) {
+            self.run_locked(engine, |engine| engine.replace_entry(*slot, *place))?;
+        }
+        self.commit(engine, true)?;
+        for host in zeroes.iter().filter_map(|(_, kept)| *kept) {
+            for _ in 0..uses {
+                let free = self.run_locked(engine, |engine| engine.dereference_run(host, 1))?;
+                self.give_back(engine, &free);
+            }
+        }
+        Ok(())
+    }
+
+    /// A cluster of zeroes that so many trees lead to.
+    fn shared_zero_cluster(&self, engine: &mut Engine, uses: u64) -> Result<HostOffset> {
+        let host = self.run_locked(engine, |engine| engine.allocate_exactly(1))?;
+        let cluster = engine.geometry().cluster_of(host);
+        self.run_locked(engine, |engine| engine.set_refcount(cluster, uses.max(1)))?;
+        self.storage
+            .write_zeroes(host.0, self.cluster_size, true)
+            .map_err(|error| Error::io("cannot write zeroes", error))?;
+        Ok(host)
+    }
+}
