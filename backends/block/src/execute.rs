@@ -1,11 +1,29 @@
-//! What a request does to the image.
+//! What a request does to the image, by the image library's own calls, which may wait.
 
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use bulkhead_daemon::RingError;
 use qcow::{Destination, Image, Source};
 
-use crate::request::{Range, Request};
+use crate::memory::GuestBuffers;
+use crate::pool::{Done, Job};
+use crate::request::{HEADER, Limits, Range, Request, Status, status_offset};
+
+/// Errors of the image that are told on standard error; a broken disk has many.
+const MAX_COMPLAINTS: u8 = 10;
+
+/// The disk as requests see it. Threads share it.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    pub(crate) image: Image,
+    pub(crate) limits: Limits,
+    /// The driver does not flush, so each write is put on the medium before it is done. (virtio 1.2, 5.2.5.2)
+    write_through: AtomicBool,
+    complaints: AtomicU8,
+}
 
 /// Where data comes from and goes to.
-pub(crate) enum Data<'a> {
+enum Data<'a> {
     /// The request reads the disk.
     In(&'a mut dyn Destination),
     /// The request writes the disk.
@@ -14,34 +32,110 @@ pub(crate) enum Data<'a> {
     None,
 }
 
-/// Does `request`. With `write_through`, what it changed is on the medium afterwards.
-pub(crate) fn execute(
-    image: &Image,
-    request: &Request,
-    data: Data<'_>,
-    write_through: bool,
-) -> qcow::Result<()> {
-    match (request, data) {
-        (Request::Read(range), Data::In(destination)) => {
-            return image.read_into(range.offset, destination);
+/// Whether the request leaves everything as it is.
+pub(crate) fn is_read(request: &Request) -> bool {
+    matches!(request, Request::Read(_) | Request::GetId)
+}
+
+impl Disk {
+    pub(crate) fn new(image: Image, limits: Limits) -> Self {
+        Self {
+            image,
+            limits,
+            write_through: AtomicBool::new(true),
+            complaints: AtomicU8::new(0),
         }
-        (Request::Write(range), Data::Out(source)) => image.write_from(range.offset, source)?,
-        (Request::Flush, _) => return image.flush(),
-        (Request::Discard(ranges), _) => {
-            for &Range { offset, length } in ranges {
-                image.discard(offset, length)?;
+    }
+
+    pub(crate) fn set_write_through(&self, write_through: bool) {
+        self.write_through.store(write_through, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_write_through(&self) -> bool {
+        self.write_through.load(Ordering::Relaxed)
+    }
+
+    /// How a request ended, for the driver; with a line for the user, if it failed.
+    pub(crate) fn status<E: std::fmt::Display>(&self, result: Result<(), E>) -> Status {
+        let Err(error) = result else {
+            return Status::Ok;
+        };
+        let counted = self
+            .complaints
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (count < MAX_COMPLAINTS).then_some(count + 1)
+            });
+        if counted.is_ok() {
+            bulkhead_daemon::warn(&error.to_string());
+        }
+        Status::IoError
+    }
+
+    /// Does requests. A driver that is told of a write must find it again even if this process is killed the moment after. So where the
+    /// image has new tables that are not in its file then, they are put there first; once for all of them.
+    pub(crate) fn do_all(&self, jobs: impl Iterator<Item = Job>) -> Vec<Done> {
+        let mut changed = false;
+        let mut all: Vec<Done> = jobs
+            .map(|job| {
+                changed |= !is_read(&job.request);
+                Done {
+                    status: self.do_one(&job),
+                    queue: job.queue,
+                    slot: job.slot,
+                    chain: job.chain,
+                }
+            })
+            .collect();
+        if changed && self.image.is_ahead() && self.status(self.image.flush()) == Status::IoError {
+            for done in &mut all {
+                done.status = done.status.clone().and(Ok(Status::IoError));
             }
         }
-        (Request::WriteZeroes(ranges), _) => {
-            for &(Range { offset, length }, may_unmap) in ranges {
-                image.write_zeroes(offset, length, may_unmap)?;
+        all
+    }
+
+    fn do_one(&self, job: &Job) -> Result<Status, RingError> {
+        let (readable, writable) = (job.chain.readable(), job.chain.writable());
+        let result = match &job.request {
+            Request::Read(_) => {
+                let length = status_offset(&job.chain)?;
+                let mut buffers = GuestBuffers::new(&job.memory, writable, 0, length)?;
+                self.execute(&job.request, Data::In(&mut buffers))
             }
+            Request::Write(_) => {
+                let length = readable.length().saturating_sub(HEADER);
+                let buffers = GuestBuffers::new(&job.memory, readable, HEADER, length)?;
+                self.execute(&job.request, Data::Out(&buffers))
+            }
+            _ => self.execute(&job.request, Data::None),
+        };
+        Ok(self.status(result))
+    }
+
+    fn execute(&self, request: &Request, data: Data<'_>) -> qcow::Result<()> {
+        let image = &self.image;
+        match (request, data) {
+            (Request::Read(range), Data::In(destination)) => {
+                return image.read_into(range.offset, destination);
+            }
+            (Request::Write(range), Data::Out(source)) => image.write_from(range.offset, source)?,
+            (Request::Flush, _) => return image.flush(),
+            (Request::Discard(ranges), _) => {
+                for &Range { offset, length } in ranges {
+                    image.discard(offset, length)?;
+                }
+            }
+            (Request::WriteZeroes(ranges), _) => {
+                for &(Range { offset, length }, may_unmap) in ranges {
+                    image.write_zeroes(offset, length, may_unmap)?;
+                }
+            }
+            // Nothing of the image's.
+            _ => return Ok(()),
         }
-        // Nothing of the image's.
-        _ => return Ok(()),
+        if self.is_write_through() {
+            image.flush()?;
+        }
+        Ok(())
     }
-    if write_through {
-        image.flush()?;
-    }
-    Ok(())
 }

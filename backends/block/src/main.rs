@@ -1,8 +1,8 @@
 //! `bulkhead-block`: a vhost-user-blk server for raw and qcow2 images.
 //!
-//! A request goes through three small files: [`request`] reads what the driver wrote and makes a plain `Request` of it, [`execute`]
-//! does that to an image, [`device`] joins the two to the rings. Only `request` and `config` know virtio-blk, and only `execute` and
-//! [`memory`] know images.
+//! [`request`] reads what the driver wrote and makes a plain `Request` of it. [`lane`] has the requests of one queue that are under
+//! way: where the image says at once in which files the data is, it moves by io_uring; the rest is for the threads of [`pool`], which
+//! do to the image what [`execute`] says. [`device`] joins that to the rings.
 //!
 //! It may touch the image files it was given, which it opens before it confines itself, and the guest's memory. It must not depend on
 //! KVM, networking, or the monitor.
@@ -13,7 +13,10 @@ mod config;
 mod confine;
 mod device;
 mod execute;
+mod flight;
+mod lane;
 mod memory;
+mod pool;
 mod request;
 
 use std::path::PathBuf;
@@ -50,6 +53,10 @@ struct Args {
     #[arg(long, value_name = "STRING", default_value = "")]
     serial: String,
 
+    /// How data moves: io_uring, or threads that read and write; io_uring if the kernel has it, else threads
+    #[arg(long, value_enum)]
+    aio: Option<Aio>,
+
     /// How many request queues the guest may use
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     num_queues: u16,
@@ -61,6 +68,15 @@ enum Format {
     Raw,
     /// QEMU's format, with its backing files
     Qcow2,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Aio {
+    /// Plain system calls
+    Threads,
+    /// Linux's io_uring
+    #[value(name = "io_uring")]
+    IoUring,
 }
 
 impl From<Format> for qcow::Format {
@@ -118,5 +134,6 @@ fn options(args: &Args) -> Result<Options> {
     Ok(Options {
         serial: args.serial.clone(),
         queues: args.num_queues,
+        aio: args.aio,
     })
 }

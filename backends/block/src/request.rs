@@ -57,9 +57,36 @@ pub(crate) enum Request {
     GetId,
 }
 
+impl Request {
+    /// Whether the order matters in which this and `other` are done: one changes what the other touches.
+    pub(crate) fn conflicts(&self, other: &Self) -> bool {
+        (self.is_change() || other.is_change())
+            && self.ranges().any(|a| {
+                other
+                    .ranges()
+                    .any(|b| a.offset < b.offset + b.length && b.offset < a.offset + a.length)
+            })
+    }
+
+    fn is_change(&self) -> bool {
+        !matches!(self, Self::Read(_) | Self::Flush | Self::GetId)
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = Range> {
+        let (one, more, flagged): (_, &[Range], &[(Range, bool)]) = match self {
+            Self::Read(range) | Self::Write(range) => (Some(*range), &[], &[]),
+            Self::Discard(ranges) => (None, ranges, &[]),
+            Self::WriteZeroes(ranges) => (None, &[], ranges),
+            Self::Flush | Self::GetId => (None, &[], &[]),
+        };
+        let flagged = flagged.iter().map(|(range, _)| *range);
+        one.into_iter().chain(more.iter().copied()).chain(flagged)
+    }
+}
+
 /// What requests are checked against.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Disk {
+pub(crate) struct Limits {
     /// In bytes, whole sectors.
     pub(crate) size: u64,
     pub(crate) read_only: bool,
@@ -77,7 +104,7 @@ pub(crate) fn status_offset(chain: &Chain) -> Result<u32, RingError> {
         .ok_or_else(|| RingError::Device("a block request has no status byte".to_owned()))
 }
 
-impl Disk {
+impl Limits {
     /// Reads and checks the request in `chain`. The inner error is the request's, the outer one the ring's.
     pub(crate) fn parse(
         &self,
@@ -192,5 +219,29 @@ impl Disk {
             return Err(Status::IoError);
         }
         Ok((self.range(sector, length)?, flags != 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(offset: u64, length: u64) -> Range {
+        Range { offset, length }
+    }
+
+    #[test]
+    fn order_matters_where_one_changes_what_the_other_touches() {
+        let read = Request::Read(range(0, 1024));
+        let write = Request::Write(range(512, 512));
+        let zeroes = Request::WriteZeroes(vec![(range(4096, 512), true)]);
+        let discard = Request::Discard(vec![range(0, 512), range(4096, 4096)]);
+
+        assert!(!read.conflicts(&read));
+        assert!(read.conflicts(&write) && write.conflicts(&read) && write.conflicts(&write));
+        assert!(!write.conflicts(&discard) && discard.conflicts(&read));
+        assert!(discard.conflicts(&zeroes) && !zeroes.conflicts(&write));
+        assert!(!Request::Flush.conflicts(&write) && !write.conflicts(&Request::GetId));
+        assert!(!Request::Write(range(1024, 512)).conflicts(&read));
     }
 }

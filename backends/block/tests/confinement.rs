@@ -129,6 +129,7 @@ fn a_server_that_holds_guest_memory_can_reach_nothing_else() {
             ("mmap(PROT_EXEC)", libc::SYS_mmap, prot_exec),
             ("ioctl(KVM_CREATE_VM)", libc::SYS_ioctl, [0, 0xae01, 0, 0]),
             ("io_uring_setup", libc::SYS_io_uring_setup, [0; 4]),
+            ("io_uring_register", libc::SYS_io_uring_register, [0; 4]),
         ] {
             let result = stopped.call(number, arguments);
             assert_eq!(result, -i64::from(libc::EPERM), "{name}");

@@ -86,6 +86,19 @@ impl<'a> Buffers<'a> {
         Ok(slices)
     }
 
+    /// The `length` bytes from `offset` on, as buffers of their own.
+    ///
+    /// # Errors
+    /// When there are fewer bytes.
+    pub fn part(&self, offset: u32, length: u32) -> Result<Vec<Segment>, RingError> {
+        let mut part = Vec::with_capacity(self.0.len());
+        self.each_part(offset, length, |address, length| {
+            part.push(Segment { address, length });
+            Ok(())
+        })?;
+        Ok(part)
+    }
+
     /// Copies `into.len()` bytes from `offset` on out of guest memory.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
@@ -41,7 +42,8 @@ pub trait Device {
         let _ = features;
     }
 
-    /// A ring has started (`true`) or stopped. When it stops, every chain taken must have been completed or given back.
+    /// A ring has started (`true`) or stopped. Chains that were taken and not completed when it stops, because it broke, are no more:
+    /// nothing may use their memory when this returns.
     fn queue_running(&mut self, index: u16, running: bool) {
         let _ = (index, running);
     }
@@ -52,6 +54,16 @@ pub trait Device {
     /// # Errors
     /// Takes the ring out of service until the driver sets it up anew. A request that merely fails is no error here.
     fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError>;
+
+    /// The ring is about to stop, or the memory of the guest to change: complete or give back every chain that was taken. Nothing is to be
+    /// taken; this may wait for storage.
+    ///
+    /// # Errors
+    /// As with [`process`](Self::process).
+    fn drain(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
+        let _ = queue;
+        Ok(())
+    }
 
     /// The descriptors that the device waits for, to be watched from the start to the end. They are watched edge-triggered: at an
     /// event, read until there is nothing left, or remember that there was more.
@@ -81,7 +93,7 @@ pub trait Device {
 #[derive(Debug)]
 pub struct Queues<'a> {
     pub(crate) rings: &'a mut [Ring],
-    pub(crate) memory: &'a GuestMemoryMmap,
+    pub(crate) memory: &'a Arc<GuestMemoryMmap>,
     pub(crate) again: &'a mut Again,
 }
 

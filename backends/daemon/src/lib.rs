@@ -60,8 +60,8 @@
 //! It may touch its socket, the descriptors the frontend sends, and the memory behind them. It must not depend on a device, on an image
 //! format, or on networking.
 //!
-//! `unsafe` is in two places: [`iovec`], which gives guest memory to system calls, and [`inherited_fd`], which takes over a descriptor that
-//! is named by number. A device needs none.
+//! `unsafe` is in three places: [`iovec`], which gives guest memory to system calls, [`uring`], which gives it to the kernel for longer than
+//! a call, and [`inherited_fd`], which takes over a descriptor that is named by number. A device needs none.
 
 mod args;
 mod chain;
@@ -77,6 +77,7 @@ mod ring;
 mod serve;
 mod session;
 mod socket;
+pub mod uring;
 mod warning;
 
 pub use args::{DaemonArgs, DeviceType, print_capabilities};

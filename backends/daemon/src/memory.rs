@@ -23,12 +23,13 @@ pub(crate) struct RegionLayout {
 /// The guest's memory, and the addresses the frontend has for it.
 #[derive(Default)]
 pub(crate) struct Memory {
-    guest: GuestMemoryMmap,
+    /// Shared with requests that are under way: what they use stays mapped until they end.
+    guest: Arc<GuestMemoryMmap>,
     layout: Vec<RegionLayout>,
 }
 
 impl Memory {
-    pub(crate) fn guest(&self) -> &GuestMemoryMmap {
+    pub(crate) fn guest(&self) -> &Arc<GuestMemoryMmap> {
         &self.guest
     }
 
@@ -59,10 +60,11 @@ impl Memory {
         if self.layout.iter().any(overlaps) {
             return Err("memory regions overlap in the frontend's address space".to_owned());
         }
-        self.guest = self
+        let more = self
             .guest
             .insert_region(Arc::new(region))
             .map_err(|error| format!("memory region {:#x}: {error}", layout.guest_address))?;
+        self.guest = Arc::new(more);
         self.layout.push(layout);
         Ok(())
     }
@@ -81,10 +83,11 @@ impl Memory {
             *self = Self::default();
             return Ok(());
         }
-        (self.guest, _) = self
+        let (fewer, _) = self
             .guest
             .remove_region(GuestAddress(layout.guest_address), layout.size)
             .map_err(|error| format!("memory region {:#x}: {error}", layout.guest_address))?;
+        self.guest = Arc::new(fewer);
         self.layout.remove(position);
         Ok(())
     }

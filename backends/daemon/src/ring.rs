@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use rustix::fs::OFlags;
@@ -148,7 +149,7 @@ impl Ring {
         let mut queue = self.queue(memory)?;
         queue.set_event_idx(event_idx);
         let used_idx = queue
-            .used_idx(memory.guest(), Ordering::Acquire)
+            .used_idx(&**memory.guest(), Ordering::Acquire)
             .map_err(|_| RingError::Addresses)?
             .0;
         queue.set_next_used(used_idx);
@@ -195,7 +196,7 @@ impl Ring {
             .try_set_used_ring_address(place(addresses.used)?)
             .map_err(refused)?;
         queue.set_ready(true);
-        if !queue.is_valid(memory.guest()) {
+        if !queue.is_valid(&**memory.guest()) {
             return Err(RingError::Addresses);
         }
         Ok(queue)
@@ -236,7 +237,7 @@ impl Ring {
     /// Lets `serve` take and complete requests, tells the driver, and says whether there is more to do.
     pub(crate) fn turn(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: &Arc<GuestMemoryMmap>,
         serve: impl FnOnce(&mut Queue<'_>) -> Result<(), RingError>,
     ) -> Result<Turn, RingError> {
         let State::Running(running) = &mut self.state else {
@@ -395,7 +396,7 @@ impl Running {
 pub struct Queue<'a> {
     index: u16,
     running: &'a mut Running,
-    memory: &'a GuestMemoryMmap,
+    memory: &'a Arc<GuestMemoryMmap>,
 }
 
 impl<'a> Queue<'a> {
@@ -405,9 +406,9 @@ impl<'a> Queue<'a> {
         self.index
     }
 
-    /// The guest's memory, where the buffers of chains are.
+    /// The guest's memory, where the buffers of chains are. Whoever uses it beyond this turn keeps a clone.
     #[must_use]
-    pub fn memory(&self) -> &'a GuestMemoryMmap {
+    pub fn memory(&self) -> &'a Arc<GuestMemoryMmap> {
         self.memory
     }
 

@@ -126,6 +126,24 @@ impl<'d, D: Device> Session<'d, D> {
         result
     }
 
+    /// Has the device complete what it has taken from ring `index`, which is about to stop.
+    fn drain(&mut self, index: u16) {
+        let mut queues = Queues {
+            rings: &mut self.rings,
+            memory: self.memory.guest(),
+            again: &mut self.again,
+        };
+        if queues.is_running(index) && !queues.run(index, |queue| self.device.drain(queue)) {
+            self.device.queue_running(index, false);
+        }
+    }
+
+    fn drain_all(&mut self) {
+        for index in 0..self.rings.len() {
+            self.drain(index as u16);
+        }
+    }
+
     /// Ends the session: no descriptor of the frontend stays open, and the device has put everything away.
     pub(crate) fn close(&mut self) -> std::io::Result<()> {
         self.stop_all();
@@ -180,6 +198,7 @@ impl<'d, D: Device> Session<'d, D> {
     }
 
     fn stop_all(&mut self) {
+        self.drain_all();
         let before = self.running();
         for ring in &mut self.rings {
             if let Some(kick) = ring.kick() {
@@ -281,6 +300,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<'_, D> {
         _postcopy_listening: Option<bool>,
     ) -> Reply<Option<Vec<VhostUserMemoryRegionBase>>> {
         let regions = regions.iter().map(layout).zip(files).collect();
+        self.drain_all();
         self.memory
             .replace(regions)
             .map_err(|why| self.refuse(why))?;
@@ -329,6 +349,8 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<'_, D> {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Reply<VhostUserVringState> {
+        let number = self.ring(index)?.index;
+        self.drain(number);
         let before = self.running();
         let ring = self.ring(index)?;
         let kick = ring.set_kick(None);
@@ -384,6 +406,10 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<'_, D> {
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Reply<()> {
+        if !enable {
+            let number = self.ring(index)?.index;
+            self.drain(number);
+        }
         let before = self.running();
         self.ring(index)?.enabled = enable;
         self.start_rings();
@@ -455,6 +481,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<'_, D> {
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Reply<()> {
+        self.drain_all();
         self.memory
             .remove(layout(region))
             .map_err(|why| self.refuse(why))

@@ -19,7 +19,7 @@ use crate::storage::Storage;
 /// An open image. `Send` and `Sync`: several threads may read, write and flush it at once.
 pub struct Image {
     path: PathBuf,
-    layer: Layer,
+    pub(crate) layer: Layer,
     backing: Option<Arc<Image>>,
     writable: bool,
     _lock: Option<FileLock>,
@@ -34,7 +34,7 @@ pub(crate) struct References {
     pub(crate) data_file: Option<String>,
 }
 
-enum Layer {
+pub(crate) enum Layer {
     Raw(Raw),
     Qcow2(Box<Qcow2>),
 }
@@ -154,7 +154,7 @@ impl Image {
 
 /// Reading and writing.
 impl Image {
-    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+    pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<()> {
         match offset.checked_add(len) {
             Some(end) if end <= self.virtual_size() && end <= MAX_OFFSET => Ok(()),
             _ => Err(Error::new(
@@ -167,7 +167,7 @@ impl Image {
         }
     }
 
-    fn check_writable(&self) -> Result<()> {
+    pub(crate) fn check_writable(&self) -> Result<()> {
         if self.writable {
             return Ok(());
         }

@@ -76,6 +76,11 @@
 //!
 //! `engine` holds what the tables mean and in which order they may be written, and does no I/O; `qcow2` drives it with plain system
 //! calls. Each other file is one concept of the specification, by its name there.
+//!
+//! Whoever has many requests under way at a time (an io_uring) asks [`Image::plan_read`], [`Image::plan_write`] and
+//! [`Image::plan_flush`] where their data is, and moves it by his own means. The same engine answers, at once and without I/O; where it
+//! cannot (a table is not in memory, space is to be allocated, a cluster is compressed), the methods that do the whole request can,
+//! on another thread.
 
 #![forbid(unsafe_code)]
 
@@ -97,6 +102,7 @@ mod image;
 mod l2;
 mod lock;
 mod options;
+mod plan;
 mod qcow2;
 mod range_lock;
 mod raw;
@@ -113,5 +119,6 @@ pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, Format, Locking, OpenOptions,
     Preallocation,
 };
+pub use plan::{Part, Place, Plan};
 pub use report::{BitmapInfo, CheckResult, Extent, Info, Qcow2Info, Repair, SnapshotInfo};
 pub use storage::{HostFile, Storage};

@@ -1,7 +1,7 @@
 //! Locks on ranges of the disk, so that requests of several threads that touch the same clusters do not get in each other's way.
 
 use std::ops::Range;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug)]
 struct Held {
@@ -16,51 +16,76 @@ struct State {
     next_id: u64,
 }
 
-/// The ranges in use.
+impl State {
+    fn is_free(&self, range: &Range<u64>, exclusive: bool) -> bool {
+        let overlaps = |held: &Held| held.range.start < range.end && range.start < held.range.end;
+        !self
+            .held
+            .iter()
+            .any(|held| (exclusive || held.exclusive) && overlaps(held))
+    }
+}
+
 #[derive(Debug, Default)]
-pub(crate) struct RangeLock {
+struct Shared {
     state: Mutex<State>,
     released: Condvar,
 }
 
-/// A range in use; it is released when this is dropped.
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The ranges in use.
+#[derive(Debug, Default)]
+pub(crate) struct RangeLock(Arc<Shared>);
+
+/// A range in use; it is released when this is dropped, by whatever thread.
 #[derive(Debug)]
-pub(crate) struct RangeGuard<'a> {
-    lock: &'a RangeLock,
+pub(crate) struct RangeGuard {
+    shared: Arc<Shared>,
     id: u64,
 }
 
 impl RangeLock {
     /// For requests that rely on where clusters are: any number at once.
-    pub(crate) fn shared(&self, range: Range<u64>) -> RangeGuard<'_> {
+    pub(crate) fn shared(&self, range: Range<u64>) -> RangeGuard {
         self.acquire(range, false)
     }
 
+    /// The same for one who must not wait: `None` if somebody has the range to himself.
+    pub(crate) fn try_shared(&self, range: Range<u64>) -> Option<RangeGuard> {
+        let state = self.0.state();
+        state
+            .is_free(&range, false)
+            .then(|| self.hold(state, range, false))
+    }
+
     /// For requests that change where clusters are: alone.
-    pub(crate) fn exclusive(&self, range: Range<u64>) -> RangeGuard<'_> {
+    pub(crate) fn exclusive(&self, range: Range<u64>) -> RangeGuard {
         self.acquire(range, true)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn acquire(&self, range: Range<u64>, exclusive: bool) -> RangeGuard<'_> {
-        let mut state = self.state();
-        let conflicts = |state: &mut State| {
-            let overlaps =
-                |held: &Held| held.range.start < range.end && range.start < held.range.end;
-            state
-                .held
-                .iter()
-                .any(|held| (exclusive || held.exclusive) && overlaps(held))
-        };
-        while conflicts(&mut state) {
+    fn acquire(&self, range: Range<u64>, exclusive: bool) -> RangeGuard {
+        let mut state = self.0.state();
+        while !state.is_free(&range, exclusive) {
             state = self
+                .0
                 .released
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+        self.hold(state, range, exclusive)
+    }
+
+    fn hold(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        range: Range<u64>,
+        exclusive: bool,
+    ) -> RangeGuard {
         let id = state.next_id;
         state.next_id += 1;
         state.held.push(Held {
@@ -68,13 +93,34 @@ impl RangeLock {
             exclusive,
             id,
         });
-        RangeGuard { lock: self, id }
+        RangeGuard {
+            shared: Arc::clone(&self.0),
+            id,
+        }
     }
 }
 
-impl Drop for RangeGuard<'_> {
+impl Drop for RangeGuard {
     fn drop(&mut self) {
-        self.lock.state().held.retain(|held| held.id != self.id);
-        self.lock.released.notify_all();
+        self.shared.state().held.retain(|held| held.id != self.id);
+        self.shared.released.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_shared_or_somebodys_own() {
+        let lock = RangeLock::default();
+        let reader = lock.try_shared(0..10);
+        assert!(lock.try_shared(5..15).is_some());
+        drop(reader);
+        let writer = lock.exclusive(0..10);
+        assert!(lock.try_shared(9..20).is_none());
+        assert!(lock.try_shared(10..20).is_some());
+        std::thread::spawn(move || drop(writer)).join().unwrap();
+        assert!(lock.try_shared(9..20).is_some());
     }
 }

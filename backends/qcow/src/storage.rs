@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -46,6 +46,11 @@ pub trait Storage: Send + Sync {
 
     /// The next range that may hold data at or after `offset`: its start and end. `None` if only a hole follows.
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
+
+    /// The file behind this, if offsets here are offsets there: for I/O by other means than these calls.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Bytes the host has allocated.
     fn allocated(&self) -> io::Result<u64>;
@@ -254,6 +259,10 @@ impl Storage for HostFile {
         };
         let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
         Ok(Some((start, end)))
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 
     fn allocated(&self) -> io::Result<u64> {

@@ -26,7 +26,7 @@ const MAX_MEMORY: u64 = 64 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Bitmaps {
     /// Some bitmap is enabled: changes of the disk must be told. Known without a lock.
-    tracking: AtomicBool,
+    pub(super) tracking: AtomicBool,
     state: Mutex<State>,
 }
 

@@ -6,6 +6,7 @@ mod commit;
 mod driver;
 mod facts;
 mod io;
+mod plan;
 mod resize;
 mod snapshot;
 mod turn;

@@ -1,0 +1,459 @@
+//! The requests of one queue that are under way.
+//!
+//! Each takes the fastest way there is. Where the image can say at once which files its data is in, the data moves between them and
+//! guest memory by io_uring, in as many parts as there are extents. The rest is for the threads: clusters that must be
+//! allocated, tables that must be read first or written in order, compressed clusters. Requests end in any order, but two of which one
+//! changes what the other touches are done one after the other.
+
+use std::sync::Arc;
+
+use bulkhead_daemon::uring::Uring;
+use bulkhead_daemon::{Chain, Queue, RingError};
+use qcow::{Place, Plan};
+
+use crate::execute::Disk;
+use crate::flight::{Kind, Operation, Slot, Stage};
+use crate::pool::{Job, Pool};
+use crate::request::{HEADER, Range, Request, SERIAL_LENGTH, Status, status_offset};
+
+/// Requests of a queue, and operations in its io_uring, that are under way at a time.
+pub(crate) const DEPTH: usize = 256;
+
+/// What all queues share.
+pub(crate) struct Device {
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) pool: Pool,
+    pub(crate) serial: [u8; SERIAL_LENGTH],
+}
+
+/// One queue.
+pub(crate) struct Lane {
+    number: u16,
+    ring: Option<Uring>,
+    slots: Vec<Option<Slot>>,
+    free: Vec<usize>,
+    /// Slots in the order in which their requests were taken.
+    order: Vec<usize>,
+    operations: Vec<Option<Operation>>,
+    waiting: usize,
+    with_threads: usize,
+}
+
+impl Lane {
+    pub(crate) fn new(number: u16, ring: Option<Uring>) -> Self {
+        Self {
+            number,
+            operations: vec![None; DEPTH],
+            ring,
+            slots: (0..DEPTH).map(|_| None).collect(),
+            free: (0..DEPTH).rev().collect(),
+            order: Vec::new(),
+            waiting: 0,
+            with_threads: 0,
+        }
+    }
+
+    pub(crate) fn ring(&self) -> Option<&Uring> {
+        self.ring.as_ref()
+    }
+
+    /// Takes requests, as many as may be under way, and completes what has ended.
+    pub(crate) fn serve(
+        &mut self,
+        device: &mut Device,
+        queue: &mut Queue<'_>,
+    ) -> Result<(), RingError> {
+        loop {
+            while !self.free.is_empty()
+                && let Some(chain) = queue.pop()?
+            {
+                self.begin(device, queue, chain)?;
+            }
+            let full = self.free.is_empty();
+            self.settle(device, queue)?;
+            // Those that have ended at once have made room.
+            if !full || self.free.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until all that was taken is completed.
+    pub(crate) fn drain(
+        &mut self,
+        device: &mut Device,
+        queue: &mut Queue<'_>,
+    ) -> Result<(), RingError> {
+        self.settle(device, queue)?;
+        while self.free.len() < DEPTH {
+            self.wait(device)?;
+            self.settle(device, queue)?;
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, device: &Device) -> Result<(), RingError> {
+        match &mut self.ring {
+            Some(ring) if !ring.is_idle() => ring.wait().map_err(lost),
+            _ if self.with_threads > 0 => {
+                device.pool.wait(self.number);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets what was taken, once nothing uses its memory any more.
+    pub(crate) fn abandon(&mut self, device: &Device) {
+        if let Some(ring) = &mut self.ring {
+            while !ring.is_idle() && ring.wait().is_ok() {
+                while ring.take_ended().is_some() {}
+            }
+        }
+        while self.with_threads > 0 {
+            device.pool.wait(self.number);
+            self.with_threads -= device.pool.take_done(self.number).len();
+        }
+        *self = Self::new(self.number, self.ring.take());
+    }
+
+    /// Takes a request.
+    fn begin(
+        &mut self,
+        device: &mut Device,
+        queue: &mut Queue<'_>,
+        chain: Chain,
+    ) -> Result<(), RingError> {
+        let request = match device.disk.limits.parse(queue.memory(), &chain)? {
+            Ok(Request::GetId) => {
+                let length = status_offset(&chain)?.min(SERIAL_LENGTH as u32);
+                let serial = device.serial.get(..length as usize).unwrap_or_default();
+                chain.writable().write(queue.memory(), 0, serial)?;
+                return complete(queue, chain, Status::Ok);
+            }
+            Ok(request) => request,
+            Err(status) => return complete(queue, chain, status),
+        };
+        let Some(number) = self.free.pop() else {
+            return Err(RingError::Device("more requests than places".to_owned()));
+        };
+        let must_wait = self.must_wait(&request, &self.order);
+        let slot = Slot {
+            request,
+            memory: Arc::clone(queue.memory()),
+            chain: Some(chain),
+            _plan: None,
+            parts: 0,
+            status: Status::Ok,
+            stage: Stage::Waiting,
+        };
+        if let Some(place) = self.slots.get_mut(number) {
+            *place = Some(slot);
+        }
+        self.order.push(number);
+        if must_wait {
+            self.waiting += 1;
+            return Ok(());
+        }
+        self.start(device, queue, number)
+    }
+
+    /// Whether one of the requests in `before` must end before `request` may begin.
+    fn must_wait(&self, request: &Request, before: &[usize]) -> bool {
+        before
+            .iter()
+            .filter_map(|&number| self.slots.get(number)?.as_ref())
+            .any(|other| request.conflicts(&other.request))
+    }
+
+    fn slot(&mut self, number: usize) -> Result<&mut Slot, RingError> {
+        self.slots
+            .get_mut(number)
+            .and_then(Option::as_mut)
+            .ok_or_else(|| RingError::Device("a request that nobody made has ended".to_owned()))
+    }
+
+    /// Starts a request, which nothing has to wait for.
+    fn start(
+        &mut self,
+        device: &mut Device,
+        queue: &mut Queue<'_>,
+        number: usize,
+    ) -> Result<(), RingError> {
+        let room = self.ring.as_ref().map_or(0, Uring::room);
+        let write_through = device.disk.is_write_through();
+        let disk = Arc::clone(&device.disk);
+        let (kind, plan) = match self.slot(number)?.request {
+            _ if room == 0 => (Kind::Read, Ok(None)),
+            Request::Read(range) => (Kind::Read, plan_read(&disk, range)),
+            Request::Write(range) if !write_through => (Kind::Write, plan_write(&disk, range)),
+            Request::Flush => match disk.image.plan_flush() {
+                Ok(Some(files)) if files.len() <= room => {
+                    return self.start_flush(queue, number, &files);
+                }
+                Ok(_) => (Kind::Sync, Ok(None)),
+                Err(error) => (Kind::Sync, Err(error)),
+            },
+            _ => (Kind::Write, Ok(None)),
+        };
+        match plan {
+            Ok(Some(plan)) if plan.parts.len() <= room => {
+                self.start_parts(queue, number, kind, plan)
+            }
+            Ok(_) => self.give(device, number),
+            Err(error) => {
+                self.slot(number)?.status = disk.status(Err(error));
+                self.finish(queue, number)
+            }
+        }
+    }
+
+    /// Has the threads do a request.
+    fn give(&mut self, device: &mut Device, number: usize) -> Result<(), RingError> {
+        let queue = self.number;
+        let slot = self.slot(number)?;
+        slot.stage = Stage::Threads;
+        let Some(chain) = slot.chain.take() else {
+            return Ok(());
+        };
+        let job = Job {
+            queue,
+            slot: number,
+            chain,
+            request: slot.request.clone(),
+            memory: Arc::clone(&slot.memory),
+        };
+        device.pool.give(job)?;
+        self.with_threads += 1;
+        Ok(())
+    }
+
+    fn start_flush(
+        &mut self,
+        queue: &mut Queue<'_>,
+        number: usize,
+        files: &[usize],
+    ) -> Result<(), RingError> {
+        let slot = self.slot(number)?;
+        slot.stage = Stage::Ring;
+        slot.parts = files.len();
+        for &file in files {
+            self.operate(Operation {
+                slot: number,
+                kind: Kind::Sync,
+                file: file as u32,
+                offset: 0,
+                at: 0,
+                length: 0,
+            })?;
+        }
+        if files.is_empty() {
+            return self.finish(queue, number);
+        }
+        Ok(())
+    }
+
+    /// Starts the parts of a request that are in files, and does the others.
+    fn start_parts(
+        &mut self,
+        queue: &mut Queue<'_>,
+        number: usize,
+        kind: Kind,
+        plan: Plan,
+    ) -> Result<(), RingError> {
+        let mut parts = 0;
+        for part in &plan.parts {
+            let (at, length) = (part.at as u32, part.len as u32);
+            match part.place {
+                Place::File { file, offset } => {
+                    parts += 1;
+                    self.operate(Operation {
+                        slot: number,
+                        kind,
+                        file: file as u32,
+                        offset,
+                        at,
+                        length,
+                    })?;
+                }
+                Place::Zero => self.slot(number)?.zero(at, length)?,
+            }
+        }
+        let slot = self.slot(number)?;
+        slot.stage = Stage::Ring;
+        slot.parts = parts;
+        slot._plan = Some(plan);
+        if parts == 0 {
+            return self.finish(queue, number);
+        }
+        Ok(())
+    }
+
+    /// Puts an operation into the ring.
+    fn operate(&mut self, operation: Operation) -> Result<(), RingError> {
+        let Some(ring) = &mut self.ring else {
+            return Err(RingError::Device("there is no io_uring".to_owned()));
+        };
+        let slot = self
+            .slots
+            .get(operation.slot)
+            .and_then(Option::as_ref)
+            .and_then(|slot| Some((slot.chain.as_ref()?, &slot.memory)));
+        let token = self.operations.iter().position(Option::is_none);
+        let (Some((chain, memory)), Some(token)) = (slot, token) else {
+            return Err(RingError::Device("no place in the io_uring".to_owned()));
+        };
+        let place = (operation.file, operation.offset);
+        match operation.kind {
+            Kind::Read => {
+                let to = chain.writable().part(operation.at, operation.length)?;
+                ring.read(place, memory, &to, token as u64)?;
+            }
+            Kind::Write => {
+                let from = chain
+                    .readable()
+                    .part(HEADER.saturating_add(operation.at), operation.length)?;
+                ring.write(place, memory, &from, token as u64)?;
+            }
+            Kind::Sync => ring.sync(operation.file, token as u64)?,
+        }
+        if let Some(entry) = self.operations.get_mut(token) {
+            *entry = Some(operation);
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel of new operations, completes what has ended, and starts what waited for that; until nothing more has ended.
+    fn settle(&mut self, device: &mut Device, queue: &mut Queue<'_>) -> Result<(), RingError> {
+        loop {
+            let mut ended = 0;
+            if let Some(ring) = &mut self.ring {
+                ring.submit().map_err(lost)?;
+            }
+            while let Some((token, moved)) = self.ring.as_mut().and_then(Uring::take_ended) {
+                ended += 1;
+                self.operation_ended(device, queue, token, moved)?;
+            }
+            for done in device.pool.take_done(self.number) {
+                ended += 1;
+                self.with_threads -= 1;
+                let slot = self.slot(done.slot)?;
+                slot.chain = Some(done.chain);
+                slot.status = done.status?;
+                self.finish(queue, done.slot)?;
+            }
+            if ended == 0 {
+                return Ok(());
+            }
+            self.start_waiting(device, queue)?;
+        }
+    }
+
+    fn start_waiting(
+        &mut self,
+        device: &mut Device,
+        queue: &mut Queue<'_>,
+    ) -> Result<(), RingError> {
+        let mut place = 0;
+        while self.waiting > 0 && place < self.order.len() {
+            let (before, rest) = self.order.split_at(place);
+            let Some(&number) = rest.first() else { break };
+            let free = self
+                .slots
+                .get(number)
+                .and_then(Option::as_ref)
+                .is_some_and(|slot| {
+                    slot.stage == Stage::Waiting && !self.must_wait(&slot.request, before)
+                });
+            if !free {
+                place += 1;
+                continue;
+            }
+            self.waiting -= 1;
+            self.start(device, queue, number)?;
+            // It may have ended at once.
+            place += usize::from(self.order.get(place) == Some(&number));
+        }
+        Ok(())
+    }
+
+    fn operation_ended(
+        &mut self,
+        device: &Device,
+        queue: &mut Queue<'_>,
+        token: u64,
+        moved: std::io::Result<usize>,
+    ) -> Result<(), RingError> {
+        let operation = usize::try_from(token)
+            .ok()
+            .and_then(|token| self.operations.get_mut(token)?.take());
+        let Some(mut operation) = operation else {
+            return Ok(());
+        };
+        match (operation.kind, moved) {
+            (Kind::Sync, Ok(_)) => {}
+            (Kind::Read, Ok(0)) => {
+                // The end of the file.
+                self.slot(operation.slot)?
+                    .zero(operation.at, operation.length)?;
+            }
+            (_, Ok(moved)) if moved > 0 => {
+                let moved = (moved as u32).min(operation.length);
+                operation.at += moved;
+                operation.length -= moved;
+                operation.offset += u64::from(moved);
+                if operation.length > 0 {
+                    return self.operate(operation);
+                }
+            }
+            (kind, failed) => {
+                let error = failed.err().unwrap_or(std::io::ErrorKind::WriteZero.into());
+                if kind == Kind::Sync {
+                    device.disk.image.flush_failed(&error);
+                }
+                self.slot(operation.slot)?.status = device.disk.status(Err(error));
+            }
+        }
+        let slot = self.slot(operation.slot)?;
+        slot.parts = slot.parts.saturating_sub(1);
+        if slot.parts == 0 {
+            return self.finish(queue, operation.slot);
+        }
+        Ok(())
+    }
+
+    /// Tells the driver that a request has ended.
+    fn finish(&mut self, queue: &mut Queue<'_>, number: usize) -> Result<(), RingError> {
+        let Some(slot) = self.slots.get_mut(number).and_then(Option::take) else {
+            return Ok(());
+        };
+        self.free.push(number);
+        self.order.retain(|&other| other != number);
+        match slot.chain {
+            Some(chain) => complete(queue, chain, slot.status),
+            None => Ok(()),
+        }
+    }
+}
+
+fn plan_read(disk: &Disk, range: Range) -> qcow::Result<Option<Plan>> {
+    disk.image.plan_read(range.offset, range.length as usize)
+}
+
+fn plan_write(disk: &Disk, range: Range) -> qcow::Result<Option<Plan>> {
+    disk.image.plan_write(range.offset, range.length as usize)
+}
+
+fn lost(error: std::io::Error) -> RingError {
+    RingError::Device(format!("io_uring: {error}"))
+}
+
+/// Whatever became of the request, all its writable buffers are the driver's again.
+fn complete(queue: &mut Queue<'_>, chain: Chain, status: Status) -> Result<(), RingError> {
+    let at = status_offset(&chain)?;
+    chain
+        .writable()
+        .write(queue.memory(), at, &[status.byte()])?;
+    let written = chain.writable().length();
+    queue.complete(chain, written)
+}
