@@ -118,6 +118,37 @@ impl Value {
         out
     }
 
+    /// The text of the value, in one line.
+    pub(crate) fn compact(&self) -> String {
+        let mut out = String::new();
+        self.write_compact(&mut out);
+        out
+    }
+
+    fn write_compact(&self, out: &mut String) {
+        match self {
+            Self::List(items) => {
+                out.push('[');
+                for (index, item) in items.iter().enumerate() {
+                    out.push_str(if index > 0 { ", " } else { "" });
+                    item.write_compact(out);
+                }
+                out.push(']');
+            }
+            Self::Object(object) => {
+                out.push('{');
+                for (index, (name, value)) in object.in_order().into_iter().enumerate() {
+                    out.push_str(if index > 0 { ", " } else { "" });
+                    write_text(out, name);
+                    out.push_str(": ");
+                    value.write_compact(out);
+                }
+                out.push('}');
+            }
+            other => other.write(out, 0),
+        }
+    }
+
     fn write(&self, out: &mut String, depth: usize) {
         match self {
             Self::Bool(value) => out.push_str(if *value { "true" } else { "false" }),

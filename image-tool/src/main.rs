@@ -16,6 +16,7 @@ mod generate;
 mod getopt;
 mod json;
 mod keyval;
+mod node;
 mod open;
 mod options;
 mod output;
@@ -78,6 +79,9 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
     if let Some(folder) = standard.value("man-pages") {
         generate::man_pages(verbs::whole(), folder.as_ref())?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if standard.flag("follow-json-names") {
+        source::follow_json_names();
     }
     let usage = |message: String| Usage {
         verb: None,

@@ -14,7 +14,7 @@ use qcow::{Backing, DataFile, Discard, Format, Image, Info, Locking, OpenOptions
 use crate::disk::Disk;
 use crate::probe;
 use crate::reason::reason;
-use crate::source::{BackingOverride, Source, relative_to};
+use crate::source::{BackingOverride, Locks, Source};
 use crate::unsynced::Unsynced;
 
 /// The most images a chain may have.
@@ -105,14 +105,13 @@ impl Chain {
         }
         let mut options = OpenOptions::new(format)
             .writable(how.writable)
-            .locking(if how.share || source.force_share {
-                Locking::Shared
-            } else {
-                Locking::Exclusive
-            })
+            .locking(locking(source, how.share))
             .discard(Discard::Unmap)
             .for_check(how.for_check)
             .snapshot(how.snapshot.clone());
+        for window in &source.windows {
+            options = options.window(window.offset, window.size);
+        }
         if !how.alone {
             options = options.data_file(self.data_file(source));
             if !how.no_backing {
@@ -183,9 +182,12 @@ impl Chain {
 
 /// The backing file an image names, as a source of its own.
 fn recorded_backing(source: &Source, file: &File) -> Result<Option<Source>> {
-    let header = OpenOptions::new(Format::Qcow2)
+    let mut header = OpenOptions::new(Format::Qcow2)
         .locking(Locking::Off)
         .for_check(true);
+    for window in &source.windows {
+        header = header.window(window.offset, window.size);
+    }
     let told = |error: &qcow::Error| anyhow!("{}", reason(error, &source.path));
     let image =
         Image::open_file(file.try_clone()?, &source.path, &header).map_err(|error| told(&error))?;
@@ -193,19 +195,23 @@ fn recorded_backing(source: &Source, file: &File) -> Result<Option<Source>> {
     let Some(name) = info.backing_filename else {
         return Ok(None);
     };
-    let path = relative_to(&source.path, &name)
-        .map_err(|error| anyhow!("Could not open backing file: {error}"))?;
     let Some(format) = info.backing_format else {
         bail!("Image names the backing file '{name}' without its format, and it is not guessed");
     };
+    let below = Source::recorded(&source.path, &name, Some(&format))
+        .map_err(|error| anyhow!("Could not open backing file: {error}"))?;
     Ok(Some(Source {
-        text: path.to_string_lossy().into_owned(),
-        path,
-        format: Some(format),
-        backing: BackingOverride::AsRecorded,
-        data_file: None,
         force_share: source.force_share,
+        ..below
     }))
+}
+
+fn locking(source: &Source, share: bool) -> Locking {
+    match source.locks {
+        Locks::Off => Locking::Off,
+        _ if share || source.force_share => Locking::Shared,
+        Locks::Auto | Locks::On => Locking::Exclusive,
+    }
 }
 
 /// Opens the file under an image.
@@ -241,7 +247,10 @@ fn not_a_file(path: &Path) -> anyhow::Error {
 fn format_of(source: &Source, file: &File) -> Result<(Format, bool)> {
     match &source.format {
         Some(name) => Ok((known(name)?, false)),
-        None => Ok((known(probe::format_of(file)?)?, true)),
+        None => {
+            let start = source.windows.iter().map(|window| window.offset).sum();
+            Ok((known(probe::format_of(file, start)?)?, true))
+        }
     }
 }
 

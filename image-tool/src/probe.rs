@@ -22,12 +22,12 @@ const MAGICS: [(&str, usize, &[u8]); 14] = [
     ("dmg", 0, b"encrcdsa"),
 ];
 
-/// The name of the format the file's first bytes speak of; `raw` when they speak of none.
-pub(crate) fn format_of(file: &File) -> io::Result<&'static str> {
+/// The name of the format that the bytes from `start` on speak of; `raw` when they speak of none.
+pub(crate) fn format_of(file: &File, start: u64) -> io::Result<&'static str> {
     let mut head = [0u8; 512];
     let mut filled = 0;
     while let Some(rest) = head.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, filled as u64) {
+        match file.read_at(rest, start.saturating_add(filled as u64)) {
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

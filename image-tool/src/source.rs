@@ -3,10 +3,15 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow, bail};
+use serde_json::error::Category;
 
+use crate::json::Value;
 use crate::keyval;
+use crate::node::{Given, Node};
+use crate::report::Hinted;
 
 /// An image as the user described it, before any file is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +28,13 @@ pub(crate) struct Source {
     pub(crate) data_file: Option<PathBuf>,
     /// `force-share=on` among the options.
     pub(crate) force_share: bool,
+    pub(crate) locks: Locks,
+    /// It is the file itself, without a format above it.
+    pub(crate) is_protocol: bool,
+    /// The parts of the file that the image lies in, from the file upwards.
+    pub(crate) windows: Vec<Window>,
+    /// How the image is shown when its path does not say all.
+    pub(crate) shown: Option<Value>,
 }
 
 /// What the options say about the backing file.
@@ -37,29 +49,33 @@ pub(crate) enum BackingOverride {
     Image(Box<Source>),
 }
 
-/// Options of nodes that tune and do not change what is read or written.
-const TUNING: [&str; 20] = [
-    "node-name",
-    "read-only",
-    "auto-read-only",
-    "discard",
-    "detect-zeroes",
-    "cache.direct",
-    "cache.no-flush",
-    "lazy-refcounts",
-    "pass-discard-request",
-    "pass-discard-snapshot",
-    "pass-discard-other",
-    "discard-no-unref",
-    "overlap-check",
-    "cache-size",
-    "l2-cache-size",
-    "l2-cache-entry-size",
-    "refcount-cache-size",
-    "cache-clean-interval",
-    "locking",
-    "aio",
-];
+/// Whether the image's file is locked against other processes: `locking=` of a file node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Locks {
+    /// As far as the host can.
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+/// A part of a file in the place of a file: raw's `offset` and `size`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) offset: u64,
+    /// Up to the end of what it is a part of, if absent.
+    pub(crate) size: Option<u64>,
+    /// The node, as it is shown.
+    pub(crate) shown: Value,
+}
+
+/// Whether `json:` names that images record are followed; the user says so before anything is opened.
+static FOLLOW_JSON: AtomicBool = AtomicBool::new(false);
+
+/// From now on `json:` names in images are followed, as far as raw, qcow2 and local files go.
+pub(crate) fn follow_json_names() {
+    FOLLOW_JSON.store(true, Ordering::Relaxed);
+}
 
 impl Source {
     /// From an operand: a file name, or with `image_opts` a list of options.
@@ -85,129 +101,99 @@ impl Source {
         }
         Ok(Self {
             text,
+            ..Self::of_file(path, format.map(str::to_owned))
+        })
+    }
+
+    /// The image that the user names as one's backing file: relative to that image, unless it is described by options.
+    pub(crate) fn beside(image: &Path, name: &str, format: Option<&str>) -> Result<Self> {
+        if name.starts_with("json:") {
+            return Self::from_name(OsStr::new(name), format);
+        }
+        let path = relative_to(image, name)?;
+        Ok(Self::of_file(path, format.map(str::to_owned)))
+    }
+
+    /// The image in a file, as it is.
+    pub(crate) fn of_file(path: PathBuf, format: Option<String>) -> Self {
+        Self {
+            text: path.to_string_lossy().into_owned(),
             path,
-            format: format.map(str::to_owned),
+            format,
             backing: BackingOverride::AsRecorded,
             data_file: None,
             force_share: false,
-        })
+            locks: Locks::Auto,
+            is_protocol: false,
+            windows: Vec::new(),
+            shown: None,
+        }
+    }
+
+    /// The image that another image names as its backing file, with the format it records.
+    pub(crate) fn recorded(image: &Path, name: &str, format: Option<&str>) -> Result<Self> {
+        if name.starts_with("json:") && !FOLLOW_JSON.load(Ordering::Relaxed) {
+            bail!("the image names '{name}', which is followed only with --follow-json-names");
+        }
+        Self::beside(image, name, format)
+    }
+
+    /// How the image is shown: its path, unless that does not say all.
+    pub(crate) fn shown(&self, format: &str) -> String {
+        match &self.shown {
+            Some(Value::Object(tree)) => {
+                let known = tree.in_order().iter().any(|(name, _)| *name == "driver");
+                let tree = tree.clone();
+                let tree = tree.with_some("driver", (!known).then_some(format));
+                format!("json:{}", Value::from(tree).compact())
+            }
+            _ => self.path.to_string_lossy().into_owned(),
+        }
     }
 
     fn from_options(text: &str) -> Result<Self> {
         let options = keyval::split(text, Some("file"))
             .into_iter()
-            .map(|item| (item.key, item.value.unwrap_or_else(|| "on".to_owned())))
+            .map(|item| {
+                let text = item.value.unwrap_or_else(|| "on".to_owned());
+                (item.key, Given { text, bare: false })
+            })
             .collect();
-        Self::from_flat(text, options).map_err(|error| anyhow!("Could not open '{text}': {error}"))
+        Self::from_flat(text, options, None)
+            .map_err(|error| with_hint(error, |why| format!("Could not open '{text}': {why}")))
     }
 
     fn from_json(text: &str, json: &str, format: Option<&str>) -> Result<Self> {
         let failed = |error: String| anyhow!("Could not open '{text}': {error}");
         let value: serde_json::Value =
             serde_json::from_str(&double_quoted(json)).map_err(|error| {
-                failed(format!(
-                    "Could not parse the JSON options: JSON parse error, {error}"
-                ))
+                let why = match error.classify() {
+                    _ if json.trim().is_empty() => "Expecting a JSON value".to_owned(),
+                    Category::Eof => "JSON parse error, premature EOI".to_owned(),
+                    _ => format!("JSON parse error, {error}"),
+                };
+                failed(format!("Could not parse the JSON options: {why}"))
             })?;
         let serde_json::Value::Object(members) = value else {
             return Err(failed("Invalid JSON object given".to_owned()));
         };
         let mut options = Vec::new();
-        flatten("", &members, &mut options).map_err(failed)?;
-        if let Some(format) = format {
-            options.retain(|(key, _)| key != "driver");
-            options.push(("driver".to_owned(), format.to_owned()));
-        }
-        Self::from_flat(text, options).map_err(|error| failed(error.to_string()))
+        flatten("", &members, &mut options);
+        Self::from_flat(text, options, format)
+            .map_err(|error| with_hint(error, |why| format!("Could not open '{text}': {why}")))
     }
 
     /// From options whose keys are paths: `file.filename`, `backing.driver`.
-    fn from_flat(text: &str, options: Vec<(String, String)>) -> Result<Self> {
+    fn from_flat(text: &str, options: Vec<(String, Given)>, format: Option<&str>) -> Result<Self> {
         let mut node = Node::default();
         for (key, value) in options {
             node.set(&key, value)?;
         }
+        if let Some(format) = format {
+            node.set_driver(format);
+        }
         node.into_source(text)
     }
-}
-
-/// Options of one image while they are collected.
-#[derive(Debug, Default)]
-struct Node {
-    driver: Option<String>,
-    filename: Option<String>,
-    file_driver: Option<String>,
-    backing: Vec<(String, String)>,
-    no_backing: bool,
-    data_file: Option<String>,
-    force_share: bool,
-}
-
-impl Node {
-    fn set(&mut self, key: &str, value: String) -> Result<()> {
-        let tuning = key.strip_prefix("file.").unwrap_or(key);
-        match key {
-            "driver" => self.driver = Some(value),
-            "filename" | "file.filename" => self.filename = Some(value),
-            "file.driver" => self.file_driver = Some(value),
-            "file" => bail!("Cannot find device='{value}' nor node-name='{value}'"),
-            "force-share" => {
-                self.force_share = keyval::boolean(&value)
-                    .ok_or_else(|| anyhow!("Parameter 'force-share' expects 'on' or 'off'"))?;
-            }
-            "backing" if value.is_empty() => self.no_backing = true,
-            "backing" => bail!("Cannot find device='{value}' nor node-name='{value}'"),
-            "data-file.filename" | "data-file.file.filename" => self.data_file = Some(value),
-            "data-file.driver" | "data-file.file.driver"
-                if matches!(value.as_str(), "file" | "raw") => {}
-            _ if TUNING.contains(&tuning) => {}
-            _ => match key.strip_prefix("backing.") {
-                Some(inner) => self.backing.push((inner.to_owned(), value)),
-                None => {
-                    let driver = self.driver.as_deref().unwrap_or("file");
-                    bail!("Block format '{driver}' does not support the option '{key}'");
-                }
-            },
-        }
-        Ok(())
-    }
-
-    fn into_source(self, text: &str) -> Result<Source> {
-        if let Some(driver) = self
-            .file_driver
-            .as_deref()
-            .filter(|driver| !is_file_driver(driver))
-        {
-            bail!("Unknown driver '{driver}'");
-        }
-        let filename = self
-            .filename
-            .ok_or_else(|| anyhow!("A block device must be specified for \"file\""))?;
-        // On a `file` node the file is the disk.
-        let format = match self.driver.as_deref() {
-            Some(driver) if is_file_driver(driver) => Some("raw".to_owned()),
-            other => other.map(str::to_owned),
-        };
-        let backing = match (self.no_backing, self.backing.is_empty()) {
-            (true, _) => BackingOverride::None,
-            (false, true) => BackingOverride::AsRecorded,
-            (false, false) => {
-                BackingOverride::Image(Box::new(Source::from_flat(text, self.backing)?))
-            }
-        };
-        Ok(Source {
-            text: text.to_owned(),
-            path: PathBuf::from(filename),
-            format,
-            backing,
-            data_file: self.data_file.map(PathBuf::from),
-            force_share: self.force_share,
-        })
-    }
-}
-
-fn is_file_driver(driver: &str) -> bool {
-    matches!(driver, "file" | "host_device")
 }
 
 /// QEMU takes strings in single quotes, too; the parser wants double ones.
@@ -241,21 +227,41 @@ fn double_quoted(json: &str) -> String {
 fn flatten(
     prefix: &str,
     members: &serde_json::Map<String, serde_json::Value>,
-    options: &mut Vec<(String, String)>,
-) -> Result<(), String> {
-    use serde_json::Value;
+    options: &mut Vec<(String, Given)>,
+) {
     for (name, value) in members {
-        let key = format!("{prefix}{name}");
-        match value {
-            Value::Object(inner) => flatten(&format!("{key}."), inner, options)?,
-            Value::String(text) => options.push((key, text.clone())),
-            Value::Bool(value) => options.push((key, if *value { "on" } else { "off" }.to_owned())),
-            Value::Number(number) => options.push((key, number.to_string())),
-            Value::Null => options.push((key, String::new())),
-            Value::Array(_) => return Err(format!("Parameter '{key}' is unexpected")),
-        }
+        flatten_value(format!("{prefix}{name}"), value, options);
     }
-    Ok(())
+}
+
+fn flatten_value(key: String, value: &serde_json::Value, options: &mut Vec<(String, Given)>) {
+    use serde_json::Value;
+    let (text, bare) = match value {
+        Value::Object(inner) => return flatten(&format!("{key}."), inner, options),
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                flatten_value(format!("{key}.{index}"), item, options);
+            }
+            return;
+        }
+        Value::String(text) => (text.clone(), false),
+        Value::Bool(value) => (if *value { "on" } else { "off" }.to_owned(), true),
+        Value::Number(number) => (number.to_string(), true),
+        Value::Null => (String::new(), true),
+    };
+    options.push((key, Given { text, bare }));
+}
+
+/// The same error with other words and the same hint.
+fn with_hint(error: anyhow::Error, words: impl FnOnce(String) -> String) -> anyhow::Error {
+    match error.downcast::<Hinted>() {
+        Ok(hinted) => Hinted {
+            message: words(hinted.message),
+            hint: hinted.hint,
+        }
+        .into(),
+        Err(error) => anyhow!("{}", words(error.to_string())),
+    }
 }
 
 /// The path behind a name that may begin with a protocol, which can only be `file:`.
@@ -270,9 +276,18 @@ pub(crate) fn local_path(name: &OsStr) -> Result<PathBuf> {
     if protocol != b"file" {
         bail!("Unknown protocol '{}'", String::from_utf8_lossy(protocol));
     }
-    Ok(PathBuf::from(OsStr::from_bytes(
-        rest.get(1..).unwrap_or_default(),
-    )))
+    let path = PathBuf::from(OsStr::from_bytes(rest.get(1..).unwrap_or_default()));
+    // What is left must not look as if it had a protocol, either.
+    match has_protocol(&path.to_string_lossy()) {
+        true => Ok(Path::new(".").join(path)),
+        false => Ok(path),
+    }
+}
+
+/// Whether a name begins with a protocol.
+pub(crate) fn has_protocol(name: &str) -> bool {
+    name.find([':', '/'])
+        .is_some_and(|at| name.as_bytes().get(at) == Some(&b':'))
 }
 
 /// Where a file named by an image lies: relative names are relative to the image.

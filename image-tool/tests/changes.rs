@@ -229,3 +229,40 @@ fn rebase_records_any_format_the_reference_knows() {
         );
     }
 }
+
+#[test]
+fn shrinking_gives_back_refcount_blocks_and_the_end_of_the_file() {
+    if !reference_is_there() {
+        return;
+    }
+    for options in [
+        "cluster_size=512,refcount_bits=64",
+        "cluster_size=512,refcount_bits=1",
+        "cluster_size=1k",
+        "cluster_size=64k",
+    ] {
+        let pair = Pair::new();
+        let create = [
+            "qemu-img", "create", "-q", "-f", "qcow2", "-o", options, "image", "3M",
+        ];
+        let write = ["qemu-io", "-f", "qcow2", "-c", "write -P 9 0 3M", "image"];
+        pair.prepare(&[&create, &write]);
+        pair.same(&["resize", "--shrink", "image", "1M"]);
+        pair.same_image("image", "qcow2");
+        let lengths = [pair.ours(), pair.theirs()]
+            .map(|side| fs::metadata(side.join("image")).unwrap().len());
+        assert_eq!(lengths[0], lengths[1], "{options}");
+        // What is written later finds its place.
+        let grow = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M", "image"];
+        assert_eq!(
+            pair.run_ours(&["resize", "-q", "image", "8M"]).status,
+            Some(0)
+        );
+        must("write", &pair.ours(), &grow);
+        let line = [
+            "bench", "-q", "-w", "-c", "1000", "-d", "8", "-s", "4096", "-f", "qcow2", "image",
+        ];
+        assert_eq!(pair.run_ours(&line).status, Some(0));
+        must("check", &pair.ours(), &["qemu-img", "check", "-q", "image"]);
+    }
+}

@@ -186,6 +186,7 @@ fn open_backing(
         format,
         writable: false,
         snapshot: None,
+        windows: Vec::new(),
         for_check: false,
         data_file,
         ..options.clone()
@@ -200,6 +201,17 @@ fn open_backing(
 pub(crate) fn resolve_data_file(path: &Path, name: &str) -> Result<PathBuf> {
     resolve(path, name)?;
     Ok(PathBuf::from(name.strip_prefix("file:").unwrap_or(name)))
+}
+
+/// The full name behind one recorded in the image `path`, as QEMU shows it: those of a protocol are full already.
+pub(crate) fn full_name(path: &Path, name: &str) -> Option<PathBuf> {
+    let of_protocol = name
+        .find([':', '/'])
+        .is_some_and(|at| name.as_bytes().get(at) == Some(&b':'));
+    match of_protocol {
+        true => Some(PathBuf::from(name)),
+        false => resolve(path, name).ok(),
+    }
 }
 
 /// Where a name recorded in the image `path` leads: relative names are relative to the image's folder.

@@ -15,6 +15,7 @@ use crate::qcow2::Qcow2;
 use crate::raw::Raw;
 use crate::report::{CheckResult, Extent, Info, Repair, SnapshotInfo};
 use crate::storage::Storage;
+use crate::window::Window;
 
 /// An open image. `Send` and `Sync`: several threads may read, write and flush it at once.
 pub struct Image {
@@ -71,9 +72,16 @@ impl Image {
         options: &OpenOptions,
         lock: Option<FileLock>,
     ) -> Result<Self> {
+        let mut storage = storage;
+        let mut start = 0u64;
+        for (offset, size) in &options.windows {
+            storage = Box::new(Window::new(storage, *offset, *size)?);
+            start = start.saturating_add(*offset);
+        }
         let layer = match options.format {
             Format::Raw => Layer::Raw(Raw::new(
                 storage,
+                start,
                 options.discard == crate::options::Discard::Unmap,
             )?),
             Format::Qcow2 => Layer::Qcow2(Box::new(Qcow2::open(storage, options)?)),
@@ -326,7 +334,7 @@ impl Image {
                 zero: !data,
                 data,
                 compressed: false,
-                offset: Some(offset),
+                offset: Some(raw.place(offset)),
                 file: Some(self.path.clone()),
             }),
             Layer::Qcow2(qcow2) => qcow2.map(offset, len, &self.path),

@@ -109,6 +109,7 @@ mod raw;
 mod report;
 mod snapshot_table;
 mod storage;
+mod window;
 
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use buffer::{Destination, Source};

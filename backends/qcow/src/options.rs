@@ -105,6 +105,7 @@ pub struct OpenOptions {
     pub(crate) for_check: bool,
     pub(crate) snapshot: Option<String>,
     pub(crate) unformatted_backing: Option<Format>,
+    pub(crate) windows: Vec<(u64, Option<u64>)>,
 }
 
 impl OpenOptions {
@@ -122,6 +123,7 @@ impl OpenOptions {
             for_check: false,
             snapshot: None,
             unformatted_backing: None,
+            windows: Vec::new(),
         }
     }
 
@@ -181,6 +183,13 @@ impl OpenOptions {
     /// Read the disk as it was in this internal snapshot (an id or a name). Only for read-only use.
     pub fn snapshot(mut self, id_or_name: Option<String>) -> Self {
         self.snapshot = id_or_name;
+        self
+    }
+
+    /// The image lies in a part of its file: from `offset` on, `size` bytes of it or all that follows. Of several windows each is
+    /// a part of the one before. With a size the image cannot grow beyond it.
+    pub fn window(mut self, offset: u64, size: Option<u64>) -> Self {
+        self.windows.push((offset, size));
         self
     }
 

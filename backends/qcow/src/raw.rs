@@ -9,6 +9,8 @@ use crate::storage::Storage;
 /// A raw image.
 pub(crate) struct Raw {
     pub(crate) storage: Box<dyn Storage>,
+    /// Where the disk begins in the file.
+    start: u64,
     size: std::sync::atomic::AtomicU64,
     discard: bool,
 }
@@ -18,10 +20,11 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
 }
 
 impl Raw {
-    pub(crate) fn new(storage: Box<dyn Storage>, discard: bool) -> Result<Self> {
+    pub(crate) fn new(storage: Box<dyn Storage>, start: u64, discard: bool) -> Result<Self> {
         let size = storage.len().map_err(failed("cannot find the size"))?;
         Ok(Self {
             storage,
+            start,
             size: size.into(),
             discard,
         })
@@ -29,6 +32,11 @@ impl Raw {
 
     pub(crate) fn size(&self) -> u64 {
         self.size.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Where a byte of the disk lies in the file.
+    pub(crate) fn place(&self, offset: u64) -> u64 {
+        offset.saturating_add(self.start)
     }
 
     pub(crate) fn read(
@@ -89,7 +97,11 @@ impl Raw {
     pub(crate) fn resize(&self, size: u64) -> Result<()> {
         self.storage
             .set_len(size)
-            .map_err(failed("cannot resize"))?;
+            .map_err(|error| match error.raw_os_error() {
+                Some(_) => Error::io("cannot resize", error),
+                // The storage itself says that it cannot.
+                None => Error::unsupported(error.to_string()),
+            })?;
         self.size.store(size, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }

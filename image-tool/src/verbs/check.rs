@@ -64,6 +64,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         &Opening {
             writable: repair != Repair::None,
             share: matches.flag("force-share"),
+            alone: true,
             for_check: true,
             ..Opening::default()
         },

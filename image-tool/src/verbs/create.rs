@@ -15,7 +15,7 @@ use crate::options;
 use crate::output;
 use crate::reason::reason;
 use crate::report::{Hinted, Usage};
-use crate::source::{Source, local_path, relative_to};
+use crate::source::{Source, local_path};
 use crate::target::Target;
 
 pub(crate) const NAME: &str = "create";
@@ -222,8 +222,7 @@ fn check_backing(
             None => bail!("Backing file specified without backing format"),
         };
     }
-    let full = relative_to(path, backing)?;
-    let source = Source::from_name(full.as_os_str(), format.as_deref())?;
+    let source = Source::beside(path, backing, format.as_deref())?;
     let opened = open::open_unnamed(
         &source,
         &Opening {

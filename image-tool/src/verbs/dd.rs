@@ -15,7 +15,7 @@ use crate::open::{self, Opening};
 use crate::options::{self, value};
 use crate::reason::cause;
 use crate::report;
-use crate::source::{BackingOverride, Source, local_path};
+use crate::source::{Source, local_path};
 use crate::target::Target;
 use crate::verbs::{close, create};
 use crate::watch::Watch;
@@ -148,11 +148,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     target.inherit()?;
     let written = Source {
         text: shown.to_string(),
-        path: target.path().to_owned(),
-        format: Some(format.name().to_owned()),
-        backing: BackingOverride::AsRecorded,
-        data_file: None,
-        force_share: false,
+        ..Source::of_file(target.path().to_owned(), Some(format.name().to_owned()))
     };
     let written = open::open(
         &written,

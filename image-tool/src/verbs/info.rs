@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{Info, Qcow2Info};
 
@@ -17,7 +17,7 @@ use crate::options;
 use crate::output::{self, Format};
 use crate::size;
 use crate::snapshot_list::{self, LocalTime};
-use crate::source::{BackingOverride, Source};
+use crate::source::Source;
 
 pub(crate) const NAME: &str = "info";
 
@@ -69,9 +69,17 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is told of one image.
+struct Told {
+    source: Source,
+    info: Info,
+    /// Length of the whole file, of which the image may be a part.
+    file_size: u64,
+}
+
 /// The facts of the image, then of those below it.
-fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Info>> {
-    let mut infos = Vec::new();
+fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
+    let mut told = Vec::new();
     let mut names = HashSet::new();
     let mut next = Some(first);
     while let Some(source) = next.take() {
@@ -89,32 +97,82 @@ fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Info>> {
         };
         let info = open::open(&source, &opening)?.info()?;
         if chain && let Some(name) = &info.backing_filename {
-            let Some(path) = info.full_backing_filename.clone() else {
-                bail!(
-                    "Could not determine absolute backing filename, but backing filename '{name}' present"
-                );
-            };
-            next = Some(Source {
-                text: path.to_string_lossy().into_owned(),
-                path,
-                format: info.backing_format.clone(),
-                backing: BackingOverride::AsRecorded,
-                data_file: None,
-                force_share: false,
-            });
+            let below = Source::recorded(&source.path, name, info.backing_format.as_deref());
+            next = Some(below.map_err(|why| {
+                anyhow!(
+                    "Could not determine absolute backing filename, but backing filename '{name}' present: {why}"
+                )
+            })?);
         }
-        infos.push(info);
+        let file_size = match source.windows.is_empty() {
+            true => info.file_size,
+            false => std::fs::metadata(&source.path)?.len(),
+        };
+        told.push(Told {
+            source,
+            info,
+            file_size,
+        });
     }
-    Ok(infos)
+    Ok(told)
 }
 
-fn human(info: &Info, local: &LocalTime) -> String {
+impl Told {
+    /// The name of the format, or `file` where there is none.
+    fn format(&self) -> &'static str {
+        match self.source.is_protocol {
+            true => "file",
+            false => self.info.format.name(),
+        }
+    }
+
+    fn shown(&self) -> String {
+        self.source.shown(self.format())
+    }
+}
+
+/// One node under an image, down to the file.
+struct Under {
+    name: String,
+    /// `file` for the file itself.
+    format: &'static str,
+    size: u64,
+}
+
+/// The nodes under an image, the nearest first; the last is the file.
+fn under(told: &Told) -> Vec<Under> {
+    if told.source.is_protocol {
+        return Vec::new();
+    }
+    let mut nodes = vec![Under {
+        name: told.source.path.to_string_lossy().into_owned(),
+        format: "file",
+        size: told.file_size,
+    }];
+    let mut size = told.file_size;
+    for window in &told.source.windows {
+        size = window.size.unwrap_or(size.saturating_sub(window.offset));
+        nodes.push(Under {
+            name: format!("json:{}", window.shown.compact()),
+            format: "raw",
+            size,
+        });
+    }
+    if told.info.format == qcow::Format::Raw && nodes.len() > 1 {
+        // The last of them is the image.
+        nodes.pop();
+    }
+    nodes.reverse();
+    nodes
+}
+
+fn human(told: &Told, local: &LocalTime) -> String {
     let mut text = String::new();
-    let name = info.filename.display();
+    let (info, name) = (&told.info, told.shown());
     let _ = write!(
         text,
         "image: {name}\nfile format: {}\nvirtual size: {} ({} bytes)\ndisk size: {}\n",
-        info.format,
+        told.format(),
         size::human(whole_sectors(info.virtual_size)),
         whole_sectors(info.virtual_size),
         size::human(info.actual_size),
@@ -136,13 +194,25 @@ fn human(info: &Info, local: &LocalTime) -> String {
         text.push_str("Format specific information:\n");
         human_object(&mut text, &specific(qcow2), 1);
     }
-    let _ = write!(
-        text,
-        "Child node '/file':\n    filename: {name}\n    protocol type: file\n    file length: {} ({} bytes)\n    disk size: {}\n",
-        size::human(whole_sectors(info.file_size)),
-        whole_sectors(info.file_size),
-        size::human(info.actual_size),
-    );
+    let (mut path, mut indent) = (String::new(), String::new());
+    for node in under(told) {
+        path.push_str("/file");
+        let _ = writeln!(text, "{indent}Child node '{path}':");
+        indent.push_str("    ");
+        let size = whole_sectors(node.size);
+        let (kind, what, length) = match node.format {
+            "file" => ("filename", "protocol type", "file length"),
+            _ => ("image", "file format", "virtual size"),
+        };
+        let _ = write!(
+            text,
+            "{indent}{kind}: {}\n{indent}{what}: {}\n{indent}{length}: {} ({size} bytes)\n{indent}disk size: {}\n",
+            node.name,
+            node.format,
+            size::human(size),
+            size::human(info.actual_size),
+        );
+    }
     text
 }
 
@@ -239,21 +309,28 @@ fn specific(info: &Qcow2Info) -> Object {
         .with("compression-type", info.compression_type.name())
 }
 
-fn json(info: &Info) -> Value {
-    let filename = info.filename.to_string_lossy().into_owned();
-    let file = Object::new()
-        .with("filename", filename.as_str())
-        .with("format", "file")
+/// The nodes from this one on, as the list of an image's children.
+fn json_children(nodes: &[Under], actual_size: u64) -> Vec<Value> {
+    let Some((node, below)) = nodes.split_first() else {
+        return Vec::new();
+    };
+    let is_file = node.format == "file";
+    let specific = Object::new()
+        .with("type", "file")
+        .with("data", Object::new());
+    let info = Object::new()
+        .with("filename", node.name.as_str())
+        .with("format", node.format)
         .with("dirty-flag", false)
-        .with("actual-size", info.actual_size)
-        .with("virtual-size", whole_sectors(info.file_size))
-        .with(
-            "format-specific",
-            Object::new()
-                .with("type", "file")
-                .with("data", Object::new()),
-        )
-        .with("children", Vec::new());
+        .with("actual-size", actual_size)
+        .with("virtual-size", whole_sectors(node.size))
+        .with_some("format-specific", is_file.then_some(specific))
+        .with("children", json_children(below, actual_size));
+    vec![Object::new().with("name", "file").with("info", info).into()]
+}
+
+fn json(told: &Told) -> Value {
+    let (info, filename) = (&told.info, told.shown());
     let full_backing = info
         .full_backing_filename
         .as_ref()
@@ -264,9 +341,17 @@ fn json(info: &Info) -> Value {
             .with("type", "qcow2")
             .with("data", specific(qcow2))
     });
+    let format_specific = match told.source.is_protocol {
+        true => Some(
+            Object::new()
+                .with("type", "file")
+                .with("data", Object::new()),
+        ),
+        false => format_specific,
+    };
     Object::new()
         .with("filename", filename)
-        .with("format", info.format.name())
+        .with("format", told.format())
         .with(
             "dirty-flag",
             info.qcow2.as_ref().is_some_and(|qcow2| qcow2.dirty),
@@ -279,9 +364,6 @@ fn json(info: &Info) -> Value {
         .with_some("backing-filename-format", info.backing_format.as_deref())
         .with_some("snapshots", (!snapshots.is_empty()).then_some(snapshots))
         .with_some("format-specific", format_specific)
-        .with(
-            "children",
-            vec![Object::new().with("name", "file").with("info", file).into()],
-        )
+        .with("children", json_children(&under(told), info.actual_size))
         .into()
 }

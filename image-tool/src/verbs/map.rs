@@ -70,7 +70,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let end = max_length.map_or(size, |length| start.saturating_add(length).min(size));
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let printed = match form {
-        Format::Human => human(&mut out, &opened.image, start, end),
+        Format::Human => human(&mut out, &opened.image, &source, start, end),
         Format::Json => json(&mut out, &opened.image, start, end),
     };
     // A reader that has gone away is no error of ours.
@@ -157,7 +157,13 @@ fn joinable(one: &Extent, next: &Extent) -> bool {
         && one.offset.map(|offset| offset + one.length) == next.offset
 }
 
-fn human(out: &mut impl std::io::Write, image: &Image, start: u64, end: u64) -> Result<()> {
+fn human(
+    out: &mut impl std::io::Write,
+    image: &Image,
+    source: &Source,
+    start: u64,
+    end: u64,
+) -> Result<()> {
     let _ = writeln!(
         out,
         "{:<16}{:<16}{:<16}File",
@@ -179,10 +185,16 @@ fn human(out: &mut impl std::io::Write, image: &Image, start: u64, end: u64) -> 
         if extent.zero {
             continue;
         }
-        let file = extent
-            .file
-            .map(|file| file.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let file = match (&extent.file, source.windows.last()) {
+            // Offsets of a qcow2 image are offsets in the part of the file it lies in.
+            (Some(file), Some(window))
+                if *file == source.path && image.format() == qcow::Format::Qcow2 =>
+            {
+                format!("json:{}", window.shown.compact())
+            }
+            (Some(file), _) => file.to_string_lossy().into_owned(),
+            (None, _) => String::new(),
+        };
         let _ = writeln!(
             out,
             "{:<16}{:<16}{:<16}{file}",

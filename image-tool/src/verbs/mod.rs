@@ -103,6 +103,11 @@ pub(crate) fn program() -> Command {
             "write the man pages into this folder and exit",
         ))
         .arg(value("trace", 'T', "TRACE", "accepted and ignored"))
+        .arg(flag(
+            "follow-json-names",
+            None,
+            "follow names of the form json:{…} that an image records for its backing file, as far as raw, qcow2 and local files go",
+        ))
 }
 
 /// The program with every verb, for completions, man pages and the overview.

@@ -21,7 +21,7 @@ use crate::options::{self, flag, value};
 use crate::progress::Progress;
 use crate::reason::cause;
 use crate::report::Usage;
-use crate::source::{Source, relative_to};
+use crate::source::Source;
 use crate::verbs::close;
 use crate::watch::Watch;
 
@@ -148,9 +148,8 @@ fn open_backing(
     name: &str,
     format: Option<&str>,
 ) -> Result<Opened> {
-    let path = relative_to(&overlay.path, name)
+    let source = Source::beside(&overlay.path, name, format)
         .map_err(|error| anyhow!("Could not resolve backing filename: {error}"))?;
-    let source = Source::from_name(path.as_os_str(), format)?;
     open::open_unnamed(
         &source,
         &Opening {

@@ -39,6 +39,62 @@ impl Engine {
         Ok((entry != 0).then_some(HostOffset(entry)))
     }
 
+    /// The refcount blocks, each with its index in the table.
+    pub(crate) fn refcount_blocks(&mut self) -> Result<Vec<(u64, HostOffset)>, Stop> {
+        let table = self.refcount_table_words()?;
+        let per_block = self.geometry.refcount_block_entries();
+        let mut blocks = Vec::new();
+        for (index, entry) in (0..).zip(table) {
+            if entry != 0
+                && let Some(block) = self.refcount_block(ClusterIndex(index * per_block))?
+            {
+                blocks.push((index, block));
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// Whether a refcount block counts no cluster but itself.
+    pub(crate) fn is_idle(&mut self, index: u64, block: HostOffset) -> Result<bool, Stop> {
+        let itself = self.geometry.cluster_of(block);
+        let (own, shift) = self.refcount_place(block, itself);
+        let counts_itself = itself.0 / self.geometry.refcount_block_entries() == index;
+        let words = self.words(block.0, self.geometry.cluster_size() / 8)?;
+        Ok(!(block.0..).step_by(8).zip(words).any(|(at, word)| {
+            let of_itself = match counts_itself && at == own {
+                true => self.geometry.refcount_max() << shift,
+                false => 0,
+            };
+            word & !of_itself != 0
+        }))
+    }
+
+    /// Takes a refcount block out of the table. Its own count is lowered by whoever commits that first, if another block holds it.
+    pub(crate) fn unlist_refcount_block(&mut self, index: u64) -> Result<(), Stop> {
+        self.set(Table::Blocks, self.refcount_table_slot(index), 0)
+    }
+
+    /// The last cluster in use that a refcount block counts.
+    pub(crate) fn last_in_use(
+        &mut self,
+        index: u64,
+        block: HostOffset,
+    ) -> Result<Option<ClusterIndex>, Stop> {
+        let per_block = self.geometry.refcount_block_entries();
+        let per_word = 64 / u64::from(self.geometry.refcount_bits());
+        let words = self.words(block.0, self.geometry.cluster_size() / 8)?;
+        let Some(last) = words.iter().rposition(|word| *word != 0) else {
+            return Ok(None);
+        };
+        let first = index * per_block + last as u64 * per_word;
+        for cluster in (first..first + per_word).rev().map(ClusterIndex) {
+            if self.refcount(cluster)? != 0 {
+                return Ok(Some(cluster));
+            }
+        }
+        Ok(None)
+    }
+
     /// Where the count of `cluster` lies in `block`: offset of the word, and shift within it.
     fn refcount_place(&self, block: HostOffset, cluster: ClusterIndex) -> (u64, u32) {
         let bits = u64::from(self.geometry.refcount_bits());

@@ -159,6 +159,11 @@ impl Engine {
         self.set(Table::L2, slot, host.map_or(0, |host| host.0))
     }
 
+    /// Takes an L2 table out of the active L1 table.
+    pub(crate) fn unlist_l2_table(&mut self, index: u64) -> Result<(), Stop> {
+        self.set(Table::L1, self.l1_slot(index), 0)
+    }
+
     /// The entries of an L1 table that is not the active one.
     pub(crate) fn snapshot_l1(&mut self, offset: u64, entries: u64) -> Result<Vec<u64>, Stop> {
         self.words(offset, entries)

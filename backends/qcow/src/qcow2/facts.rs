@@ -85,7 +85,7 @@ impl Qcow2 {
             full_backing_filename: header
                 .backing
                 .as_ref()
-                .and_then(|name| backing::resolve(path, name).ok()),
+                .and_then(|name| backing::full_name(path, name)),
             backing_filename: header.backing.clone(),
             backing_format: header.text_extension(kind::BACKING_FORMAT),
             snapshots: self.snapshots(),

@@ -1,8 +1,8 @@
 //! The size of the disk, and space reserved for it.
 
-use crate::address::{GuestOffset, HostOffset};
+use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 use crate::create::preallocate_raw;
-use crate::engine::{Drop, Engine};
+use crate::engine::{Drop, Engine, Freed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::MAX_L1_BYTES;
 use crate::header::Header;
@@ -148,6 +148,66 @@ impl Qcow2 {
         if let Some((data, _)) = &self.data {
             data.set_len(size)
                 .map_err(|error| Error::io("cannot resize the external data file", error))?;
+        }
+        self.drop_tables_beyond(size)?;
+        self.drop_idle_refcounts()
+    }
+
+    /// Gives back the L2 tables of what is no part of the disk any more.
+    fn drop_tables_beyond(&self, size: u64) -> Result<()> {
+        let mut engine = self.engine();
+        let l1 = self.run_locked(&mut engine, Engine::l1_words)?;
+        let kept = engine.geometry().l1_entries_for(size);
+        let mut tables = engine.l2_tables(&l1)?;
+        tables.retain(|(index, _)| *index >= kept);
+        for (index, _) in &tables {
+            self.run_locked(&mut engine, |engine| engine.unlist_l2_table(*index))?;
+        }
+        self.commit(&mut engine, true)?;
+        for (_, table) in tables {
+            self.free_tree(&mut engine, table)?;
+        }
+        Ok(())
+    }
+
+    /// Gives back refcount blocks that nothing needs any more, and the free end of the file.
+    fn drop_idle_refcounts(&self) -> Result<()> {
+        let mut engine = self.engine();
+        while !engine.is_clean() {
+            self.commit(&mut engine, true)?;
+        }
+        for (index, host) in self.run_locked(&mut engine, Engine::refcount_blocks)? {
+            if !self.run_locked(&mut engine, |engine| engine.is_idle(index, host))? {
+                continue;
+            }
+            self.run_locked(&mut engine, |engine| engine.unlist_refcount_block(index))?;
+            self.commit(&mut engine, true)?;
+            // If it counted itself, nothing counts it now.
+            let cluster = engine.geometry().cluster_of(host);
+            if self.run_locked(&mut engine, |engine| engine.refcount(cluster))? > 0 {
+                self.run_locked(&mut engine, |engine| engine.dereference_run(host, 1))?;
+            }
+            self.give_back(&mut engine, &[Freed { host, clusters: 1 }]);
+        }
+        while !engine.is_clean() {
+            self.commit(&mut engine, true)?;
+        }
+        let mut last = ClusterIndex(0);
+        for (index, host) in self
+            .run_locked(&mut engine, Engine::refcount_blocks)?
+            .into_iter()
+            .rev()
+        {
+            let found = self.run_locked(&mut engine, |engine| engine.last_in_use(index, host))?;
+            if let Some(found) = found {
+                last = found;
+                break;
+            }
+        }
+        let end = engine.geometry().offset_of(ClusterIndex(last.0 + 1)).0;
+        let failed = |error| Error::io("cannot cut off the free end of the image", error);
+        if end < self.storage.len().map_err(failed)? {
+            self.storage.set_len(end).map_err(failed)?;
         }
         Ok(())
     }

@@ -207,7 +207,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn free_tree(&self, engine: &mut Engine, table: HostOffset) -> Result<()> {
+    pub(super) fn free_tree(&self, engine: &mut Engine, table: HostOffset) -> Result<()> {
         let free = self.run_locked(engine, |engine| engine.dereference_tree(table))?;
         self.give_back(engine, &free);
         Ok(())

@@ -13,7 +13,7 @@ use crate::disk::Disk;
 use crate::format_options::{self, FormatOptions};
 use crate::open::{self, Opened, Opening};
 use crate::report::Hinted;
-use crate::source::{BackingOverride, Source, local_path};
+use crate::source::{Source, local_path};
 use crate::target::Target;
 use crate::verbs::{close, create};
 
@@ -80,11 +80,7 @@ impl Destination {
         target.inherit()?;
         let source = Source {
             text: shown.into_owned(),
-            path: target.path().to_owned(),
-            format: Some(format.name().to_owned()),
-            backing: BackingOverride::AsRecorded,
-            data_file: None,
-            force_share: false,
+            ..Source::of_file(target.path().to_owned(), Some(format.name().to_owned()))
         };
         let unsynced = settings.target_cache()? == Cache::Unsafe;
         let opened = open::open(

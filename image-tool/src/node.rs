@@ -1,0 +1,312 @@
+//! A tree of options that describes an image: `json:{…}` or the list of `--image-opts`, as far as raw, qcow2 and local
+//! files go. Every other driver is refused by its name.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow, bail};
+
+use crate::format_options::{FormatOptions, Kind, Spec};
+use crate::json::{Object, Value};
+use crate::keyval;
+use crate::report;
+use crate::source::{BackingOverride, Locks, Source, Window};
+
+/// The value of one option, as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Given {
+    pub(crate) text: String,
+    /// A number or boolean of JSON, which is shown as it came.
+    pub(crate) bare: bool,
+}
+
+/// One node: its driver, its own options, and the nodes under it.
+#[derive(Debug, Default)]
+pub(crate) struct Node {
+    driver: Option<String>,
+    own: Vec<(String, Given)>,
+    file: Option<Box<Node>>,
+    data_file: Option<Box<Node>>,
+    backing: Option<Box<Node>>,
+    no_backing: bool,
+}
+
+/// Options of any node that tune and do not change what is read or written.
+const TUNING: [&str; 10] = [
+    "node-name",
+    "read-only",
+    "auto-read-only",
+    "discard",
+    "detect-zeroes",
+    "cache.direct",
+    "cache.no-flush",
+    "cache.writeback",
+    "force-share",
+    "active",
+];
+const QCOW2_TUNING: [&str; 14] = [
+    "lazy-refcounts",
+    "pass-discard-request",
+    "pass-discard-snapshot",
+    "pass-discard-other",
+    "discard-no-unref",
+    "overlap-check",
+    "overlap-check.template",
+    "cache-size",
+    "l2-cache-size",
+    "l2-cache-entry-size",
+    "refcount-cache-size",
+    "cache-clean-interval",
+    "discard-granularity",
+    "keep-dirty",
+];
+const FILE_TUNING: [&str; 6] = [
+    "filename",
+    "locking",
+    "aio",
+    "aio-max-batch",
+    "drop-cache",
+    "x-check-cache-dropped",
+];
+
+/// `offset` and `size` are read as options of those names would be.
+const fn size_option(name: &'static str) -> Spec {
+    Spec {
+        name,
+        kind: Kind::Size,
+        default: None,
+        help: "",
+    }
+}
+
+impl Node {
+    /// Sets the option whose path is `key`: `filename`, `file.filename`, `backing.file.driver`.
+    pub(crate) fn set(&mut self, key: &str, value: Given) -> Result<()> {
+        let (head, rest) = key
+            .split_once('.')
+            .map_or((key, None), |(a, b)| (a, Some(b)));
+        let child = match head {
+            "file" => &mut self.file,
+            "data-file" => &mut self.data_file,
+            "backing" => &mut self.backing,
+            _ => {
+                match key {
+                    "driver" => self.driver = Some(value.text),
+                    _ => self.own.push((key.to_owned(), value)),
+                }
+                return Ok(());
+            }
+        };
+        match rest {
+            Some(rest) => child.get_or_insert_default().set(rest, value),
+            None if head == "backing" && value.text.is_empty() => {
+                if !value.bare {
+                    report::warning(
+                        "Use of \"backing\": \"\" is deprecated; use \"backing\": null instead",
+                    );
+                }
+                self.no_backing = true;
+                Ok(())
+            }
+            None => bail!("Cannot find device='{0}' nor node-name='{0}'", value.text),
+        }
+    }
+
+    pub(crate) fn set_driver(&mut self, driver: &str) {
+        self.driver = Some(driver.to_owned());
+    }
+
+    fn own(&self, key: &str) -> Option<&str> {
+        let found = self.own.iter().rev().find(|(name, _)| name == key);
+        found.map(|(_, value)| value.text.as_str())
+    }
+
+    fn is_file(&self) -> bool {
+        matches!(
+            self.driver.as_deref(),
+            Some("file" | "host_device" | "host_cdrom")
+        )
+    }
+
+    /// The image this describes; `text` is what the user wrote.
+    pub(crate) fn into_source(self, text: &str) -> Result<Source> {
+        if self.driver.is_none() && self.file.is_none() {
+            bail!("Must specify either driver or file");
+        }
+        let shown = self.needs_tree().then(|| self.tree());
+        let mut source = self.resolve(text)?;
+        source.shown = shown;
+        Ok(source)
+    }
+
+    fn resolve(&self, text: &str) -> Result<Source> {
+        let driver = self.driver.as_deref();
+        if self.is_file() {
+            let mut source = self.host_file(text, Some("raw".to_owned()))?;
+            source.is_protocol = true;
+            return Ok(source);
+        }
+        let file = self
+            .file
+            .as_deref()
+            .filter(|_| !matches!(driver, Some(other) if !matches!(other, "raw" | "qcow2")));
+        let Some(file) = file else {
+            return Err(match driver {
+                Some(other) if !matches!(other, "raw" | "qcow2") => {
+                    anyhow!("Unknown driver '{other}'")
+                }
+                _ => anyhow!("A block device must be specified for \"file\""),
+            });
+        };
+        let mut source = match (driver, file.driver.as_deref()) {
+            // raw over another format shows what that shows.
+            (Some("raw"), Some("qcow2")) if self.window()?.is_none() => file.resolve(text)?,
+            _ => Source {
+                format: driver.map(str::to_owned),
+                ..file.storage(text)?
+            },
+        };
+        match driver {
+            Some("raw") => self.check_options("raw", &["offset", "size"])?,
+            _ => self.check_options(driver.unwrap_or("qcow2"), &QCOW2_TUNING)?,
+        }
+        if driver == Some("raw")
+            && let Some(window) = self.window()?
+        {
+            source.windows.push(window);
+        }
+        if self.own("force-share").is_some() {
+            source.force_share = self.boolean("force-share")?;
+        }
+        if driver == Some("raw") && (self.backing.is_some() || self.data_file.is_some()) {
+            let option = if self.backing.is_some() {
+                "backing"
+            } else {
+                "data-file"
+            };
+            bail!("Block format 'raw' does not support the option '{option}.driver'");
+        }
+        if let Some(data_file) = &self.data_file {
+            source.data_file = Some(data_file.storage(text)?.path);
+        }
+        source.backing = match (&self.backing, self.no_backing) {
+            (Some(backing), _) => BackingOverride::Image(Box::new(backing.resolve(text)?)),
+            (None, true) => BackingOverride::None,
+            (None, false) => source.backing,
+        };
+        Ok(source)
+    }
+
+    /// The node as what lies under a format: a file, or a part of one.
+    fn storage(&self, text: &str) -> Result<Source> {
+        match self.driver.as_deref() {
+            Some("raw") => {
+                self.check_options("raw", &["offset", "size"])?;
+                let under = self.file.as_deref();
+                let under = under
+                    .ok_or_else(|| anyhow!("A block device must be specified for \"file\""))?;
+                let mut source = under.storage(text)?;
+                source.windows.extend(self.window()?);
+                Ok(source)
+            }
+            None => self.host_file(text, None),
+            Some(_) if self.is_file() => self.host_file(text, None),
+            Some("qcow2") => bail!("Image is not in qcow2 format"),
+            Some(other) => bail!("Unknown driver '{other}'"),
+        }
+    }
+
+    fn host_file(&self, text: &str, format: Option<String>) -> Result<Source> {
+        self.check_options("file", &FILE_TUNING)?;
+        if self.file.is_some() || self.backing.is_some() || self.data_file.is_some() {
+            bail!("Block protocol 'file' doesn't support the option 'file.driver'");
+        }
+        let filename = self
+            .own("filename")
+            .ok_or_else(|| anyhow!("A block device must be specified for \"file\""))?;
+        let mut source = Source::of_file(PathBuf::from(filename), format);
+        text.clone_into(&mut source.text);
+        source.locks = match self.own("locking") {
+            None | Some("auto") => Locks::Auto,
+            Some("off") => Locks::Off,
+            Some("on") => Locks::On,
+            Some(other) => bail!("invalid parameter value: {other}"),
+        };
+        if self.own("force-share").is_some() {
+            source.force_share = self.boolean("force-share")?;
+        }
+        Ok(source)
+    }
+
+    fn boolean(&self, key: &str) -> Result<bool> {
+        let value = self.own(key).unwrap_or("on");
+        keyval::boolean(value).ok_or_else(|| anyhow!("Parameter '{key}' expects 'on' or 'off'"))
+    }
+
+    fn check_options(&self, driver: &str, known: &[&str]) -> Result<()> {
+        let unknown = |key: &&str| !TUNING.contains(key) && !known.contains(key);
+        match self.own.iter().map(|(key, _)| key.as_str()).find(unknown) {
+            None => Ok(()),
+            Some(key) if driver == "file" => {
+                bail!("Block protocol 'file' doesn't support the option '{key}'")
+            }
+            Some(key) => bail!("Block format '{driver}' does not support the option '{key}'"),
+        }
+    }
+
+    /// What raw's `offset` and `size` say.
+    fn window(&self) -> Result<Option<Window>> {
+        let mut options = FormatOptions::new(vec![size_option("offset"), size_option("size")]);
+        for key in ["offset", "size"] {
+            if let Some(value) = self.own(key) {
+                options.set(key, value)?;
+            }
+        }
+        let (offset, size) = (options.number("offset"), options.number("size"));
+        if offset.is_none() && size.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Window {
+            offset: offset.unwrap_or(0),
+            size,
+            shown: self.tree(),
+        }))
+    }
+
+    /// Whether a file name alone does not describe the image.
+    fn needs_tree(&self) -> bool {
+        let is_part = |node: &Self| node.own("offset").or(node.own("size")).is_some();
+        let under = self.file.as_deref();
+        is_part(self)
+            || under.is_some_and(|file| {
+                matches!(file.driver.as_deref(), Some("raw" | "qcow2")) || is_part(file)
+            })
+    }
+
+    /// The node with what makes it what it is, as QEMU shows images that no file name describes.
+    fn tree(&self) -> Value {
+        let plain = self.is_file() || self.driver.is_none() && self.file.is_none();
+        if !plain && !self.needs_tree() {
+            let file = self.file.as_deref().map(Self::tree);
+            return Object::new()
+                .with_some("driver", self.driver.as_deref())
+                .with_some("file", file)
+                .into();
+        }
+        let shown = |key: &str| {
+            let (_, given) = self.own.iter().rev().find(|(name, _)| name == key)?;
+            let number = given.text.parse::<u64>().ok().filter(|_| given.bare);
+            Some(number.map_or_else(|| Value::from(given.text.as_str()), Value::from))
+        };
+        let driver = match self.driver.as_deref() {
+            None if plain => Some("file"),
+            other => other,
+        };
+        Object::new()
+            .with_some("driver", driver)
+            .with_some("filename", shown("filename").filter(|_| plain))
+            .with_some("offset", shown("offset"))
+            .with_some("size", shown("size"))
+            .with_some("file", self.file.as_deref().map(Self::tree))
+            .into()
+    }
+}
