@@ -104,6 +104,26 @@ impl L2Entry {
         }
     }
 
+    /// An entry as it is in the file, of 8 or 16 bytes.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        let word = |at: usize| {
+            let bytes = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>());
+            bytes.map_or(0, |bytes| u64::from_be_bytes(*bytes))
+        };
+        Self {
+            word: word(0),
+            bitmap: word(8),
+        }
+    }
+
+    /// Where a compressed cluster begins, and how many bytes it may have, unchecked.
+    pub(crate) fn compressed_place(&self, geometry: &Geometry) -> (HostOffset, u64) {
+        let shift = compressed_shift(geometry);
+        let host = self.word & ((1 << shift) - 1);
+        let sectors = ((self.word & !(COMPRESSED | COPIED)) >> shift) + 1;
+        (HostOffset(host), sectors * 512 - (host & 511))
+    }
+
     /// What the entry says about the cluster, after checking that it may say so.
     ///
     /// `external`: the data is in an external data file, where offset 0 is an offset like any other.
@@ -123,16 +143,11 @@ impl L2Entry {
             if external {
                 return Err(bad("is compressed in an image with an external data file"));
             }
-            let shift = compressed_shift(geometry);
-            let host = self.word & ((1 << shift) - 1);
-            let sectors = ((self.word & !(COMPRESSED | COPIED)) >> shift) + 1;
-            if host >= HOST_LIMIT || host == 0 {
+            let (host, len) = self.compressed_place(geometry);
+            if host.0 >= HOST_LIMIT || host.0 == 0 {
                 return Err(bad("has an invalid compressed offset"));
             }
-            return Ok(Cluster::Compressed {
-                host: HostOffset(host),
-                len: sectors * 512 - (host & 511),
-            });
+            return Ok(Cluster::Compressed { host, len });
         }
         let zero_bit = if geometry.extended_l2 { 0 } else { ZERO };
         if self.word & ZERO != 0 && zero_bit != 0 && geometry.version < 3 {

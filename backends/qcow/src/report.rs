@@ -148,6 +148,44 @@ pub struct CheckResult {
     pub fragmented_clusters: u64,
     /// Compressed clusters.
     pub compressed_clusters: u64,
+    /// Why the check could not come to its end, if it could not: the counts are those of what it had seen.
+    pub unfinished: Option<String>,
     /// One line per finding, worded as QEMU does.
     pub messages: Vec<String>,
+}
+
+/// The counts of a check at some point of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tallies {
+    pub(crate) corruptions: u64,
+    pub(crate) leaks: u64,
+    check_errors: u64,
+    corruptions_fixed: u64,
+    leaks_fixed: u64,
+}
+
+impl CheckResult {
+    pub(crate) fn tallies(&self) -> Tallies {
+        Tallies {
+            corruptions: self.corruptions,
+            leaks: self.leaks,
+            check_errors: self.check_errors,
+            corruptions_fixed: self.corruptions_fixed,
+            leaks_fixed: self.leaks_fixed,
+        }
+    }
+
+    /// Forgets what was counted since.
+    pub(crate) fn restore(&mut self, tallies: Tallies) {
+        self.corruptions = tallies.corruptions;
+        self.leaks = tallies.leaks;
+        self.check_errors = tallies.check_errors;
+        self.corruptions_fixed = tallies.corruptions_fixed;
+        self.leaks_fixed = tallies.leaks_fixed;
+    }
+
+    /// Whether nothing wrong remains that could do harm.
+    pub fn is_sound(&self) -> bool {
+        self.corruptions == 0 && self.check_errors == 0 && self.unfinished.is_none()
+    }
 }

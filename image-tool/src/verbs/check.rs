@@ -127,6 +127,9 @@ fn check_once(opened: &Opened, repair: Repair) -> Result<CheckResult> {
     for message in &result.messages {
         eprintln!("{message}");
     }
+    if let Some(why) = &result.unfinished {
+        bail!("Check failed: {why}");
+    }
     Ok(result)
 }
 

@@ -1,15 +1,22 @@
 //! Comparing refcounts with what was counted.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashMap;
 
 use crate::check::Check;
 use crate::check::counts::Stored;
+use crate::check::structure::BlockAt;
 use crate::error::Result;
-use crate::geometry::OFFSET_MASK;
 use crate::report::Repair;
 
 /// Counts passed over at a time where all are zero.
 const GROUP: u64 = 1024;
+
+/// A refcount block, and the clusters to be looked at that it describes.
+struct Described {
+    offset: u64,
+    first: u64,
+    end: u64,
+}
 
 /// One refcount block in memory.
 pub(super) struct Block {
@@ -80,164 +87,128 @@ impl Block {
 }
 
 impl Check<'_> {
-    /// The refcount table; empty if it cannot be had.
-    pub(super) fn read_refcount_table(&mut self) -> Vec<u64> {
-        if let Err(error) = self.header.check_refcount_table() {
-            self.corruption(format!("ERROR: {error}"));
-            self.rebuild = true;
-            return Vec::new();
-        }
-        let entries =
-            (u64::from(self.header.refcount_table_clusters) << self.header.cluster_bits) / 8;
-        let table = self
-            .read_words(self.header.refcount_table_offset, entries)
-            .unwrap_or_default();
-        self.rebuild |= table.is_empty();
-        table
+    /// Compares all counts with those in the file, and makes them equal as far as `fix` allows. Counts that were too low are on the
+    /// medium before any is lowered.
+    pub(super) fn compare(&mut self, fix: Repair) -> Result<Stored> {
+        self.highest = 0;
+        let mut stored = Stored::default();
+        let table = std::mem::take(&mut self.table);
+        let done = self.compare_table(&table, fix, &mut stored);
+        self.table = table;
+        done.map(|()| stored)
     }
 
-    /// Counts the refcount table and its blocks.
-    pub(super) fn count_refcount_structure(&mut self, table: &[u64]) -> Result<()> {
-        if table.is_empty() {
-            return Ok(());
+    fn compare_table(&mut self, table: &[u64], fix: Repair, stored: &mut Stored) -> Result<()> {
+        let per_block = self.geometry.refcount_block_entries();
+        let mut lowered = Vec::new();
+        let mut seen = HashMap::new();
+        let mut next = 0;
+        for (index, entry) in (0u64..).zip(table) {
+            let first = index * per_block;
+            if first >= self.clusters {
+                break;
+            }
+            next = first.saturating_add(per_block).min(self.clusters);
+            match BlockAt::of(*entry, &self.geometry) {
+                BlockAt::Nowhere => self.compare_missing(first, next, stored),
+                BlockAt::Unreadable(offset) => self.unreadable(index, offset, first, next, stored),
+                BlockAt::At(offset) => {
+                    let range = Described {
+                        offset,
+                        first,
+                        end: next,
+                    };
+                    if self.compare_block(&range, fix, stored, &mut seen)? {
+                        lowered.push((offset, first));
+                    }
+                }
+            }
         }
-        if !self.count(
-            "refcount table",
-            self.header.refcount_table_offset,
-            table.len() as u64 * 8,
-        ) {
-            self.rebuild = true;
-        }
-        for (index, entry) in (0..).zip(table) {
-            let index: u64 = index;
-            let entry = *entry;
-            if entry == 0 {
-                continue;
-            }
-            let offset = entry & OFFSET_MASK;
-            if entry != offset || !offset.is_multiple_of(self.geometry.cluster_size()) {
-                self.corruption(format!("ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"));
-                self.rebuild = true;
-                continue;
-            }
-            if offset >> self.geometry.cluster_bits >= self.file_clusters {
-                self.corruption(format!("ERROR refcount block {index} is outside image"));
-                self.rebuild = true;
-                continue;
-            }
-            let cluster = offset >> self.geometry.cluster_bits;
-            self.counts.add(cluster);
-            if self.counts.get(cluster) != 1 {
-                self.tell(format!(
-                    "ERROR refcount block {index} refcount={}",
-                    self.counts.get(cluster)
-                ));
-                self.result.corruptions += 1;
-                self.rebuild = true;
-            }
+        self.compare_missing(next, u64::MAX, stored);
+        if fix != Repair::None {
+            self.sync()?;
+            self.lower(&lowered)?;
         }
         Ok(())
     }
 
-    /// Compares all counts; raises those that are too low, if that is wanted. Those too high come last.
-    pub(super) fn compare(&mut self, table: &[u64]) -> Result<Stored> {
-        let per_block = self.geometry.refcount_block_entries();
-        let mut differing = BTreeMap::new();
-        let mut visited = HashSet::new();
-        for (index, entry) in (0u64..).zip(table) {
-            let (first, end) = (index * per_block, (index + 1).saturating_mul(per_block));
-            let offset = entry & OFFSET_MASK;
-            let outside = offset >> self.geometry.cluster_bits >= self.file_clusters;
-            // A block that an entry before points to, too, describes that one's clusters: a table full of the same
-            // block must not keep us for ever.
-            if offset == 0 || outside || !visited.insert(offset) {
-                if !self.counts.none_in(first, end) {
-                    self.compare_missing(first, end, &mut differing);
-                }
-                continue;
-            }
-            self.compare_block(offset, first, &mut differing)?;
-        }
-        let covered = table.len() as u64 * per_block;
-        if !self.counts.none_in(covered, u64::MAX) {
-            self.compare_missing(covered, u64::MAX, &mut differing);
-        }
-        let last = self
-            .counts
-            .last()
-            .unwrap_or(0)
-            .max(self.result.image_end_offset >> self.geometry.cluster_bits);
-        self.result.image_end_offset = (last + 1) << self.geometry.cluster_bits;
-        Ok(Stored::Differing(differing))
+    /// Reads a refcount block; a hole is one of zeroes.
+    pub(super) fn read_block(&mut self, offset: u64) -> Result<Block> {
+        let mut bytes = vec![0u8; self.geometry.cluster_size() as usize];
+        self.each_piece(offset, bytes.len() as u64, |_, at, piece| {
+            let place = bytes.get_mut(at as usize..at as usize + piece.len());
+            place.unwrap_or_default().copy_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(Block::new(bytes, self.geometry.refcount_bits()))
     }
 
+    /// Compares one block, and raises its counts; returns whether some are to be lowered.
     fn compare_block(
         &mut self,
-        offset: u64,
-        first: u64,
-        differing: &mut BTreeMap<u64, u64>,
-    ) -> Result<()> {
-        let mut bytes = vec![0u8; self.geometry.cluster_size() as usize];
-        let len = bytes.len();
-        if let Err(error) = self.storage.read(offset, &mut &mut bytes[..], 0, len) {
-            self.result.check_errors += 1;
-            self.tell(format!(
-                "ERROR: cannot read the refcount block at {offset:#x}: {error}"
-            ));
-            return Ok(());
+        range: &Described,
+        fix: Repair,
+        stored: &mut Stored,
+        seen: &mut HashMap<u64, u64>,
+    ) -> Result<bool> {
+        let (first, count) = (range.first, range.end - range.first);
+        let whole = count == self.geometry.refcount_block_entries();
+        if let Some(leaks) = seen.get(&range.offset)
+            && whole
+            && self.counts.none_in(first, range.end)
+        {
+            // A block that an entry before points to, too: a table full of the same block must not keep us for ever.
+            self.result.leaks += leaks;
+            return Ok(false);
         }
-        let mut block = Block::new(bytes, self.geometry.refcount_bits());
-        let mut changed = false;
-        let (per_block, mut next) = (self.geometry.refcount_block_entries(), 0);
-        while next < per_block {
+        let mut block = self.read_block(range.offset)?;
+        let (mut raised, mut lowers, mut next) = (false, false, 0);
+        let mut used = 0;
+        while next < count {
             let index = next;
             let cluster = first + index;
             if index.is_multiple_of(GROUP) {
-                let end = (index + GROUP).min(per_block);
+                let end = (index + GROUP).min(count);
                 if block.is_zero(index, end) && self.counts.none_in(cluster, first + end) {
                     next = end;
                     continue;
                 }
             }
             next += 1;
-            let (stored, counted) = (block.get(index), self.counts.get(cluster));
-            if counted == 0 && cluster >= self.file_clusters && self.repair == Repair::None {
-                // Beyond the end of the file nothing takes space yet that could be leaked.
+            let (old, counted) = (block.get(index), self.counts.get(cluster));
+            used += u64::from(old != 0);
+            if old != 0 || counted != 0 {
+                self.highest = cluster;
+            }
+            if old == counted {
                 continue;
             }
-            if stored != 0 {
-                let end = cluster << self.geometry.cluster_bits;
-                self.result.image_end_offset = self.result.image_end_offset.max(end);
-            }
-            if stored == counted {
-                continue;
-            }
-            let fix = stored < counted
-                && self.repair == Repair::All
-                && !self.rebuild
-                && block.set(index, counted);
-            self.report_difference(cluster, stored, counted, fix);
-            if fix {
-                changed = true;
-            } else if counted > 0 {
+            let fixes = self.report_difference(cluster, old, counted, fix);
+            raised |= fixes && old < counted && block.set(index, counted);
+            lowers |= fixes && old > counted;
+            if !fixes && counted > 0 {
                 // Nobody asks for the count of what no table leads to.
-                differing.insert(cluster, stored);
+                stored.differs(cluster, old);
             }
         }
-        if changed {
-            self.write(offset, &block.bytes)?;
+        seen.insert(range.offset, used);
+        if raised {
+            self.write(range.offset, &block.bytes)?;
         }
-        Ok(())
+        Ok(lowers)
     }
 
-    fn report_difference(&mut self, cluster: u64, stored: u64, counted: u64, fixed: bool) {
+    /// Tells of a difference; returns whether it is put right.
+    fn report_difference(&mut self, cluster: u64, stored: u64, counted: u64, fix: Repair) -> bool {
         let leak = stored > counted;
-        let repairs = if leak {
-            self.repair != Repair::None
-        } else {
-            self.repair == Repair::All
+        // Where no count is, there may be no block for it.
+        self.rebuild |= stored == 0;
+        let fixes = match (stored, leak) {
+            (0, _) => false,
+            (_, true) => fix != Repair::None,
+            (_, false) => fix == Repair::All,
         };
-        let word = match (repairs, leak) {
+        let word = match (fixes, leak) {
             (true, _) => "Repairing",
             (false, true) => "Leaked",
             (false, false) => "ERROR",
@@ -245,68 +216,82 @@ impl Check<'_> {
         self.tell(format!(
             "{word} cluster {cluster} refcount={stored} reference={counted}"
         ));
-        match (leak, fixed) {
-            // Counted as fixed when it is.
-            (true, _) => self.result.leaks += 1,
-            (false, true) => self.result.corruptions_fixed += 1,
-            (false, false) => self.result.corruptions += 1,
-        }
+        let tally = match (leak, fixes) {
+            (true, false) => &mut self.result.leaks,
+            (true, true) => &mut self.result.leaks_fixed,
+            (false, false) => &mut self.result.corruptions,
+            (false, true) => &mut self.result.corruptions_fixed,
+        };
+        *tally += 1;
+        fixes
     }
 
-    /// Clusters in use that no refcount block describes.
-    fn compare_missing(&mut self, first: u64, end: u64, differing: &mut BTreeMap<u64, u64>) {
+    /// Clusters that no refcount block describes.
+    fn compare_missing(&mut self, first: u64, end: u64, stored: &mut Stored) {
+        if self.counts.none_in(first, end) {
+            return;
+        }
         let used: Vec<(u64, u64)> = self
             .counts
             .used_from(first)
             .take_while(|(cluster, _)| *cluster < end)
             .collect();
         for (cluster, counted) in used {
-            self.report_difference(cluster, 0, counted, false);
-            differing.insert(cluster, 0);
+            self.highest = cluster;
+            self.report_difference(cluster, 0, counted, Repair::None);
+            stored.differs(cluster, 0);
         }
-        self.rebuild = true;
     }
 
-    /// Lowers counts that are too high.
-    pub(super) fn lower_leaks(&mut self, stored: &mut Stored) -> Result<()> {
-        if self.result.leaks == 0 {
-            return Ok(());
+    /// Clusters whose refcount block is where none can be.
+    fn unreadable(&mut self, index: u64, offset: u64, first: u64, end: u64, stored: &mut Stored) {
+        if !offset.is_multiple_of(self.geometry.cluster_size()) {
+            self.tell(format!(
+                "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: {index:#x}); \
+                 further non-fatal corruption events will be suppressed"
+            ));
         }
-        let per_block = self.geometry.refcount_block_entries();
-        for (index, entry) in (0u64..).zip(self.read_refcount_table()) {
-            let offset = entry & OFFSET_MASK;
-            if offset == 0
-                || entry != offset
-                || offset >> self.geometry.cluster_bits >= self.file_clusters
-                || self.counts.get(offset >> self.geometry.cluster_bits) != 1
-            {
-                // Nor a block that has another use: its counts are not those of these clusters alone.
-                continue;
+        self.result.check_errors += end - first;
+        for cluster in (first..end).take(super::MAX_MESSAGES) {
+            self.tell(format!(
+                "Can't get refcount for cluster {cluster}: Input/output error"
+            ));
+        }
+        stored.unknown(first, end);
+    }
+
+    /// Lowers counts that are too high, in blocks given by their offset and the first cluster they describe.
+    fn lower(&mut self, blocks: &[(u64, u64)]) -> Result<()> {
+        for (offset, first) in blocks {
+            let mut block = self.read_block(*offset)?;
+            let mut changed = false;
+            for index in 0..self.geometry.refcount_block_entries() {
+                let counted = self.counts.get(first + index);
+                changed |= block.get(index) > counted && block.set(index, counted);
             }
-            let mut bytes = vec![0u8; self.geometry.cluster_size() as usize];
-            let len = bytes.len();
-            if self
-                .storage
-                .read(offset, &mut &mut bytes[..], 0, len)
-                .is_err()
-            {
-                continue;
-            }
-            let mut block = Block::new(bytes, self.geometry.refcount_bits());
-            let mut lowered = 0;
-            for at in 0..per_block {
-                let counted = self.counts.get(index * per_block + at);
-                if block.get(at) > counted && block.set(at, counted) {
-                    stored.put_right(index * per_block + at);
-                    lowered += 1;
-                }
-            }
-            if lowered > 0 {
-                self.write(offset, &block.bytes)?;
-                self.result.leaks_fixed += lowered;
-                self.result.leaks = self.result.leaks.saturating_sub(lowered);
+            if changed {
+                self.write(*offset, &block.bytes)?;
             }
         }
         self.sync()
+    }
+
+    /// Counts of clusters beyond the end of the file are no leaks, because nothing takes space there; they would be once the file
+    /// grows, so a repair takes them away without a word.
+    pub(super) fn clear_beyond_end(&mut self) -> Result<()> {
+        if self.result.check_errors > 0 || self.rebuild {
+            return Ok(());
+        }
+        let per_block = self.geometry.refcount_block_entries();
+        let first_block = self.clusters / per_block;
+        let blocks: Vec<(u64, u64)> = (0u64..)
+            .zip(&self.table)
+            .skip(first_block as usize)
+            .filter_map(|(index, entry)| match BlockAt::of(*entry, &self.geometry) {
+                BlockAt::At(offset) => Some((offset, index * per_block)),
+                _ => None,
+            })
+            .collect();
+        self.lower(&blocks)
     }
 }

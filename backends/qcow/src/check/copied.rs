@@ -1,51 +1,50 @@
 //! The flag that says a refcount is exactly one, in the active tables.
 
-use std::collections::HashSet;
-
-use crate::address::{GuestOffset, HostOffset};
+use crate::address::HostOffset;
 use crate::check::Check;
 use crate::check::counts::Stored;
-use crate::engine::to_bytes;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::geometry::{COPIED, OFFSET_MASK};
-use crate::l2::{COMPRESSED, Cluster, L2Entry};
+use crate::l2::{COMPRESSED, L2Entry};
 use crate::report::Repair;
 
 impl Check<'_> {
     /// Compares the flags with the refcounts, and sets them right if that is wanted.
     pub(super) fn check_copied(&mut self, stored: &Stored) -> Result<()> {
-        let entries = u64::from(self.header.l1_size);
-        let Some(mut l1) = self.read_words(self.header.l1_offset, entries) else {
-            return Ok(());
-        };
-        let mut changed = false;
-        let mut visited = HashSet::new();
-        for (index, entry) in (0u64..).zip(l1.iter_mut()) {
-            let l2 = *entry & OFFSET_MASK;
-            // An entry with reserved bits leads nowhere: what is there was not counted, and is not put right.
-            let reserved = *entry & !(COPIED | OFFSET_MASK) != 0;
-            let aligned = l2.is_multiple_of(self.geometry.cluster_size());
-            if l2 == 0 || reserved || !aligned || !self.inside(l2) {
-                continue;
-            }
-            let refcount = stored.get(&self.counts, self.geometry.cluster_of(HostOffset(l2)).0);
-            if (refcount == 1) != (*entry & COPIED != 0) {
-                let message = format!(
-                    "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}"
-                );
-                if self.put_right(&message) {
-                    *entry ^= COPIED;
+        let repairs = self.repairs_flags();
+        let (offset, len) = (self.header.l1_offset, u64::from(self.header.l1_size) * 8);
+        let mut tables = std::collections::HashSet::new();
+        self.each_piece(offset, len, |check, at, piece| {
+            let mut changed = false;
+            for (index, bytes) in (at / 8..).zip(piece.chunks_exact_mut(8)) {
+                let entry = (&*bytes).try_into().map_or(0, u64::from_be_bytes);
+                let l2 = entry & OFFSET_MASK;
+                if l2 == 0 {
+                    continue;
+                }
+                let cluster = check.geometry.cluster_of(HostOffset(l2)).0;
+                let Some(refcount) = stored.get(&check.counts, cluster) else {
+                    continue;
+                };
+                if (refcount == 1) != (entry & COPIED != 0) {
+                    check.wrong_flag(
+                        repairs,
+                        &format!(
+                            "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}"
+                        ),
+                    );
+                    bytes.copy_from_slice(&(entry ^ COPIED).to_be_bytes());
                     changed = true;
                 }
+                if l2 < check.file_len && tables.insert(l2) {
+                    check.check_copied_l2(l2, repairs, stored)?;
+                }
             }
-            if visited.insert(l2) {
-                self.check_copied_l2(l2, stored)?;
+            if changed && repairs {
+                check.write(offset + at, piece)?;
             }
-        }
-        if changed {
-            self.write(self.header.l1_offset, &to_bytes(&l1))?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// While leaks are repaired, flags are only if nothing else is wrong: then that is safe.
@@ -55,76 +54,71 @@ impl Check<'_> {
         self.repair == Repair::All || (self.repair == Repair::Leaks && sound)
     }
 
-    fn inside(&self, offset: u64) -> bool {
-        offset >> self.geometry.cluster_bits < self.file_clusters
-    }
-
-    /// Reports a wrong flag; returns whether it is to be changed.
-    fn put_right(&mut self, message: &str) -> bool {
-        let repairs = self.repairs_flags();
-        self.tell(format!(
-            "{} {message}",
-            if repairs { "Repairing" } else { "ERROR" }
-        ));
+    fn wrong_flag(&mut self, repairs: bool, message: &str) {
+        let word = if repairs { "Repairing" } else { "ERROR" };
+        self.tell(format!("{word} {message}"));
         if repairs {
             self.result.corruptions_fixed += 1;
         } else {
             self.result.corruptions += 1;
         }
-        repairs
     }
 
-    fn check_copied_l2(&mut self, l2: u64, stored: &Stored) -> Result<()> {
-        let Some(mut table) = self.read_words(l2, self.geometry.cluster_size() / 8) else {
-            return Ok(());
+    fn check_copied_l2(&mut self, l2: u64, repairs: bool, stored: &Stored) -> Result<()> {
+        let entry_size = self.geometry.l2_entry_size() as usize;
+        self.each_piece(l2, self.geometry.cluster_size(), |check, at, piece| {
+            let mut changed = false;
+            for bytes in piece.chunks_exact_mut(entry_size) {
+                let entry = L2Entry::from_bytes(bytes);
+                let Some(word) = check.flag_of(entry, repairs, stored) else {
+                    continue;
+                };
+                if let Some(place) = bytes.get_mut(..8) {
+                    place.copy_from_slice(&word.to_be_bytes());
+                    changed = true;
+                }
+            }
+            if !changed || !repairs {
+                return Ok(());
+            }
+            if check.holds_other_metadata(l2 + at, piece.len() as u64) {
+                check.tell(
+                    "ERROR: Could not write L2 table; metadata overlap check failed: Input/output error"
+                        .to_owned(),
+                );
+                check.result.check_errors += 1;
+                return Err(Error::corrupt("Input/output error"));
+            }
+            check.write(l2 + at, piece)
+        })
+    }
+
+    /// The entry as it should be, if it is not.
+    fn flag_of(&mut self, entry: L2Entry, repairs: bool, stored: &Stored) -> Option<u64> {
+        let word = entry.word;
+        if word & COMPRESSED != 0 {
+            // Never right, and counted as a corruption when the tables were walked; QEMU leaves it there.
+            let mends = word & COPIED != 0 && self.repair == Repair::All;
+            if mends && self.result.corruptions > 0 {
+                self.result.corruptions -= 1;
+                self.result.corruptions_fixed += 1;
+            }
+            return mends.then_some(word & !COPIED);
+        }
+        let host = self.flagged_place(entry)?;
+        // In an external data file nothing is shared.
+        let refcount = if self.header.external_data() {
+            1
+        } else {
+            stored.get(&self.counts, self.geometry.cluster_of(HostOffset(host)).0)?
         };
-        let words = (self.geometry.l2_entry_size() / 8) as usize;
-        let external = self.header.external_data();
-        let mut changed = false;
-        for entry in table.chunks_exact_mut(words) {
-            let bitmap = entry.get(1).copied().unwrap_or(0);
-            let Some(word) = entry.first_mut() else {
-                continue;
-            };
-            if *word & !COPIED == 0 {
-                continue;
-            }
-            let state = (L2Entry {
-                word: *word,
-                bitmap,
-            })
-            .cluster(&self.geometry, external, GuestOffset(0));
-            if *word & COMPRESSED != 0 {
-                // Counted as a corruption when the tables were walked, unless something worse was found there.
-                if *word & COPIED != 0 && state.is_ok() && self.repair == Repair::All {
-                    *word &= !COPIED;
-                    changed = true;
-                    self.result.corruptions = self.result.corruptions.saturating_sub(1);
-                    self.result.corruptions_fixed += 1;
-                }
-                continue;
-            }
-            let Ok(Cluster::Allocated { host, copied }) = state else {
-                continue;
-            };
-            // In an external data file nothing is shared.
-            let refcount = if external {
-                1
-            } else {
-                stored.get(&self.counts, self.geometry.cluster_of(host).0)
-            };
-            if (refcount == 1) != copied {
-                let message =
-                    format!("OFLAG_COPIED data cluster: l2_entry={word:x} refcount={refcount}");
-                if self.put_right(&message) {
-                    *word ^= COPIED;
-                    changed = true;
-                }
-            }
+        if (refcount == 1) == (word & COPIED != 0) {
+            return None;
         }
-        if changed {
-            self.write(l2, &to_bytes(&table))?;
-        }
-        Ok(())
+        self.wrong_flag(
+            repairs,
+            &format!("OFLAG_COPIED data cluster: l2_entry={word:x} refcount={refcount}"),
+        );
+        Some(word ^ COPIED)
     }
 }

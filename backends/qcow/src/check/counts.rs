@@ -1,65 +1,92 @@
 //! How often each cluster is used: a sparse array, so that the size of a sparse file costs nothing.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-const CHUNK: u64 = 256;
+/// Counts in one chunk.
+const CHUNK: u64 = 1024;
+/// A count of this much is found in the map of large ones.
+const LARGE: u8 = u8::MAX;
 
 /// A count per cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    /// Where in `counts` the chunk of this index is.
-    chunks: BTreeMap<u64, usize>,
-    counts: Vec<Box<[u32]>>,
-    /// The chunk asked for last, which mostly is the one asked for next: its index and where it is.
-    last: Cell<Option<(u64, usize)>>,
+    /// Where in `chunks` the counts of each `CHUNK` clusters are, plus one; 0 where none is used.
+    directory: Vec<u32>,
+    chunks: Vec<Box<[u8]>>,
+    large: HashMap<u64, u64>,
 }
 
 impl Counts {
-    fn find(&self, index: u64) -> Option<usize> {
-        if let Some((last, at)) = self.last.get()
-            && last == index
-        {
-            return Some(at);
+    fn chunk(&self, index: u64) -> Option<&[u8]> {
+        let at = *self.directory.get(usize::try_from(index).ok()?)?;
+        self.chunks
+            .get((at as usize).checked_sub(1)?)
+            .map(|chunk| &chunk[..])
+    }
+
+    fn chunk_mut(&mut self, index: u64) -> Option<&mut [u8]> {
+        let index = usize::try_from(index).ok()?;
+        if self.directory.len() <= index {
+            self.directory.resize(index + 1, 0);
         }
-        let at = *self.chunks.get(&index)?;
-        self.last.set(Some((index, at)));
-        Some(at)
+        let place = self.directory.get_mut(index)?;
+        if *place == 0 {
+            self.chunks.push(vec![0; CHUNK as usize].into());
+            *place = self.chunks.len() as u32;
+        }
+        self.chunks
+            .get_mut((*place as usize).checked_sub(1)?)
+            .map(|chunk| &mut chunk[..])
     }
 
-    /// The counts of `CHUNK` clusters from `CHUNK * index` on, if any of them is used.
-    fn chunk(&self, index: u64) -> Option<&[u32]> {
-        self.counts.get(self.find(index)?).map(|chunk| &chunk[..])
+    /// `uses` uses more, as far as the count stays below `max`; returns how many there was no room for.
+    pub(crate) fn add(&mut self, cluster: u64, uses: u64, max: u64) -> u64 {
+        let old = self.get(cluster);
+        let fits = uses.min(max.saturating_sub(old));
+        let new = old.saturating_add(fits);
+        if new >= u64::from(LARGE) {
+            self.large.insert(cluster, new);
+        }
+        if let Some(count) = self
+            .chunk_mut(cluster / CHUNK)
+            .and_then(|chunk| chunk.get_mut((cluster % CHUNK) as usize))
+        {
+            *count = new.min(u64::from(LARGE)) as u8;
+        }
+        uses - fits
     }
 
-    pub(crate) fn add(&mut self, cluster: u64) {
-        let index = cluster / CHUNK;
-        let at = self.find(index).unwrap_or_else(|| {
-            self.counts.push(vec![0; CHUNK as usize].into());
-            self.chunks.insert(index, self.counts.len() - 1);
-            self.counts.len() - 1
-        });
-        let chunk = self.counts.get_mut(at);
-        if let Some(count) = chunk.and_then(|chunk| chunk.get_mut((cluster % CHUNK) as usize)) {
-            *count = count.saturating_add(1);
+    /// One use less, if there is one.
+    pub(crate) fn remove(&mut self, cluster: u64) {
+        let new = self.get(cluster).saturating_sub(1);
+        self.large.remove(&cluster);
+        if let Some(count) = self
+            .chunk_mut(cluster / CHUNK)
+            .and_then(|chunk| chunk.get_mut((cluster % CHUNK) as usize))
+        {
+            *count = 0;
+        }
+        self.add(cluster, new, u64::MAX);
+    }
+
+    fn value(&self, cluster: u64, count: u8) -> u64 {
+        match count {
+            LARGE => self.large.get(&cluster).copied().unwrap_or(0),
+            small => u64::from(small),
         }
     }
 
     pub(crate) fn get(&self, cluster: u64) -> u64 {
-        let chunk = self.chunk(cluster / CHUNK);
-        chunk
-            .and_then(|chunk| chunk.get((cluster % CHUNK) as usize))
-            .map_or(0, |count| u64::from(*count))
+        let chunk = self.chunk(cluster / CHUNK).unwrap_or_default();
+        match chunk.get((cluster % CHUNK) as usize) {
+            Some(count) => self.value(cluster, *count),
+            None => 0,
+        }
     }
 
-    fn from(&self, index: u64) -> impl DoubleEndedIterator<Item = (u64, &[u32])> + '_ {
-        let chunk = |(index, at): (&u64, &usize)| {
-            (
-                *index,
-                self.counts.get(*at).map_or(&[][..], |chunk| &chunk[..]),
-            )
-        };
-        self.chunks.range(index..).map(chunk)
+    fn from(&self, index: u64) -> impl DoubleEndedIterator<Item = (u64, &[u8])> + '_ {
+        let indices = index..(self.directory.len() as u64).max(index);
+        indices.filter_map(|index| Some((index, self.chunk(index)?)))
     }
 
     /// Whether no cluster of the range is used.
@@ -70,11 +97,8 @@ impl Counts {
                 let base = index * CHUNK;
                 let from = start.saturating_sub(base).min(CHUNK) as usize;
                 let to = (end - base).min(CHUNK) as usize;
-                chunk
-                    .get(from..to)
-                    .unwrap_or_default()
-                    .iter()
-                    .all(|count| *count == 0)
+                let counts = chunk.get(from..to).unwrap_or_default();
+                counts.iter().all(|count| *count == 0)
             })
     }
 
@@ -85,46 +109,64 @@ impl Counts {
             (base..)
                 .zip(chunk.iter())
                 .filter(move |(cluster, count)| **count > 0 && *cluster >= start)
-                .map(|(cluster, count)| (cluster, u64::from(*count)))
-        })
-    }
-
-    /// The last used cluster.
-    pub(crate) fn last(&self) -> Option<u64> {
-        self.from(0).rev().find_map(|(index, chunk)| {
-            chunk
-                .iter()
-                .rposition(|count| *count > 0)
-                .map(|position| index * CHUNK + position as u64)
+                .map(|(cluster, count)| (cluster, self.value(cluster, *count)))
         })
     }
 }
 
 /// What is known about the refcounts in the file after comparing them.
-#[derive(Debug)]
-pub(crate) enum Stored {
-    /// They are as counted.
-    Exact,
-    /// These differ from what was counted.
-    Differing(BTreeMap<u64, u64>),
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    /// Those that differ from what was counted, of clusters in use.
+    differing: BTreeMap<u64, u64>,
+    /// Ranges of clusters whose refcounts cannot be read.
+    unknown: Vec<(u64, u64)>,
 }
 
 impl Stored {
-    /// The refcount of `cluster` is now as counted.
-    pub(crate) fn put_right(&mut self, cluster: u64) {
-        if let Self::Differing(map) = self {
-            map.remove(&cluster);
-        }
+    /// The refcount of `cluster` is another one than was counted.
+    pub(crate) fn differs(&mut self, cluster: u64, stored: u64) {
+        self.differing.insert(cluster, stored);
     }
 
-    /// The refcount of `cluster` in the file.
-    pub(crate) fn get(&self, counts: &Counts, cluster: u64) -> u64 {
-        match self {
-            Self::Exact => counts.get(cluster),
-            Self::Differing(map) => map
+    /// Nobody can tell the refcounts of these.
+    pub(crate) fn unknown(&mut self, first: u64, end: u64) {
+        self.unknown.push((first, end));
+    }
+
+    /// The refcount of `cluster` in the file, if it can be read.
+    pub(crate) fn get(&self, counts: &Counts, cluster: u64) -> Option<u64> {
+        let unknown = |(first, end): &(u64, u64)| (*first..*end).contains(&cluster);
+        if self.unknown.iter().any(unknown) {
+            return None;
+        }
+        let counted = || counts.get(cluster);
+        Some(
+            self.differing
                 .get(&cluster)
                 .copied()
-                .unwrap_or_else(|| counts.get(cluster)),
-        }
+                .unwrap_or_else(counted),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counts;
+
+    #[test]
+    fn counts_are_kept_whatever_their_size() {
+        let mut counts = Counts::default();
+        assert_eq!(counts.add(5000, 254, u64::MAX), 0);
+        assert_eq!(counts.add(5000, 2, u64::MAX), 0);
+        assert_eq!(counts.add(5000, 1 << 40, u64::MAX), 0);
+        assert_eq!(counts.get(5000), 256 + (1 << 40));
+        assert_eq!(counts.add(7, 5, 3), 2);
+        assert_eq!(counts.get(7), 3);
+        assert_eq!(counts.get(1 << 40), 0);
+        let used: Vec<_> = counts.used_from(0).collect();
+        assert_eq!(used, [(7, 3), (5000, 256 + (1 << 40))]);
+        assert!(counts.none_in(8, 5000) && !counts.none_in(8, 5001));
+        assert!(counts.none_in(5001, u64::MAX));
     }
 }

@@ -1,104 +1,172 @@
 //! Checking an image, and repairing it.
 //!
 //! The check shares no code with the engine but the layout of entries: it reads the tables from the file, counts how often
-//! each cluster is used, and compares that with the refcounts. Nothing else may use the image meanwhile.
+//! each cluster is used, and compares that with the refcounts. Nothing else may use the image meanwhile. What it finds, how it
+//! counts and words that, and what it repairs, are QEMU's; where it repairs more, or refuses what QEMU would do, the code says so.
+//!
+//! Each table is read once or twice, however many snapshots lead to it, and holes of the file are not read at all, so that time and
+//! memory are bounded by what the file really holds (and by [`MAX_CLUSTERS`], QEMU's own limit), not by what its tables say.
 
+mod bitmaps;
 mod compare;
 mod copied;
 mod counts;
 mod rebuild;
+mod snapshots;
+mod structure;
+mod tables;
 mod walk;
 mod width;
+
+use std::collections::HashMap;
 
 use crate::address::HostOffset;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::header::Header;
+use crate::header::{Header, SECTOR};
 use crate::report::{CheckResult, Repair};
 use crate::snapshot_table::Snapshot;
 use crate::storage::Storage;
 use counts::Counts;
+use tables::Extents;
 
 /// At most this many findings are told in words; all are counted.
-const MAX_MESSAGES: usize = 10_000;
+const MAX_MESSAGES: usize = 100_000;
+/// Largest file that is checked, in clusters.
+const MAX_CLUSTERS: u64 = i32::MAX as u64;
 
 /// A check in progress.
 pub(crate) struct Check<'a> {
     storage: &'a dyn Storage,
     header: Header,
     geometry: Geometry,
-    snapshots: &'a [Snapshot],
+    /// The snapshot table, and its length in bytes.
+    snapshots: Vec<Snapshot>,
+    snapshot_bytes: u64,
+    /// Findings in the snapshot table, which only writing it anew puts right.
+    incomplete: u64,
     repair: Repair,
     result: CheckResult,
     /// How often each cluster is used.
     counts: Counts,
-    /// Length of the file in clusters, rounded up.
-    file_clusters: u64,
+    /// What must not be taken for new tables, though it is not counted.
+    taken: Counts,
+    /// Length of the file in bytes.
+    file_len: u64,
+    /// Clusters to be looked at: those of the file, and a cluster begun beyond its end.
+    clusters: u64,
+    /// The refcount table.
+    table: Vec<u64>,
     /// The refcount structure itself is damaged: single counts cannot be put right.
     rebuild: bool,
-    /// Corruptions outside the refcount structure.
-    unfixable: u64,
-    /// L1 tables followed so far, and how often each L2 table was.
-    trees: u64,
-    walked: Counts,
-    extra_walks: u64,
+    /// The last cluster that is used or has a refcount.
+    highest: u64,
+    /// L2 tables met so far, and how often since they were walked: by all trees, and by the active one.
+    walked: HashMap<u64, (u64, u64)>,
+    extents: Extents,
+}
+
+/// What a check leaves behind.
+pub(crate) struct Checked {
+    pub(crate) result: CheckResult,
+    /// The header as it is in the file now.
+    pub(crate) header: Header,
+    /// The snapshot table, if entries of it must be written anew, the length it had, and how many findings that puts right.
+    pub(crate) incomplete: Option<(Vec<Snapshot>, u64, u64)>,
 }
 
 impl<'a> Check<'a> {
     /// Prepares a check of an image whose header was read.
-    pub(crate) fn new(
-        storage: &'a dyn Storage,
-        header: &Header,
-        snapshots: &'a [Snapshot],
-        repair: Repair,
-    ) -> Result<Self> {
+    pub(crate) fn new(storage: &'a dyn Storage, header: &Header, repair: Repair) -> Result<Self> {
         let geometry = header.geometry();
-        let len = storage
-            .len()
-            .map_err(|error| Error::io("cannot find the size", error))?;
-        Ok(Self {
+        let mut check = Self {
             storage,
             header: header.clone(),
             geometry,
-            snapshots,
+            snapshots: Vec::new(),
+            snapshot_bytes: 0,
+            incomplete: 0,
             repair,
             result: CheckResult {
-                total_clusters: geometry.clusters_for(header.size),
+                total_clusters: geometry.clusters_for(header.size / 512 * 512),
                 ..CheckResult::default()
             },
             counts: Counts::default(),
-            file_clusters: geometry.clusters_for(len),
+            taken: Counts::default(),
+            file_len: 0,
+            clusters: 0,
+            table: Vec::new(),
             rebuild: false,
-            unfixable: 0,
-            trees: 0,
-            walked: Counts::default(),
-            extra_walks: 0,
-        })
+            highest: 0,
+            walked: HashMap::new(),
+            extents: Extents::default(),
+        };
+        check.measure()?;
+        Ok(check)
     }
 
-    /// Checks and repairs; returns what was found, and the header as it is now.
-    pub(crate) fn run(mut self) -> Result<(CheckResult, Header)> {
-        self.count_all()?;
-        let table = self.read_refcount_table();
-        self.count_refcount_structure(&table)?;
-        let mut counted = self.compare(&table)?;
+    /// Finds out how long the file is, and how much of that it really holds.
+    fn measure(&mut self) -> Result<()> {
+        let failed = |error| Error::io("cannot find the size", error);
+        self.file_len = self.storage.len().map_err(failed)?;
+        self.clusters = self.clusters.max(self.geometry.clusters_for(self.file_len));
+        self.extents = Extents::new(self.storage.allocated().map_err(failed)?);
+        Ok(())
+    }
+
+    /// Checks and repairs. What stops the check early is part of its result.
+    pub(crate) fn run(mut self) -> Checked {
+        let finished = self
+            .read_snapshot_table()
+            .and_then(|()| self.check_refcounts());
+        if let Err(error) = finished {
+            self.result.unfinished = Some(error.to_string());
+        }
+        self.result.corruptions += self.incomplete;
+        let rewrite =
+            self.repair == Repair::All && self.incomplete > 0 && self.result.unfinished.is_none();
+        Checked {
+            result: self.result,
+            header: self.header,
+            incomplete: rewrite.then_some((self.snapshots, self.snapshot_bytes, self.incomplete)),
+        }
+    }
+
+    fn check_refcounts(&mut self) -> Result<()> {
+        if self.clusters > MAX_CLUSTERS {
+            self.result.check_errors += 1;
+            return Err(Error::unsupported("File too large"));
+        }
+        self.read_refcount_table()?;
+        self.count_everything(self.repair == Repair::All)?;
+        let before = self.result.tallies();
+        let mut stored = self.compare(Repair::None)?;
         if self.rebuild && self.repair == Repair::All {
-            self.rebuild_refcounts()?;
-            counted = counts::Stored::Exact;
+            stored = self.rebuild_and_recount()?;
+        } else if self.repair != Repair::None {
+            if self.rebuild {
+                self.tell("ERROR need to rebuild refcount structures".to_owned());
+                self.result.check_errors += 1;
+                return Err(Error::corrupt("Input/output error"));
+            }
+            if self.result.leaks > 0 || self.result.corruptions > 0 {
+                self.result.restore(before);
+                stored = self.compare(self.repair)?;
+            }
         }
+        self.check_copied(&stored)?;
         if self.repair != Repair::None {
-            // Counts that were too low are on the medium before any is lowered.
-            self.sync()?;
-            self.lower_leaks(&mut counted)?;
-        }
-        self.check_copied(&counted)?;
-        if self.repair != Repair::None {
+            self.clear_beyond_end()?;
             self.sync()?;
         }
-        if self.result.image_end_offset == 0 {
-            self.result.image_end_offset = self.geometry.cluster_size();
-        }
-        Ok((self.result, self.header))
+        self.result.image_end_offset = (self.highest + 1) << self.geometry.cluster_bits;
+        Ok(())
+    }
+
+    /// Counts the uses of everything there is.
+    fn count_everything(&mut self, fix: bool) -> Result<()> {
+        self.count_all(fix)?;
+        self.count_refcount_structure(fix)
     }
 
     fn tell(&mut self, message: String) {
@@ -108,34 +176,35 @@ impl<'a> Check<'a> {
     }
 
     fn corruption(&mut self, message: String) {
-        self.result.corruptions += 1;
+        self.corruptions(1, message);
+    }
+
+    /// The same finding several times, as whoever walks a shared table several times makes it.
+    fn corruptions(&mut self, times: u64, message: String) {
+        self.result.corruptions += times;
+        for _ in 1..times.min(MAX_MESSAGES as u64) {
+            self.tell(message.clone());
+        }
         self.tell(message);
     }
 
-    fn read_words(&mut self, offset: u64, count: u64) -> Option<Vec<u64>> {
-        let mut bytes = vec![0u8; (count * 8) as usize];
-        let len = bytes.len();
-        match self.storage.read(offset, &mut &mut bytes[..], 0, len) {
-            Ok(()) => Some(
-                bytes
-                    .chunks_exact(8)
-                    .map(|word| word.try_into().map_or(0, u64::from_be_bytes))
-                    .collect(),
-            ),
-            Err(error) => {
-                self.result.check_errors += 1;
-                self.tell(format!(
-                    "ERROR: cannot read a table at {offset:#x}: {error}"
-                ));
-                None
-            }
-        }
-    }
-
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.extents.forget();
         self.storage
             .write(offset, &bytes, 0, bytes.len())
             .map_err(|error| Error::io("cannot write metadata", error))
+    }
+
+    /// Writes the header, and makes it durable.
+    fn write_header(&mut self) -> Result<()> {
+        let room = match self.header.backing {
+            Some(_) => self.header.backing_offset as usize,
+            None => 1 << self.header.cluster_bits,
+        };
+        let mut bytes = self.header.encode_within(room);
+        bytes.resize(bytes.len().max(SECTOR.min(room)), 0);
+        self.write(0, &bytes)?;
+        self.sync()
     }
 
     fn sync(&self) -> Result<()> {
@@ -144,30 +213,38 @@ impl<'a> Check<'a> {
             .map_err(|error| Error::io("flush error", error))
     }
 
-    /// One more use of all clusters of a range; returns whether the range can be.
-    fn count(&mut self, what: &str, offset: u64, len: u64) -> bool {
-        if len == 0 {
-            return true;
+    /// `uses` more uses of all clusters of a range.
+    fn count(&mut self, offset: u64, len: u64, uses: u64) {
+        if len == 0 || uses == 0 {
+            return;
+        }
+        let end = offset.saturating_add(len);
+        // The last cluster of the file may have been begun only.
+        if end >= self.file_len.saturating_add(self.geometry.cluster_size()) {
+            return self.corruptions(
+                uses,
+                format!(
+                    "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
+                     offset {offset:#x} size {len:#x}"
+                ),
+            );
         }
         let first = self.geometry.cluster_of(HostOffset(offset)).0;
-        let last = self.geometry.cluster_of(HostOffset(offset + len - 1)).0;
-        // The last sectors of a compressed cluster, and tables never written, may lie beyond the end. Far beyond cannot be.
-        if last >= self.file_clusters + self.slack() {
-            self.corruption(format!(
-                "ERROR: {what}: trying to increase refcount for region exceeding the end of the image file \
-                 (image has {} clusters, cluster {last} is used)",
-                self.file_clusters
-            ));
-            return false;
-        }
+        let last = self.geometry.cluster_of(HostOffset(end - 1)).0;
+        self.clusters = self.clusters.max(last + 1);
         for cluster in first..=last {
-            self.counts.add(cluster);
+            let over = self.counts.add(cluster, uses, self.geometry.refcount_max());
+            if over > 0 {
+                self.corruptions(
+                    over,
+                    format!(
+                        "ERROR: overflow cluster offset={:#x}\n\
+                         Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy \
+                         if the image cannot be opened for writing",
+                        cluster << self.geometry.cluster_bits
+                    ),
+                );
+            }
         }
-        true
-    }
-
-    /// Clusters that may be in use beyond the end of the file.
-    fn slack(&self) -> u64 {
-        1 + (1 << 20 >> self.geometry.cluster_bits.min(20))
     }
 }

@@ -3,82 +3,140 @@
 use crate::address::ClusterIndex;
 use crate::check::Check;
 use crate::check::compare::Block;
+use crate::check::counts::Stored;
 use crate::engine::to_bytes;
 use crate::error::{Error, Result};
 use crate::geometry::MAX_REFCOUNT_TABLE_BYTES;
-use crate::header::SECTOR;
+use crate::report::Repair;
 
 impl Check<'_> {
-    /// Writes a new refcount table and new blocks beyond everything in use, and switches the header to them.
-    pub(super) fn rebuild_refcounts(&mut self) -> Result<()> {
+    /// Rebuilds the structure, counts once more, and frees what the old one took.
+    pub(super) fn rebuild_and_recount(&mut self) -> Result<Stored> {
+        let before = self.result.tallies();
         self.tell("Rebuilding refcount structure".to_owned());
-        self.forget_old_structure();
+        // Also where an entry that is damaged led: until the header is written, the old structure is the one there is.
+        let bits = self.geometry.cluster_bits;
+        for cluster in self.table.iter().map(|entry| entry >> bits) {
+            if cluster < self.clusters {
+                self.taken.add(cluster, 1, u64::MAX);
+            }
+        }
+        self.rebuild_refcounts()?;
+        (self.result.corruptions, self.result.leaks) = (0, 0);
+        self.recount()?;
+        let counted = self.result.tallies();
+        let stored = self.compare(Repair::Leaks)?;
+        if self.rebuild {
+            self.tell("ERROR rebuilt refcount structure is still broken".to_owned());
+        }
+        let fresh_leaks = self.result.leaks;
+        self.result.restore(counted);
+        let fixed = |old: u64, new: u64| old.saturating_sub(new);
+        self.result.corruptions_fixed += fixed(before.corruptions, self.result.corruptions);
+        self.result.leaks_fixed += fixed(before.leaks, self.result.leaks);
+        self.result.leaks += fresh_leaks;
+        Ok(stored)
+    }
+
+    /// Counts all there is after the header has changed.
+    pub(super) fn recount(&mut self) -> Result<()> {
+        self.rebuild = false;
+        self.counts = super::counts::Counts::default();
+        self.measure()?;
+        (
+            self.result.allocated_clusters,
+            self.result.fragmented_clusters,
+            self.result.compressed_clusters,
+        ) = (0, 0, 0);
+        self.count_everything(false)
+    }
+
+    /// Writes a new refcount table and new blocks to clusters that nothing uses, the old structure included, and switches the header
+    /// to them. What the old one used is leaked then.
+    pub(super) fn rebuild_refcounts(&mut self) -> Result<()> {
         let geometry = self.geometry;
-        let (size, per_block) = (geometry.cluster_size(), geometry.refcount_block_entries());
-        let first = self
-            .counts
-            .last()
-            .map_or(1, |last| last + 1)
-            .max(self.file_clusters);
-        // Which blocks there must be: those that describe something, the new structure included.
-        let mut blocks = self.described_blocks(per_block);
-        let (mut table_clusters, mut end) = (1, first);
-        loop {
-            let wanted_end = first + table_clusters + blocks.len() as u64;
-            let mut more = blocks.clone();
-            more.extend((first / per_block)..=((wanted_end.max(end) - 1) / per_block));
-            more.sort_unstable();
-            more.dedup();
-            let entries = more.last().map_or(1, |last| last + 1);
-            let clusters = geometry.clusters_for(entries * 8);
-            if more == blocks && clusters <= table_clusters {
-                break;
+        let size = geometry.cluster_size();
+        let mut table = Vec::new();
+        self.write_blocks(&mut table, 0, self.clusters)?;
+        let (first, clusters) = loop {
+            let clusters = geometry.clusters_for(table.len() as u64 * 8);
+            if clusters * size > MAX_REFCOUNT_TABLE_BYTES.max(size) {
+                return Err(Error::corrupt(
+                    "the image is too large for a refcount table",
+                ));
             }
-            end = wanted_end;
-            blocks = more;
-            table_clusters = clusters.max(table_clusters);
-        }
-        if table_clusters * size > MAX_REFCOUNT_TABLE_BYTES.max(size) {
-            return Err(Error::corrupt(
-                "the image is too large for a refcount table",
-            ));
-        }
-        let total = table_clusters + blocks.len() as u64;
-        for cluster in first..first + total {
-            self.counts.add(cluster);
-        }
-        let mut table = vec![0u64; (table_clusters * size / 8) as usize];
-        for (index, block) in (0..).zip(&blocks) {
-            let offset = geometry
-                .offset_of(ClusterIndex(first + table_clusters + index))
-                .0;
-            self.write_block(offset, block * per_block)?;
-            if let Some(entry) = table.get_mut(*block as usize) {
-                *entry = offset;
+            let (first, _) = self.take_free(clusters, 0);
+            if !self.write_blocks(&mut table, first, first + clusters)? {
+                break (first, clusters);
             }
-        }
-        let table_offset = geometry.offset_of(ClusterIndex(first)).0;
-        self.write(table_offset, &to_bytes(&table))?;
-        self.sync()?;
-        self.header.refcount_table_offset = table_offset;
-        self.header.refcount_table_clusters = table_clusters as u32;
-        let room = if self.header.backing.is_some() {
-            self.header.backing_offset
-        } else {
-            size
         };
-        let mut bytes = self.header.encode_within(room as usize);
-        bytes.resize(bytes.len().max(SECTOR.min(room as usize)), 0);
-        self.write(0, &bytes)?;
+        let offset = geometry.offset_of(ClusterIndex(first)).0;
+        self.write(offset, &to_bytes(&table))?;
         self.sync()?;
-        self.file_clusters = first + total;
-        // All that differed is right now.
-        self.result.corruptions_fixed += self.result.corruptions;
-        self.result.leaks_fixed += self.result.leaks;
-        self.result.leaks = 0;
-        self.recount_remaining();
-        self.result.image_end_offset = (first + total) * size;
+        self.header.refcount_table_offset = offset;
+        self.header.refcount_table_clusters = clusters as u32;
+        self.write_header()?;
+        self.table = table;
         Ok(())
+    }
+
+    /// Takes the first `count` clusters in a row from `from` on that nothing uses; returns the first of them, and the first that was free.
+    fn take_free(&mut self, count: u64, from: u64) -> (u64, u64) {
+        let (mut start, mut gap) = (from, None);
+        let mut cluster = from;
+        while cluster < start + count {
+            if self.counts.get(cluster) == 0 && self.taken.get(cluster) == 0 {
+                gap.get_or_insert(cluster);
+            } else {
+                start = cluster + 1;
+            }
+            cluster += 1;
+        }
+        for cluster in start..start + count {
+            self.counts.add(cluster, 1, self.geometry.refcount_max());
+        }
+        self.clusters = self.clusters.max(start + count);
+        (start, gap.unwrap_or(start))
+    }
+
+    /// Writes the blocks that describe the used clusters of a range, and gives a place to those that have none in `table`; returns
+    /// whether the table has grown.
+    pub(super) fn write_blocks(
+        &mut self,
+        table: &mut Vec<u64>,
+        first: u64,
+        end: u64,
+    ) -> Result<bool> {
+        let geometry = self.geometry;
+        let per_block = geometry.refcount_block_entries();
+        let per_cluster = geometry.cluster_size() / 8;
+        let (mut next, mut end, mut free, mut grown) = (first, end, 0, false);
+        loop {
+            let used = self.counts.used_from(next).next();
+            let Some((cluster, _)) = used.filter(|(cluster, _)| *cluster < end) else {
+                return Ok(grown);
+            };
+            let index = cluster / per_block;
+            let known = table.get(index as usize).copied().unwrap_or(0);
+            let offset = if known != 0 {
+                known
+            } else {
+                // Not in a cluster that a block describes which is written already.
+                let (block, gap) = self.take_free(1, free.max(index * per_block));
+                (free, end) = (gap, end.max(block + 1));
+                if table.len() as u64 <= index {
+                    table.resize((index + 1).next_multiple_of(per_cluster) as usize, 0);
+                    grown = true;
+                }
+                let offset = geometry.offset_of(ClusterIndex(block)).0;
+                if let Some(entry) = table.get_mut(index as usize) {
+                    *entry = offset;
+                }
+                offset
+            };
+            self.write_block(offset, index * per_block)?;
+            next = (index + 1) * per_block;
+        }
     }
 
     fn write_block(&mut self, offset: u64, first: u64) -> Result<()> {
@@ -87,45 +145,18 @@ impl Check<'_> {
             vec![0u8; self.geometry.cluster_size() as usize],
             self.geometry.refcount_bits(),
         );
-        for index in 0..per_block {
-            if !block.set(index, self.counts.get(first + index)) {
+        let used: Vec<(u64, u64)> = self
+            .counts
+            .used_from(first)
+            .take_while(|(cluster, _)| *cluster < first + per_block)
+            .collect();
+        for (cluster, count) in used {
+            if !block.set(cluster - first, count) {
                 return Err(Error::corrupt(format!(
-                    "cluster {} is used more often than a refcount can tell",
-                    first + index
+                    "cluster {cluster} is used more often than a refcount can tell"
                 )));
             }
         }
         self.write(offset, &block.bytes)
-    }
-
-    fn described_blocks(&self, per_block: u64) -> Vec<u64> {
-        let mut blocks: Vec<u64> = Vec::new();
-        for (cluster, _) in self.counts.used_from(0) {
-            if blocks.last() != Some(&(cluster / per_block)) {
-                blocks.push(cluster / per_block);
-            }
-        }
-        blocks
-    }
-
-    /// The old table and blocks are no longer in use; what else uses their clusters still is.
-    fn forget_old_structure(&mut self) {
-        self.counts = super::counts::Counts::default();
-        self.walked = super::counts::Counts::default();
-        (self.trees, self.extra_walks) = (0, 0);
-        let kept = std::mem::take(&mut self.result);
-        // Counts once more without them; findings were told the first time.
-        let counted = self.count_all();
-        debug_assert!(counted.is_ok());
-        let corruptions = self.result.corruptions;
-        self.result = kept;
-        self.unfixable = corruptions;
-    }
-
-    /// What no rebuilding of refcounts can put right was found again while counting.
-    fn recount_remaining(&mut self) {
-        self.result.corruptions = self.unfixable;
-        self.result.corruptions_fixed =
-            self.result.corruptions_fixed.saturating_sub(self.unfixable);
     }
 }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::address::HostOffset;
 use crate::bitmap;
-use crate::check::Check;
+use crate::check::{Check, Checked};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extension::kind;
@@ -26,7 +26,7 @@ use crate::image::References;
 use crate::options::{CompressionType, Discard, OpenOptions};
 use crate::range_lock::RangeLock;
 use crate::report::{CheckResult, Repair, SnapshotInfo};
-use crate::snapshot_table::{MAX_TABLE_BYTES, Snapshot};
+use crate::snapshot_table::{Reading, Snapshot, SnapshotTable};
 use crate::storage::Storage;
 use bitmaps::Bitmaps;
 use turn::Turns;
@@ -68,9 +68,12 @@ impl Qcow2 {
                 "the image is marked corrupt and cannot be written; check it and repair it first",
             ));
         }
-        let (snapshots, _) = match read_snapshots(&*storage, &header) {
-            Err(_) if options.for_check => (Vec::new(), 0),
-            other => other?,
+        let snapshots = if options.for_check {
+            // The check reads them itself, and says what is wrong with them.
+            Vec::new()
+        } else {
+            header.check_snapshot_table("Snapshot table")?;
+            SnapshotTable::read(&*storage, &header, Reading::Strict)?.entries
         };
         if let Some(wanted) = &options.snapshot {
             select_snapshot(&mut header, &snapshots, wanted)?;
@@ -104,7 +107,7 @@ impl Qcow2 {
     fn prepare_for_writing(&self) -> Result<()> {
         if self.engine().header.incompatible & feature::DIRTY != 0 {
             let result = self.check(Repair::All)?;
-            if result.corruptions > 0 || result.check_errors > 0 {
+            if !result.is_sound() {
                 return Err(Error::corrupt(
                     "the image was not closed properly and cannot be repaired",
                 ));
@@ -141,13 +144,15 @@ impl Qcow2 {
             HostOffset(header.refcount_table_offset),
             table_clusters,
         )?;
-        let (snapshots, bytes) = read_snapshots(&*self.storage, &header)?;
+        let table = SnapshotTable::read(&*self.storage, &header, Reading::Strict)?;
         engine.register_metadata(
             "snapshot table",
             HostOffset(header.snapshots_offset),
-            clusters(bytes),
+            clusters(table.bytes),
         )?;
-        for snapshot in &snapshots {
+        // Those whose table is nowhere can only be listed.
+        let sound = |snapshot: &&Snapshot| snapshot.check(&geometry).is_ok();
+        for snapshot in table.entries.iter().filter(sound) {
             let bytes = u64::from(snapshot.l1_size) * 8;
             engine.register_metadata(
                 "L1 table of a snapshot",
@@ -225,31 +230,33 @@ impl Qcow2 {
                 self.commit(&mut engine, true)?;
             }
         }
-        let snapshots = self
-            .snapshots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let (result, mut header) =
-            Check::new(&*self.storage, &engine.header, &snapshots, repair)?.run()?;
-        drop(snapshots);
+        let Checked {
+            mut result,
+            mut header,
+            incomplete,
+        } = Check::new(&*self.storage, &engine.header, repair)?.run();
         if repair == Repair::None {
             return Ok(result);
         }
-        let sound = result.corruptions == 0 && result.check_errors == 0;
-        if sound {
+        let old = engine.header.clone();
+        engine.restart(header.clone());
+        if let Some((entries, bytes, findings)) = incomplete {
+            self.replace_snapshot_table(&mut engine, entries, bytes)?;
+            result.corruptions -= findings;
+            result.corruptions_fixed += findings;
+            header = engine.header.clone();
+        }
+        if result.is_sound() {
             header.incompatible &= !(feature::DIRTY | feature::CORRUPT);
             header.autoclear &= feature::AUTOCLEAR_KNOWN;
         }
-        let old = engine.header.clone();
-        engine.restart(old.clone());
-        if !sound {
+        if !result.is_sound() {
             engine.stop("corruptions were found that cannot be repaired");
-            engine.header = header;
         } else if old != header {
             self.update_header(&mut engine, header)?;
         }
         drop(engine);
-        if sound && !self.for_check {
+        if result.is_sound() && !self.for_check {
             self.register_all_metadata()?;
         }
         Ok(result)
@@ -289,40 +296,10 @@ pub(crate) fn read_header(storage: &dyn Storage) -> Result<Header> {
     Header::parse(&cluster)
 }
 
-/// Reads the snapshot table; returns its entries and its length in bytes.
-pub(crate) fn read_snapshots(
-    storage: &dyn Storage,
-    header: &Header,
-) -> Result<(Vec<Snapshot>, u64)> {
-    let mut snapshots = Vec::new();
-    let (mut offset, mut chunk, mut at) = (header.snapshots_offset, Vec::new(), 0);
-    let mut total = 0u64;
-    while snapshots.len() < header.snapshots as usize {
-        // An entry has at most 40 + 1024 + 2 * 65535 bytes; a chunk holds several.
-        if chunk.len() - at < 160 << 10 {
-            offset += at as u64;
-            at = 0;
-            chunk.resize(320 << 10, 0);
-            let len = chunk.len();
-            storage
-                .read(offset, &mut &mut chunk[..], 0, len)
-                .map_err(|error| Error::io("cannot read the snapshot table", error))?;
-        }
-        let (snapshot, len) = Snapshot::parse(chunk.get(at..).unwrap_or_default())?;
-        snapshot.check(&header.geometry())?;
-        snapshots.push(snapshot);
-        at += len;
-        total += len as u64;
-        if total > MAX_TABLE_BYTES {
-            return Err(Error::corrupt("snapshot table too large"));
-        }
-    }
-    Ok((snapshots, total))
-}
-
 /// Makes the header's disk that of a snapshot.
 fn select_snapshot(header: &mut Header, snapshots: &[Snapshot], wanted: &str) -> Result<()> {
     let found = find_snapshot(snapshots, wanted)?;
+    found.check(&header.geometry())?;
     header.l1_offset = found.l1_offset;
     header.l1_size = found.l1_size;
     header.size = found.info.disk_size.unwrap_or(header.size);

@@ -14,7 +14,7 @@ use crate::feature;
 use crate::header::Header;
 use crate::qcow2::{Qcow2, find_snapshot};
 use crate::report::SnapshotInfo;
-use crate::snapshot_table::{MAX_SNAPSHOTS, MAX_TABLE_BYTES, Snapshot};
+use crate::snapshot_table::{MAX_SNAPSHOTS, MAX_TABLE_BYTES, Reading, Snapshot, SnapshotTable};
 
 impl Qcow2 {
     fn check_snapshots_possible(&self, engine: &Engine) -> Result<()> {
@@ -93,6 +93,7 @@ impl Qcow2 {
         let mut engine = self.engine();
         self.check_snapshots_possible(&engine)?;
         let snapshot = find_snapshot(&self.snapshot_list(), id_or_name)?.clone();
+        snapshot.check(engine.geometry())?;
         let size = snapshot.info.disk_size.unwrap_or(engine.header.size);
         let has_bitmaps = crate::bitmap::BitmapsExtension::of(&engine.header)?.is_some();
         if size != engine.header.size && has_bitmaps {
@@ -145,6 +146,7 @@ impl Qcow2 {
         self.check_snapshots_possible(&engine)?;
         let mut snapshots = self.snapshot_list().clone();
         let snapshot = find_snapshot(&snapshots, id_or_name)?.clone();
+        snapshot.check(engine.geometry())?;
         let l1 = self.run_locked(&mut engine, |engine| {
             engine.snapshot_l1(snapshot.l1_offset, u64::from(snapshot.l1_size))
         })?;
@@ -233,12 +235,47 @@ impl Qcow2 {
         &self,
         engine: &mut Engine,
         snapshots: Vec<Snapshot>,
-        mut header: Header,
+        header: Header,
     ) -> Result<()> {
         let old = (
             HostOffset(engine.header.snapshots_offset),
             self.snapshot_table_clusters(engine)?,
         );
+        self.write_table_beside(engine, old, snapshots, header)
+    }
+
+    /// Replaces a snapshot table of `bytes` bytes, whose entries could not all be kept as they were. All counts are right.
+    pub(super) fn replace_snapshot_table(
+        &self,
+        engine: &mut Engine,
+        snapshots: Vec<Snapshot>,
+        bytes: u64,
+    ) -> Result<()> {
+        let clusters = engine.geometry().clusters_for(bytes);
+        let host = HostOffset(engine.header.snapshots_offset);
+        let header = engine.header.clone();
+        self.write_table_beside(engine, (host, 0), snapshots, header)?;
+        let first = engine.geometry().cluster_of(host).0;
+        for cluster in (first..first + clusters).map(ClusterIndex) {
+            // A table that reached beyond the end of the file was not counted.
+            self.run_locked(engine, |engine| match engine.refcount(cluster)? {
+                0 => Ok(0),
+                _ => engine.dereference(cluster),
+            })?;
+        }
+        while !engine.is_clean() {
+            self.commit(engine, true)?;
+        }
+        Ok(())
+    }
+
+    fn write_table_beside(
+        &self,
+        engine: &mut Engine,
+        old: (HostOffset, u64),
+        snapshots: Vec<Snapshot>,
+        mut header: Header,
+    ) -> Result<()> {
         let mut bytes = Vec::new();
         for snapshot in &snapshots {
             snapshot.encode(&mut bytes, header.size);
@@ -272,8 +309,8 @@ impl Qcow2 {
     }
 
     fn snapshot_table_clusters(&self, engine: &Engine) -> Result<u64> {
-        let (_, bytes) = super::read_snapshots(&*self.storage, &engine.header)?;
-        Ok(engine.geometry().clusters_for(bytes))
+        let table = SnapshotTable::read(&*self.storage, &engine.header, Reading::Strict)?;
+        Ok(engine.geometry().clusters_for(table.bytes))
     }
 }
 
@@ -289,7 +326,8 @@ fn new_snapshot(
         .filter_map(|other| other.info.id.parse::<u64>().ok())
         .max()
         .unwrap_or(0)
-        .saturating_add(1);
+        .saturating_add(1)
+        .to_string();
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -297,7 +335,7 @@ fn new_snapshot(
         l1_offset: l1.0,
         l1_size,
         info: SnapshotInfo {
-            id: id.to_string(),
+            id: id.clone(),
             name: name.to_owned(),
             vm_state_size: 0,
             date_sec: now.as_secs() as u32,
@@ -307,5 +345,7 @@ fn new_snapshot(
             disk_size: Some(disk_size),
         },
         unknown_extra: Vec::new(),
+        extra_len: 24,
+        names: (id.into_bytes(), name.as_bytes().to_vec()),
     }
 }

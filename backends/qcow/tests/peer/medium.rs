@@ -7,6 +7,8 @@ use qcow::{Destination, Source, Storage};
 
 use super::Rng;
 
+/// Most bytes of a medium: they are all in memory.
+const LARGEST: u64 = 1 << 28;
 pub const SECTOR: usize = 512;
 
 /// What reached the storage.
@@ -119,6 +121,9 @@ impl Storage for Medium {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        if len > LARGEST {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         self.record(Event::SetLen(len as usize));
         Ok(())
     }

@@ -1,7 +1,5 @@
 //! Changes between versions 2 and 3, and of features that only version 3 has.
 
-use std::sync::PoisonError;
-
 use crate::check::Check;
 use crate::error::{Error, Result};
 use crate::extension::kind;
@@ -119,29 +117,17 @@ impl Qcow2 {
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;
         }
-        let mut header = engine.header.clone();
-        header.refcount_order = bits.ilog2();
-        if header.refcount_order == engine.header.refcount_order {
+        let order = bits.ilog2();
+        if order == engine.header.refcount_order {
             return Ok(());
         }
-        if header.version < 3 {
+        if engine.header.version < 3 {
             return Err(Error::unsupported(
                 "refcount widths other than 16 bits require version 3 (compat=1.1)",
             ));
         }
-        let snapshots = self
-            .snapshots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let storage = &*self.storage;
-        let (found, _) = Check::new(storage, &engine.header, &snapshots, Repair::None)?.run()?;
-        if found.corruptions > 0 || found.check_errors > 0 {
-            return Err(Error::corrupt(
-                "the image is damaged; check and repair it first",
-            ));
-        }
-        let header = Check::new(storage, &header, &snapshots, Repair::All)?.rewrite_refcounts()?;
-        drop(snapshots);
+        let check = Check::new(&*self.storage, &engine.header, Repair::None)?;
+        let header = check.rewrite_refcounts(order)?;
         engine.restart(header);
         drop(engine);
         self.register_all_metadata()
