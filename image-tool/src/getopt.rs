@@ -76,7 +76,8 @@ pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Resul
     let mut rest = args.iter();
     // Whether the argument just before was the first operand.
     let mut after_first = false;
-    while let Some(arg) = rest.next() {
+    while !matches.flag(HELP) {
+        let Some(arg) = rest.next() else { break };
         let is_number = order == Order::NegativeNumbers
             && std::mem::take(&mut after_first)
             && begins_like_a_number(arg.as_bytes());
@@ -185,6 +186,9 @@ fn take_long<'a>(
     Ok(())
 }
 
+/// The option that is answered as soon as it is seen.
+const HELP: &str = "help";
+
 fn take_short<'a>(
     command: &Command,
     mut cluster: &[u8],
@@ -204,7 +208,11 @@ fn take_short<'a>(
             .ok_or_else(|| format!("invalid option -- '{letter}'"))?;
         let id = arg.get_id().to_string();
         if !takes_value(arg) {
+            let is_help = id == HELP;
             matches.options.push((id, OsString::new()));
+            if is_help {
+                break;
+            }
             cluster = tail;
             continue;
         }

@@ -65,11 +65,7 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if standard.flag("version") {
-        output::line(&format!(
-            "{} version {} (qemu-img 10.0 compatible)",
-            report::program(),
-            env!("CARGO_PKG_VERSION")
-        ));
+        output::line(&report::version());
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(shell) = standard.text("completions") {

@@ -11,6 +11,9 @@ static PROGRAM: OnceLock<String> = OnceLock::new();
 /// The name under which a script knows the tool it stands in for.
 const STAND_IN: &str = "qemu-img";
 
+/// The version of that tool whose commands these are.
+const REFERENCE: &str = "10.0.0";
+
 /// Remembers the name the program was started under.
 pub(crate) fn set_program(arg0: Option<&OsStr>) {
     let name = arg0
@@ -27,6 +30,15 @@ pub(crate) fn set_program(arg0: Option<&OsStr>) {
 /// The program's name, for messages.
 pub(crate) fn program() -> &'static str {
     PROGRAM.get().map_or("image-tool", String::as_str)
+}
+
+/// What `--version` prints: under the other name first the version that scripts ask it for.
+pub(crate) fn version() -> String {
+    let own = env!("CARGO_PKG_VERSION");
+    match program() {
+        STAND_IN => format!("{STAND_IN} version {REFERENCE} (image-tool {own})"),
+        name => format!("{name} version {own} (qemu-img {REFERENCE} compatible)"),
+    }
 }
 
 /// One error line.

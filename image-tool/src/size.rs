@@ -21,7 +21,7 @@ pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
         return Err(SizeError::Invalid);
     }
     let value = parse_unsigned(text)?;
-    if negative && value != 0 {
+    if negative {
         return Err(SizeError::OutOfRange);
     }
     Ok(value)
@@ -165,6 +165,7 @@ mod tests {
         assert_eq!(parse("18446744073709551616"), Err(SizeError::OutOfRange));
         assert_eq!(parse("16E"), Err(SizeError::OutOfRange));
         assert_eq!(parse("-1"), Err(SizeError::OutOfRange));
+        assert_eq!(parse("-0"), Err(SizeError::OutOfRange));
         assert_eq!(parse("-1k"), Err(SizeError::Invalid));
     }
 

@@ -48,7 +48,9 @@ fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
     match options.format {
         Format::Raw => {
             storage.set_len(options.size).map_err(failed)?;
-            allocate_first_block(&storage, options).map_err(failed)?;
+            if options.preallocation == Preallocation::Off {
+                allocate_first_block(&storage, options.size).map_err(failed)?;
+            }
             preallocate_raw(&storage, 0, options.size, options.preallocation)
         }
         Format::Qcow2 => {
@@ -69,13 +71,10 @@ fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
 
 /// Stores the first block of an otherwise empty raw file: who opens it later with direct I/O finds out by it which
 /// alignment the host needs. QEMU does the same.
-fn allocate_first_block(storage: &dyn Storage, options: &CreateOptions) -> std::io::Result<()> {
+pub(crate) fn allocate_first_block(storage: &dyn Storage, size: u64) -> std::io::Result<()> {
     const BLOCK: u64 = 4096;
-    if options.size == 0 || options.preallocation != Preallocation::Off {
-        return Ok(());
-    }
-    let len = if options.size < BLOCK { 512 } else { BLOCK };
-    let len = len.min(options.size) as usize;
+    let len = if size < BLOCK { 512 } else { BLOCK };
+    let len = len.min(size) as usize;
     let zeroes = [0u8; BLOCK as usize];
     storage.write(0, &&zeroes[..], 0, len)
 }

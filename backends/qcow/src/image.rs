@@ -417,6 +417,10 @@ impl Image {
             Layer::Raw(raw) => {
                 let old = raw.size();
                 raw.resize(size)?;
+                if old == 0 && preallocation == Preallocation::Off {
+                    crate::create::allocate_first_block(&*raw.storage, size)
+                        .map_err(|error| Error::io("write error", error))?;
+                }
                 crate::create::preallocate_raw(&*raw.storage, old, size, preallocation)
             }
             Layer::Qcow2(qcow2) => qcow2.resize(self.backing.as_deref(), size, preallocation),

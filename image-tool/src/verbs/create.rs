@@ -151,7 +151,7 @@ fn create(
             matches.flag("backing-unsafe"),
         )?;
     }
-    let Some(size) = options.number("size") else {
+    let Some(size) = options.number("size").filter(|&size| size != u64::MAX) else {
         bail!("Image creation needs a size parameter")
     };
     if !matches.flag("quiet") {
@@ -161,6 +161,9 @@ fn create(
         ));
     }
     let create = format_options::creation(format, &options, size)?;
+    if format == Format::Qcow2 && i64::try_from(create.size).is_err() {
+        bail!("Could not resize image: Image size cannot be negative");
+    }
     let target = Target::prepare(&path)?;
     qcow::create(target.path(), &create)
         .map_err(|error| anyhow!("{}", create_reason(&error, format, &target)))?;
@@ -170,6 +173,15 @@ fn create(
 
 /// Why an image could not be created.
 pub(crate) fn create_reason(error: &qcow::Error, format: Format, target: &Target) -> String {
+    if format == Format::Raw {
+        return match error.raw_os_error() {
+            Some(libc::EFBIG) => {
+                format!("The image size is too large for file format '{format}'")
+            }
+            Some(libc::EINVAL) => "Could not resize file: Invalid argument".to_owned(),
+            _ => reason(error, target.path()),
+        };
+    }
     let text = reason(error, target.path());
     if error.kind() == qcow::ErrorKind::InvalidInput && text.contains("too large") {
         return format!(

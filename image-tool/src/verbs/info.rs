@@ -92,7 +92,6 @@ fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
         let opening = Opening {
             share,
             alone: true,
-            for_check: true,
             ..Opening::default()
         };
         let info = open::open(&source, &opening)?.info()?;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
-use qcow::Preallocation;
+use qcow::{Format, Preallocation};
 
 use crate::confine;
 use crate::format_options::{FormatOptions, Kind, Spec, check_preallocation, preallocation};
@@ -12,12 +12,15 @@ use crate::getopt::Matches;
 use crate::open::{self, Opened, Opening};
 use crate::options::{self, flag, value};
 use crate::output;
-use crate::reason::reason;
+use crate::reason::{cause, reason};
 use crate::report::{self, Usage};
 use crate::source::Source;
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "resize";
+
+/// The most bytes QEMU lets a disk have: what 63 bits can tell, in whole gibibytes.
+const MAX_SIZE: u64 = i64::MAX.unsigned_abs() >> 30 << 30;
 
 /// The size is read as an option of that name would be.
 const SIZE: Spec = Spec {
@@ -100,12 +103,20 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 
 /// Changes the size, in QEMU's words if that cannot be.
 pub(crate) fn resize(opened: &Opened, size: u64, preallocation: Preallocation) -> Result<()> {
+    if size > MAX_SIZE {
+        bail!("offset({size}) exceeds maximum({MAX_SIZE})");
+    }
     let info = opened.info()?;
     let is_v2 = info.qcow2.is_some_and(|qcow2| qcow2.version < 3);
     if is_v2 && !info.snapshots.is_empty() {
         bail!("Can't resize a v2 image which has snapshots");
     }
+    let is_raw = opened.image.format() == Format::Raw;
     opened.image.resize(size, preallocation).map_err(|error| {
+        if is_raw && error.raw_os_error().is_some() {
+            let why = cause(&error, opened.image.path());
+            return anyhow!("Could not resize file: {why}");
+        }
         match reason(&error, opened.image.path()) {
             why if why.contains("too large") => {
                 anyhow!("Failed to grow the L1 table: File too large")

@@ -51,7 +51,10 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let quiet = matches.flag("quiet");
-    options::refuse_objects(matches)?;
+    if let Err(error) = options::refuse_objects(matches) {
+        let status = tell(Verdict::Failed(NOT_OPENED, error.to_string()), quiet);
+        return Ok(ExitCode::from(status));
+    }
     let [first, second] = matches.operands() else {
         return Err(Usage::of(NAME, "Expecting two image file names"));
     };

@@ -218,7 +218,8 @@ fn check_sources(settings: &Settings, has_backing: bool, sources: &[Opened]) -> 
 fn check_broken(source: &Opened, skip: bool) -> Result<()> {
     match super::bitmaps_of(source)?
         .iter()
-        .find(|bitmap| bitmap.in_use)
+        // QEMU's list of them has the last first.
+        .rfind(|bitmap| bitmap.in_use)
     {
         Some(bitmap) if !skip => Err(Hinted {
             message: format!("Cannot copy inconsistent bitmap '{}'", bitmap.name),

@@ -292,14 +292,16 @@ fn copy_bitmaps(sources: &[Opened], target: &Image, skip_broken: bool) -> Result
     let Some(source) = sources.first() else {
         return Ok(());
     };
-    for bitmap in bitmaps_of(source)? {
+    let bitmaps = bitmaps_of(source)?;
+    let broken = bitmaps.iter().rev().filter(|bitmap| bitmap.in_use);
+    for bitmap in broken.filter(|_| skip_broken) {
+        report::warning(format_args!(
+            "Skipping inconsistent bitmap '{}'",
+            bitmap.name
+        ));
+    }
+    for bitmap in bitmaps.iter().filter(|bitmap| !bitmap.in_use) {
         let name = &bitmap.name;
-        if bitmap.in_use {
-            if skip_broken {
-                report::warning(format_args!("Skipping inconsistent bitmap '{name}'"));
-            }
-            continue;
-        }
         target
             .bitmap_add(name, Some(bitmap.granularity), false)
             .map_err(|error| {
