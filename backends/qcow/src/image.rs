@@ -475,7 +475,7 @@ impl Image {
     pub fn snapshot_apply(&self, id_or_name: &str) -> Result<()> {
         self.check_writable()?;
         self.qcow2("snapshots")?
-            .snapshot_apply(id_or_name)
+            .snapshot_apply(self.backing.as_deref(), id_or_name)
             .map_err(|error| error.within(self.path.display()))
     }
 

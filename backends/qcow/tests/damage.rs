@@ -296,7 +296,10 @@ fn differs_knowingly(
         0 => table != 0,
         count => table == 0 || count > 65536,
     };
-    let gives_up = repair != Repair::None && verdict.counts.is_none();
+    let errors = verdict.counts.as_ref().is_none_or(|counts| counts[0] > 0);
+    let gives_up = repair != Repair::None && errors;
+    // An L1 table that reaches into the header: opened for a repair, qemu-img first changes that.
+    let long_l1 = repair != Repair::None && patient.half(36) > 64;
     place_is_wrong
         || unaligned_block
         || compressed_flag
@@ -305,6 +308,7 @@ fn differs_knowingly(
         || grows
         || snapshots_nowhere
         || gives_up
+        || long_l1
         || patient.word(40) == 0
 }
 

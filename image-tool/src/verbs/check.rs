@@ -125,7 +125,12 @@ fn check_once(opened: &Opened, repair: Repair) -> Result<CheckResult> {
         )
     })?;
     for message in &result.messages {
-        eprintln!("{message}");
+        // What QEMU says as an error of the program, and not as a finding.
+        if message.starts_with("ERROR failed to read the snapshot table") {
+            report::error(message);
+        } else {
+            eprintln!("{message}");
+        }
     }
     if let Some(why) = &result.unfinished {
         bail!("Check failed: {why}");

@@ -25,8 +25,12 @@ impl Check<'_> {
         };
         let table = table.map_err(|message| {
             self.result.check_errors += 1;
+            let why = match message.contains("invalid") {
+                true => "Invalid argument",
+                false => "File too large",
+            };
             self.tell(message);
-            Error::corrupt("Invalid argument")
+            Error::corrupt(why)
         })?;
         for message in &table.findings {
             self.tell(message.clone());

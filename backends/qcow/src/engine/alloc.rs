@@ -170,6 +170,13 @@ impl Engine {
         Ok(HostOffset(host))
     }
 
+    /// Returns what [`Engine::allocate_bytes`] gave and no table came to use.
+    pub(crate) fn release_bytes(&mut self, host: HostOffset, len: u64) -> Result<(), Stop> {
+        let first = self.geometry.cluster_of(host);
+        let last = self.geometry.cluster_of(HostOffset(host.0 + len - 1));
+        self.release(self.geometry.offset_of(first), last.0 - first.0 + 1)
+    }
+
     /// Returns clusters that were allocated and never used by any table.
     pub(crate) fn release(&mut self, host: HostOffset, clusters: u64) -> Result<(), Stop> {
         for index in 0..clusters {

@@ -397,9 +397,15 @@ impl Qcow2 {
             engine.check_usable()?;
             engine.allocate_bytes(len)
         })?;
-        self.storage
+        let written = self
+            .storage
             .write(host.0, &&packed[..], 0, packed.len())
-            .map_err(|error| Error::io("write error", error))?;
-        self.run(|engine| engine.set_compressed(GuestOffset(guest), host, len))
+            .map_err(|error| Error::io("write error", error))
+            .and_then(|()| self.run(|engine| engine.set_compressed(GuestOffset(guest), host, len)));
+        if written.is_err() {
+            // The first error is the one to report; what cannot be given back either leaks.
+            let _ = self.run(|engine| engine.release_bytes(host, len));
+        }
+        written
     }
 }

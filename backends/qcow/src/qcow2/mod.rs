@@ -70,7 +70,10 @@ impl Qcow2 {
         }
         let snapshots = if options.for_check {
             // The check reads them itself, and says what is wrong with them.
-            Vec::new()
+            let table = header
+                .check_snapshot_table("Snapshot table")
+                .and_then(|()| SnapshotTable::read(&*storage, &header, Reading::Strict));
+            table.map_or_else(|_| Vec::new(), |table| table.entries)
         } else {
             header.check_snapshot_table("Snapshot table")?;
             SnapshotTable::read(&*storage, &header, Reading::Strict)?.entries

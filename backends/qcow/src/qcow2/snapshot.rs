@@ -8,10 +8,13 @@ use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::address::{ClusterIndex, HostOffset};
+use crate::bitmap::BitmapsExtension;
 use crate::engine::{Engine, Freed, to_bytes};
 use crate::error::{Error, Result};
 use crate::feature;
 use crate::header::Header;
+use crate::image::Image;
+use crate::options::Preallocation;
 use crate::qcow2::{Qcow2, find_snapshot};
 use crate::report::SnapshotInfo;
 use crate::snapshot_table::{MAX_SNAPSHOTS, MAX_TABLE_BYTES, Reading, Snapshot, SnapshotTable};
@@ -86,8 +89,23 @@ impl Qcow2 {
         })
     }
 
+    /// Bitmaps follow the size of the disk, as they do when it changes by itself.
+    fn follow_snapshot_size(&self, below: Option<&Image>, id_or_name: &str) -> Result<()> {
+        let size = find_snapshot(&self.snapshot_list(), id_or_name)?
+            .info
+            .disk_size;
+        let has_bitmaps = BitmapsExtension::of(&self.engine().header)?.is_some();
+        match size {
+            Some(size) if has_bitmaps && size != self.size() => {
+                self.resize(below, size, Preallocation::Off)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Makes the disk what it was in a snapshot.
-    pub(crate) fn snapshot_apply(&self, id_or_name: &str) -> Result<()> {
+    pub(crate) fn snapshot_apply(&self, below: Option<&Image>, id_or_name: &str) -> Result<()> {
+        self.follow_snapshot_size(below, id_or_name)?;
         self.note_change(0, self.size())?;
         let _guard = self.ranges.exclusive(0..u64::MAX);
         let mut engine = self.engine();
@@ -95,12 +113,6 @@ impl Qcow2 {
         let snapshot = find_snapshot(&self.snapshot_list(), id_or_name)?.clone();
         snapshot.check(engine.geometry())?;
         let size = snapshot.info.disk_size.unwrap_or(engine.header.size);
-        let has_bitmaps = crate::bitmap::BitmapsExtension::of(&engine.header)?.is_some();
-        if size != engine.header.size && has_bitmaps {
-            return Err(Error::unsupported(
-                "the snapshot has another size, which the bitmaps of the image cannot follow",
-            ));
-        }
         let entries = engine
             .geometry()
             .l1_entries_for(size)
@@ -231,7 +243,7 @@ impl Qcow2 {
     }
 
     /// Writes the snapshot table elsewhere and switches to it.
-    fn write_snapshot_table(
+    pub(super) fn write_snapshot_table(
         &self,
         engine: &mut Engine,
         snapshots: Vec<Snapshot>,
@@ -273,11 +285,12 @@ impl Qcow2 {
         &self,
         engine: &mut Engine,
         old: (HostOffset, u64),
-        snapshots: Vec<Snapshot>,
+        mut snapshots: Vec<Snapshot>,
         mut header: Header,
     ) -> Result<()> {
         let mut bytes = Vec::new();
-        for snapshot in &snapshots {
+        for snapshot in &mut snapshots {
+            snapshot.info.disk_size.get_or_insert(header.size);
             snapshot.encode(&mut bytes, header.size);
         }
         if bytes.len() as u64 > MAX_TABLE_BYTES {

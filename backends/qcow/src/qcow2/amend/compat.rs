@@ -21,6 +21,16 @@ impl Qcow2 {
             return Ok(());
         }
         self.commit(&mut engine, true)?;
+        let snapshots = self.snapshot_list().clone();
+        let lacks_size = |snapshot: &Snapshot| snapshot.info.disk_size.is_none();
+        if snapshots.iter().any(lacks_size) {
+            // Version 3 wants every snapshot to tell the size of its disk.
+            let header = engine.header.clone();
+            self.write_snapshot_table(&mut engine, snapshots, header)?;
+            while !engine.is_clean() {
+                self.commit(&mut engine, true)?;
+            }
+        }
         let header = Header {
             version: 3,
             header_length: LENGTH_V3,
