@@ -771,3 +771,39 @@ fn bits(folder: &std::path::Path, image: &str, bitmap: &str) -> String {
     server.wait().unwrap();
     map
 }
+
+#[test]
+fn a_snapshot_is_deleted_by_its_name_and_not_by_its_id() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[
+        &["qemu-img", "create", "-q", "-f", "qcow2", "a", "1M"],
+        &["qemu-img", "snapshot", "-c", "kept", "a"],
+    ]);
+
+    assert_eq!(pair.same(&["snapshot", "-d", "1", "a"]).status, Some(1));
+    assert_eq!(pair.same(&["snapshot", "-d", "kept", "a"]).status, Some(0));
+}
+
+#[test]
+fn bitmaps_of_disks_of_different_sizes_are_not_merged() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[
+        &["qemu-img", "create", "-q", "-f", "qcow2", "a", "1M"],
+        &["qemu-img", "create", "-q", "-f", "qcow2", "b", "2M"],
+        &["qemu-img", "bitmap", "--add", "a", "b0"],
+        &["qemu-img", "bitmap", "--add", "b", "b0"],
+    ]);
+
+    let merged = pair.same(&[
+        "bitmap", "--merge", "b0", "-b", "b", "-F", "qcow2", "a", "b0",
+    ]);
+    assert_eq!(merged.status, Some(1));
+    let copied = pair.same(&["convert", "-n", "-O", "qcow2", "--bitmaps", "a", "b"]);
+    assert_eq!(copied.status, Some(1));
+}

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail, ensure};
 use clap::Command;
 use qcow::{ErrorKind, Format, Image};
 
@@ -224,6 +224,11 @@ pub(crate) fn merge(image: &Image, bitmap: &str, other: &Image, source: &str) ->
     if !has(other, source)? {
         return Err(not_found(source));
     }
+    let (size, from) = (image.virtual_size(), other.virtual_size());
+    ensure!(
+        size == from,
+        "Bitmaps are of different sizes (destination size is {size}, source size is {from}) and can't be merged"
+    );
     let told = |error: qcow::Error, image: &Image| anyhow!("{}", reason(&error, image.path()));
     let ranges = other
         .bitmap_ranges(source)

@@ -154,11 +154,14 @@ fn apply(image: &Image, name: &str) -> Result<()> {
 
 fn delete(image: &Image, name: &str) -> Result<()> {
     let failed = |why: &str| anyhow!("Could not delete snapshot '{name}': {why}");
-    if image.format() == Format::Raw {
-        return Err(failed("snapshot not found"));
-    }
+    let snapshots = image
+        .snapshots()
+        .map_err(|error| failed(&cause(&error, image.path())))?;
+    // By its name only: an id is not one.
+    let found = snapshots.iter().find(|snapshot| snapshot.name == name);
+    let id = &found.ok_or_else(|| failed("snapshot not found"))?.id;
     image
-        .snapshot_delete(name)
+        .snapshot_delete(id)
         .map_err(|error| match error.kind() {
             ErrorKind::NotFound => failed("snapshot not found"),
             _ => failed(&cause(&error, image.path())),
