@@ -20,7 +20,7 @@ pub(crate) struct Options {
     #[arg(long)]
     quick: bool,
     /// Seconds for each fuzz target.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 60)]
     fuzz_seconds: u32,
     /// Only these steps; all by default.
     steps: Vec<String>,

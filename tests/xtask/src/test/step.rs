@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,6 +19,8 @@ const SHOWN_LINES: usize = 200;
 pub(super) struct Step {
     pub(super) name: &'static str,
     work: Work,
+    /// These run after the others, several at a time.
+    beside: Vec<Command>,
 }
 
 enum Work {
@@ -41,6 +44,7 @@ impl Step {
         Self {
             name,
             work: Work::Commands(commands.into_iter().collect()),
+            beside: Vec::new(),
         }
     }
 
@@ -48,7 +52,14 @@ impl Step {
         Self {
             name,
             work: Work::Skip(why.to_owned()),
+            beside: Vec::new(),
         }
+    }
+
+    /// Adds commands that run after the others, as many at a time as there are processors.
+    pub(super) fn beside(mut self, commands: impl IntoIterator<Item = Command>) -> Self {
+        self.beside.extend(commands);
+        self
     }
 
     /// Runs all commands, whether one fails or not.
@@ -62,11 +73,33 @@ impl Step {
                 for command in commands {
                     run_one(&command, &mut outcome);
                 }
+                run_beside(self.beside, &mut outcome);
             }
         }
         outcome.took = start.elapsed();
         outcome
     }
+}
+
+/// Runs commands several at a time.
+fn run_beside(commands: Vec<Command>, outcome: &mut Outcome) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (queue, outcomes) = (Mutex::new(commands.into_iter()), Mutex::new(outcome));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(command) = next() {
+                    let mut one = Outcome::default();
+                    run_one(&command, &mut one);
+                    let mut all = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.passed += one.passed;
+                    all.failed.append(&mut one.failed);
+                    all.skipped.append(&mut one.skipped);
+                }
+            });
+        }
+    });
 }
 
 /// A command without tests of its own counts as one.
@@ -204,6 +237,13 @@ mod tests {
             test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s\n";
         count(text, &mut outcome);
         assert_eq!((outcome.passed, outcome.failed.len()), (4, 1));
+    }
+
+    #[test]
+    fn commands_beside_each_other_are_all_counted() {
+        let commands = ["true", "false", "true", "true"].map(Command::new);
+        let outcome = Step::new("step", []).beside(commands).run();
+        assert_eq!((outcome.passed, outcome.failed.len()), (3, 1));
     }
 
     #[test]

@@ -16,6 +16,9 @@ const FUZZ: &str = "tests/fuzz";
 /// What fuzz targets are built for.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
+/// Random cases of image-tool in a full run.
+const RANDOM_CASES: &str = "2000";
+
 /// Every step, with those that cannot or shall not run here as skipped.
 pub(super) fn all(project: &Project, options: &Options) -> Result<Vec<Step>> {
     let (guest, other) = system_tests(project)?;
@@ -91,12 +94,28 @@ pub(super) fn all(project: &Project, options: &Options) -> Result<Vec<Step>> {
             ))],
         ),
     ];
+    // Both tools on random images, optimized: two thousand times, or a few in the integration step.
+    steps.push(match options.quick {
+        true => Step::skipped(
+            "random",
+            "--quick runs 40 cases only, as part of integration",
+        ),
+        false => Step::new("random", [random(project)]),
+    });
     steps.push(match options.quick {
         true => Step::skipped("linux", "--quick leaves out the nested bench"),
         false => Step::new("linux", [Command::new(project.program("bulkhead-e2e"))]),
     });
     steps.push(fuzz(project, options)?);
     Ok(steps)
+}
+
+/// image-tool against the reference on many random images.
+fn random(project: &Project) -> Command {
+    let arguments = ["test", "--release", "-p", "image-tool", "--test", "random"];
+    let mut command = tests(crate::run::cargo(project, &arguments));
+    command.env("IMAGE_TOOL_CASES", RANDOM_CASES);
+    command
 }
 
 /// Clippy for the bare-metal guest, which has a target folder of its own so that neither build undoes the other's.
@@ -170,7 +189,8 @@ fn fuzz(project: &Project, options: &Options) -> Result<Step> {
     build.env("RUSTUP_TOOLCHAIN", "nightly");
     let mut seeds = crate::run::cargo(project, &["run", "--quiet", "--bin", "seeds", "--"]);
     seeds.arg(&corpus);
-    let mut commands = vec![seeds, build];
+    let mut first = vec![seeds, build];
+    let mut targets = Vec::new();
     for name in fuzz_targets(&folder)? {
         let artifacts = target.join(format!("artifacts-{name}-"));
         let found = corpus.join(&name);
@@ -178,16 +198,16 @@ fn fuzz(project: &Project, options: &Options) -> Result<Step> {
         command
             .arg(format!("-max_total_time={}", options.fuzz_seconds))
             .arg(format!("-artifact_prefix={}", artifacts.display()))
-            .args(["-rss_limit_mb=1024", "-timeout=20", "-max_len=65536"])
+            .args(["-rss_limit_mb=1024", "-timeout=20", "-max_len=32768"])
             .arg(found);
-        commands.push(command);
+        targets.push(command);
     }
-    for command in &mut commands {
+    for command in first.iter_mut().chain(&mut targets) {
         command
             .current_dir(&folder)
             .env("CARGO_TARGET_DIR", &target);
     }
-    Ok(Step::new(NAME, commands))
+    Ok(Step::new(NAME, first).beside(targets))
 }
 
 /// One file, one target.
