@@ -266,3 +266,40 @@ fn shrinking_gives_back_refcount_blocks_and_the_end_of_the_file() {
         must("check", &pair.ours(), &["qemu-img", "check", "-q", "image"]);
     }
 }
+
+#[test]
+fn a_snapshot_table_that_names_a_huge_l1_table_is_refused_at_once() {
+    use std::os::unix::fs::FileExt;
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[
+        &["qemu-img", "create", "-q", "-f", "qcow2", "image", "64M"],
+        &["qemu-img", "snapshot", "-c", "kept", "image"],
+    ]);
+    let image = pair.ours().join("image");
+    let mut at = [0; 8];
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(image)
+        .unwrap();
+    file.read_exact_at(&mut at, 64).unwrap();
+    // The entry's number of L1 entries: two gibibytes of them.
+    file.write_all_at(&0x1000_0000u32.to_be_bytes(), u64::from_be_bytes(at) + 8)
+        .unwrap();
+    for line in [
+        "amend -o compat=0.10 image",
+        "snapshot -a kept image",
+        "snapshot -d kept image",
+        "convert -l kept -O raw image out",
+    ] {
+        let refused = pair.run_ours(&line.split(' ').collect::<Vec<_>>());
+        assert_eq!(refused.status, Some(1), "{line}");
+        assert!(
+            refused.stderr.contains("Snapshot L1 table too large"),
+            "{refused:?}"
+        );
+    }
+}

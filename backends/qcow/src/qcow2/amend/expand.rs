@@ -15,6 +15,10 @@ pub(crate) type Report<'a> = &'a mut dyn FnMut(u64, u64);
 impl Qcow2 {
     /// What reads as zeroes by a flag becomes unallocated, or where something below would show, clusters of zeroes.
     pub(super) fn expand_zeroes(&self, below: Option<&Image>, report: Report<'_>) -> Result<()> {
+        let geometry = *self.engine().geometry();
+        for snapshot in &*self.snapshot_list() {
+            snapshot.check(&geometry)?;
+        }
         let active = u64::from(self.engine().header.l1_size);
         let kept: u64 = self
             .snapshot_list()
