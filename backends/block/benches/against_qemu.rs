@@ -1,14 +1,15 @@
-//! `bulkhead-block` beside QEMU's storage daemon, with the same frontend and the same images: requests a second, and processor time of
-//! the server for each. The latter is the figure to look at on a machine that has other work.
+//! `bulkhead-block`, with io_uring and with threads, beside QEMU's storage daemon: with the same frontend and copies of the same image, each
+//! load in turn on all of them. Requests a second, and processor time of the server for each, medians. The latter is the figure to look
+//! at on a machine that has other work.
 //!
-//! `cargo bench -p bulkhead-block [-- raw]`
+//! `cargo bench -p bulkhead-block [-- [--json] [--rounds N] [raw|qcow2|new]…]`
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../tests/peer/mod.rs"]
 mod peer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,8 @@ use peer::{Backend, Guest};
 use qcow::{CreateOptions, Format, Image, OpenOptions};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
-const DISK: u64 = 256 << 20;
-const DEPTH: u16 = 32;
+const DISK: u64 = 512 << 20;
+const QUEUES: usize = 2;
 
 #[derive(Clone, Copy)]
 struct Load {
@@ -27,37 +28,46 @@ struct Load {
     requests: u32,
     /// Every block once, in an order that is not the disk's; or block after block.
     scattered: bool,
+    depth: u64,
+    queues: usize,
 }
 
-const LOADS: [Load; 4] = [
+const fn load(name: &'static str, write: bool, depth: u64, queues: usize, requests: u32) -> Load {
     Load {
-        name: "read 4k",
-        write: false,
+        name,
+        write,
         length: 4096,
-        requests: 60_000,
+        requests,
         scattered: true,
-    },
+        depth,
+        queues,
+    }
+}
+
+const fn sequential(name: &'static str, write: bool) -> Load {
     Load {
-        name: "write 4k",
-        write: true,
-        length: 4096,
-        requests: 60_000,
-        scattered: true,
-    },
-    Load {
-        name: "read 128k",
-        write: false,
-        length: 128 << 10,
-        requests: 8_000,
+        length: 1 << 20,
         scattered: false,
-    },
-    Load {
-        name: "write 128k",
-        write: true,
-        length: 128 << 10,
-        requests: 2_000,
-        scattered: false,
-    },
+        ..load(name, write, 8, 1, 256)
+    }
+}
+
+const LOADS: [Load; 8] = [
+    load("read 4k, depth 1", false, 1, 1, 5_000),
+    load("read 4k, depth 32", false, 32, 1, 20_000),
+    load("read 4k, depth 32, 2 queues", false, 32, 2, 20_000),
+    load("write 4k, depth 1", true, 1, 1, 2_000),
+    load("write 4k, depth 32", true, 32, 1, 10_000),
+    load("write 4k, depth 32, 2 queues", true, 32, 2, 10_000),
+    sequential("read 1M", false),
+    sequential("write 1M", true),
+];
+
+/// Into an image that has nothing yet.
+const NEW_LOADS: [Load; 3] = [
+    load("write 4k, depth 1", true, 1, 1, 300),
+    load("write 4k, depth 32", true, 32, 1, 1_000),
+    sequential("write 1M", true),
 ];
 
 enum Server {
@@ -66,8 +76,9 @@ enum Server {
 }
 
 impl Server {
-    fn bulkhead(image: &Path, format: Format) -> Self {
-        Self::Bulkhead(Backend::start(image, format.name(), &[]))
+    fn bulkhead(image: &Path, format: Format, aio: &str) -> Self {
+        let more = ["--aio", aio, "--num-queues", "2"];
+        Self::Bulkhead(Backend::start(image, format.name(), &more))
     }
 
     /// `None` if it is not installed.
@@ -81,7 +92,7 @@ impl Server {
             ))
             .arg("--export")
             .arg(format!(
-                "vhost-user-blk,id=e,node-name=disk,writable=on,addr.type=unix,addr.path={address}"
+                "vhost-user-blk,id=e,node-name=disk,writable=on,num-queues=2,addr.type=unix,addr.path={address}"
             ))
             .stdin(Stdio::null())
             .spawn()
@@ -143,62 +154,101 @@ impl Drop for Server {
     }
 }
 
-/// Does the load with `DEPTH` requests under way at any time.
-fn drive(guest: &mut Guest, load: Load) -> Duration {
+/// A server with a guest.
+struct Machine {
+    server: Server,
+    guest: Guest,
+    /// Requests a second, and microseconds of processor time of each, of every round of every load.
+    results: Vec<Vec<(f64, f64)>>,
+}
+
+/// Where request `number` of a load goes, in sectors.
+fn place(load: Load, number: u64) -> u64 {
     let blocks = DISK / u64::from(load.length);
+    let block = if load.scattered {
+        number.wrapping_mul(0x9e37_79b1) % blocks
+    } else {
+        number % blocks
+    };
+    block * u64::from(load.length) / 512
+}
+
+/// Does the load with `depth` requests under way in each queue at any time, from number `first` on.
+fn drive(guest: &mut Guest, load: Load, first: u64) -> Duration {
     let kind = if load.write {
         VIRTIO_BLK_T_OUT
     } else {
         VIRTIO_BLK_T_IN
     };
-    let place = |number: u32| {
-        let number = u64::from(number);
-        let block = if load.scattered {
-            number.wrapping_mul(0x9e37_79b1) % blocks
-        } else {
-            number % blocks
-        };
-        block * u64::from(load.length) / 512
-    };
-    let start = Instant::now();
+    // A request may take the room of several slots.
+    let room = 1 + u64::from(load.length) / (508 << 10);
+    let mut idle: Vec<Vec<u64>> = (0..load.queues as u64)
+        .map(|queue| {
+            (0..load.depth)
+                .map(|slot| (queue * load.depth + slot) * room)
+                .collect()
+        })
+        .collect();
     let mut slots = std::collections::HashMap::new();
-    let mut posted = 0;
-    let mut done = 0;
-    let mut idle: Vec<u64> = (0..u64::from(DEPTH)).collect();
+    let (mut posted, mut done) = (0, 0);
+    let start = Instant::now();
     while done < load.requests {
-        let mut kicked = false;
-        while posted < load.requests
-            && let Some(slot) = idle.pop()
-        {
-            let what = (kind, place(posted));
-            let head = guest.post_block(0, slot, what, (load.length, !load.write));
-            slots.insert(u32::from(head), slot);
-            posted += 1;
-            kicked = true;
+        for (queue, idle) in idle.iter_mut().enumerate() {
+            let mut kicked = false;
+            while posted < load.requests
+                && let Some(slot) = idle.pop()
+            {
+                let what = (kind, place(load, first + u64::from(posted)));
+                let head = guest.post_block(queue, slot, what, (load.length, !load.write));
+                slots.insert((queue, u32::from(head)), slot);
+                posted += 1;
+                kicked = true;
+            }
+            if kicked {
+                guest.kick(queue);
+            }
         }
-        if kicked {
-            guest.kick(0);
-        }
-        for (head, _) in guest.wait_used(0, 1) {
-            let slot = slots.remove(&head).unwrap();
-            assert_eq!(guest.status(slot), 0);
-            guest.reuse(0, guest.chain(0, head as u16));
-            idle.push(slot);
-            done += 1;
+        for (queue, idle) in idle.iter_mut().enumerate() {
+            let under_way = slots.keys().any(|key| key.0 == queue);
+            if !under_way {
+                continue;
+            }
+            for (head, _) in guest.wait_used(queue, 1) {
+                let slot = slots.remove(&(queue, head)).unwrap();
+                assert_eq!(guest.status(slot), 0);
+                guest.reuse(queue, guest.chain(queue, head as u16));
+                idle.push(slot);
+                done += 1;
+            }
         }
     }
     start.elapsed()
 }
 
-fn measure(server: &Server, guest: &mut Guest, load: Load) -> String {
-    let before = server.time();
-    let elapsed = drive(guest, load);
-    let used = server.time() - before;
-    format!(
-        "{:>9.0}/s {:>7.2} us",
-        f64::from(load.requests) / elapsed.as_secs_f64(),
-        used.as_secs_f64() * 1e6 / f64::from(load.requests)
-    )
+impl Machine {
+    fn measure(&mut self, load: Load, number: usize, first: u64) {
+        let before = self.server.time();
+        let elapsed = drive(&mut self.guest, load, first);
+        let used = self.server.time() - before;
+        let requests = f64::from(load.requests);
+        self.results[number].push((
+            requests / elapsed.as_secs_f64(),
+            used.as_secs_f64() * 1e6 / requests,
+        ));
+    }
+
+    /// Medians.
+    fn result(&self, load: usize) -> (f64, f64) {
+        let median = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        let results = &self.results[load];
+        (
+            median(results.iter().map(|result| result.0).collect()),
+            median(results.iter().map(|result| result.1).collect()),
+        )
+    }
 }
 
 fn make(path: &Path, format: Format, full: bool) {
@@ -212,57 +262,115 @@ fn make(path: &Path, format: Format, full: bool) {
     }
 }
 
+/// The servers that there are, each with an image of its own.
+fn machines(
+    folder: &Path,
+    format: Format,
+    full: bool,
+    loads: usize,
+) -> Vec<(&'static str, Machine)> {
+    let mut machines = Vec::new();
+    for name in ["io_uring", "threads", "qemu"] {
+        let image: PathBuf = folder.join(name);
+        make(&image, format, full);
+        let socket = folder.join("qsd.sock");
+        let server = match name {
+            "qemu" => Server::qemu(&image, format, &socket),
+            aio => Some(Server::bulkhead(&image, format, aio)),
+        };
+        let Some(server) = server else {
+            eprintln!("skipped: {name} is not installed");
+            continue;
+        };
+        let mut guest = match &server {
+            Server::Bulkhead(backend) => Guest::connect_to(&backend.socket, QUEUES),
+            Server::Qemu(_) => Guest::connect_to(&socket, QUEUES),
+        };
+        guest.start();
+        let results = vec![Vec::new(); loads];
+        machines.push((
+            name,
+            Machine {
+                server,
+                guest,
+                results,
+            },
+        ));
+    }
+    machines
+}
+
+struct Wanted {
+    json: bool,
+    rounds: u64,
+    images: Vec<String>,
+}
+
+fn wanted() -> Wanted {
+    let mut wanted = Wanted {
+        json: false,
+        rounds: 5,
+        images: Vec::new(),
+    };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--json" => wanted.json = true,
+            "--rounds" => wanted.rounds = arguments.next().unwrap().parse().unwrap(),
+            // Cargo's own.
+            "--bench" => {}
+            image => wanted.images.push(image.to_owned()),
+        }
+    }
+    wanted
+}
+
 fn main() {
-    let wanted = std::env::args()
-        .nth(1)
-        .filter(|word| !word.starts_with('-'));
-    println!(
-        "{:<24}{:<28}{:<28}",
-        "", "bulkhead-block", "qemu-storage-daemon"
-    );
+    let wanted = wanted();
     for (name, format, full) in [
         ("raw", Format::Raw, true),
         ("qcow2", Format::Qcow2, true),
-        ("qcow2 new", Format::Qcow2, false),
+        ("new", Format::Qcow2, false),
     ] {
-        if wanted.as_ref().is_some_and(|wanted| wanted != name) {
+        if !wanted.images.is_empty() && !wanted.images.iter().any(|image| image == name) {
             continue;
         }
+        let loads: &[Load] = if full { &LOADS } else { &NEW_LOADS };
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let mut columns: Vec<Vec<String>> = Vec::new();
-        for ours in [true, false] {
-            let image = folder.path().join(format!("disk-{ours}"));
-            make(&image, format, full);
-            let socket = folder.path().join("qsd.sock");
-            let server = if ours {
-                Some(Server::bulkhead(&image, format))
-            } else {
-                Server::qemu(&image, format, &socket)
-            };
-            let Some(server) = server else { continue };
-            let mut guest = match &server {
-                Server::Bulkhead(backend) => Guest::connect_to(&backend.socket, 1),
-                Server::Qemu(_) => Guest::connect_to(&socket, 1),
-            };
-            guest.start();
-            let mut column: Vec<String> = LOADS
-                .iter()
-                .filter(|load| full || load.write)
-                .map(|&load| measure(&server, &mut guest, load))
-                .collect();
-            column.push(format!("{:>9} KiB", server.memory()));
-            columns.push(column);
+        let mut machines = machines(folder.path(), format, full, loads.len());
+        for round in 0..wanted.rounds {
+            let mut first = round * 2_000;
+            for (number, &load) in loads.iter().enumerate() {
+                for (_, machine) in &mut machines {
+                    machine.measure(load, number, first);
+                }
+                first += u64::from(load.requests);
+            }
         }
-        let mut names: Vec<&str> = LOADS
+        tell(name, loads, &machines, wanted.json);
+    }
+}
+
+fn tell(image: &str, loads: &[Load], machines: &[(&str, Machine)], json: bool) {
+    for (number, load) in loads.iter().enumerate() {
+        let results = machines
             .iter()
-            .filter(|load| full || load.write)
-            .map(|load| load.name)
-            .collect();
-        names.push("memory");
-        for (row, load) in names.iter().enumerate() {
-            let cell = |column: &Vec<String>| format!("{:<28}", column[row]);
-            let cells: String = columns.iter().map(cell).collect();
-            println!("{:<24}{cells}", format!("{name}, {load}"));
+            .map(|(name, machine)| (*name, machine.result(number)));
+        if json {
+            let fields: String = results
+                .map(|(name, (rate, time))| format!(",\"{name}\":[{rate:.0},{time:.2}]"))
+                .collect();
+            println!("{{\"load\":\"{image}, {}\"{fields}}}", load.name);
+        } else {
+            let cells: String = results
+                .map(|(name, (rate, time))| format!("  {name} {rate:>8.0}/s {time:>7.2} us"))
+                .collect();
+            println!("{:<36}{cells}", format!("{image}, {}", load.name));
+        }
+    }
+    if !json {
+        for (name, machine) in machines {
+            println!("{image}, memory of {name}: {} KiB", machine.server.memory());
         }
     }
 }

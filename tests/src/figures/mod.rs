@@ -1,5 +1,6 @@
 //! Figures: measured on this machine, beside a peer in the same run where there is one. One entry in [`FIGURES`] each.
 
+mod block;
 mod boot;
 mod first_instruction;
 mod image;
@@ -86,7 +87,7 @@ const WITH_QEMU: &[&str] = &[
 ];
 
 /// All of them.
-pub const FIGURES: [Figure; 6] = [
+pub const FIGURES: [Figure; 7] = [
     Figure {
         name: "boot",
         place: Place::OuterHost(WITH_QEMU),
@@ -116,6 +117,11 @@ pub const FIGURES: [Figure; 6] = [
         name: "image-convert",
         place: Place::Here,
         measure: image::convert,
+    },
+    Figure {
+        name: "block",
+        place: Place::Here,
+        measure: block::requests,
     },
 ];
 
