@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bulkhead_daemon::uring::Uring;
-use bulkhead_daemon::{Device, Queue, Queues, RingError};
+use bulkhead_daemon::{Device, KeptMemory, Queue, Queues, RingError};
 use qcow::Image;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
@@ -104,6 +104,23 @@ impl Block {
     }
 }
 
+/// Memory for the image's notes.
+struct Kept(KeptMemory);
+
+impl qcow::Keep for Kept {
+    fn len(&self) -> usize {
+        self.0.words()
+    }
+
+    fn load(&self, at: usize) -> u64 {
+        self.0.load(at)
+    }
+
+    fn store(&self, at: usize, word: u64) {
+        self.0.store(at, word);
+    }
+}
+
 /// A lane for each queue, with an io_uring if there is one to be had.
 fn lanes(image: &Image, options: &Options) -> Result<Vec<Lane>> {
     let files = match options.aio {
@@ -165,6 +182,13 @@ impl Device for Block {
         }
     }
 
+    fn kept(&mut self, memory: KeptMemory) {
+        let image = &self.shared.disk.image;
+        if let Err(error) = image.set_journal(Some(Box::new(Kept(memory)))) {
+            bulkhead_daemon::warn(&error.to_string());
+        }
+    }
+
     fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
         self.serve(queue)
     }
@@ -210,6 +234,10 @@ impl Device for Block {
     }
 
     fn disconnected(&mut self) -> io::Result<()> {
-        self.shared.disk.image.flush().map_err(io::Error::from)
+        let image = &self.shared.disk.image;
+        let flushed = image.flush();
+        flushed
+            .and_then(|()| image.set_journal(None))
+            .map_err(io::Error::from)
     }
 }

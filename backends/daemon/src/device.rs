@@ -7,6 +7,7 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
 use crate::error::RingError;
+use crate::inflight::KeptMemory;
 use crate::poll::Again;
 use crate::ring::{Queue, Ring, Turn};
 use crate::warning::warn;
@@ -46,6 +47,12 @@ pub trait Device {
     /// nothing may use their memory when this returns.
     fn queue_running(&mut self, index: u16, running: bool) {
         let _ = (index, running);
+    }
+
+    /// The frontend has memory for the device that it keeps if this process dies: what a former process put there is to be taken up before
+    /// a request is. It is no longer to be used when the frontend is gone.
+    fn kept(&mut self, memory: KeptMemory) {
+        let _ = memory;
     }
 
     /// There may be requests: take them until there are none, or until the device can do no more for now. What is left is offered again

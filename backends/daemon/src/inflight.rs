@@ -8,6 +8,8 @@
 //! desc: u8 inflight | 5 bytes | u16 next | u64 counter
 //! ```
 //!
+//! What follows the regions, where the area has room for it, is the device's own to keep something in: see [`KeptMemory`].
+//!
 //! A "batch" of the specification is what the driver is shown at once: one request, or the merged buffers of one packet.
 
 use std::fs::File;
@@ -35,6 +37,9 @@ const INFLIGHT_AT: usize = 0;
 const NEXT_AT: usize = 6;
 const COUNTER_AT: usize = 8;
 
+/// Bytes for the device. Those that are never written take no memory.
+const KEPT: u64 = 256 << 10;
+
 /// The bytes one ring of `size` descriptors takes.
 fn region_size(size: u16) -> u64 {
     (HEADER as u64 + ENTRY as u64 * u64::from(size)).next_multiple_of(ALIGNMENT)
@@ -60,7 +65,7 @@ impl InflightArea {
     /// Makes a fresh area, all zeroes, that can neither shrink nor grow. (GET_INFLIGHT_FD)
     pub(crate) fn create(rings: u16, ring_size: u16) -> Result<(File, AreaLayout), String> {
         let layout = AreaLayout {
-            size: region_size(ring_size) * u64::from(rings),
+            size: region_size(ring_size) * u64::from(rings) + KEPT,
             offset: 0,
             rings,
             ring_size,
@@ -95,12 +100,28 @@ impl InflightArea {
                 layout.size.min(length)
             ));
         }
-        let size = usize::try_from(needed).map_err(|error| error.to_string())?;
+        // An area that somebody else made need not have more.
+        let whole = needed + KEPT;
+        let has_more = layout.size >= whole && layout.offset + whole <= length;
+        let size = if has_more { whole } else { needed };
+        let size = usize::try_from(size).map_err(|error| error.to_string())?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, layout.offset), size)
             .map_err(|error| format!("in-flight area: {error}"))?;
         Ok(Self {
             mapping: Arc::new(mapping),
             layout,
+        })
+    }
+
+    /// The part that is the device's.
+    pub(crate) fn kept(&self) -> Option<KeptMemory> {
+        let start = region_size(self.layout.ring_size) * u64::from(self.layout.rings);
+        let start = usize::try_from(start).ok()?;
+        let words = self.mapping.len().checked_sub(start)? / size_of::<u64>();
+        (words > 0).then(|| KeptMemory {
+            mapping: Arc::clone(&self.mapping),
+            start,
+            words,
         })
     }
 
@@ -134,6 +155,43 @@ impl InflightArea {
             _ => return Err(RingError::Inflight),
         }
         Ok(ring)
+    }
+}
+
+/// Words of memory that the frontend keeps when this process dies, and gives to the next one. All zero at first.
+#[derive(Clone, Debug)]
+pub struct KeptMemory {
+    mapping: Arc<MmapRegion>,
+    start: usize,
+    words: usize,
+}
+
+impl KeptMemory {
+    /// How many words there are.
+    #[must_use]
+    pub fn words(&self) -> usize {
+        self.words
+    }
+
+    /// The word at `at`; 0 if there is none.
+    #[must_use]
+    pub fn load(&self, at: usize) -> u64 {
+        let slice = self.mapping.as_volatile_slice();
+        match at < self.words {
+            true => slice
+                .load(self.start + at * size_of::<u64>(), Ordering::Acquire)
+                .unwrap_or(0),
+            false => 0,
+        }
+    }
+
+    /// Sets the word at `at`, if there is one. The next process sees no store without those before it.
+    pub fn store(&self, at: usize, word: u64) {
+        if at < self.words {
+            let slice = self.mapping.as_volatile_slice();
+            // It is within the mapping.
+            let _ = slice.store(word, self.start + at * size_of::<u64>(), Ordering::Release);
+        }
     }
 }
 

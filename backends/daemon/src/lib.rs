@@ -85,6 +85,7 @@ pub use bulkhead_process::confine::Confinement;
 pub use chain::{Buffers, Chain, MAX_CHAIN, Segment};
 pub use device::{Device, Queues};
 pub use error::{Error, RingError};
+pub use inflight::KeptMemory;
 pub use ring::{MAX_RING_SIZE, Queue};
 pub use serve::run;
 pub use socket::inherited_fd;

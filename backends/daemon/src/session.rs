@@ -459,6 +459,9 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<'_, D> {
 
     fn set_inflight_fd(&mut self, kept: &VhostUserInflight, file: File) -> Reply<()> {
         let area = InflightArea::map(file, area_layout(kept)).map_err(|why| self.refuse(why))?;
+        if let Some(memory) = area.kept() {
+            self.device.kept(memory);
+        }
         self.inflight = Some(area);
         Ok(())
     }

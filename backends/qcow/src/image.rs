@@ -283,6 +283,20 @@ impl Image {
         }
     }
 
+    /// Notes in `memory`, which outlives this process, what the file lacks, so that [`Image::is_ahead`] no longer holds after each write
+    /// that allocates; and makes the changes that a former process noted there. `None`: no longer. Nothing is noted, and all is as
+    /// without it, for images that need no notes (raw) or would be repaired at the next open anyway (lazy refcounts).
+    ///
+    /// # Errors
+    /// What was noted is damaged or does not fit the image; it is left out then, and notes are taken. Or it could not be written.
+    pub fn set_journal(&self, memory: Option<Box<dyn crate::Keep>>) -> Result<()> {
+        match &self.layer {
+            Layer::Qcow2(qcow2) if self.writable => qcow2.set_journal(memory),
+            _ => Ok(()),
+        }
+        .map_err(|error| error.within(self.path.display()))
+    }
+
     /// Writes `buf` as compressed clusters where that saves space (qcow2 only). `offset` is cluster-aligned, and so is the
     /// length unless it ends at the end of the disk. What is already allocated there is not overwritten in place.
     pub fn write_compressed(&self, offset: u64, buf: &[u8]) -> Result<()> {

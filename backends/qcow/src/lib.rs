@@ -99,6 +99,7 @@ mod feature;
 mod geometry;
 mod header;
 mod image;
+mod journal;
 mod l2;
 mod lock;
 mod options;
@@ -116,6 +117,7 @@ pub use buffer::{Destination, Source};
 pub use create::{create, create_in};
 pub use error::{Error, ErrorKind, Result};
 pub use image::Image;
+pub use journal::Keep;
 pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, Format, Locking, OpenOptions,
     Preallocation,

@@ -47,6 +47,11 @@ pub trait Storage: Send + Sync {
     /// The next range that may hold data at or after `offset`: its start and end. `None` if only a hole follows.
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
 
+    /// What tells the file from others.
+    fn identity(&self) -> [u64; 2] {
+        [0; 2]
+    }
+
     /// The file behind this, if offsets here are offsets there: for I/O by other means than these calls.
     fn file(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -259,6 +264,10 @@ impl Storage for HostFile {
         };
         let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
         Ok(Some((start, end)))
+    }
+
+    fn identity(&self) -> [u64; 2] {
+        rustix::fs::fstat(&self.file).map_or([0; 2], |stat| [stat.st_dev, stat.st_ino])
     }
 
     fn file(&self) -> Option<BorrowedFd<'_>> {

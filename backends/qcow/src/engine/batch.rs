@@ -5,6 +5,7 @@ use crate::engine::{Engine, Freed, Snapshot, Stop, Table};
 use crate::error::Result;
 use crate::feature;
 use crate::header::Header;
+use crate::journal::Journal;
 
 /// All that the file lacks at one moment, to be written by stages.
 #[derive(Debug, Default)]
@@ -40,6 +41,9 @@ impl Engine {
             }
         }
         cut.freed = std::mem::take(&mut self.freed);
+        if let Some(journal) = &mut self.journal {
+            journal.cut();
+        }
         Ok(cut)
     }
 
@@ -49,6 +53,9 @@ impl Engine {
             self.pages.left(stage, written);
         }
         if written {
+            if let Some(journal) = &mut self.journal {
+                journal.written();
+            }
             return joined(cut.freed, self.geometry.cluster_size());
         }
         let later = std::mem::replace(&mut self.freed, cut.freed);
@@ -61,8 +68,12 @@ impl Engine {
         self.freed.is_empty() && !Table::ALL.iter().any(|table| self.pages.has_dirty(*table))
     }
 
-    /// Whether the tables on the file lack something that was written or discarded. Refcounts that lag do not matter for that.
+    /// Whether the tables on the file lack something that was written or discarded, and that is not noted for a process to come.
+    /// Refcounts that lag do not matter for that.
     pub(crate) fn is_ahead(&self) -> bool {
+        if self.journal.as_ref().is_some_and(Journal::is_complete) {
+            return false;
+        }
         self.pages.has_unwritten(Table::L2) || self.pages.has_unwritten(Table::L1)
     }
 
@@ -79,7 +90,8 @@ impl Engine {
 
     /// So much waits to be written that it should be before more comes.
     pub(crate) fn wants_commit(&self) -> bool {
-        self.pages.is_crowded() || self.freed.len() > MAX_FREED
+        let noted = self.journal.as_ref().is_none_or(Journal::is_complete);
+        self.pages.is_crowded() || self.freed.len() > MAX_FREED || !noted
     }
 
     /// Which clusters (of the beginning) of a run will be free once [`Engine::apply_freed`] has been called; and nothing

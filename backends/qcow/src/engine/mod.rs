@@ -22,6 +22,7 @@ mod map;
 mod overlap;
 mod pages;
 mod refcount;
+mod replay;
 mod snapshot;
 mod write;
 
@@ -37,6 +38,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
 use crate::geometry::Geometry;
 use crate::header::Header;
+use crate::journal::Journal;
 use overlap::Overlap;
 use pages::Pages;
 
@@ -99,6 +101,8 @@ pub(crate) struct Engine {
     /// Metadata damage was found, or a sync failed: nothing may be written any more.
     stopped: Option<String>,
     writable: bool,
+    /// Where changes are noted for a process to come.
+    journal: Option<Journal>,
 }
 
 impl Engine {
@@ -112,6 +116,7 @@ impl Engine {
             freed: Vec::new(),
             tail: None,
             stopped: None,
+            journal: None,
             geometry,
             header,
             writable,
@@ -132,6 +137,7 @@ impl Engine {
         if done.is_err() {
             self.roll_back();
         }
+        self.note_changes();
         self.undo.clear();
         if done.is_ok() {
             self.pages.trim();
@@ -201,6 +207,7 @@ impl Engine {
         self.tail = None;
         self.hint = 1;
         self.stopped = None;
+        self.journal = None;
     }
 
     fn external(&self) -> bool {

@@ -140,6 +140,13 @@ impl Pages {
         Ok(())
     }
 
+    /// The word at `offset` and the table it belongs to, if that was changed and not taken to be written since.
+    pub(crate) fn changed(&self, offset: u64) -> Option<(Table, u64)> {
+        let (start, index) = self.split(offset);
+        let page = self.map.get(&start)?;
+        Some((page.dirty?, *page.words.get(index)?))
+    }
+
     /// Takes back one change.
     pub(crate) fn restore(&mut self, offset: u64, value: u64, dirty: Option<Table>) {
         let (start, index) = self.split(offset);

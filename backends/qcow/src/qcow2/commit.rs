@@ -5,6 +5,7 @@ use std::sync::{MutexGuard, PoisonError};
 use crate::engine::{Cut, Engine, Freed, Snapshot, Stop, Table};
 use crate::error::{Error, Result};
 use crate::geometry::HOST_LIMIT;
+use crate::journal::{Journal, Keep};
 use crate::options::Discard;
 use crate::qcow2::Qcow2;
 use crate::qcow2::turn::Alone;
@@ -230,6 +231,36 @@ impl Qcow2 {
         self.sync_files().inspect_err(|error| {
             engine.stop(error.to_string());
         })
+    }
+
+    /// See [`crate::Image::set_journal`].
+    pub(crate) fn set_journal(&self, memory: Option<Box<dyn Keep>>) -> Result<()> {
+        let mut engine = self.engine();
+        if !engine.is_clean() {
+            self.commit(&mut engine, false)?;
+        }
+        engine.set_journal(None);
+        let (Some(memory), false) = (memory, engine.header.lazy_refcounts()) else {
+            return Ok(());
+        };
+        let identity = self.storage.identity();
+        let Some((mut journal, left)) = Journal::open(memory, identity) else {
+            return Ok(());
+        };
+        let made = left.and_then(|changes| {
+            if changes.is_empty() {
+                return Ok(());
+            }
+            self.run_locked(&mut engine, |engine| engine.replay(&changes))?;
+            self.commit(&mut engine, false)
+        });
+        if engine.is_clean() {
+            journal.reset(identity);
+        } else {
+            journal.lack();
+        }
+        engine.set_journal(Some(journal));
+        made
     }
 
     /// Puts everything on the medium.
