@@ -367,13 +367,13 @@ mod tests {
     fn an_area_that_makes_no_sense_is_refused_and_never_followed_out_of_bounds() {
         let (file, layout) = InflightArea::create(1, 8).unwrap();
         let claim = AreaLayout {
-            ring_size: 16,
+            ring_size: 1 << 15,
             ..layout
         };
         assert!(InflightArea::map(file.try_clone().unwrap(), claim).is_err());
         let claim = AreaLayout {
             size: u64::MAX,
-            rings: 2,
+            rings: 1 << 12,
             ..layout
         };
         assert!(InflightArea::map(file.try_clone().unwrap(), claim).is_err());
@@ -387,6 +387,35 @@ mod tests {
         assert!(ring.take(8).is_err());
         ring.store(VERSION_AT, 2u16).unwrap();
         assert!(area.ring(0, 8).is_err());
+    }
+
+    #[test]
+    fn what_is_kept_is_behind_the_records_and_outlives_the_mapping() {
+        let (file, layout) = InflightArea::create(2, 8).unwrap();
+        let area = InflightArea::map(file.try_clone().unwrap(), layout).unwrap();
+        let kept = area.kept().unwrap();
+        let last = kept.words() - 1;
+        kept.store(0, 5);
+        kept.store(last, 6);
+        kept.store(last + 1, 7);
+        assert_eq!(area.ring(1, 8).unwrap().recover(0).unwrap(), [] as [u16; 0]);
+        drop((area, kept));
+
+        let kept = InflightArea::map(file.try_clone().unwrap(), layout)
+            .unwrap()
+            .kept()
+            .unwrap();
+        assert_eq!(
+            (kept.load(0), kept.load(last), kept.load(last + 1)),
+            (5, 6, 0)
+        );
+
+        // One that was made by somebody else has records only.
+        let small = AreaLayout {
+            size: layout.size - KEPT,
+            ..layout
+        };
+        assert!(InflightArea::map(file, small).unwrap().kept().is_none());
     }
 
     #[derive(Clone, Copy, Debug)]
