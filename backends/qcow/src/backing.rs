@@ -219,9 +219,13 @@ pub(crate) fn full_name(path: &Path, name: &str) -> Option<PathBuf> {
 /// # Errors
 /// The name is of a protocol (`nbd:`, `json:`, …): an image must not be able to make this process open such things.
 pub(crate) fn resolve(path: &Path, name: &str) -> Result<PathBuf> {
-    let plain = name.strip_prefix("file:").unwrap_or(name);
+    // What stands behind `file:` is a plain name, whatever it looks like.
+    let (plain, local) = match name.strip_prefix("file:") {
+        Some(rest) => (rest, true),
+        None => (name, false),
+    };
     let before_slash = plain.split('/').next().unwrap_or("");
-    if before_slash.contains(':') {
+    if before_slash.contains(':') && !local {
         return Err(Error::unsupported(format!(
             "{}: refers to {name}, which is not a plain file name",
             path.display()
