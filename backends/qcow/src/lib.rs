@@ -48,6 +48,43 @@
 //! # }
 //! ```
 //!
+//! What a tool does: keep a state of the disk, go back to it, and look whether the image is sound:
+//!
+//! ```
+//! use qcow::{CreateOptions, ErrorKind, Format, Image, OpenOptions, Repair};
+//!
+//! # fn main() -> qcow::Result<()> {
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("disk.qcow2");
+//! qcow::create(&path, &CreateOptions::new(Format::Qcow2, 1 << 30))?;
+//! let options = OpenOptions::new(Format::Qcow2).writable(true);
+//! let image = Image::open(&path, &options)?;
+//! image.write_at(0, b"before")?;
+//! image.snapshot_create("clean")?;
+//! image.write_at(0, b"after!")?;
+//! image.snapshot_apply("clean")?;
+//! let mut buf = [0; 6];
+//! image.read_at(0, &mut buf)?;
+//! assert_eq!(&buf, b"before");
+//!
+//! // While it is open nobody else may write it, neither with this library nor with QEMU.
+//! let second = Image::open(&path, &options).unwrap_err();
+//! assert_eq!(second.kind(), ErrorKind::Locked);
+//!
+//! let found = image.check(Repair::None)?;
+//! assert!(found.is_sound() && found.leaks == 0, "{:?}", found.messages);
+//! image.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Errors
+//!
+//! Every method fails with an [`Error`]: an [`ErrorKind`] to act upon, and one line that names the file and what was wrong with it. A
+//! request that failed for want of space or permission has changed nothing of the disk outside its range, and the image can be
+//! used further. After a failed sync, and after damage was found, nobody knows what is on the medium: all further writing is refused
+//! ([`ErrorKind::ReadOnly`]), reading goes on. Dropping an image closes it; only [`Image::close`] says whether that succeeded.
+//!
 //! # Formats
 //!
 //! qcow2, versions 2 and 3, all cluster sizes and refcount widths; backing chains, extended L2 entries, compressed clusters (zlib and
@@ -65,6 +102,10 @@
 //!
 //! Whatever an image says is checked before it is used; memory is bounded by [`OpenOptions::cache_bytes`] and by the limits of the
 //! format; damage found while writing stops all writing and is marked in the image.
+//!
+//! A check reads each table at most a few times, whoever leads to it, and no holes; what the tables make it read and count is bounded by 16
+//! times what the file really has, and 64 MiB. An image beyond that, which no writer makes, is told of as an error of the check. Files of
+//! more than 2^31 - 1 clusters are not checked, which is QEMU's limit, too; a check takes about a byte of memory for each cluster in use.
 //!
 //! # System calls
 //!

@@ -21,7 +21,7 @@ impl Check<'_> {
         };
         for bitmap in bitmaps {
             let (offset, entries) = (bitmap.table_offset, u64::from(bitmap.table_size));
-            self.count(offset, entries * 8, 1);
+            self.count_table(offset, entries)?;
             let mut broken = None;
             self.each_word(offset, entries, |check, _, entry| {
                 match bitmap::table_entry(&check.geometry, entry) {

@@ -41,7 +41,17 @@ impl Counts {
 
     /// `uses` uses more, as far as the count stays below `max`; returns how many there was no room for.
     pub(crate) fn add(&mut self, cluster: u64, uses: u64, max: u64) -> u64 {
-        let old = self.get(cluster);
+        let chunk = self.chunk_mut(cluster / CHUNK);
+        let place = chunk.and_then(|chunk| chunk.get_mut((cluster % CHUNK) as usize));
+        let small = match place {
+            Some(count) if uses == 1 && *count < LARGE - 1 && u64::from(*count) < max => {
+                *count += 1;
+                return 0;
+            }
+            Some(count) => *count,
+            None => return uses,
+        };
+        let old = self.value(cluster, small);
         let fits = uses.min(max.saturating_sub(old));
         let new = old.saturating_add(fits);
         if new >= u64::from(LARGE) {

@@ -44,7 +44,7 @@ impl Check<'_> {
         active: bool,
         fix: bool,
     ) -> Result<()> {
-        self.count(offset, entries * 8, 1);
+        self.count_table(offset, entries)?;
         self.each_word(offset, entries, |check, _, entry| {
             if entry & L1_RESERVED != 0 {
                 check.corruption(format!(
