@@ -33,6 +33,11 @@ pub trait Destination {
 
     /// Fills `len` bytes from position `at` with zeroes.
     fn zero(&mut self, at: usize, len: usize);
+
+    /// The `len` bytes from position `at` to work in, where this is memory of this process alone and they lie in a row.
+    fn slice_mut(&mut self, _at: usize, _len: usize) -> Option<&mut [u8]> {
+        None
+    }
 }
 
 /// Memory that holds data for an image.
@@ -81,6 +86,10 @@ impl Destination for &mut [u8] {
 
     fn zero(&mut self, at: usize, len: usize) {
         self[at..at + len].fill(0);
+    }
+
+    fn slice_mut(&mut self, at: usize, len: usize) -> Option<&mut [u8]> {
+        self.get_mut(at..at + len)
     }
 }
 

@@ -21,7 +21,18 @@ thread_local! {
     static DEFLATE: RefCell<Compressor> = RefCell::new(Compressor::new(deflate_level()));
     static INFLATE: RefCell<Decompressor> = RefCell::new(Decompressor::new());
     static ZSTD: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+    static INPUT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     static UNZSTD: RefCell<zstd_safe::DCtx<'static>> = RefCell::new(zstd_safe::DCtx::create());
+}
+
+/// Lends `work` the memory of this thread for what is to be decompressed: `len` bytes of unspecified content.
+pub(crate) fn with_input<T>(len: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+    INPUT.with_borrow_mut(|input| {
+        if input.len() < len {
+            input.resize(len, 0);
+        }
+        work(input.get_mut(..len).unwrap_or_default())
+    })
 }
 
 /// libdeflate's fastest level: with the whole window it packs about as tightly as QEMU does with a window of 4 KiB.

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -66,7 +67,13 @@ pub trait Storage: Send + Sync {
 pub struct HostFile {
     file: File,
     regular: bool,
+    /// Whoever writes much. The kernel lets one thread at a time write to a file; those that wait for it in there spin,
+    /// and take more time from each other than the writes take.
+    writing: Mutex<()>,
 }
+
+/// Writes of this length take turns.
+const LONG_WRITE: usize = 64 << 10;
 
 /// Zeroes written at a time where the host cannot do it by itself.
 const ZERO_CHUNK: usize = 1 << 20;
@@ -75,7 +82,11 @@ impl HostFile {
     /// Takes an open file.
     pub fn new(file: File) -> io::Result<Self> {
         let regular = file.metadata()?.is_file();
-        Ok(Self { file, regular })
+        Ok(Self {
+            file,
+            regular,
+            writing: Mutex::new(()),
+        })
     }
 
     /// The file itself.
@@ -142,6 +153,8 @@ impl Storage for HostFile {
     }
 
     fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
+        let _turn = (self.regular && len >= LONG_WRITE)
+            .then(|| self.writing.lock().unwrap_or_else(PoisonError::into_inner));
         let mut done = 0;
         while done < len {
             match src.write_to(

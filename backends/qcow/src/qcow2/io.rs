@@ -98,6 +98,11 @@ impl Qcow2 {
                 Ok(())
             }
             (Where::Compressed { host, len: packed }, _) => {
+                if len as u64 == self.cluster_size
+                    && let Some(cluster) = dst.slice_mut(at, len)
+                {
+                    return self.decompress_into(host, packed, cluster);
+                }
                 let cluster = self.decompress(piece.guest, host, packed)?;
                 let start = (piece.guest.0 % self.cluster_size) as usize;
                 dst.put(at, cluster.get(start..start + len).unwrap_or_default());
@@ -128,17 +133,23 @@ impl Qcow2 {
         {
             return Ok(cluster.clone());
         }
-        // A descriptor can count more sectors than a cluster needs; nothing beyond twice a cluster can be of use.
-        let packed = packed.min(2 * self.cluster_size) as usize;
-        let mut input = vec![0u8; packed];
-        self.storage
-            .read(host.0, &mut &mut input[..], 0, packed)
-            .map_err(|error| Error::io("cannot read a compressed cluster", error))?;
         let mut cluster = vec![0u8; self.cluster_size as usize];
-        compressed::decompress(self.compression, &input, &mut cluster)?;
+        self.decompress_into(host, packed, &mut cluster)?;
         let cluster = Arc::new(cluster);
         *self.decompressed() = Some((host.0, cluster.clone()));
         Ok(cluster)
+    }
+
+    /// Reads the compressed cluster at `host` and unpacks it into `cluster`, which is as long as one.
+    fn decompress_into(&self, host: HostOffset, packed: u64, cluster: &mut [u8]) -> Result<()> {
+        // A descriptor can count more sectors than a cluster needs; nothing beyond twice a cluster can be of use.
+        let packed = packed.min(2 * self.cluster_size) as usize;
+        compressed::with_input(packed, |input| {
+            self.storage
+                .read(host.0, &mut &mut *input, 0, packed)
+                .map_err(|error| Error::io("cannot read a compressed cluster", error))?;
+            compressed::decompress(self.compression, input, cluster)
+        })
     }
 
     pub(crate) fn write(
