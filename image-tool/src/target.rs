@@ -99,6 +99,16 @@ impl Target {
         }
     }
 
+    /// Whether the file has another name until it is whole.
+    pub(crate) fn is_hidden(&self) -> bool {
+        matches!(self.staging, Staging::Beside(_))
+    }
+
+    /// Whether it is a device, which holds what was on it before.
+    pub(crate) fn is_device(&self) -> bool {
+        fs::metadata(&self.name).is_ok_and(|metadata| !metadata.is_file())
+    }
+
     /// The folder in which names will be changed, for the confinement.
     pub(crate) fn folder(&self) -> PathBuf {
         match self.name.parent() {

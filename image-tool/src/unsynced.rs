@@ -1,17 +1,33 @@
-//! A file whose data is left to the kernel to write out, for `-t unsafe`, which is `convert`'s default.
+//! A file that is filled from nothing and left to the kernel to write out: `-t unsafe`, which is `convert`'s default.
 
 use std::fs::File;
 use std::io;
 
 use qcow::{Destination, HostFile, Source, Storage};
+use rustix::fs::FallocateFlags;
 
 /// As [`HostFile`], and `sync` does nothing.
 #[derive(Debug)]
-pub(crate) struct Unsynced(HostFile);
+pub(crate) struct Unsynced {
+    file: HostFile,
+    /// Space is reserved before it is written.
+    reserves: bool,
+}
+
+/// ext4 counts the blocks it will need page by page while data comes in. Reserved by one call beforehand, they cost
+/// nothing: a write then takes about half the time. Other file systems reserve ahead of a writer by themselves.
+const EXT4: u32 = 0xef53;
+
+/// Writes of this length are worth a reservation.
+const LARGE: usize = 64 << 10;
 
 impl Unsynced {
     pub(crate) fn new(file: File) -> io::Result<Self> {
-        HostFile::new(file).map(Self)
+        let on_ext4 = rustix::fs::fstatfs(&file)?.f_type as u32 == EXT4;
+        Ok(Self {
+            reserves: on_ext4 && file.metadata()?.is_file(),
+            file: HostFile::new(file)?,
+        })
     }
 }
 
@@ -23,11 +39,20 @@ impl Storage for Unsynced {
         at: usize,
         len: usize,
     ) -> io::Result<()> {
-        self.0.read(offset, dst, at, len)
+        self.file.read(offset, dst, at, len)
     }
 
     fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
-        self.0.write(offset, src, at, len)
+        if self.reserves && len >= LARGE {
+            // Should there be no space, the write itself says so.
+            let _ = rustix::fs::fallocate(
+                self.file.file(),
+                FallocateFlags::KEEP_SIZE,
+                offset,
+                len as u64,
+            );
+        }
+        self.file.write(offset, src, at, len)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -35,30 +60,30 @@ impl Storage for Unsynced {
     }
 
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.file.len()
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.0.write_zeroes(offset, len, unmap)
+        self.file.write_zeroes(offset, len, unmap)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.discard(offset, len)
+        self.file.discard(offset, len)
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.allocate(offset, len)
+        self.file.allocate(offset, len)
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        self.0.next_data(offset)
+        self.file.next_data(offset)
     }
 
     fn allocated(&self) -> io::Result<u64> {
-        self.0.allocated()
+        self.file.allocated()
     }
 }

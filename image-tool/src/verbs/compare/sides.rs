@@ -17,7 +17,7 @@ const NO_STATUS: u8 = 3;
 const NOT_READ: u8 = 4;
 
 /// How much is read at a time: both buffers stay in the processor's cache.
-const CHUNK: u64 = 512 << 10;
+const CHUNK: u64 = 256 << 10;
 
 /// One of the disks.
 #[derive(Debug)]

@@ -82,7 +82,8 @@ impl Destination {
             text: shown.into_owned(),
             ..Source::of_file(target.path().to_owned(), Some(format.name().to_owned()))
         };
-        let unsynced = settings.target_cache()? == Cache::Unsafe;
+        // In place nothing hides what is unfinished: there it is locked as everywhere, and durable in the end.
+        let unsynced = settings.target_cache()? == Cache::Unsafe && target.is_hidden();
         let opened = open::open(
             &source,
             &Opening {
@@ -92,8 +93,9 @@ impl Destination {
             },
         )?;
         let backing_len = opened.image.backing().map(|backing| Disk(backing).size());
-        // Preallocated space is zeroes, too.
-        let is_zero = !has_backing && settings.sparse.is_some();
+        // Preallocated space is zeroes, too. On a device only the clusters of qcow2 are.
+        let reads_zero = format == Format::Qcow2 || !target.is_device();
+        let is_zero = !has_backing && settings.sparse.is_some() && reads_zero;
         Ok(Self {
             opened,
             target: Some(target),

@@ -231,7 +231,8 @@ fn convert(
         target_is_zero: destination.is_zero,
         compressed,
         salvage: settings.salvage,
-        in_order: !settings.any_order && !compressed,
+        // In a raw file each byte has its place, whatever the order.
+        in_order: !settings.any_order && !compressed && cluster_size.is_some(),
         threads: settings.threads(),
         rate: settings.rate,
         progress,

@@ -136,11 +136,10 @@ impl Settings {
         }
     }
 
-    /// Twice as many threads as processors, so that one can read ahead while another waits for its turn to write, and
-    /// not more than requests at once.
+    /// As many threads as processors, and not more than requests at once: while one reads, another writes.
     pub(crate) fn threads(&self) -> usize {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        (2 * processors).min(usize::try_from(self.parallel).unwrap_or(1))
+        processors.min(usize::try_from(self.parallel).unwrap_or(1))
     }
 }
 
