@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use bulkhead_tests::figures::{FIGURES, Figure, MARK, Measurement, save};
+use bulkhead_tests::figures::{Aim, FIGURES, Figure, MARK, Measurement, save};
 use bulkhead_tests::workplace::Workplace;
 use clap::Parser;
 
@@ -13,7 +13,7 @@ struct Args {
     /// Measure here, whatever the figure needs, and print it for a program to read.
     #[arg(long, hide = true)]
     here: bool,
-    /// Only these figures.
+    /// Only these figures; `image` stands for all whose name begins with `image-`.
     figures: Vec<String>,
 }
 
@@ -32,13 +32,13 @@ fn run(args: &Args) -> Result<()> {
     if let Some(unknown) = args
         .figures
         .iter()
-        .find(|name| FIGURES.iter().all(|figure| figure.name != **name))
+        .find(|name| FIGURES.iter().all(|figure| !figure.is_named(name)))
     {
         let names: Vec<&str> = FIGURES.iter().map(|figure| figure.name).collect();
         bail!("there is no figure '{unknown}': {}", names.join(", "));
     }
     let wanted = |figure: &&Figure| {
-        args.figures.is_empty() || args.figures.iter().any(|name| name == figure.name)
+        args.figures.is_empty() || args.figures.iter().any(|name| figure.is_named(name))
     };
     let mut all = Vec::new();
     for figure in FIGURES.iter().filter(wanted) {
@@ -67,13 +67,16 @@ fn run(args: &Args) -> Result<()> {
 
 fn print(measurement: &Measurement) {
     let Measurement {
-        name,
-        value,
-        unit,
-        peer,
+        name, value, unit, ..
     } = measurement;
-    match peer {
-        Some((peer, theirs)) => println!("{name:<36} {value:>10.2} {unit:<10} {peer} {theirs:.2}"),
-        None => println!("{name:<36} {value:>10.2} {unit}"),
+    let mut line = format!("{name:<52} {value:>9.3} {unit:<6}");
+    if let (Some((peer, theirs)), Some(ratio)) = (&measurement.peer, measurement.ratio()) {
+        line += &format!(" {peer} {theirs:.3}, {ratio:.2} of it");
     }
+    if let (Some(aim), Some(met)) = (measurement.aim, measurement.is_met()) {
+        let (Aim::Ratio(most) | Aim::AtMost(most)) = aim;
+        let verdict = if met { "met" } else { "missed" };
+        line += &format!(" (at most {most}: {verdict})");
+    }
+    println!("{}", line.trim_end());
 }

@@ -30,6 +30,17 @@ pub struct Measurement {
     pub unit: String,
     /// Who else did the same in the same run, and their value.
     pub peer: Option<(String, f64)>,
+    /// What the value is to be.
+    pub aim: Option<Aim>,
+}
+
+/// What a value is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Aim {
+    /// At most so many times the peer's.
+    Ratio(f64),
+    /// At most this.
+    AtMost(f64),
 }
 
 impl Measurement {
@@ -40,6 +51,7 @@ impl Measurement {
             value,
             unit: unit.to_owned(),
             peer: None,
+            aim: None,
         }
     }
 
@@ -47,6 +59,26 @@ impl Measurement {
     pub fn against(mut self, peer: &str, value: f64) -> Self {
         self.peer = Some((peer.to_owned(), value));
         self
+    }
+
+    /// With an aim.
+    pub fn aiming(mut self, aim: Aim) -> Self {
+        self.aim = Some(aim);
+        self
+    }
+
+    /// How many times the peer's value ours is.
+    pub fn ratio(&self) -> Option<f64> {
+        let (_, theirs) = self.peer.as_ref()?;
+        Some(self.value / theirs)
+    }
+
+    /// Whether the value is what it is to be.
+    pub fn is_met(&self) -> Option<bool> {
+        match self.aim? {
+            Aim::Ratio(most) => Some(self.ratio()? <= most),
+            Aim::AtMost(most) => Some(self.value <= most),
+        }
     }
 }
 
@@ -87,7 +119,7 @@ const WITH_QEMU: &[&str] = &[
 ];
 
 /// All of them.
-pub const FIGURES: [Figure; 7] = [
+pub const FIGURES: [Figure; 14] = [
     Figure {
         name: "boot",
         place: Place::OuterHost(WITH_QEMU),
@@ -123,12 +155,54 @@ pub const FIGURES: [Figure; 7] = [
         place: Place::Here,
         measure: block::requests,
     },
+    Figure {
+        name: "image-compress",
+        place: Place::Here,
+        measure: image::compress,
+    },
+    Figure {
+        name: "image-decompress",
+        place: Place::Here,
+        measure: image::decompress,
+    },
+    Figure {
+        name: "image-compare",
+        place: Place::Here,
+        measure: image::compare,
+    },
+    Figure {
+        name: "image-check",
+        place: Place::Here,
+        measure: image::check,
+    },
+    Figure {
+        name: "image-header",
+        place: Place::Here,
+        measure: image::header,
+    },
+    Figure {
+        name: "image-commit",
+        place: Place::Here,
+        measure: image::commit,
+    },
+    Figure {
+        name: "image-rebase",
+        place: Place::Here,
+        measure: image::rebase,
+    },
 ];
 
 /// How a measurement comes out of an outer host.
 pub const MARK: &str = "measurement: ";
 
 impl Figure {
+    /// Whether `pattern` names it: its name, or the beginning of its name up to a hyphen.
+    pub fn is_named(&self, pattern: &str) -> bool {
+        self.name
+            .strip_prefix(pattern)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    }
+
     /// Measures it where it has to be.
     pub fn run(&self, workplace: &Workplace) -> Result<Vec<Measurement>> {
         match self.place {
