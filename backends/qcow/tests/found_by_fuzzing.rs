@@ -129,3 +129,27 @@ fn a_table_behind_a_damaged_entry_is_not_repaired_as_if_it_had_been_counted() {
     assert_eq!(left, checked(&medium, Repair::None).corruptions);
     assert_eq!(left, 1);
 }
+
+#[test]
+fn a_table_longer_than_a_refcount_block_describes_is_allocated() {
+    let medium = Medium::silent();
+    let options = CreateOptions {
+        cluster_size: 512,
+        ..CreateOptions::new(Format::Qcow2, 1 << 20)
+    };
+    qcow::create_in(&medium, &options).unwrap();
+    let image = open(&medium, OpenOptions::new(Format::Qcow2).writable(true));
+
+    // Its L1 table takes 1024 clusters, and a refcount block describes 256.
+    image.resize(2 << 30, qcow::Preallocation::Off).unwrap();
+    image.write_at((2 << 30) - 512, &[7; 512]).unwrap();
+    image.close().unwrap();
+
+    let found = checked(&medium, Repair::None);
+    assert_eq!(
+        (found.corruptions, found.leaks),
+        (0, 0),
+        "{:?}",
+        found.messages
+    );
+}

@@ -30,16 +30,10 @@ impl Engine {
         let first = self.find_free(self.hint)?;
         self.set_hint(first.0);
         let mut start = first;
-        let mut len = 1;
-        while len < count {
-            let next = ClusterIndex(start.0 + len);
-            if self.find_free(next.0)? == next {
-                len += 1;
-            } else {
-                start = self.find_free(next.0)?;
-                len = 1;
-            }
+        while let Some(used) = self.first_used(start, count)? {
+            start = self.find_free(used.0 + 1)?;
         }
+        self.describe_from_beyond(start, count)?;
         for index in 0..count {
             self.take(ClusterIndex(start.0 + index))?;
         }
@@ -51,6 +45,52 @@ impl Engine {
         self.pages
             .forget(host.0, count * self.geometry.cluster_size());
         Ok(host)
+    }
+
+    /// The first cluster in use of so many. Those that no refcount block describes are free.
+    fn first_used(
+        &mut self,
+        start: ClusterIndex,
+        count: u64,
+    ) -> Result<Option<ClusterIndex>, Stop> {
+        let per_block = self.geometry.refcount_block_entries();
+        let end = start.0 + count;
+        if end > self.refcount_table_end() {
+            return Err(Stop::RefcountTableFull);
+        }
+        let mut cluster = start;
+        while cluster.0 < end {
+            if self.refcount_block(cluster)?.is_none() {
+                cluster.0 = (cluster.0 / per_block + 1) * per_block;
+                continue;
+            }
+            if self.refcount(cluster)? != 0 {
+                return Ok(Some(cluster));
+            }
+            cluster.0 += 1;
+        }
+        Ok(None)
+    }
+
+    /// Makes the refcount blocks that describe these clusters, beyond them: within, they would be in the way, and more clusters than
+    /// one block describes could never follow each other.
+    fn describe_from_beyond(&mut self, start: ClusterIndex, count: u64) -> Result<(), Stop> {
+        let per_block = self.geometry.refcount_block_entries();
+        let mut beyond = start.0 + count;
+        for index in start.0 / per_block..(start.0 + count).div_ceil(per_block) {
+            let cluster = ClusterIndex(index * per_block);
+            if self.refcount_block(cluster)?.is_some() {
+                continue;
+            }
+            // Where that is not described either, its block comes first, and may be this one.
+            let at = self.find_free(beyond)?;
+            beyond = at.0;
+            if self.refcount_block(cluster)?.is_none() {
+                self.create_refcount_block_at(cluster, at)?;
+                beyond += 1;
+            }
+        }
+        Ok(())
     }
 
     fn take(&mut self, cluster: ClusterIndex) -> Result<(), Stop> {
@@ -116,7 +156,17 @@ impl Engine {
         Ok(None)
     }
 
+    /// A refcount block for a cluster, in that very one.
     fn create_refcount_block(&mut self, cluster: ClusterIndex) -> Result<(), Stop> {
+        self.create_refcount_block_at(cluster, cluster)
+    }
+
+    /// A refcount block for `described` and its neighbours, in the free cluster `cluster`.
+    fn create_refcount_block_at(
+        &mut self,
+        described: ClusterIndex,
+        cluster: ClusterIndex,
+    ) -> Result<(), Stop> {
         let offset = self.geometry.offset_of(cluster);
         if self.overlap.contains(cluster) {
             return Err(Error::corrupt(format!(
@@ -127,7 +177,7 @@ impl Engine {
         let cluster_size = self.geometry.cluster_size();
         self.pages
             .create(Table::Refcounts, offset.0, cluster_size, &mut self.undo);
-        let index = cluster.0 / self.geometry.refcount_block_entries();
+        let index = described.0 / self.geometry.refcount_block_entries();
         self.set(Table::Blocks, self.refcount_table_slot(index), offset.0)?;
         self.mark_metadata(cluster);
         self.set_refcount(cluster, 1)
