@@ -807,3 +807,18 @@ fn bitmaps_of_disks_of_different_sizes_are_not_merged() {
     let copied = pair.same(&["convert", "-n", "-O", "qcow2", "--bitmaps", "a", "b"]);
     assert_eq!(copied.status, Some(1));
 }
+
+#[test]
+fn a_snapshot_is_not_applied_under_bitmaps() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[
+        &["qemu-img", "create", "-q", "-f", "qcow2", "a", "1M"],
+        &["qemu-img", "snapshot", "-c", "kept", "a"],
+        &["qemu-img", "bitmap", "--add", "a", "b0"],
+    ]);
+
+    assert_eq!(pair.same(&["snapshot", "-a", "kept", "a"]).status, Some(1));
+}

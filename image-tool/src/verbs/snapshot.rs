@@ -144,6 +144,11 @@ fn apply(image: &Image, name: &str) -> Result<()> {
     if image.format() == Format::Raw {
         return Err(failed("Block driver does not support snapshots"));
     }
+    // They would not tell what is different then.
+    let facts = open::info(image)?.qcow2;
+    if facts.is_some_and(|facts| !facts.bitmaps.is_empty()) {
+        return Err(failed("Device has active dirty bitmaps"));
+    }
     image
         .snapshot_apply(name)
         .map_err(|error| match error.kind() {
