@@ -51,7 +51,12 @@ pub fn reference_is_there() -> bool {
 
 impl Pair {
     pub fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::within(&std::env::temp_dir())
+    }
+
+    /// The same in a folder below this one.
+    pub fn within(folder: &Path) -> Self {
+        let root = tempfile::tempdir_in(folder).unwrap();
         fs::create_dir(root.path().join("bin")).unwrap();
         symlink(
             env!("CARGO_BIN_EXE_image-tool"),
@@ -90,7 +95,10 @@ impl Pair {
     }
 
     fn run(&self, program: &Path, folder: &Path, args: &[&str]) -> Outcome {
-        let output = Command::new(program)
+        // What hangs is stopped, and ends with 124.
+        let output = Command::new("timeout")
+            .args(["--kill-after=1", "60"])
+            .arg(program)
             .args(args)
             .current_dir(folder)
             .env("LC_ALL", "C")
@@ -138,6 +146,12 @@ impl Pair {
     pub fn read_both(&self, args: &[&str]) -> (Outcome, Outcome) {
         let ours = self.run(&self.root.path().join("bin/qemu-img"), &self.theirs(), args);
         (ours, self.run(Path::new("qemu-img"), &self.theirs(), args))
+    }
+
+    /// Runs both with the same arguments in one folder.
+    pub fn both_in(&self, folder: &Path, args: &[&str]) -> (Outcome, Outcome) {
+        let ours = self.run(&self.root.path().join("bin/qemu-img"), folder, args);
+        (ours, self.run(Path::new("qemu-img"), folder, args))
     }
 
     /// Runs both with the same arguments, each in its own folder, and asserts that they say the same.
