@@ -10,6 +10,8 @@ use crate::open_whole;
 const STEP: usize = 8;
 /// The longest single read or write, so that a step stays cheap.
 const LONGEST: u64 = 64 << 10;
+/// The largest disk an image is resized to: a table of megabytes in clusters of 512 bytes takes longer than a fuzzer waits.
+const LARGEST: u64 = 64 << 20;
 /// Kinds of change.
 pub const KINDS: u8 = 24;
 
@@ -263,7 +265,7 @@ impl<'a> Session<'a> {
     }
 
     fn resize(&mut self, size: u64) {
-        let size = size / 512 * 512;
+        let size = size % LARGEST / 512 * 512;
         let done = self.image.resize(size, Preallocation::Off).is_ok();
         let Some(mut model) = self.model.take() else {
             return;
