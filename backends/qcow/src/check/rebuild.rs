@@ -56,7 +56,8 @@ impl Check<'_> {
     pub(super) fn rebuild_refcounts(&mut self) -> Result<()> {
         let geometry = self.geometry;
         let size = geometry.cluster_size();
-        let mut table = Vec::new();
+        // At least one cluster, even if nothing is counted: an image has a table.
+        let mut table = vec![0; (size / 8) as usize];
         self.write_blocks(&mut table, 0, self.clusters)?;
         let (first, clusters) = loop {
             let clusters = geometry.clusters_for(table.len() as u64 * 8);

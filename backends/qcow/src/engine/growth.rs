@@ -51,6 +51,9 @@ impl Engine {
         let geometry = self.geometry;
         let (size, per_block) = (geometry.cluster_size(), geometry.refcount_block_entries());
         let old_clusters = u64::from(self.header.refcount_table_clusters);
+        if old_clusters == 0 {
+            return Err(Error::corrupt("the image has no refcount table").into());
+        }
         let first = self.refcount_table_end();
         let table_entries = |clusters: u64| clusters * size / 8;
         let max_clusters = (MAX_REFCOUNT_TABLE_BYTES / size).max(1);
