@@ -231,11 +231,7 @@ impl Check<'_> {
         if self.counts.none_in(first, end) {
             return;
         }
-        let used: Vec<(u64, u64)> = self
-            .counts
-            .used_from(first)
-            .take_while(|(cluster, _)| *cluster < end)
-            .collect();
+        let used: Vec<(u64, u64)> = self.counts.used_in(first, end).collect();
         for (cluster, counted) in used {
             self.highest = cluster;
             self.report_difference(cluster, 0, counted, Repair::None);

@@ -94,31 +94,35 @@ impl Counts {
         }
     }
 
-    fn from(&self, index: u64) -> impl DoubleEndedIterator<Item = (u64, &[u8])> + '_ {
-        let indices = index..(self.directory.len() as u64).max(index);
-        indices.filter_map(|index| Some((index, self.chunk(index)?)))
+    /// The chunks with clusters of the range. What lies behind it is not looked at: in a sparse file that can be much, and ranges many.
+    fn chunks_of(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, &[u8])> + '_ {
+        let last = end.div_ceil(CHUNK).min(self.directory.len() as u64);
+        (start / CHUNK..last).filter_map(|index| Some((index, self.chunk(index)?)))
     }
 
     /// Whether no cluster of the range is used.
     pub(crate) fn none_in(&self, start: u64, end: u64) -> bool {
-        self.from(start / CHUNK)
-            .take_while(|(index, _)| *index < end.div_ceil(CHUNK))
-            .all(|(index, chunk)| {
-                let base = index * CHUNK;
-                let from = start.saturating_sub(base).min(CHUNK) as usize;
-                let to = (end - base).min(CHUNK) as usize;
-                let counts = chunk.get(from..to).unwrap_or_default();
-                counts.iter().all(|count| *count == 0)
-            })
+        self.chunks_of(start, end).all(|(index, chunk)| {
+            let base = index * CHUNK;
+            let from = start.saturating_sub(base).min(CHUNK) as usize;
+            let to = (end - base).min(CHUNK) as usize;
+            let counts = chunk.get(from..to).unwrap_or_default();
+            counts.iter().all(|count| *count == 0)
+        })
     }
 
     /// The used clusters from `start` on.
     pub(crate) fn used_from(&self, start: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.from(start / CHUNK).flat_map(move |(index, chunk)| {
+        self.used_in(start, u64::MAX)
+    }
+
+    /// The used clusters of the range.
+    pub(crate) fn used_in(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.chunks_of(start, end).flat_map(move |(index, chunk)| {
             let base = index * CHUNK;
             (base..)
                 .zip(chunk.iter())
-                .filter(move |(cluster, count)| **count > 0 && *cluster >= start)
+                .filter(move |(cluster, count)| **count > 0 && (start..end).contains(cluster))
                 .map(|(cluster, count)| (cluster, self.value(cluster, *count)))
         })
     }
@@ -178,5 +182,8 @@ mod tests {
         assert_eq!(used, [(7, 3), (5000, 256 + (1 << 40))]);
         assert!(counts.none_in(8, 5000) && !counts.none_in(8, 5001));
         assert!(counts.none_in(5001, u64::MAX));
+        let used: Vec<_> = counts.used_in(8, 5001).collect();
+        assert_eq!(used, [(5000, 256 + (1 << 40))]);
+        assert_eq!(counts.used_in(8, 5000).count(), 0);
     }
 }

@@ -146,11 +146,7 @@ impl Check<'_> {
             vec![0u8; self.geometry.cluster_size() as usize],
             self.geometry.refcount_bits(),
         );
-        let used: Vec<(u64, u64)> = self
-            .counts
-            .used_from(first)
-            .take_while(|(cluster, _)| *cluster < first + per_block)
-            .collect();
+        let used: Vec<(u64, u64)> = self.counts.used_in(first, first + per_block).collect();
         for (cluster, count) in used {
             if !block.set(cluster - first, count) {
                 return Err(Error::corrupt(format!(
