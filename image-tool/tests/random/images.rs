@@ -126,6 +126,9 @@ impl Case<'_> {
         if random.one_in(8) {
             set(&mut list, "nocow", "on");
         }
+        if random.one_in(8) {
+            set(&mut list, "extent_size_hint", "1M");
+        }
         list
     }
 

@@ -84,7 +84,8 @@ impl Options {
                     _ => false,
                 };
                 if takes_them {
-                    options.extend(format_options(&help(list), what));
+                    let known = format_options(&help(list), what);
+                    options.extend(known.into_iter().filter(|(name, _)| concerns(verb, name)));
                 }
             }
             assert!(options.len() > 3, "{verb}: {:?}", options.keys());
@@ -155,6 +156,25 @@ fn format_options(text: &str, what: &str) -> Vec<(String, Spelling)> {
         .filter(|(name, _)| !name.starts_with("encrypt"))
         .map(|(name, _)| (format!("-o {what} {name}"), Spelling::default()))
         .collect()
+}
+
+/// Whether a verb makes something of an option. `convert` has options of its own for the backing file, and copies the size;
+/// `measure` looks at the layout only.
+fn concerns(verb: &str, option: &str) -> bool {
+    let name = option.rsplit(' ').next().unwrap_or_default();
+    let files = [
+        "backing_file",
+        "backing_fmt",
+        "data_file",
+        "data_file_raw",
+        "size",
+    ];
+    let host = ["nocow", "extent_size_hint"];
+    match verb {
+        "convert" => !files.contains(&name),
+        "measure" => !files.contains(&name) && !host.contains(&name),
+        _ => true,
+    }
 }
 
 /// A command line in the making.
@@ -228,12 +248,7 @@ impl Line<'_> {
         list: &[(String, String)],
     ) -> &mut Self {
         for (key, _) in list {
-            // The file's own options are in no list.
-            let of_the_file = matches!(&key[..], "nocow" | "extent_size_hint")
-                || (what == "raw" && key == "preallocation");
-            if !of_the_file {
-                self.options.note(self.verb, &format!("-o {what} {key}"));
-            }
+            self.options.note(self.verb, &format!("-o {what} {key}"));
         }
         let text = |part: &[(String, String)]| {
             let pairs: Vec<String> = part

@@ -111,7 +111,7 @@ fn random_images_and_operations() {
         }
     });
     let (unused, used) = options.unused();
-    println!("{}{used} options used", options.table());
+    println!("{}{used} options used, not {unused:?}", options.table());
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "failed with the seeds {failed:?}");
     assert!(

@@ -90,6 +90,7 @@ impl Case<'_> {
         } else {
             self.qcow2_options(false)
         };
+        list.retain(|(key, _)| key != "nocow" && key != "extent_size_hint");
         // The other names of versions are unknown to qemu-img's `measure`.
         for (_, value) in list.iter_mut().filter(|(key, _)| key == "compat") {
             *value = value.replace("v2", "0.10").replace("v3", "1.1");
