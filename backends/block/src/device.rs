@@ -1,4 +1,4 @@
-//! The block device: rings on one side, an image on the other.
+//! The block device: rings on one side, an image on the other. Each ring is a part of its own, with a lane to the image that all share.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,6 +15,7 @@ use virtio_bindings::virtio_blk::{
 
 use crate::Aio;
 use crate::config::{Config, SECTOR};
+use crate::desk::Desk;
 use crate::execute::Disk;
 use crate::lane::{self, DEPTH, Lane};
 use crate::pool::Pool;
@@ -32,76 +33,67 @@ pub(crate) struct Options {
     pub(crate) aio: Option<Aio>,
 }
 
-/// A disk for a guest.
+/// One queue of a disk for a guest.
 pub(crate) struct Block {
-    shared: lane::Device,
-    lanes: Vec<Lane>,
+    lane: Lane,
     config: Config,
+    shared: Arc<lane::Device>,
 }
 
 /// What can happen beside kicks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    /// Operations of this queue's io_uring have ended.
-    Ring(u16),
+    /// Operations of the queue's io_uring have ended.
+    Ring,
     /// Threads have done requests.
     Threads,
 }
 
-impl Block {
-    /// To be made before the process is confined.
-    pub(crate) fn new(image: Image, options: &Options) -> Result<Self> {
-        let size = image.virtual_size();
-        ensure!(
-            size.is_multiple_of(SECTOR),
-            "{}: its size of {size} bytes is not a multiple of {SECTOR}",
-            image.path().display()
-        );
-        let mut serial = [0; SERIAL_LENGTH];
-        for (to, from) in serial.iter_mut().zip(options.serial.bytes()) {
-            *to = from;
-        }
-        let limits = Limits {
-            size,
-            read_only: !image.is_writable(),
-        };
-        let config = Config {
-            size,
-            granularity: image.cluster_size().unwrap_or(RAW_GRANULARITY),
-            queues: options.queues,
-        };
-        let lanes = lanes(&image, options)?;
-        let disk = Arc::new(Disk::new(image, limits));
-        let pool = Pool::new(Arc::clone(&disk), options.queues)
-            .context("cannot make an eventfd for the threads")?;
-        Ok(Self {
-            shared: lane::Device { disk, pool, serial },
-            lanes,
-            config,
-        })
+/// A disk for a guest: the queues, each of which can be served by another thread. To be made before the process is confined.
+pub(crate) fn queues(image: Image, options: &Options) -> Result<Vec<Block>> {
+    let size = image.virtual_size();
+    ensure!(
+        size.is_multiple_of(SECTOR),
+        "{}: its size of {size} bytes is not a multiple of {SECTOR}",
+        image.path().display()
+    );
+    let mut serial = [0; SERIAL_LENGTH];
+    for (to, from) in serial.iter_mut().zip(options.serial.bytes()) {
+        *to = from;
     }
+    let limits = Limits {
+        size,
+        read_only: !image.is_writable(),
+    };
+    let config = Config {
+        size,
+        granularity: image.cluster_size().unwrap_or(RAW_GRANULARITY),
+        queues: options.queues,
+    };
+    let lanes = lanes(&image, options)?;
+    let disk = Arc::new(Disk::new(image, limits));
+    let pool = Pool::new(Arc::clone(&disk), options.queues);
+    let shared = Arc::new(lane::Device { disk, pool, serial });
+    let block = |lane| Block {
+        lane,
+        config,
+        shared: Arc::clone(&shared),
+    };
+    Ok(lanes.into_iter().map(block).collect())
+}
 
-    /// Puts everything on the medium.
-    pub(crate) fn close(self) -> Result<()> {
-        let disk = self.shared.disk;
-        // Nothing else has it once the threads have ended.
-        drop(self.lanes);
-        drop(self.shared.pool);
-        let disk = Arc::into_inner(disk).ok_or_else(|| anyhow!("the image is still in use"))?;
-        Ok(disk.image.close()?)
-    }
-
-    fn lane(&mut self, index: u16) -> Option<(&mut Lane, &mut lane::Device)> {
-        let lane = self.lanes.get_mut(usize::from(index))?;
-        Some((lane, &mut self.shared))
-    }
-
-    fn serve(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
-        match self.lane(queue.index()) {
-            Some((lane, shared)) => lane.serve(shared, queue),
-            None => Ok(()),
-        }
-    }
+/// Puts everything on the medium.
+pub(crate) fn close(mut queues: Vec<Block>) -> Result<()> {
+    let in_use = || anyhow!("the image is still in use");
+    // The last one lets it go, and the threads end with it.
+    let last = queues.pop().ok_or_else(in_use)?;
+    drop(queues);
+    let Block { lane, shared, .. } = last;
+    drop(lane);
+    let lane::Device { disk, pool, .. } = Arc::into_inner(shared).ok_or_else(in_use)?;
+    drop(pool);
+    let disk = Arc::into_inner(disk).ok_or_else(in_use)?;
+    Ok(disk.image.close()?)
 }
 
 /// Memory for the image's notes.
@@ -127,18 +119,18 @@ fn lanes(image: &Image, options: &Options) -> Result<Vec<Lane>> {
         Some(Aio::Threads) => None,
         _ => image.files(),
     };
-    (0..options.queues)
-        .map(|number| {
-            let ring = files.as_ref().map(|files| Uring::new(files, DEPTH as u32));
-            match ring.transpose() {
-                Ok(ring) => Ok(Lane::new(number, ring)),
-                Err(error) if options.aio.is_some() => {
-                    Err(error).context("--aio io_uring: this kernel has none for this process")
-                }
-                Err(_) => Ok(Lane::new(number, None)),
+    let lane = |_| {
+        let desk = Desk::new().context("cannot make an eventfd for the threads")?;
+        let ring = files.as_ref().map(|files| Uring::new(files, DEPTH as u32));
+        match ring.transpose() {
+            Ok(ring) => Ok(Lane::new(ring, Arc::new(desk))),
+            Err(error) if options.aio.is_some() => {
+                Err(error).context("--aio io_uring: this kernel has none for this process")
             }
-        })
-        .collect()
+            Err(_) => Ok(Lane::new(None, Arc::new(desk))),
+        }
+    };
+    (0..options.queues).map(lane).collect()
 }
 
 impl Device for Block {
@@ -176,9 +168,9 @@ impl Device for Block {
         self.shared.disk.set_write_through(write_through);
     }
 
-    fn queue_running(&mut self, index: u16, running: bool) {
-        if !running && let Some((lane, shared)) = self.lane(index) {
-            lane.abandon(shared);
+    fn queue_running(&mut self, _index: u16, running: bool) {
+        if !running {
+            self.lane.abandon();
         }
     }
 
@@ -190,46 +182,24 @@ impl Device for Block {
     }
 
     fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
-        self.serve(queue)
+        self.lane.serve(&self.shared, queue)
     }
 
     fn drain(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
-        match self.lane(queue.index()) {
-            Some((lane, shared)) => lane.drain(shared, queue),
-            None => Ok(()),
-        }
+        self.lane.drain(&self.shared, queue)
     }
 
     fn events(&self) -> Vec<(BorrowedFd<'_>, Event)> {
-        let rings = (0u16..).zip(&self.lanes).filter_map(|(number, lane)| {
-            let ring = lane.ring()?;
-            Some((ring.as_fd(), Event::Ring(number)))
-        });
-        rings
-            .chain([(self.shared.pool.event(), Event::Threads)])
-            .collect()
+        let ring = self.lane.ring().map(|ring| (ring.as_fd(), Event::Ring));
+        let threads = (self.lane.desk().event(), Event::Threads);
+        ring.into_iter().chain([threads]).collect()
     }
 
     fn handle(&mut self, event: Event, queues: &mut Queues<'_>) -> io::Result<()> {
-        let concerned = match event {
-            Event::Ring(number) => number..number + 1,
-            Event::Threads => {
-                self.shared.pool.quiet();
-                0..self.config.queues
-            }
-        };
-        for number in concerned {
-            let is_concerned = match event {
-                Event::Ring(_) => true,
-                Event::Threads => self.shared.pool.has_done(number),
-            };
-            if is_concerned && queues.is_running(number) {
-                let runs = queues.run(number, |queue| self.serve(queue));
-                if !runs {
-                    self.queue_running(number, false);
-                }
-            }
+        if let Event::Threads = event {
+            self.lane.desk().quiet();
         }
+        queues.run_each(|queue| self.lane.serve(&self.shared, queue));
         Ok(())
     }
 

@@ -1,12 +1,14 @@
 //! What a request does to the image, by the image library's own calls, which may wait.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use bulkhead_daemon::RingError;
 use qcow::{Destination, Image, Source};
 
+use crate::desk::{Desk, Done, Job};
 use crate::memory::GuestBuffers;
-use crate::pool::{Done, Job};
+
 use crate::request::{HEADER, Limits, Range, Request, Status, status_offset};
 
 /// Errors of the image that are told on standard error; a broken disk has many.
@@ -71,23 +73,23 @@ impl Disk {
         Status::IoError
     }
 
-    /// Does requests. A driver that is told of a write must find it again even if this process is killed the moment after. So where the
+    /// Does requests, and says where each goes then. A driver that is told of a write must find it again even if this process is killed the moment after. So where the
     /// image has new tables that are not in its file then, they are put there first; once for all of them.
-    pub(crate) fn do_all(&self, jobs: impl Iterator<Item = Job>) -> Vec<Done> {
+    pub(crate) fn do_all(&self, jobs: impl Iterator<Item = Job>) -> Vec<(Arc<Desk>, Done)> {
         let mut changed = false;
-        let mut all: Vec<Done> = jobs
+        let mut all: Vec<(Arc<Desk>, Done)> = jobs
             .map(|job| {
                 changed |= !is_read(&job.request);
-                Done {
+                let done = Done {
                     status: self.do_one(&job),
-                    queue: job.queue,
                     slot: job.slot,
                     chain: job.chain,
-                }
+                };
+                (job.desk, done)
             })
             .collect();
         if changed && self.image.is_ahead() && self.status(self.image.flush()) == Status::IoError {
-            for done in &mut all {
+            for (_, done) in &mut all {
                 done.status = done.status.clone().and(Ok(Status::IoError));
             }
         }

@@ -11,9 +11,10 @@ use bulkhead_daemon::uring::Uring;
 use bulkhead_daemon::{Chain, Queue, RingError};
 use qcow::{Place, Plan};
 
+use crate::desk::{Desk, Job};
 use crate::execute::Disk;
 use crate::flight::{Kind, Operation, Slot, Stage};
-use crate::pool::{Job, Pool};
+use crate::pool::Pool;
 use crate::request::{HEADER, Range, Request, SERIAL_LENGTH, Status, status_offset};
 
 /// Requests of a queue, and operations in its io_uring, that are under way at a time.
@@ -28,8 +29,9 @@ pub(crate) struct Device {
 
 /// One queue.
 pub(crate) struct Lane {
-    number: u16,
     ring: Option<Uring>,
+    /// Where the threads put what they have done.
+    desk: Arc<Desk>,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     /// Slots in the order in which their requests were taken.
@@ -40,9 +42,9 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn new(number: u16, ring: Option<Uring>) -> Self {
+    pub(crate) fn new(ring: Option<Uring>, desk: Arc<Desk>) -> Self {
         Self {
-            number,
+            desk,
             operations: vec![None; DEPTH],
             ring,
             slots: (0..DEPTH).map(|_| None).collect(),
@@ -57,10 +59,14 @@ impl Lane {
         self.ring.as_ref()
     }
 
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
     /// Takes requests, as many as may be under way, and completes what has ended.
     pub(crate) fn serve(
         &mut self,
-        device: &mut Device,
+        device: &Device,
         queue: &mut Queue<'_>,
     ) -> Result<(), RingError> {
         loop {
@@ -81,46 +87,48 @@ impl Lane {
     /// Waits until all that was taken is completed.
     pub(crate) fn drain(
         &mut self,
-        device: &mut Device,
+        device: &Device,
         queue: &mut Queue<'_>,
     ) -> Result<(), RingError> {
         self.settle(device, queue)?;
         while self.free.len() < DEPTH {
-            self.wait(device)?;
+            self.wait()?;
             self.settle(device, queue)?;
         }
         Ok(())
     }
 
-    fn wait(&mut self, device: &Device) -> Result<(), RingError> {
+    fn wait(&mut self) -> Result<(), RingError> {
         match &mut self.ring {
-            Some(ring) if !ring.is_idle() => ring.wait().map_err(lost),
-            _ if self.with_threads > 0 => {
-                device.pool.wait(self.number);
-                Ok(())
-            }
-            _ => Ok(()),
+            Some(ring) if !ring.is_idle() => ring.wait().map_err(lost)?,
+            _ if self.with_threads > 0 => self.desk.wait(),
+            _ => {}
         }
+        Ok(())
     }
 
     /// Forgets what was taken, once nothing uses its memory any more.
-    pub(crate) fn abandon(&mut self, device: &Device) {
+    pub(crate) fn abandon(&mut self) {
         if let Some(ring) = &mut self.ring {
             while !ring.is_idle() && ring.wait().is_ok() {
                 while ring.take_ended().is_some() {}
             }
         }
-        while self.with_threads > 0 {
-            device.pool.wait(self.number);
-            self.with_threads -= device.pool.take_done(self.number).len();
+        // A thread may wait for what they keep in place.
+        for slot in self.slots.iter_mut().flatten() {
+            slot._plan = None;
         }
-        *self = Self::new(self.number, self.ring.take());
+        while self.with_threads > 0 {
+            self.desk.wait();
+            self.with_threads -= self.desk.take().len();
+        }
+        *self = Self::new(self.ring.take(), Arc::clone(&self.desk));
     }
 
     /// Takes a request.
     fn begin(
         &mut self,
-        device: &mut Device,
+        device: &Device,
         queue: &mut Queue<'_>,
         chain: Chain,
     ) -> Result<(), RingError> {
@@ -176,7 +184,7 @@ impl Lane {
     /// Starts a request, which nothing has to wait for.
     fn start(
         &mut self,
-        device: &mut Device,
+        device: &Device,
         queue: &mut Queue<'_>,
         number: usize,
     ) -> Result<(), RingError> {
@@ -209,19 +217,19 @@ impl Lane {
     }
 
     /// Has the threads do a request.
-    fn give(&mut self, device: &mut Device, number: usize) -> Result<(), RingError> {
-        let queue = self.number;
+    fn give(&mut self, device: &Device, number: usize) -> Result<(), RingError> {
+        let desk = Arc::clone(&self.desk);
         let slot = self.slot(number)?;
         slot.stage = Stage::Threads;
         let Some(chain) = slot.chain.take() else {
             return Ok(());
         };
         let job = Job {
-            queue,
             slot: number,
             chain,
             request: slot.request.clone(),
             memory: Arc::clone(&slot.memory),
+            desk,
         };
         device.pool.give(job)?;
         self.with_threads += 1;
@@ -324,7 +332,7 @@ impl Lane {
     }
 
     /// Tells the kernel of new operations, completes what has ended, and starts what waited for that; until nothing more has ended.
-    fn settle(&mut self, device: &mut Device, queue: &mut Queue<'_>) -> Result<(), RingError> {
+    fn settle(&mut self, device: &Device, queue: &mut Queue<'_>) -> Result<(), RingError> {
         loop {
             let mut ended = 0;
             if let Some(ring) = &mut self.ring {
@@ -334,7 +342,7 @@ impl Lane {
                 ended += 1;
                 self.operation_ended(device, queue, token, moved)?;
             }
-            for done in device.pool.take_done(self.number) {
+            for done in self.desk.take() {
                 ended += 1;
                 self.with_threads -= 1;
                 let slot = self.slot(done.slot)?;
@@ -349,11 +357,7 @@ impl Lane {
         }
     }
 
-    fn start_waiting(
-        &mut self,
-        device: &mut Device,
-        queue: &mut Queue<'_>,
-    ) -> Result<(), RingError> {
+    fn start_waiting(&mut self, device: &Device, queue: &mut Queue<'_>) -> Result<(), RingError> {
         let mut place = 0;
         while self.waiting > 0 && place < self.order.len() {
             let (before, rest) = self.order.split_at(place);

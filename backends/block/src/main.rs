@@ -2,7 +2,8 @@
 //!
 //! [`request`] reads what the driver wrote and makes a plain `Request` of it. [`lane`] has the requests of one queue that are under
 //! way: where the image says at once in which files the data is, it moves by io_uring; the rest is for the threads of [`pool`], which
-//! do to the image what [`execute`] says. [`device`] joins that to the rings.
+//! do to the image what [`execute`] says, and put it on the queue's [`desk`]. [`device`] joins that to the rings, each of which has a
+//! thread of its own if there are several.
 //!
 //! It may touch the image files it was given, which it opens before it confines itself, and the guest's memory. It must not depend on
 //! KVM, networking, or the monitor.
@@ -11,6 +12,7 @@
 
 mod config;
 mod confine;
+mod desk;
 mod device;
 mod execute;
 mod flight;
@@ -28,7 +30,7 @@ use bulkhead_process::usage;
 use clap::{Parser, ValueEnum};
 use qcow::{Image, OpenOptions};
 
-use device::{Block, Options};
+use device::Options;
 
 /// A vhost-user block device on a raw or qcow2 image.
 #[derive(Debug, Parser)]
@@ -97,10 +99,10 @@ fn run(args: Args) -> Result<ExitCode> {
         bulkhead_daemon::print_capabilities(DeviceType::Block, &["read-only", "blk-file"])?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut device = Block::new(open(&args)?, &options(&args)?)?;
-    let served = bulkhead_daemon::run(&args.daemon, &mut device, confine::confinement());
+    let mut queues = device::queues(open(&args)?, &options(&args)?)?;
+    let served = bulkhead_daemon::run(&args.daemon, &mut queues, confine::confinement());
     // The image is closed in order whatever became of the frontend; the first error is the one that is told.
-    let closed = device.close();
+    let closed = device::close(queues);
     served?;
     closed?;
     Ok(ExitCode::SUCCESS)

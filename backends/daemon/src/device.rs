@@ -9,21 +9,26 @@ use vm_memory::GuestMemoryMmap;
 use crate::error::RingError;
 use crate::inflight::KeptMemory;
 use crate::poll::Again;
-use crate::ring::{Queue, Ring, Turn};
+use crate::queue::Queue;
+use crate::ring::{Ring, Turn};
 use crate::warning::warn;
+use crate::worker::Rings;
 
 /// A virtio device: everything that is not the vhost-user protocol.
 ///
-/// All calls come from one thread, one at a time. None may wait for the guest or the frontend.
+/// A device is one part or several alike. Ring `i` belongs to part `i` modulo their number, which alone is asked to
+/// [`process`](Self::process) and [`drain`](Self::drain) it and told that it [runs](Self::queue_running). Several parts are served at the
+/// same time, one alone by the thread that hears the frontend. What concerns the device as a whole is asked of the first part. The calls
+/// to a part come one at a time; none may wait for the guest or the frontend, nor in any way for a ring that is not its own.
 pub trait Device {
     /// What can happen outside the rings: one value per descriptor of [`events`](Self::events). `std::convert::Infallible` for a device
     /// that has none.
-    type Event: Copy;
+    type Event: Copy + Send;
 
     /// The device's own feature bits; those of the ring and of virtio 1 are the daemon's.
     fn features(&self) -> u64;
 
-    /// How many rings there are. Asked once.
+    /// How many rings there are, of all parts together. Asked once for each frontend.
     fn queues(&self) -> u16;
 
     /// The configuration space, as the driver reads it.
@@ -72,8 +77,8 @@ pub trait Device {
         Ok(())
     }
 
-    /// The descriptors that the device waits for, to be watched from the start to the end. They are watched edge-triggered: at an
-    /// event, read until there is nothing left, or remember that there was more.
+    /// The descriptors that the part waits for, to be watched while there is a frontend. They are watched edge-triggered: at an event,
+    /// read until there is nothing left, or remember that there was more.
     fn events(&self) -> Vec<(BorrowedFd<'_>, Self::Event)> {
         Vec::new()
     }
@@ -96,10 +101,10 @@ pub trait Device {
     }
 }
 
-/// The rings of the device, for an event that concerns some of them.
+/// The rings of a part, for an event that concerns some of them.
 #[derive(Debug)]
 pub struct Queues<'a> {
-    pub(crate) rings: &'a mut [Ring],
+    pub(crate) rings: &'a mut Rings,
     pub(crate) memory: &'a Arc<GuestMemoryMmap>,
     pub(crate) again: &'a mut Again,
 }
@@ -108,9 +113,7 @@ impl Queues<'_> {
     /// Whether ring `index` is set up, enabled and in service.
     #[must_use]
     pub fn is_running(&self, index: u16) -> bool {
-        self.rings
-            .get(usize::from(index))
-            .is_some_and(Ring::is_running)
+        self.rings.get(index).is_some_and(Ring::is_running)
     }
 
     /// Lets `serve` take and complete requests of ring `index`, and tells the driver afterwards. `false` if the ring does not run (any
@@ -120,7 +123,7 @@ impl Queues<'_> {
         index: u16,
         serve: impl FnOnce(&mut Queue<'_>) -> Result<(), RingError>,
     ) -> bool {
-        let ring = self.rings.get_mut(usize::from(index));
+        let ring = self.rings.get_mut(index);
         let Some(ring) = ring.filter(|ring| ring.is_running()) else {
             return false;
         };
@@ -133,6 +136,15 @@ impl Queues<'_> {
             Err(error) => {
                 out_of_service(ring, &error);
                 false
+            }
+        }
+    }
+
+    /// The same for each of the rings.
+    pub fn run_each(&mut self, mut serve: impl FnMut(&mut Queue<'_>) -> Result<(), RingError>) {
+        for place in 0..self.rings.len() {
+            if let Some(index) = self.rings.index_at(place) {
+                self.run(index, &mut serve);
             }
         }
     }

@@ -28,7 +28,7 @@
 //! # struct Args { #[command(flatten)] daemon: DaemonArgs }
 //! fn serve(args: &Args) -> Result<(), bulkhead_daemon::Error> {
 //!     let confinement = Confinement::new().allow(&[libc::SYS_preadv]); // for `iovec::read_at`: what the device needs beyond the loop
-//!     run(&args.daemon, &mut Sink, confinement)
+//!     run(&args.daemon, &mut [Sink], confinement)
 //! }
 //! ```
 //!
@@ -36,11 +36,13 @@
 //! [`Device::handle`] with all its [`Queues`]; [`Queues::run`] gives it one ring, and tells the driver afterwards. A chain that was taken
 //! and is not needed goes back with [`Queue::give_back`] (receive rings: take chains when there is a packet, give back what is too many).
 //!
-//! # One loop
+//! # Threads
 //!
-//! One thread, one epoll: messages, kicks and device events never meet, so nothing is locked and a ring that is stopped is drained. A
-//! device with several rings is served fairly, a ring's length of requests at a time. A device that must not wait (storage that is
-//! asynchronous) waits by its events; more threads than one are the device's affair, started after confinement.
+//! A device of one part has one thread and one epoll: messages, kicks and device events never meet. A device of several parts ([`Device`])
+//! has a thread and an epoll for each, and one for messages. A part belongs to one of the two at a time, by one lock that its own
+//! thread leaves to the messages when they want it; so a ring that is stopped is drained, and no request takes a lock for the other
+//! parts' sake. Threads are started after confinement. A part with several rings serves them fairly, a ring's length of
+//! requests at a time. A device that must not wait (storage that is asynchronous) waits by its events; more threads are its own affair.
 //!
 //! # Hostile input
 //!
@@ -66,19 +68,26 @@
 mod args;
 mod chain;
 mod confine;
+mod crew;
 mod device;
 mod error;
+mod frontend;
 mod inflight;
 pub mod iovec;
 mod memory;
+mod messages;
 mod peer;
 mod poll;
+mod post;
+mod queue;
 mod ring;
+mod running;
 mod serve;
 mod session;
 mod socket;
 pub mod uring;
 mod warning;
+mod worker;
 
 pub use args::{DaemonArgs, DeviceType, print_capabilities};
 pub use bulkhead_process::confine::Confinement;
@@ -86,7 +95,8 @@ pub use chain::{Buffers, Chain, MAX_CHAIN, Segment};
 pub use device::{Device, Queues};
 pub use error::{Error, RingError};
 pub use inflight::KeptMemory;
-pub use ring::{MAX_RING_SIZE, Queue};
+pub use queue::Queue;
+pub use ring::MAX_RING_SIZE;
 pub use serve::run;
 pub use socket::inherited_fd;
 pub use warning::warn;

@@ -1,4 +1,4 @@
-//! What the loop waits for.
+//! What a loop waits for.
 
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
@@ -21,6 +21,10 @@ pub(crate) enum Token {
     Kick(u16),
     /// The device's own event of this number.
     Device(u32),
+    /// The thread that waits is wanted.
+    Bell,
+    /// A thread has ended.
+    Alarm,
 }
 
 impl Token {
@@ -31,6 +35,8 @@ impl Token {
             Self::Frontend => (2, 0),
             Self::Kick(ring) => (3, u32::from(ring)),
             Self::Device(event) => (4, event),
+            Self::Bell => (5, 0),
+            Self::Alarm => (6, 0),
         };
         EventData::new_u64(u64::from(number) << 8 | kind)
     }
@@ -43,6 +49,8 @@ impl Token {
             2 => Some(Self::Frontend),
             3 => u16::try_from(number).ok().map(Self::Kick),
             4 => u32::try_from(number).ok().map(Self::Device),
+            5 => Some(Self::Bell),
+            6 => Some(Self::Alarm),
             _ => None,
         }
     }
@@ -123,6 +131,8 @@ mod tests {
             Token::Frontend,
             Token::Kick(u16::MAX),
             Token::Device(u32::MAX),
+            Token::Bell,
+            Token::Alarm,
         ] {
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }

@@ -1,25 +1,21 @@
-//! One ring of the device: what the frontend has said about it, and, while it runs, the queue itself.
+//! One ring of the device: what the frontend has said about it, and whether it runs.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use rustix::fs::OFlags;
-use virtio_queue::{Queue as SplitQueue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
+use virtio_queue::{Queue as SplitQueue, QueueT};
+use vm_memory::GuestMemoryMmap;
 
-use crate::chain::{Chain, Segment, Table, walk};
 use crate::error::RingError;
 use crate::inflight::InflightRing;
 use crate::memory::Memory;
+use crate::queue::Queue;
+use crate::running::Running;
 
 /// The longest ring: as QEMU has it.
 pub const MAX_RING_SIZE: u16 = 1024;
-
-/// How many spare chains a ring keeps the memory of.
-const SPARE_CHAINS: usize = 64;
 
 /// The three parts of a ring, as addresses of the frontend.
 #[derive(Clone, Copy, Debug)]
@@ -37,27 +33,6 @@ enum State {
     Running(Box<Running>),
     /// The driver or the frontend broke it; it stays so until the frontend stops it. Keeps the available index to tell.
     Broken(u16),
-}
-
-#[derive(Debug)]
-struct Running {
-    queue: SplitQueue,
-    inflight: Option<InflightRing>,
-    /// Requests that another process took and did not complete, in their order.
-    resubmit: VecDeque<u16>,
-    spare: Vec<Vec<Segment>>,
-    /// The memory of a list of heads, between uses.
-    heads: Vec<u16>,
-    /// Chains that may still be taken before the other rings have their turn.
-    budget: u16,
-    /// The last look at the available ring found nothing.
-    drained: bool,
-    /// Where in the available ring that was.
-    drained_at: u16,
-    /// What is there is not enough: the driver is to tell of more.
-    wants_more: bool,
-    /// How many requests were completed that the driver may have to be told about.
-    completed: u16,
 }
 
 #[derive(Debug)]
@@ -95,10 +70,6 @@ impl Ring {
             err: None,
             state: State::Stopped,
         }
-    }
-
-    pub(crate) fn kick(&self) -> Option<&OwnedFd> {
-        self.kick.as_ref()
     }
 
     /// Takes the descriptor that the driver kicks by, and gives the old one, which may still be watched.
@@ -148,35 +119,8 @@ impl Ring {
     ) -> Result<(), RingError> {
         let mut queue = self.queue(memory)?;
         queue.set_event_idx(event_idx);
-        let used_idx = queue
-            .used_idx(&**memory.guest(), Ordering::Acquire)
-            .map_err(|_| RingError::Addresses)?
-            .0;
-        queue.set_next_used(used_idx);
-        let (inflight, resubmit) = match inflight {
-            Some(mut record) => {
-                let left = record.recover(used_idx)?;
-                // Each request taken so far is either used or still in flight.
-                queue.set_next_avail(used_idx.wrapping_add(left.len() as u16));
-                (Some(record), left.into())
-            }
-            None => {
-                queue.set_next_avail(self.base);
-                (None, VecDeque::new())
-            }
-        };
-        self.state = State::Running(Box::new(Running {
-            queue,
-            inflight,
-            resubmit,
-            spare: Vec::new(),
-            heads: Vec::new(),
-            budget: 0,
-            drained: false,
-            drained_at: 0,
-            wants_more: false,
-            completed: 0,
-        }));
+        let running = Running::start(queue, memory.guest(), self.base, inflight)?;
+        self.state = State::Running(Box::new(running));
         Ok(())
     }
 
@@ -205,7 +149,7 @@ impl Ring {
     /// Stops the ring, and gives the index in the available ring from which to go on. (GET_VRING_BASE)
     pub(crate) fn stop(&mut self) -> u16 {
         if let State::Running(running) = &self.state {
-            self.base = running.queue.next_avail();
+            self.base = running.next_available();
         } else if let State::Broken(base) = self.state {
             self.base = base;
         }
@@ -219,11 +163,8 @@ impl Ring {
     pub(crate) fn break_down(&mut self) {
         let base = match &self.state {
             State::Running(running) => {
-                // What the driver broke must not come back after a restart, on a ring set up anew.
-                if let Some(record) = &running.inflight {
-                    let _ = record.forget();
-                }
-                running.queue.next_avail()
+                running.forget();
+                running.next_available()
             }
             State::Broken(base) => *base,
             State::Stopped => self.base,
@@ -257,259 +198,6 @@ impl Ring {
         served?;
         told?;
         running.end(memory)
-    }
-}
-
-impl Running {
-    fn begin(&mut self, memory: &GuestMemoryMmap) -> Result<(), RingError> {
-        self.budget = self.queue.size();
-        self.drained = false;
-        self.wants_more = false;
-        self.queue
-            .disable_notification(memory)
-            .map_err(|_| RingError::OutsideMemory)
-    }
-
-    fn end(&mut self, memory: &GuestMemoryMmap) -> Result<Turn, RingError> {
-        if self.wants_more {
-            return self.wait_for_more(memory);
-        }
-        if !self.drained {
-            let more = self.budget == 0;
-            return Ok(if more { Turn::Again } else { Turn::Wait });
-        }
-        let more = self
-            .queue
-            .enable_notification(memory)
-            .map_err(|_| RingError::OutsideMemory)?;
-        Ok(if more { Turn::Again } else { Turn::Wait })
-    }
-
-    /// Has the driver kick when it adds to what was there at the last look, which is not what has been taken.
-    fn wait_for_more(&mut self, memory: &GuestMemoryMmap) -> Result<Turn, RingError> {
-        self.queue
-            .enable_notification(memory)
-            .map_err(|_| RingError::OutsideMemory)?;
-        if self.queue.event_idx_enabled() {
-            let at = 4 + 8 * u64::from(self.queue.size());
-            GuestAddress(self.queue.used_ring())
-                .checked_add(at)
-                .and_then(|at| {
-                    let event = self.drained_at.to_le();
-                    memory.store(event, at, Ordering::Relaxed).ok()
-                })
-                .ok_or(RingError::OutsideMemory)?;
-        }
-        // The wish is visible before it is looked whether it comes too late.
-        fence(Ordering::SeqCst);
-        let available = self
-            .queue
-            .avail_idx(memory, Ordering::Acquire)
-            .map_err(|_| RingError::OutsideMemory)?
-            .0;
-        let more = available != self.drained_at;
-        Ok(if more { Turn::Again } else { Turn::Wait })
-    }
-
-    /// Whether the driver wants to be told about what was completed since this was asked before. (virtio 1.2, 2.7.7.2)
-    ///
-    /// Not `SplitQueue::needs_notification`: it knows only of what went through `SplitQueue::add_used`.
-    fn take_notification(&mut self, memory: &GuestMemoryMmap) -> Result<bool, RingError> {
-        let completed = std::mem::take(&mut self.completed);
-        if completed == 0 || !self.queue.event_idx_enabled() {
-            return Ok(completed != 0);
-        }
-        // What was completed is visible before the driver's wish is read.
-        fence(Ordering::SeqCst);
-        let at = 4 + 2 * u64::from(self.queue.size());
-        let event = GuestAddress(self.queue.avail_ring())
-            .checked_add(at)
-            .and_then(|at| memory.load::<u16>(at, Ordering::Relaxed).ok())
-            .ok_or(RingError::OutsideMemory)?;
-        let new = self.queue.next_used();
-        let past_event = new.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
-        Ok(past_event < completed)
-    }
-
-    /// Writes an entry `ahead` places beyond what the driver has seen of the used ring.
-    fn write_used(
-        &self,
-        memory: &GuestMemoryMmap,
-        ahead: u16,
-        head: u16,
-        written: u32,
-    ) -> Result<(), RingError> {
-        let place = self.queue.next_used().wrapping_add(ahead) % self.queue.size();
-        let mut entry = [0; 8];
-        entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
-        entry[4..].copy_from_slice(&written.to_le_bytes());
-        GuestAddress(self.queue.used_ring())
-            .checked_add(4 + 8 * u64::from(place))
-            .and_then(|at| memory.write_slice(&entry, at).ok())
-            .ok_or(RingError::OutsideMemory)
-    }
-
-    /// Shows the driver `count` more entries of the used ring.
-    fn show_used(&mut self, memory: &GuestMemoryMmap, count: u16) -> Result<(), RingError> {
-        let used_idx = self.queue.next_used().wrapping_add(count);
-        GuestAddress(self.queue.used_ring())
-            .checked_add(2)
-            .and_then(|at| memory.store(used_idx.to_le(), at, Ordering::Release).ok())
-            .ok_or(RingError::OutsideMemory)?;
-        self.queue.set_next_used(used_idx);
-        self.completed = self.completed.saturating_add(count);
-        Ok(())
-    }
-
-    /// The head of the next request, and whether it is one to be done again.
-    fn next_head(&mut self, memory: &GuestMemoryMmap) -> Result<Option<(u16, bool)>, RingError> {
-        if self.budget == 0 {
-            return Ok(None);
-        }
-        if let Some(head) = self.resubmit.pop_front() {
-            self.budget -= 1;
-            return Ok(Some((head, true)));
-        }
-        let mut available = self
-            .queue
-            .iter(memory)
-            .map_err(|_| RingError::AvailableIndex)?;
-        let Some(chain) = available.next() else {
-            self.drained = true;
-            self.drained_at = self.queue.next_avail();
-            return Ok(None);
-        };
-        let head = chain.head_index();
-        if head >= self.queue.size() {
-            return Err(RingError::DescriptorIndex(head));
-        }
-        self.budget -= 1;
-        if let Some(record) = &mut self.inflight {
-            record.take(head)?;
-        }
-        Ok(Some((head, false)))
-    }
-}
-
-/// A ring that runs, during one turn of it.
-#[derive(Debug)]
-pub struct Queue<'a> {
-    index: u16,
-    running: &'a mut Running,
-    memory: &'a Arc<GuestMemoryMmap>,
-}
-
-impl<'a> Queue<'a> {
-    /// Which ring of the device this is.
-    #[must_use]
-    pub fn index(&self) -> u16 {
-        self.index
-    }
-
-    /// The guest's memory, where the buffers of chains are. Whoever uses it beyond this turn keeps a clone.
-    #[must_use]
-    pub fn memory(&self) -> &'a Arc<GuestMemoryMmap> {
-        self.memory
-    }
-
-    /// Whether it is the turn of another ring: nothing more can be taken before the next turn, which comes without a kick.
-    #[must_use]
-    pub fn turn_is_over(&self) -> bool {
-        self.running.budget == 0
-    }
-
-    /// Takes the next request: those left by a process that died come first, in their old order. `None` when there is none, or when it
-    /// is the turn of another ring; the daemon comes back in either case.
-    ///
-    /// # Errors
-    /// When the ring or the chain makes no sense; hand it on and the ring is taken out of service.
-    pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
-        let Some((head, resubmitted)) = self.running.next_head(self.memory)? else {
-            return Ok(None);
-        };
-        let table = Table {
-            address: GuestAddress(self.running.queue.desc_table()),
-            entries: self.running.queue.size(),
-        };
-        let mut segments = self.running.spare.pop().unwrap_or_default();
-        let readable = walk(self.memory, table, head, &mut segments)?;
-        Ok(Some(Chain {
-            head,
-            resubmitted,
-            segments,
-            readable,
-        }))
-    }
-
-    /// Says that what is there, all of which is taken or given back, is not enough: the next turn comes when the driver adds to it.
-    pub fn want_more(&mut self) {
-        self.running.wants_more = true;
-    }
-
-    /// Puts back a request that was taken and not touched, as if it had not been taken. Of several, the last taken goes back first.
-    ///
-    /// The device then comes back by an event of its own: the driver is not asked to tell of more, for there is enough; unless
-    /// [`want_more`](Self::want_more) says otherwise. What was taken counts for the turn all the same.
-    ///
-    /// # Errors
-    /// When the in-flight record cannot be kept.
-    pub fn give_back(&mut self, chain: Chain) -> Result<(), RingError> {
-        let running = &mut *self.running;
-        running.drained = false;
-        if chain.resubmitted {
-            running.resubmit.push_front(chain.head);
-        } else {
-            running.queue.go_to_previous_position();
-            if let Some(record) = &mut running.inflight {
-                record.untake(chain.head)?;
-            }
-        }
-        running.keep(chain.segments);
-        Ok(())
-    }
-
-    /// Tells the driver that a request is done and that `written` bytes of its writable buffers were filled. The notification follows
-    /// at the end of the turn.
-    ///
-    /// # Errors
-    /// When the used ring cannot be written.
-    pub fn complete(&mut self, chain: Chain, written: u32) -> Result<(), RingError> {
-        self.complete_together([(chain, written)])
-    }
-
-    /// The same for several requests, which the driver sees all at once: as a packet in merged buffers wants it (virtio 1.2, 5.1.6.3.2).
-    ///
-    /// # Errors
-    /// When the used ring cannot be written.
-    pub fn complete_together(
-        &mut self,
-        chains: impl IntoIterator<Item = (Chain, u32)>,
-    ) -> Result<(), RingError> {
-        let running = &mut *self.running;
-        let mut heads = std::mem::take(&mut running.heads);
-        heads.clear();
-        for (ahead, (chain, written)) in (0u16..).zip(chains) {
-            if let Some(record) = &running.inflight {
-                record.done(chain.head)?;
-            }
-            running.write_used(self.memory, ahead, chain.head, written)?;
-            heads.push(chain.head);
-            running.keep(chain.segments);
-        }
-        running.show_used(self.memory, heads.len() as u16)?;
-        if let Some(record) = &running.inflight {
-            record.told(&heads, running.queue.next_used())?;
-        }
-        running.heads = heads;
-        Ok(())
-    }
-}
-
-impl Running {
-    fn keep(&mut self, segments: Vec<Segment>) {
-        if self.spare.len() < SPARE_CHAINS {
-            self.spare.push(segments);
-        }
     }
 }
 

@@ -36,6 +36,9 @@ struct Flight {
     _memory: Option<Arc<GuestMemoryMmap>>,
 }
 
+// SAFETY: the iovecs are for the kernel, nobody here follows them; what they point to is kept by `_memory`, which may be sent.
+unsafe impl Send for Flight {}
+
 /// The ring, and what is under way in it.
 pub struct Uring {
     ring: IoUring,

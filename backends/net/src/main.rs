@@ -84,7 +84,7 @@ fn run(args: Args) -> Result<ExitCode> {
     }
     // Kept to the end: the TAP device goes back when the connection to the helper closes.
     let (attachment, _lease) = source::open(&args)?;
-    let mut device = Net::new(attachment)?;
-    bulkhead_daemon::run(&args.daemon, &mut device, confine::confinement())?;
+    let device = Net::new(attachment)?;
+    bulkhead_daemon::run(&args.daemon, &mut [device], confine::confinement())?;
     Ok(ExitCode::SUCCESS)
 }

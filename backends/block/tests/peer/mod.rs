@@ -442,6 +442,16 @@ impl Guest {
             .collect()
     }
 
+    /// The next completion, if it is there already.
+    pub fn next_used(&mut self, ring: usize) -> Option<(u32, u32)> {
+        let seen = self.rings[ring].seen;
+        if self.used_index(ring) == seen {
+            return None;
+        }
+        self.rings[ring].seen = seen.wrapping_add(1);
+        Some(self.used(ring, seen))
+    }
+
     /// Where the data of request slot `slot` is.
     pub fn data(slot: u64) -> u64 {
         SLOTS + SLOT * slot + DATA
