@@ -116,6 +116,15 @@ impl L2Entry {
         }
     }
 
+    /// An entry as it is in the cache, of one word or two.
+    pub(crate) fn from_words(words: &[u64]) -> Self {
+        let word = |at: usize| words.get(at).copied().unwrap_or(0);
+        Self {
+            word: word(0),
+            bitmap: word(1),
+        }
+    }
+
     /// Where a compressed cluster begins, and how many bytes it may have, unchecked.
     pub(crate) fn compressed_place(&self, geometry: &Geometry) -> (HostOffset, u64) {
         let shift = compressed_shift(geometry);
@@ -149,11 +158,11 @@ impl L2Entry {
             }
             return Ok(Cluster::Compressed { host, len });
         }
-        let zero_bit = if geometry.extended_l2 { 0 } else { ZERO };
-        if self.word & ZERO != 0 && zero_bit != 0 && geometry.version < 3 {
+        // With subclusters this bit means nothing, and QEMU takes such entries as if it were clear.
+        if self.word & ZERO != 0 && !geometry.extended_l2 && geometry.version < 3 {
             return Err(bad("is a zero cluster in a version 2 image"));
         }
-        if self.word & !(COPIED | OFFSET_MASK | zero_bit) != 0 {
+        if self.word & !(COPIED | OFFSET_MASK | ZERO) != 0 {
             return Err(bad("has reserved bits set"));
         }
         let host = self.word & OFFSET_MASK;

@@ -168,3 +168,30 @@ fn an_image_without_any_count_keeps_a_refcount_table_when_counts_get_another_wid
     let clusters = word(&medium, 56) >> 32;
     assert!(clusters >= 1);
 }
+
+#[test]
+fn the_bit_that_says_zeroes_without_subclusters_says_nothing_with_them() {
+    let medium = Medium::silent();
+    let options = CreateOptions {
+        cluster_size: 16 << 10,
+        extended_l2: true,
+        ..CreateOptions::new(Format::Qcow2, 1 << 20)
+    };
+    qcow::create_in(&medium, &options).unwrap();
+    let writable = || open(&medium, OpenOptions::new(Format::Qcow2).writable(true));
+    let image = writable();
+    image.write_at(0, &[7; 512]).unwrap();
+    image.close().unwrap();
+    let entry = l2_table(&medium);
+    set_word(&medium, entry, word(&medium, entry) | 1);
+    assert!(checked(&medium, Repair::None).is_sound());
+
+    let image = writable();
+    let mut data = [0; 512];
+    image.read_at(0, &mut data).unwrap();
+    assert_eq!(data, [7; 512]);
+    image.write_at(4096, &[8; 512]).unwrap();
+    image.close().unwrap();
+
+    assert!(checked(&medium, Repair::None).is_sound());
+}

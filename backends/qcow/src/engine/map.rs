@@ -135,16 +135,20 @@ impl Engine {
             );
             return Ok(end);
         };
-        let mut at = guest;
-        while at.0 < end && pieces.len() < MAX_PIECES {
-            let slot = self.l2_slot(table, at);
-            let entry = self.l2_entry(slot)?;
-            let cluster_end =
-                (self.geometry.align_down(at.0) + self.geometry.cluster_size()).min(end);
-            self.add_cluster(&entry, at, cluster_end, pieces)?;
-            at = GuestOffset(cluster_end);
+        let entry_words = (self.geometry.l2_entry_size() / 8) as usize;
+        let mut at = guest.0;
+        while at < end && pieces.len() < MAX_PIECES {
+            let (words, first) = self.pages.page(self.l2_slot(table, GuestOffset(at)))?;
+            for words in words.get(first..).unwrap_or_default().chunks(entry_words) {
+                if at >= end || pieces.len() >= MAX_PIECES {
+                    break;
+                }
+                let next = (self.geometry.align_down(at) + self.geometry.cluster_size()).min(end);
+                self.add_cluster(&L2Entry::from_words(words), GuestOffset(at), next, pieces)?;
+                at = next;
+            }
         }
-        Ok(at.0)
+        Ok(at)
     }
 
     fn add_cluster(

@@ -94,6 +94,21 @@ impl Pages {
         }
     }
 
+    /// The page that holds `offset`, and the index of the word there.
+    pub(crate) fn page(&mut self, offset: u64) -> Result<(Arc<[u64]>, usize), Stop> {
+        let (start, index) = self.split(offset);
+        match self.map.get_mut(&start) {
+            Some(page) => {
+                page.used = true;
+                Ok((page.words.clone(), index))
+            }
+            None => Err(Stop::Need {
+                offset: start,
+                len: self.page_size,
+            }),
+        }
+    }
+
     /// All words of the page that holds `offset`, from it to the end of the page.
     pub(crate) fn words_from(&mut self, offset: u64) -> Result<&[u64], Stop> {
         let (start, index) = self.split(offset);
