@@ -9,6 +9,7 @@ use qcow::Image;
 
 use super::Input;
 use super::plan::{Kind, Piece, Plan};
+use super::writeback::Writeback;
 use super::zero::{SECTOR, Sparse, first_run, is_zero};
 use crate::buffer::Buffer;
 use crate::progress::Progress;
@@ -28,6 +29,8 @@ pub(crate) struct Copy<'a> {
     pub(crate) salvage: Option<Salvage>,
     pub(crate) in_order: bool,
     pub(crate) threads: usize,
+    /// The target is to be durable at the end: it is flushed all along.
+    pub(crate) durable: bool,
     /// Bytes per second.
     pub(crate) rate: Option<u64>,
     pub(crate) progress: &'a Progress,
@@ -62,6 +65,7 @@ struct Shared<'a> {
     failure: Mutex<Option<Failure>>,
     started: Instant,
     written: AtomicU64,
+    writeback: Option<Writeback>,
 }
 
 /// Copies what the plan says. The first error ends it.
@@ -77,12 +81,19 @@ pub(crate) fn run(copy: &Copy<'_>, plan: Plan) -> Result<(), Failure> {
         failure: Mutex::new(None),
         started: Instant::now(),
         written: AtomicU64::new(0),
+        writeback: copy.durable.then(Writeback::default),
     };
     thread::scope(|scope| {
+        if let Some(writeback) = &shared.writeback {
+            scope.spawn(|| shared.flush(writeback));
+        }
         for _ in 1..copy.threads.max(1) {
             scope.spawn(|| shared.work(&mut Buffer::new(buffer_len)));
         }
         shared.work(&mut Buffer::new(buffer_len));
+        if let Some(writeback) = &shared.writeback {
+            writeback.end();
+        }
     });
     match shared
         .failure
@@ -106,6 +117,12 @@ impl Shared<'_> {
                 self.fail(failure);
             }
             self.pass_turn(piece);
+        }
+    }
+
+    fn flush(&self, writeback: &Writeback) {
+        if let Err(error) = writeback.run(self.copy.target) {
+            self.fail(Failure::Write(self.done.load(Ordering::Relaxed), error));
         }
     }
 
@@ -153,6 +170,9 @@ impl Shared<'_> {
             self.write_compressed(piece.offset, data)?;
         } else {
             self.write(piece.offset, data, &runs)?;
+        }
+        if let Some(writeback) = &self.writeback {
+            writeback.wrote(piece.len);
         }
         self.throttle(piece.len);
         let done = self.done.fetch_add(piece.len, Ordering::Relaxed) + piece.len;

@@ -3,6 +3,7 @@
 mod engine;
 mod input;
 mod plan;
+mod writeback;
 pub(crate) mod zero;
 
 pub(crate) use engine::{Copy, Failure, Salvage, run};

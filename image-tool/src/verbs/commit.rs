@@ -163,6 +163,7 @@ fn commit(
         salvage: None,
         in_order: false,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
+        durable: true,
         rate,
         progress,
         total: input.len(),

@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{ErrorKind, Format, Image};
 
+use crate::buffer::Buffer;
 use crate::cache::Cache;
 use crate::confine;
 use crate::copy::zero::is_zero;
@@ -28,7 +29,7 @@ use crate::watch::Watch;
 pub(crate) const NAME: &str = "rebase";
 
 /// How much one thread looks at in one go.
-const CHUNK: u64 = 2 << 20;
+const CHUNK: u64 = 1 << 20;
 
 pub(crate) fn command() -> Command {
     options::command(NAME, "Change backing file of the image")
@@ -258,7 +259,7 @@ impl<'a> Rebase<'a> {
 
     fn work(&self) {
         let chunk = CHUNK.max(self.unit);
-        let mut buffers = (vec![0; chunk as usize], vec![0; chunk as usize]);
+        let mut buffers = (Buffer::new(chunk as usize), Buffer::new(chunk as usize));
         let size = Disk(self.overlay).size();
         while !self.stop.load(Ordering::Relaxed) {
             let start = self.next.fetch_add(chunk, Ordering::Relaxed);
@@ -278,7 +279,7 @@ impl<'a> Rebase<'a> {
         }
     }
 
-    fn chunk(&self, start: u64, end: u64, buffers: &mut (Vec<u8>, Vec<u8>)) -> Result<()> {
+    fn chunk(&self, start: u64, end: u64, buffers: &mut (Buffer, Buffer)) -> Result<()> {
         let unreadable = |error: &qcow::Error| {
             anyhow!(
                 "error while reading image metadata: {}",
@@ -316,7 +317,7 @@ impl<'a> Rebase<'a> {
         start: u64,
         end: u64,
         old_zero: bool,
-        buffers: &mut (Vec<u8>, Vec<u8>),
+        buffers: &mut (Buffer, Buffer),
     ) -> Result<()> {
         if old_zero && self.new_reads_zero(start, end) {
             return Ok(());
@@ -327,11 +328,7 @@ impl<'a> Rebase<'a> {
             .next_multiple_of(self.unit)
             .min(self.overlay.virtual_size());
         let len = (end - start) as usize;
-        let (old, new) = buffers;
-        let (old, new) = (
-            old.get_mut(..len).unwrap_or_default(),
-            new.get_mut(..len).unwrap_or_default(),
-        );
+        let (old, new) = (buffers.0.first(len), buffers.1.first(len));
         self.overlay
             .read_at(start, old)
             .map_err(|_| anyhow!("error while reading from old backing file"))?;

@@ -234,6 +234,7 @@ fn convert(
         // In a raw file each byte has its place, whatever the order.
         in_order: !settings.any_order && !compressed && cluster_size.is_some(),
         threads: settings.threads(),
+        durable: false,
         rate: settings.rate,
         progress,
         total: total(settings, &input, &plan)?,
