@@ -7,13 +7,16 @@ use qcow::{Image, OpenOptions, Repair};
 use crate::model::{Value, bytes_of_all, value_of};
 use crate::peer::medium::{Event, Medium, SECTOR, apply};
 use crate::peer::{self, Rng};
+use crate::reference::Reference;
 use crate::workload::Workload;
 
 /// The cuts of a run, and the medium up to where nothing can be lost any more.
 pub(crate) struct Cuts {
     /// How many there were.
     pub(crate) points: usize,
-    pub(crate) asked_qemu: usize,
+    /// Images whose content qemu-img compared.
+    compared: usize,
+    pub(crate) reference: Reference,
     dirty: usize,
     leaking: usize,
     lives: usize,
@@ -27,8 +30,14 @@ impl fmt::Display for Cuts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} points: {} images dirty, {} leaking, {} looked at by qemu-img, {} written to again",
-            self.points, self.dirty, self.leaking, self.asked_qemu, self.lives
+            "{} points: {} images dirty, {} leaking, {} written to again; qemu-img checked {} ({} different), compared {}",
+            self.points,
+            self.dirty,
+            self.leaking,
+            self.lives,
+            self.reference.asked,
+            self.reference.different(),
+            self.compared
         )
     }
 }
@@ -97,7 +106,8 @@ impl Cuts {
     pub(crate) fn new(qemu_every: usize) -> Self {
         Self {
             points: 0,
-            asked_qemu: 0,
+            compared: 0,
+            reference: Reference::new(),
             dirty: 0,
             leaking: 0,
             lives: 0,
@@ -176,9 +186,10 @@ impl Cuts {
             let repaired = look_at_content(workload, &medium, &context);
             assert!(content == repaired, "{context}: a repair changed the disk");
         }
+        self.reference.ask(&bytes, repairs, &context);
         if self.points.is_multiple_of(self.qemu_every) {
-            self.asked_qemu += 1;
-            ask_qemu(workload, &bytes, &content, repairs, &context);
+            self.compared += 1;
+            compare_with_qemu(workload, &bytes, &content, repairs, &context);
         }
         if workload.rng.chance(15) {
             self.lives += 1;
@@ -298,8 +309,8 @@ fn is_leak(message: &str) -> bool {
     matches!((number("refcount="), number("reference=")), (Some(stored), Some(counted)) if stored > counted)
 }
 
-/// QEMU finds the image sound and the same disk in it.
-fn ask_qemu(workload: &Workload, bytes: &[u8], content: &[u8], repairs: bool, context: &str) {
+/// QEMU finds the same disk in the image.
+fn compare_with_qemu(workload: &Workload, bytes: &[u8], content: &[u8], repairs: bool, context: &str) {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name);
     let (path, disk) = (file("crash.qcow2"), file("disk"));
@@ -310,11 +321,6 @@ fn ask_qemu(workload: &Workload, bytes: &[u8], content: &[u8], repairs: bool, co
     if repairs {
         peer::run("qemu-img", &["check", "-q", "-r", "all", path]);
     }
-    let output = peer::run("qemu-img", &["check", path]);
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    // 3: leaks, and nothing else.
-    let sound = matches!(output.status.code(), Some(0 | 3));
-    assert!(sound, "{context}: qemu-img check: {said}");
     let compared = peer::run(
         "qemu-img",
         &["compare", "-f", "qcow2", "-F", "raw", path, disk],

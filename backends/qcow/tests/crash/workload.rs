@@ -11,6 +11,10 @@ use crate::model::{Bitmap, DENSE, Model, Snapshot, Value, bytes_of_all};
 use crate::peer::Rng;
 use crate::peer::medium::{Medium, SECTOR};
 
+/// What the backing file is called, and the external data file.
+pub(crate) const BASE: &str = "base";
+pub(crate) const DATA: &str = "data";
+
 /// An image in use.
 pub(crate) struct Workload {
     pub(crate) seed: u64,
@@ -43,7 +47,7 @@ impl Workload {
             let disk: Vec<Value> = (0..length).map(|sector| BELOW << 20 | sector).collect();
             let medium = Medium::with(bytes_of_all(&disk));
             let image =
-                Image::open_storage(Box::new(medium), "base", &OpenOptions::new(Format::Raw));
+                Image::open_storage(Box::new(medium), BASE, &OpenOptions::new(Format::Raw));
             (Arc::new(image.unwrap()), disk)
         });
         let mut disk = vec![0; sectors];
@@ -410,7 +414,7 @@ fn draw_options(rng: &mut Rng) -> (CreateOptions, usize) {
         options.compression_type = *rng.pick(&[CompressionType::Zlib, CompressionType::Zstd]);
     }
     if rng.chance(35) {
-        options.backing_file = Some("base".into());
+        options.backing_file = Some(BASE.into());
         options.backing_format = Some(Format::Raw);
     }
     (options, sectors as usize)
