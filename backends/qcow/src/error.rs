@@ -29,12 +29,14 @@ pub enum ErrorKind {
     Backing,
 }
 
-/// An error: its kind, one line that names what was wrong, and the system's error if there is one.
-#[derive(Debug)]
+/// An error: its kind, and one line that names what was wrong, the system's error included if there is one; that is not
+/// reported a second time as a source.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}{}", .cause.as_ref().map_or_else(String::new, |cause| format!(": {cause}")))]
 pub struct Error {
     kind: ErrorKind,
     message: String,
-    source: Option<io::Error>,
+    cause: Option<io::Error>,
 }
 
 /// The result type of this crate.
@@ -45,7 +47,7 @@ impl Error {
         Self {
             kind,
             message: message.into(),
-            source: None,
+            cause: None,
         }
     }
 
@@ -53,7 +55,7 @@ impl Error {
         Self {
             kind: ErrorKind::Io,
             message: message.into(),
-            source: Some(source),
+            cause: Some(source),
         }
     }
 
@@ -82,28 +84,15 @@ impl Error {
 
     /// The error number of the system call that failed, if one did.
     pub fn raw_os_error(&self) -> Option<i32> {
-        self.source.as_ref().and_then(io::Error::raw_os_error)
+        self.cause.as_ref().and_then(io::Error::raw_os_error)
     }
 }
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        match &self.source {
-            Some(source) => write!(f, ": {source}"),
-            None => Ok(()),
-        }
-    }
-}
-
-// The source is part of the message, so that one line says everything; it is not reported a second time.
-impl std::error::Error for Error {}
 
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error.kind {
-            ErrorKind::Io => match &error.source {
-                Some(source) => source.kind(),
+            ErrorKind::Io => match &error.cause {
+                Some(cause) => cause.kind(),
                 None => io::ErrorKind::Other,
             },
             ErrorKind::NotFound => io::ErrorKind::NotFound,
