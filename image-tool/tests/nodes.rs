@@ -145,7 +145,7 @@ fn a_part_of_a_file_is_all_that_is_written() {
     }
     let pair = prepared();
     let part =
-        "driver=qcow2,file.driver=raw,file.offset=4096,file.size=327680,file.file.filename=c.raw";
+        "driver=qcow2,file.driver=raw,file.offset=4096,file.size=393216,file.file.filename=c.raw";
     let before = fs::read(pair.ours().join("c.raw")).unwrap();
     // Copied out, it is the image that lies in it.
     let line = [
@@ -154,10 +154,10 @@ fn a_part_of_a_file_is_all_that_is_written() {
         "if=driver=raw,offset=4096,file.filename=c.raw",
         "of=out",
         "bs=4096",
-        "count=80",
+        "count=96",
     ];
     pair.same(&line);
-    assert!(fs::read(pair.ours().join("out")).unwrap() == before[4096..4096 + 327_680]);
+    assert!(fs::read(pair.ours().join("out")).unwrap() == before[4096..4096 + 393_216]);
     // There is no room for another cluster, and what is behind the part is none of it.
     let refused = pair.run_ours(&["snapshot", "-c", "x", "--image-opts", part]);
     assert_eq!(refused.status, Some(1), "{refused:?}");
@@ -166,7 +166,7 @@ fn a_part_of_a_file_is_all_that_is_written() {
         "{refused:?}"
     );
     let after = fs::read(pair.ours().join("c.raw")).unwrap();
-    assert!(before[..4096] == after[..4096] && before[4096 + 327_680..] == after[4096 + 327_680..]);
+    assert!(before[..4096] == after[..4096] && before[4096 + 393_216..] == after[4096 + 393_216..]);
     pair.same(&[
         "resize",
         "--image-opts",

@@ -112,9 +112,11 @@ fn lock(
 /// Opens the data file and the backing file of `image` as far as the options allow.
 fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Image> {
     let references = image.references();
-    if let Some(name) = references.data_file {
+    if let (Some(_), DataFile::Use(storage)) = (&references.data_file, &options.data_file) {
+        image.set_data_file(storage.clone(), path.to_path_buf(), None);
+    } else if let Some(name) = references.data_file {
         let data_path = match &options.data_file {
-            DataFile::Ignore => None,
+            DataFile::Ignore | DataFile::Use(_) => None,
             DataFile::Open if name.is_empty() => {
                 return Err(Error::invalid(format!(
                     "{}: the image needs a data file and names none",
@@ -153,7 +155,7 @@ fn attach_data_file(image: &mut Image, path: PathBuf, options: &OpenOptions) -> 
     let lock = lock(&file, &path, options, true)?;
     let storage = HostFile::new(file)
         .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
-    image.set_data_file(Box::new(storage), path, lock);
+    image.set_data_file(Arc::new(storage), path, lock);
     Ok(())
 }
 
@@ -177,7 +179,7 @@ fn open_backing(
         })?,
     };
     let below = resolve(path, name)?;
-    let data_file = if options.data_file == DataFile::Ignore {
+    let data_file = if matches!(options.data_file, DataFile::Ignore | DataFile::Use(_)) {
         DataFile::Ignore
     } else {
         DataFile::Open

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::extension::kind;
 use crate::feature;
 use crate::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
-use crate::header::{Header, LENGTH_V3, SECTOR};
+use crate::header::{self, Header, LENGTH_V3};
 use crate::image::Image;
 use crate::lock::{FileLock, Use};
 use crate::options::{
@@ -275,17 +275,19 @@ fn create_qcow2(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
         &refcount_ones(&geometry, layout.clusters(), layout.refcount_blocks),
     )?;
     storage.set_len(end).map_err(failed)?;
-    write(HostOffset(0), &encode_first(&mut header)?)?;
-    storage
-        .sync()
-        .map_err(|error| Error::io("flush error", error))
+    let mut sync = || {
+        storage
+            .sync()
+            .map_err(|error| Error::io("flush error", error))
+    };
+    header::place::write_new(storage, &header, &mut sync)?;
+    sync()
 }
 
 fn new_header(options: &CreateOptions) -> Header {
     let mut header = Header {
         version: options.version,
         backing: options.backing_file.clone(),
-        backing_offset: 0,
         cluster_bits: options.cluster_size.trailing_zeros(),
         size: options.size,
         l1_size: 0,
@@ -339,31 +341,6 @@ fn new_header(options: &CreateOptions) -> Header {
         header.set_extension(kind::DATA_FILE, Some(name.as_bytes().to_vec()));
     }
     header
-}
-
-/// The header of a new image, followed by the backing file name.
-fn encode_first(header: &mut Header) -> Result<Vec<u8>> {
-    let mut bytes = header.encode();
-    if let Some(name) = header.backing.clone() {
-        // Beyond the first sector if there is room, so that the header can grow within it.
-        let room = 1usize << header.cluster_bits;
-        let at = if room > SECTOR && bytes.len() <= SECTOR {
-            SECTOR
-        } else {
-            bytes.len()
-        };
-        header.backing_offset = at as u64;
-        bytes = header.encode();
-        bytes.resize(at, 0);
-        bytes.extend_from_slice(name.as_bytes());
-    }
-    if bytes.len() > 1 << header.cluster_bits {
-        return Err(Error::invalid(
-            "The header does not fit into the first cluster (use a larger cluster size)",
-        ));
-    }
-    bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
-    Ok(bytes)
 }
 
 fn create_data_file(path: &Path, options: &CreateOptions) -> Result<()> {

@@ -1,5 +1,7 @@
 //! The header: fields, limits, encoding.
 
+pub(crate) mod place;
+
 use crate::big_endian::{be32, be64};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extension::{Extension, kind};
@@ -21,7 +23,6 @@ pub(crate) const SECTOR: usize = 512;
 pub(crate) struct Header {
     pub(crate) version: u32,
     pub(crate) backing: Option<String>,
-    pub(crate) backing_offset: u64,
     pub(crate) cluster_bits: u32,
     pub(crate) size: u64,
     pub(crate) l1_size: u32,
@@ -108,7 +109,6 @@ impl Header {
         let header = Self {
             version,
             backing: backing_name(cluster, backing_offset, backing_len)?,
-            backing_offset,
             cluster_bits: be32(cluster, 20),
             size: be64(cluster, 24),
             l1_size: be32(cluster, 36),
@@ -250,50 +250,17 @@ impl Header {
             .map(|data| String::from_utf8_lossy(data).into_owned())
     }
 
-    /// The header and its extensions, without the backing file name: if possible no longer than one sector, so that
-    /// one write of it happens on the medium or does not.
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        self.encode_within(SECTOR)
+    /// Bytes of the fields, which the extensions follow.
+    fn fields_len(&self) -> usize {
+        self.header_length as usize
     }
 
-    /// As [`Header::encode`], where the backing file's name begins at `room`. Names of features, which nobody needs, are
-    /// left out as far as there is no room for them.
-    pub(crate) fn encode_within(&self, room: usize) -> Vec<u8> {
-        let mut out = self.encode_fields();
-        let order = |kind: u32| match kind {
-            kind::BACKING_FORMAT => 0,
-            kind::BITMAPS => 1,
-            kind::DATA_FILE => 2,
-            _ => 3,
-        };
-        let mut extensions: Vec<&Extension> = self
-            .extensions
-            .iter()
-            .filter(|extension| extension.kind != kind::FEATURE_NAMES)
-            .collect();
-        extensions.sort_by_key(|extension| order(extension.kind));
-        for extension in extensions {
-            extension.encode(&mut out);
-        }
-        if self.version >= 3 {
-            let data = feature::name_table(room.min(SECTOR).saturating_sub(out.len() + 16));
-            if !data.is_empty() {
-                Extension {
-                    kind: kind::FEATURE_NAMES,
-                    data,
-                }
-                .encode(&mut out);
-            }
-        }
-        out.extend_from_slice(&[0; 8]);
-        out
-    }
-
-    fn encode_fields(&self) -> Vec<u8> {
+    /// The fields; the backing file's name is at `backing_offset`.
+    fn encode_fields(&self, backing_offset: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(SECTOR);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&self.version.to_be_bytes());
-        out.extend_from_slice(&self.backing_offset.to_be_bytes());
+        out.extend_from_slice(&backing_offset.to_be_bytes());
         out.extend_from_slice(&(self.backing.as_ref().map_or(0, String::len) as u32).to_be_bytes());
         out.extend_from_slice(&self.cluster_bits.to_be_bytes());
         out.extend_from_slice(&self.size.to_be_bytes());

@@ -102,7 +102,7 @@ impl Image {
 
     pub(crate) fn set_data_file(
         &mut self,
-        data: Box<dyn Storage>,
+        data: Arc<dyn Storage>,
         path: PathBuf,
         lock: Option<FileLock>,
     ) {

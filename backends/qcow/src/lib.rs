@@ -94,9 +94,11 @@
 //! # Threads and durability
 //!
 //! All methods take `&self`; an [`Image`] is `Send` and `Sync`, and any number of threads may use it at once. A write is durable
-//! after a later [`Image::flush`] returned. At any instant the file on the medium is a correct image or one that only leaks clusters;
-//! while refcounts of whole snapshots change, and between flushes with lazy refcounts, it is marked dirty instead, and the next
-//! open for writing counts anew (version 2 has no such mark: there `check` finds the stale flags and counts).
+//! after a later [`Image::flush`] returned. At any instant the file on the medium is a correct image or one that only leaks clusters,
+//! whatever changes: guest data, tables, snapshots, bitmaps, the header. Between flushes with lazy refcounts, and while a downgrade expands
+//! the zero clusters of snapshots, it is marked dirty instead, and the next open for writing counts anew. One change is not safe
+//! against a power cut: that of a header which leaves no room for another beside it in the first cluster (long names in
+//! clusters of at most 2 KiB, or very long unknown extensions).
 //!
 //! # Hostile images
 //!

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::image::Image;
+use crate::storage::Storage;
 
 /// The format of an image. Always declared, never guessed by this library while opening.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,7 +59,7 @@ pub enum Backing {
 }
 
 /// What to do about an external data file.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub enum DataFile {
     /// Do not open it: facts and metadata can be read, data cannot.
     #[default]
@@ -67,6 +68,8 @@ pub enum DataFile {
     Open,
     /// Open this file instead.
     Path(PathBuf),
+    /// Use this storage instead; no locks are taken.
+    Use(Arc<dyn Storage>),
 }
 
 /// How the image is locked against other processes (QEMU's, too).

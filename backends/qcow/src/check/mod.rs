@@ -11,6 +11,7 @@ mod bitmaps;
 mod compare;
 mod copied;
 mod counts;
+mod exchange;
 mod rebuild;
 mod snapshots;
 mod structure;
@@ -23,11 +24,12 @@ use std::collections::HashMap;
 use crate::address::HostOffset;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::header::{Header, SECTOR};
+use crate::header::{Header, place};
 use crate::report::{CheckResult, Repair};
 use crate::snapshot_table::Snapshot;
 use crate::storage::Storage;
 use counts::Counts;
+pub(crate) use exchange::{Exchanged, Trees};
 use tables::Extents;
 
 /// At most this many findings are told in words; all are counted.
@@ -197,13 +199,8 @@ impl<'a> Check<'a> {
 
     /// Writes the header, and makes it durable.
     fn write_header(&mut self) -> Result<()> {
-        let room = match self.header.backing {
-            Some(_) => self.header.backing_offset as usize,
-            None => 1 << self.header.cluster_bits,
-        };
-        let mut bytes = self.header.encode_within(room);
-        bytes.resize(bytes.len().max(SECTOR.min(room)), 0);
-        self.write(0, &bytes)?;
+        self.extents.forget();
+        place::write(self.storage, &self.header, &mut || self.sync())?;
         self.sync()
     }
 

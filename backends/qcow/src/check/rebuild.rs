@@ -54,6 +54,13 @@ impl Check<'_> {
     /// Writes a new refcount table and new blocks to clusters that nothing uses, the old structure included, and switches the header
     /// to them. What the old one used is leaked then.
     pub(super) fn rebuild_refcounts(&mut self) -> Result<()> {
+        self.write_refcounts()?;
+        self.sync()?;
+        self.write_header()
+    }
+
+    /// Writes a new refcount table and new blocks to clusters that nothing uses; to be found by the header, which is not written.
+    pub(super) fn write_refcounts(&mut self) -> Result<()> {
         let geometry = self.geometry;
         let size = geometry.cluster_size();
         // At least one cluster, even if nothing is counted: an image has a table.
@@ -73,16 +80,14 @@ impl Check<'_> {
         };
         let offset = geometry.offset_of(ClusterIndex(first)).0;
         self.write(offset, &to_bytes(&table))?;
-        self.sync()?;
         self.header.refcount_table_offset = offset;
         self.header.refcount_table_clusters = clusters as u32;
-        self.write_header()?;
         self.table = table;
         Ok(())
     }
 
     /// Takes the first `count` clusters in a row from `from` on that nothing uses; returns the first of them, and the first that was free.
-    fn take_free(&mut self, count: u64, from: u64) -> (u64, u64) {
+    pub(super) fn take_free(&mut self, count: u64, from: u64) -> (u64, u64) {
         let (mut start, mut gap) = (from, None);
         let mut cluster = from;
         while cluster < start + count {

@@ -65,7 +65,7 @@ impl Check<'_> {
 
     /// Walks a table that was not met before. What other trees use, too, is walked once more in the end, for all of them: the time
     /// this takes does not grow with the number of snapshots.
-    fn meet(&mut self, l2: u64, active: bool, fix: bool) -> Result<()> {
+    pub(super) fn meet(&mut self, l2: u64, active: bool, fix: bool) -> Result<()> {
         if let Some((uses, active_uses)) = self.walked.get_mut(&l2) {
             *uses += 1;
             *active_uses += u64::from(active);
@@ -84,7 +84,7 @@ impl Check<'_> {
         })
     }
 
-    fn walk_again(&mut self, fix: bool) -> Result<()> {
+    pub(super) fn walk_again(&mut self, fix: bool) -> Result<()> {
         let again = self.walked.iter().filter(|(_, (uses, _))| *uses > 0);
         let mut again: Vec<Walk> = again
             .map(|(offset, (uses, active))| Walk {

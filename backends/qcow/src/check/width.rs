@@ -36,7 +36,7 @@ impl Check<'_> {
     }
 
     /// The refcounts as they are in the file.
-    fn stored_counts(&mut self) -> Result<Counts> {
+    pub(super) fn stored_counts(&mut self) -> Result<Counts> {
         let per_block = self.geometry.refcount_block_entries();
         let mut stored = Counts::default();
         for (index, entry) in (0u64..).zip(self.table.clone()) {

@@ -69,7 +69,7 @@ impl Engine {
             if new != old {
                 self.set_l2_entry(slot, new)?;
                 if new.word & crate::geometry::OFFSET_MASK == 0
-                    && let Some(freed) = self.space_of(&state)
+                    && let Some(freed) = self.space_of(&state)?
                 {
                     self.free_later(freed.host, freed.clusters);
                 }

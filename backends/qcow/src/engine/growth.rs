@@ -41,11 +41,6 @@ impl Engine {
         Ok(())
     }
 
-    /// A table that is the active one now, though it may have been registered by another use before.
-    pub(crate) fn register_shared(&mut self, table: HostOffset) {
-        self.overlap.insert(self.geometry.cluster_of(table));
-    }
-
     /// A larger refcount table. Everything else must be written and synced.
     pub(crate) fn grow_refcount_table(&mut self) -> Result<Switch, Stop> {
         let geometry = self.geometry;
@@ -86,6 +81,11 @@ impl Engine {
         let mut header = self.header.clone();
         header.refcount_table_offset = offset(blocks);
         header.refcount_table_clusters = clusters as u32;
+        self.check_apart(
+            "the end of the refcount table",
+            HostOffset(offset(0)),
+            HostOffset(offset(blocks + clusters - 1)),
+        )?;
         let old = Freed {
             host: HostOffset(self.header.refcount_table_offset),
             clusters: old_clusters,

@@ -210,6 +210,16 @@ impl Engine {
         self.journal = None;
     }
 
+    /// Other tables were written, and all there is, is on the medium: goes on with those.
+    pub(crate) fn exchange(&mut self, header: Header, identity: [u64; 2]) {
+        let journal = self.journal.take();
+        self.restart(header);
+        self.journal = journal;
+        if let Some(journal) = &mut self.journal {
+            journal.reset(identity);
+        }
+    }
+
     fn external(&self) -> bool {
         self.header.incompatible & feature::EXTERNAL_DATA != 0
     }

@@ -1,9 +1,9 @@
-//! Whole trees of tables: one use more or less of all that an L1 table leads to.
+//! Whole trees of tables, of snapshots too.
 
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 use crate::engine::{Engine, Freed, Stop, Table};
 use crate::error::Result;
-use crate::geometry::{COPIED, OFFSET_MASK};
+use crate::geometry::COPIED;
 use crate::l2::{self, COMPRESSED, Cluster, ZERO};
 
 impl Engine {
@@ -27,41 +27,12 @@ impl Engine {
                 continue;
             }
             let state = self.classify(&entry, GuestOffset(0))?;
-            if let Some(Freed { host, clusters }) = self.space_of(&state) {
+            if let Some(Freed { host, clusters }) = self.space_of(&state)? {
                 let first = self.geometry.cluster_of(host).0;
                 uses.extend((first..first + clusters).map(ClusterIndex));
             }
         }
         Ok(uses)
-    }
-
-    /// The uses of an L2 table, itself included, whose counts are so high that one use more of each may be too many; and how many
-    /// uses more the count can tell. A cluster that holds several compressed ones is used several times.
-    pub(crate) fn crowded_uses(
-        &mut self,
-        table: HostOffset,
-    ) -> Result<Vec<(ClusterIndex, u64)>, Stop> {
-        let mut uses = self.uses_of(table)?;
-        uses.push(self.geometry.cluster_of(table));
-        let max = self.geometry.refcount_max();
-        let mut crowded = Vec::new();
-        for cluster in uses {
-            // Nothing is used more often than its count says: what is at most half full cannot overflow.
-            let count = self.refcount(cluster)?;
-            if count > max / 2 {
-                crowded.push((cluster, max - count));
-            }
-        }
-        Ok(crowded)
-    }
-
-    /// One use more of an L2 table and all it uses.
-    pub(crate) fn reference_tree(&mut self, table: HostOffset) -> Result<(), Stop> {
-        for cluster in self.uses_of(table)? {
-            self.reference(cluster)?;
-        }
-        self.reference(self.geometry.cluster_of(table))?;
-        Ok(())
     }
 
     /// One use less of an L2 table and all it uses; returns what is free now. No table on the medium may lead to it.
@@ -99,36 +70,6 @@ impl Engine {
         Ok(free)
     }
 
-    /// Makes the flags of one entry of the active L1 table, and those in the L2 table it points to, say whether refcounts are one.
-    pub(crate) fn refresh_copied(&mut self, index: u64, table: HostOffset) -> Result<(), Stop> {
-        let alone = self.refcount(self.geometry.cluster_of(table))? == 1;
-        let slot = self.l1_slot(index);
-        let entry = table.0 | if alone { COPIED } else { 0 };
-        if self.get(slot)? != entry {
-            self.set(Table::L1, slot, entry)?;
-        }
-        for index in 0..self.geometry.l2_entries() {
-            let slot = table.0 + index * self.geometry.l2_entry_size();
-            let word = self.get(slot)?;
-            if word & !COPIED == 0 || word & COMPRESSED != 0 {
-                continue;
-            }
-            let entry = self.l2_entry(slot)?;
-            let Cluster::Allocated { host, copied } = self.classify(&entry, GuestOffset(0))? else {
-                continue;
-            };
-            let alone = self.external() || self.refcount(self.geometry.cluster_of(host))? == 1;
-            if alone != copied {
-                self.set(
-                    Table::L2,
-                    slot,
-                    word & !COPIED | if alone { COPIED } else { 0 },
-                )?;
-            }
-        }
-        Ok(())
-    }
-
     /// The entries of an L2 table without subclusters that read as zeroes by their flag: where each is, and the cluster it keeps.
     pub(crate) fn zero_entries(
         &mut self,
@@ -142,7 +83,10 @@ impl Engine {
                 continue;
             }
             let kept = match self.classify(&entry, GuestOffset(0))? {
-                Cluster::Allocated { host, .. } => Some(host),
+                Cluster::Allocated { host, .. } => {
+                    self.check_overlap(host, 1)?;
+                    Some(host)
+                }
                 _ => None,
             };
             zeroes.push((slot, kept));
@@ -167,10 +111,5 @@ impl Engine {
     /// The entries of an L1 table that is not the active one.
     pub(crate) fn snapshot_l1(&mut self, offset: u64, entries: u64) -> Result<Vec<u64>, Stop> {
         self.words(offset, entries)
-    }
-
-    /// The L1 table of a snapshot: nothing in it may be written in place.
-    pub(crate) fn shared_l1(l1: &[u64]) -> Vec<u64> {
-        l1.iter().map(|entry| entry & OFFSET_MASK).collect()
     }
 }

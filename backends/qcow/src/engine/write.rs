@@ -1,6 +1,6 @@
 //! Where a write goes: in place, or to new clusters with what surrounds the write copied in.
 
-use crate::address::{ClusterIndex, GuestOffset, HostOffset};
+use crate::address::{GuestOffset, HostOffset};
 use crate::engine::{Engine, Freed, Piece, Stop, Table, Where};
 use crate::error::Error;
 use crate::geometry::COPIED;
@@ -73,24 +73,6 @@ impl Engine {
             }
         }
         Ok(Some(pieces))
-    }
-
-    /// Guest data must not go where metadata is.
-    fn check_overlap(&self, host: HostOffset, len: u64) -> Result<(), Error> {
-        if self.external() {
-            return Ok(());
-        }
-        let first = self.geometry.cluster_of(host).0;
-        let last = self
-            .geometry
-            .cluster_of(HostOffset(host.0 + len.max(1) - 1))
-            .0;
-        match (first..=last).find(|cluster| self.overlap.contains(ClusterIndex(*cluster))) {
-            None => Ok(()),
-            Some(cluster) => Err(Error::corrupt(format!(
-                "an L2 entry points to cluster {cluster}, which holds metadata"
-            ))),
-        }
     }
 
     /// Plans the beginning of a write. The caller has the range for itself until it calls
@@ -261,7 +243,7 @@ impl Engine {
         let (size, base) = (geometry.cluster_size(), touched.base.0);
         let old = self.l2_entry(touched.slot)?;
         let state = self.classify(&old, touched.base)?;
-        let freed = self.space_of(&state);
+        let freed = self.space_of(&state)?;
         let mut entry = L2Entry::data(&geometry, host);
         let (mut first, mut last) = (base, base + size);
         if geometry.extended_l2 && state == Cluster::Unallocated {
@@ -329,23 +311,6 @@ impl Engine {
     pub(crate) fn l2_end(&self, guest: GuestOffset) -> u64 {
         let span = self.geometry.l2_span();
         (guest.0 / span + 1).saturating_mul(span)
-    }
-
-    /// The host clusters that a cluster of the disk takes.
-    pub(super) fn space_of(&self, cluster: &Cluster) -> Option<Freed> {
-        match *cluster {
-            Cluster::Unallocated => None,
-            Cluster::Allocated { .. } if self.external() => None,
-            Cluster::Allocated { host, .. } => Some(Freed { host, clusters: 1 }),
-            Cluster::Compressed { host, len } => {
-                let first = self.geometry.cluster_of(host);
-                let last = self.geometry.cluster_of(HostOffset(host.0 + len - 1));
-                Some(Freed {
-                    host: self.geometry.offset_of(first),
-                    clusters: last.0 - first.0 + 1,
-                })
-            }
-        }
     }
 
     /// The L2 table for `guest`, made or copied if it may not be changed as it is.
@@ -430,7 +395,7 @@ impl Engine {
         let old = self.l2_entry(slot)?;
         let state = self.classify(&old, guest)?;
         self.set_l2_entry(slot, L2Entry::compressed(&self.geometry, host, len))?;
-        if let Some(freed) = self.space_of(&state) {
+        if let Some(freed) = self.space_of(&state)? {
             self.free_later(freed.host, freed.clusters);
         }
         Ok(())

@@ -15,7 +15,6 @@ use crate::engine::{Engine, to_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extension::kind;
 use crate::feature;
-use crate::geometry::OFFSET_MASK;
 use crate::qcow2::Qcow2;
 use crate::report::BitmapInfo;
 
@@ -236,11 +235,16 @@ impl Qcow2 {
             header.set_extension(kind::BITMAPS, Some(extension.encode()));
             header.autoclear |= feature::BITMAPS;
         }
+        let leaves = self.runs_left(engine, old_extension, &old, &metas)?;
         self.commit(engine, true)?;
         // What the commit did to the header must not be undone.
         header.incompatible = engine.header.incompatible;
         self.update_header(engine, header)?;
-        self.free_old(engine, old_extension, &old, &metas)
+        for (host, clusters) in leaves {
+            let free = self.run_locked(engine, |engine| engine.dereference_run(host, clusters))?;
+            self.give_back(engine, &free);
+        }
+        Ok(())
     }
 
     fn write_directory(&self, engine: &mut Engine, metas: &[Bitmap]) -> Result<BitmapsExtension> {
@@ -258,14 +262,14 @@ impl Qcow2 {
         })
     }
 
-    /// Frees what the old directory used and the new one does not.
-    fn free_old(
+    /// What the old directory used and the new one does not, itself included.
+    fn runs_left(
         &self,
         engine: &mut Engine,
         extension: Option<BitmapsExtension>,
         old: &[Bitmap],
         new: &[Bitmap],
-    ) -> Result<()> {
+    ) -> Result<Vec<(HostOffset, u64)>> {
         let geometry = *engine.geometry();
         let mut runs: Vec<(HostOffset, u64)> = Vec::new();
         for bitmap in old {
@@ -277,8 +281,8 @@ impl Qcow2 {
                 continue;
             }
             for entry in bitmap.table(&*self.storage)? {
-                if entry & OFFSET_MASK != 0 {
-                    runs.push((HostOffset(entry & OFFSET_MASK), 1));
+                if let Some(offset) = table_entry(&geometry, entry)? {
+                    runs.push((HostOffset(offset), 1));
                 }
             }
             runs.push((
@@ -286,17 +290,20 @@ impl Qcow2 {
                 geometry.clusters_for(u64::from(bitmap.table_size) * 8),
             ));
         }
+        for (host, clusters) in &runs {
+            let last = HostOffset(host.0 + clusters * geometry.cluster_size() - 1);
+            if let Err(error) = engine.check_apart("a bitmap", *host, last) {
+                self.signal_corruption(engine, &error);
+                return Err(error);
+            }
+        }
         if let Some(extension) = extension {
             runs.push((
                 HostOffset(extension.directory_offset),
                 geometry.clusters_for(extension.directory_size),
             ));
         }
-        for (host, clusters) in runs {
-            let free = self.run_locked(engine, |engine| engine.dereference_run(host, clusters))?;
-            self.give_back(engine, &free);
-        }
-        Ok(())
+        Ok(runs)
     }
 
     /// Changes the list of bitmaps and stores it.

@@ -126,7 +126,7 @@ impl Qcow2 {
             let mut synced = false;
             if let Some(header) = &cut.header {
                 sync()?;
-                self.write_header(header)?;
+                self.write_header(header, &mut sync)?;
                 marked = true;
                 sync()?;
                 synced = true;

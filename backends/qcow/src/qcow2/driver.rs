@@ -3,7 +3,7 @@
 use crate::engine::{Engine, Stop, Switch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
-use crate::header::{Header, SECTOR};
+use crate::header::{Header, place};
 use crate::qcow2::Qcow2;
 use crate::qcow2::commit::io_failed;
 
@@ -95,29 +95,19 @@ impl Qcow2 {
     /// Writes and syncs the header and takes it over.
     pub(super) fn update_header(&self, engine: &mut Engine, header: Header) -> Result<()> {
         self.sync(engine)?;
-        self.write_header(&header)?;
+        self.write_header(&header, &mut || self.sync(engine))?;
         self.sync(engine)?;
         engine.header = header;
         Ok(())
     }
 
-    /// Writes the header with its extensions.
-    pub(super) fn write_header(&self, header: &Header) -> Result<()> {
-        let room = if header.backing.is_some() {
-            header.backing_offset
-        } else {
-            1 << header.cluster_bits
-        };
-        let mut bytes = header.encode_within(room as usize);
-        if bytes.len() as u64 > room {
-            return Err(Error::invalid(
-                "the header extensions do not fit into the first cluster",
-            ));
-        }
-        // A whole sector if possible: that much reaches the medium completely or not at all.
-        let padded = (room as usize).min(SECTOR).max(bytes.len());
-        bytes.resize(padded, 0);
-        self.write_file(0, &bytes)
+    /// Writes the header with its extensions and the name of the backing file.
+    pub(super) fn write_header(
+        &self,
+        header: &Header,
+        sync: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        place::write(&*self.storage, header, sync)
     }
 
     /// Switches to another table.
@@ -126,7 +116,7 @@ impl Qcow2 {
             self.write_file(*offset, bytes)?;
         }
         self.sync(engine)?;
-        self.write_header(&switch.header)?;
+        self.write_header(&switch.header, &mut || self.sync(engine))?;
         self.sync(engine)?;
         engine.switched(switch);
         Ok(())
@@ -141,7 +131,12 @@ impl Qcow2 {
                 Err(Stop::RefcountTableFull) => {
                     return Err(Error::corrupt("the refcount table is too small"));
                 }
-                Err(Stop::Fail(error)) => return Err(error),
+                Err(Stop::Fail(error)) => {
+                    if error.kind() == ErrorKind::Corrupt {
+                        self.signal_corruption(engine, &error);
+                    }
+                    return Err(error);
+                }
             }
         };
         self.switch(engine, switch)
@@ -156,9 +151,8 @@ impl Qcow2 {
             engine.header.incompatible |= feature::CORRUPT;
             let header = engine.header.clone();
             // The first error is the one to report.
-            let _ = self
-                .write_header(&header)
-                .and_then(|()| self.storage.sync().map_err(io_failed("flush error")));
+            let mut sync = || self.storage.sync().map_err(io_failed("flush error"));
+            let _ = self.write_header(&header, &mut sync).and_then(|()| sync());
         }
     }
 }

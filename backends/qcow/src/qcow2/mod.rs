@@ -35,7 +35,7 @@ use turn::Turns;
 pub(crate) struct Qcow2 {
     storage: Box<dyn Storage>,
     /// The external data file, and where it is.
-    data: Option<(Box<dyn Storage>, PathBuf)>,
+    data: Option<(Arc<dyn Storage>, PathBuf)>,
     engine: Mutex<Engine>,
     turns: Turns,
     ranges: RangeLock,
@@ -136,6 +136,15 @@ impl Qcow2 {
         let geometry = *engine.geometry();
         let header = engine.header.clone();
         let clusters = |bytes: u64| geometry.clusters_for(bytes);
+        let len = self
+            .storage
+            .len()
+            .map_err(|error| Error::io("cannot find the size", error))?;
+        if (header.l1_size > 0 && header.l1_offset >= len) || header.refcount_table_offset >= len {
+            return Err(Error::corrupt(
+                "the L1 table or the refcount table lies beyond the end of the file",
+            ));
+        }
         engine.register_metadata(
             "L1 table",
             HostOffset(header.l1_offset),
@@ -172,14 +181,10 @@ impl Qcow2 {
         }
         let l1 = self.run_locked(&mut engine, Engine::l1_words)?;
         let refcount_table = self.run_locked(&mut engine, Engine::refcount_table_words)?;
-        let len = self
-            .storage
-            .len()
-            .map_err(|error| Error::io("cannot find the size", error))?;
         engine.register_tables(&l1, &refcount_table, len)
     }
 
-    pub(crate) fn set_data_file(&mut self, data: Box<dyn Storage>, path: PathBuf) {
+    pub(crate) fn set_data_file(&mut self, data: Arc<dyn Storage>, path: PathBuf) {
         self.data = Some((data, path));
     }
 

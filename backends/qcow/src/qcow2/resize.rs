@@ -204,7 +204,12 @@ impl Qcow2 {
                 break;
             }
         }
-        let end = engine.geometry().offset_of(ClusterIndex(last.0 + 1)).0;
+        let end = ClusterIndex(last.0 + 1);
+        if let Err(error) = engine.check_end(end) {
+            self.signal_corruption(&mut engine, &error);
+            return Err(error);
+        }
+        let end = engine.geometry().offset_of(end).0;
         let failed = |error| Error::io("cannot cut off the free end of the image", error);
         if end < self.storage.len().map_err(failed)? {
             self.storage.set_len(end).map_err(failed)?;

@@ -1,22 +1,23 @@
 //! Internal snapshots: create, apply, delete.
 //!
-//! While refcounts are raised and lowered over whole trees the dirty bit is set (version 3), so that whoever opens the image
-//! after a crash counts anew. What the tables lead to is right at any instant.
+//! All tables are exchanged at once: see [`crate::check::Trees`].
 
-use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::address::{ClusterIndex, HostOffset};
 use crate::bitmap::BitmapsExtension;
-use crate::engine::{Engine, Freed, to_bytes};
-use crate::error::{Error, Result};
+use crate::check::{Check, Exchanged, Trees};
+use crate::engine::{Engine, Freed};
+use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
+use crate::geometry::MAX_L1_BYTES;
 use crate::header::Header;
 use crate::image::Image;
 use crate::options::Preallocation;
+use crate::qcow2::turn::Alone;
 use crate::qcow2::{Qcow2, find_snapshot};
-use crate::report::SnapshotInfo;
+use crate::report::{Repair, SnapshotInfo};
 use crate::snapshot_table::{MAX_SNAPSHOTS, MAX_TABLE_BYTES, Reading, Snapshot, SnapshotTable};
 
 impl Qcow2 {
@@ -30,21 +31,35 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Whether refcounts can tell of one use more of all that these tables use, and of themselves.
-    fn check_countable(&self, engine: &mut Engine, tables: &[(u64, HostOffset)]) -> Result<()> {
-        let mut room: BTreeMap<ClusterIndex, u64> = BTreeMap::new();
-        for (_, table) in tables {
-            for (cluster, more) in self.run_locked(engine, |engine| engine.crowded_uses(*table))? {
-                let left = room.entry(cluster).or_insert(more);
-                *left = left.checked_sub(1).ok_or_else(|| {
-                    Error::invalid(format!(
-                        "refcounts of {} bits cannot count one more use of cluster {cluster}",
-                        engine.geometry().refcount_bits()
-                    ))
-                })?;
-            }
+    /// Makes the tables of the image others, all at once. The caller has the whole disk for himself.
+    fn exchange(&self, mut engine: Alone<'_>, trees: Trees) -> Result<()> {
+        while !engine.is_clean() {
+            self.commit(&mut engine, true)?;
         }
-        Ok(())
+        self.sync(&mut engine)?;
+        let size = trees.size;
+        let check = Check::new(&*self.storage, &engine.header, Repair::None)?;
+        let mut lost = false;
+        let exchanged = check.exchange(trees, &mut lost).inspect_err(|error| {
+            if error.kind() == ErrorKind::Corrupt {
+                self.signal_corruption(&mut engine, error);
+            } else if lost {
+                engine.stop(error.to_string());
+            }
+        });
+        let Exchanged {
+            header,
+            snapshots,
+            freed,
+        } = exchanged?;
+        engine.exchange(header, self.storage.identity());
+        self.size.store(size, std::sync::atomic::Ordering::Release);
+        if let Some(snapshots) = snapshots {
+            *self.snapshot_list() = snapshots;
+        }
+        self.give_back(&mut engine, &freed);
+        drop(engine);
+        self.register_all_metadata()
     }
 
     /// Keeps the present state of the disk under `name`.
@@ -62,31 +77,18 @@ impl Qcow2 {
             )));
         }
         let l1 = self.run_locked(&mut engine, Engine::l1_words)?;
-        let tables = engine.l2_tables(&l1)?;
-        self.check_countable(&mut engine, &tables)?;
-        self.guarded(&mut engine, |engine| {
-            let clusters = engine.geometry().clusters_for(l1.len() as u64 * 8).max(1);
-            let host = self.run_locked(engine, |engine| engine.allocate_exactly(clusters))?;
-            for (index, table) in &tables {
-                self.run_locked(engine, |engine| {
-                    engine.reference_tree(*table)?;
-                    engine.refresh_copied(*index, *table)
-                })?;
-            }
-            self.commit(engine, true)?;
-            let mut copy = to_bytes(&Engine::shared_l1(&l1));
-            copy.resize((clusters * self.cluster_size) as usize, 0);
-            self.write_file(host.0, &copy)?;
-            snapshots.push(new_snapshot(
-                name,
-                &snapshots,
-                host,
-                l1.len() as u32,
-                engine.header.size,
-            ));
-            self.write_snapshot_table(engine, snapshots.clone(), engine.header.clone())?;
-            engine.register_metadata("L1 table of a snapshot", host, clusters)
-        })
+        let size = engine.header.size;
+        snapshots
+            .iter_mut()
+            .for_each(|snapshot| _ = snapshot.info.disk_size.get_or_insert(size));
+        snapshots.push(new_snapshot(name, &snapshots, l1.len() as u32, size));
+        let trees = Trees {
+            size,
+            snapshots: Some(snapshots),
+            fresh_l1: Some(l1.clone()),
+            l1,
+        };
+        self.exchange(engine, trees)
     }
 
     /// Bitmaps follow the size of the disk, as they do when it changes by itself.
@@ -118,37 +120,22 @@ impl Qcow2 {
             .l1_entries_for(size)
             .max(u64::from(snapshot.l1_size))
             .max(1);
+        if entries > MAX_L1_BYTES / 8 {
+            return Err(Error::corrupt(format!(
+                "the disk of snapshot {id_or_name} is larger than an L1 table can describe"
+            )));
+        }
         let mut l1 = self.run_locked(&mut engine, |engine| {
             engine.snapshot_l1(snapshot.l1_offset, u64::from(snapshot.l1_size))
         })?;
-        let tables = engine.l2_tables(&l1)?;
-        let old_l1 = self.run_locked(&mut engine, Engine::l1_words)?;
-        let old_tables = engine.l2_tables(&old_l1)?;
-        self.check_countable(&mut engine, &tables)?;
-        self.guarded(&mut engine, |engine| {
-            let clusters = engine.geometry().clusters_for(entries * 8);
-            let host = self.run_locked(engine, |engine| engine.allocate_exactly(clusters))?;
-            for (_, table) in &tables {
-                self.run_locked(engine, |engine| engine.reference_tree(*table))?;
-            }
-            self.commit(engine, true)?;
-            l1.resize(entries as usize, 0);
-            let header = Header {
-                size,
-                ..engine.header.clone()
-            };
-            let switch = engine.replace_l1(host, &Engine::shared_l1(&l1), &header);
-            self.switch(engine, switch)?;
-            self.size.store(size, std::sync::atomic::Ordering::Release);
-            for (_, table) in &old_tables {
-                self.free_tree(engine, *table)?;
-            }
-            for (index, table) in &tables {
-                self.run_locked(engine, |engine| engine.refresh_copied(*index, *table))?;
-                engine.register_shared(*table);
-            }
-            self.commit(engine, true)
-        })
+        l1.resize(entries as usize, 0);
+        let trees = Trees {
+            l1,
+            size,
+            snapshots: None,
+            fresh_l1: None,
+        };
+        self.exchange(engine, trees)
     }
 
     /// Forgets a snapshot.
@@ -159,30 +146,18 @@ impl Qcow2 {
         let mut snapshots = self.snapshot_list().clone();
         let snapshot = find_snapshot(&snapshots, id_or_name)?.clone();
         snapshot.check(engine.geometry())?;
-        let l1 = self.run_locked(&mut engine, |engine| {
-            engine.snapshot_l1(snapshot.l1_offset, u64::from(snapshot.l1_size))
-        })?;
-        let tables = engine.l2_tables(&l1)?;
         snapshots.retain(|other| other.info.id != snapshot.info.id);
-        self.guarded(&mut engine, |engine| {
-            self.commit(engine, true)?;
-            self.write_snapshot_table(engine, snapshots.clone(), engine.header.clone())?;
-            for (_, table) in &tables {
-                self.free_tree(engine, *table)?;
-            }
-            let clusters = engine
-                .geometry()
-                .clusters_for(u64::from(snapshot.l1_size) * 8)
-                .max(1);
-            let host = HostOffset(snapshot.l1_offset);
-            let free = self.run_locked(engine, |engine| engine.dereference_run(host, clusters))?;
-            self.give_back(engine, &free);
-            let active = self.run_locked(engine, Engine::l1_words)?;
-            for (index, table) in engine.l2_tables(&active)? {
-                self.run_locked(engine, |engine| engine.refresh_copied(index, table))?;
-            }
-            self.commit(engine, true)
-        })
+        let size = engine.header.size;
+        snapshots
+            .iter_mut()
+            .for_each(|snapshot| _ = snapshot.info.disk_size.get_or_insert(size));
+        let trees = Trees {
+            l1: self.run_locked(&mut engine, Engine::l1_words)?,
+            size,
+            snapshots: Some(snapshots),
+            fresh_l1: None,
+        };
+        self.exchange(engine, trees)
     }
 
     pub(super) fn snapshot_list(&self) -> std::sync::MutexGuard<'_, Vec<Snapshot>> {
@@ -327,13 +302,7 @@ impl Qcow2 {
     }
 }
 
-fn new_snapshot(
-    name: &str,
-    others: &[Snapshot],
-    l1: HostOffset,
-    l1_size: u32,
-    disk_size: u64,
-) -> Snapshot {
+fn new_snapshot(name: &str, others: &[Snapshot], l1_size: u32, disk_size: u64) -> Snapshot {
     let id = others
         .iter()
         .filter_map(|other| other.info.id.parse::<u64>().ok())
@@ -345,7 +314,7 @@ fn new_snapshot(
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     Snapshot {
-        l1_offset: l1.0,
+        l1_offset: 0,
         l1_size,
         info: SnapshotInfo {
             id: id.clone(),

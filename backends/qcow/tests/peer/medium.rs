@@ -1,6 +1,7 @@
 //! A file in memory that remembers every write and sync, so that a power cut can be acted out at any point.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use qcow::{Destination, Source, Storage};
@@ -23,6 +24,9 @@ pub enum Event {
 pub struct State {
     pub bytes: Vec<u8>,
     pub log: Vec<Event>,
+    /// When each of them was, among those of all files that share a clock.
+    pub times: Vec<usize>,
+    clock: Arc<AtomicUsize>,
     silent: bool,
 }
 
@@ -46,6 +50,19 @@ impl Medium {
         })))
     }
 
+    /// Another, empty file on the same clock.
+    pub fn beside(&self) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            clock: self.state().clock.clone(),
+            ..State::default()
+        })))
+    }
+
+    /// When the next event will be.
+    pub fn now(&self) -> usize {
+        self.state().clock.load(Ordering::SeqCst)
+    }
+
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
@@ -54,6 +71,8 @@ impl Medium {
         let mut state = self.state();
         apply(&mut state.bytes, &event, None);
         if !state.silent {
+            let time = state.clock.fetch_add(1, Ordering::SeqCst);
+            state.times.push(time);
             state.log.push(event);
         }
     }

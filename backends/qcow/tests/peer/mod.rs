@@ -1,6 +1,7 @@
 //! The peer of these tests: qemu-img and qemu-io, the real ones.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub(crate) mod header;
 pub mod medium;
 
 use std::path::Path;
@@ -10,6 +11,15 @@ use std::process::{Command, Output};
 pub(crate) fn run(program: &str, args: &[&str]) -> Output {
     Command::new(program)
         .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program} is needed for this test: {error}"))
+}
+
+/// Runs a tool in a folder and returns what it said.
+pub(crate) fn run_in(folder: &Path, program: &str, args: &[&str]) -> Output {
+    Command::new(program)
+        .args(args)
+        .current_dir(folder)
         .output()
         .unwrap_or_else(|error| panic!("{program} is needed for this test: {error}"))
 }

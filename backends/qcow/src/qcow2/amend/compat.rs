@@ -37,8 +37,7 @@ impl Qcow2 {
             unknown_fields: vec![0; 7],
             ..engine.header.clone()
         };
-        let header = self.write_whole_header(&engine.header, header)?;
-        self.sync(&mut engine)?;
+        self.update_header(&mut engine, header.clone())?;
         engine.restart(header);
         drop(engine);
         self.register_all_metadata()
@@ -70,9 +69,8 @@ impl Qcow2 {
         header.unknown_fields.clear();
         header
             .extensions
-            .retain(|extension| extension.kind == kind::BACKING_FORMAT);
-        let header = self.write_whole_header(&engine.header, header)?;
-        self.sync(&mut engine)?;
+            .retain(|extension| !matches!(extension.kind, kind::FEATURE_NAMES | kind::DATA_FILE));
+        self.update_header(&mut engine, header.clone())?;
         engine.restart(header);
         drop(engine);
         self.register_all_metadata()
@@ -165,22 +163,7 @@ impl Qcow2 {
         let mut header = engine.header.clone();
         let recorded = (!name.is_empty()).then(|| name.as_bytes().to_vec());
         header.set_extension(kind::DATA_FILE, recorded);
-        let header = self.write_whole_header(&engine.header, header)?;
-        self.sync(&mut engine)?;
-        engine.header = header;
-        Ok(())
-    }
-
-    /// Writes a header of another length, with the backing file's name moved out of its way.
-    fn write_whole_header(&self, old: &Header, mut new: Header) -> Result<Header> {
-        match old.backing.clone() {
-            Some(name) => {
-                let place = (old.backing_offset, name.len() as u64);
-                self.write_backing_name(&mut new, &name, place)?;
-            }
-            None => self.write_header(&new)?,
-        }
-        Ok(new)
+        self.update_header(&mut engine, header)
     }
 }
 
