@@ -18,6 +18,7 @@ mod power;
 mod reference;
 mod regressions;
 mod workload;
+mod workload_of_format;
 
 #[path = "../peer/mod.rs"]
 mod peer;
@@ -43,9 +44,9 @@ const STEPS: usize = 45;
 fn run(seed: u64, cuts: &mut Cuts) {
     let mut workload = Workload::new(seed);
     cuts.begin(&workload);
-    let mut image = Some(workload.open(&workload.medium, true).unwrap());
+    let mut image = Some(workload.open(&workload.files, true).unwrap());
     for _ in 0..STEPS {
-        let start = workload.medium.state().log.len();
+        let start = workload.files[0].now();
         let durable = workload.step(&mut image);
         cuts.cut(&mut workload, start);
         workload.settle(durable);

@@ -67,6 +67,8 @@ pub(crate) struct Model {
     /// The snapshot that the present operation takes: it may not be there yet.
     pub(crate) fresh: Option<String>,
     pub(crate) bitmaps: BTreeMap<String, Bitmap>,
+    /// What the backing file and the external data file may be called.
+    pub(crate) names: [Vec<String>; 2],
     /// The disk looked at last, and its values: most sectors are the same after the next crash.
     seen: (Vec<u8>, Vec<Option<Value>>),
 }
@@ -80,6 +82,7 @@ impl Model {
             snapshots: BTreeMap::new(),
             fresh: None,
             bitmaps: BTreeMap::new(),
+            names: Default::default(),
             seen: (Vec::new(), Vec::new()),
         }
     }
@@ -129,6 +132,9 @@ impl Model {
     /// The operation is over: what it was to do is done.
     pub(crate) fn settle(&mut self) {
         self.fresh = None;
+        for names in &mut self.names {
+            names.drain(..names.len().saturating_sub(1));
+        }
         let sectors = self.now.len();
         for bitmap in self.bitmaps.values_mut() {
             if let Some(since) = bitmap.since.pop() {
@@ -177,6 +183,29 @@ impl Model {
                 ),
             })
             .collect()
+    }
+
+    /// Panics unless a raw external data file may be this after a crash, when the disk has so many sectors.
+    pub(crate) fn check_raw(&self, file: &[u8], sectors: usize, context: &str) {
+        let sectors = file.chunks(SECTOR).take(sectors).zip(&self.allowed);
+        for (sector, (bytes, allowed)) in sectors.enumerate() {
+            let value = value_of(bytes);
+            assert!(
+                value.is_some_and(|value| allowed.contains(&value)),
+                "{context}: sector {sector} of the raw data file holds {value:x?}, which is none of {allowed:x?}"
+            );
+        }
+    }
+
+    /// Panics unless the image names its files as it did or does.
+    pub(crate) fn check_names(&self, found: [Option<String>; 2], context: &str) {
+        for (names, found) in self.names.iter().zip(found) {
+            let fits = match &found {
+                Some(name) => names.contains(name),
+                None => names.is_empty(),
+            };
+            assert!(fits, "{context}: {found:?} is named, not one of {names:?}");
+        }
     }
 
     /// Panics if a bitmap that claims to be right is silent about a change.

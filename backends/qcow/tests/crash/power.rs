@@ -5,10 +5,11 @@ use std::fmt;
 use qcow::{Image, OpenOptions, Repair};
 
 use crate::model::{Value, bytes_of_all, value_of};
+use crate::peer::header::unknown;
 use crate::peer::medium::{Event, Medium, SECTOR, apply};
 use crate::peer::{self, Rng};
 use crate::reference::Reference;
-use crate::workload::Workload;
+use crate::workload::{BASE, DATA, Workload};
 
 /// The cuts of a run, and the medium up to where nothing can be lost any more.
 pub(crate) struct Cuts {
@@ -21,9 +22,15 @@ pub(crate) struct Cuts {
     leaking: usize,
     lives: usize,
     qemu_every: usize,
-    base: Vec<u8>,
-    /// Events of the record that are in `base`.
-    base_at: usize,
+    /// The image, and the external data file if there is one.
+    bases: Vec<Base>,
+}
+
+/// A file as far as nothing of it can be lost any more.
+struct Base {
+    bytes: Vec<u8>,
+    /// Events of its record that are in `bytes`.
+    events: usize,
 }
 
 impl fmt::Display for Cuts {
@@ -43,7 +50,7 @@ impl fmt::Display for Cuts {
 }
 
 /// Most points looked at after one operation.
-const POINTS: u64 = 6;
+const POINTS: usize = 6;
 
 /// Which writes of the tail reach the medium. Nearly all and nearly none both find mistakes that a mean would not.
 enum Choice {
@@ -102,6 +109,61 @@ fn survive(bytes: &mut Vec<u8>, tail: &[Event], rng: &mut Rng) {
     }
 }
 
+/// What happened to a file since [`Base`], and when.
+struct Tail {
+    log: Vec<Event>,
+    times: Vec<usize>,
+}
+
+impl Tail {
+    fn of((medium, base): (&Medium, &Base)) -> Self {
+        let state = medium.state();
+        Self {
+            log: state.log[base.events..].to_vec(),
+            times: state.times[base.events..].to_vec(),
+        }
+    }
+
+    fn syncs(&self) -> impl Iterator<Item = usize> + '_ {
+        let syncs = self.log.iter().zip(&self.times);
+        syncs
+            .filter(|(event, _)| is_sync(event))
+            .map(|(_, time)| *time)
+    }
+
+    /// What is on the medium if the power fails at `time`.
+    fn survivor(&self, base: &Base, time: usize, rng: &mut Rng) -> Vec<u8> {
+        let log = &self.log[..self.times.partition_point(|then| *then < time)];
+        let synced = (log.iter().rposition(is_sync)).map_or(0, |sync| sync + 1);
+        let mut bytes = base.bytes.clone();
+        log[..synced]
+            .iter()
+            .for_each(|event| apply(&mut bytes, event, None));
+        survive(&mut bytes, &log[synced..], rng);
+        bytes
+    }
+
+    /// Nothing up to the last sync can be lost any more.
+    fn settle(&self, base: &mut Base) {
+        if let Some(sync) = self.log.iter().rposition(is_sync) {
+            self.log[..=sync]
+                .iter()
+                .for_each(|event| apply(&mut base.bytes, event, None));
+            base.events += sync + 1;
+        }
+    }
+}
+
+/// Files that remember nothing.
+fn media(files: &[Vec<u8>]) -> Vec<Medium> {
+    let medium = |bytes: &Vec<u8>| {
+        let medium = Medium::silent();
+        medium.state().bytes.clone_from(bytes);
+        medium
+    };
+    files.iter().map(medium).collect()
+}
+
 impl Cuts {
     pub(crate) fn new(qemu_every: usize) -> Self {
         Self {
@@ -112,114 +174,115 @@ impl Cuts {
             leaking: 0,
             lives: 0,
             qemu_every: qemu_every.max(1),
-            base: Vec::new(),
-            base_at: 0,
+            bases: Vec::new(),
         }
     }
 
     /// What is there before a workload is on the medium.
     pub(crate) fn begin(&mut self, workload: &Workload) {
-        let state = workload.medium.state();
-        self.base_at = state.log.len();
-        self.base = state.bytes.clone();
+        let base = |medium: &Medium| {
+            let state = medium.state();
+            Base {
+                bytes: state.bytes.clone(),
+                events: state.log.len(),
+            }
+        };
+        self.bases = workload.files.iter().map(base).collect();
     }
 
-    /// Power cuts at points of the record from `start` on.
+    /// Power cuts at moments from `start` on.
     pub(crate) fn cut(&mut self, workload: &mut Workload, start: usize) {
-        let log: Vec<Event> = workload.medium.state().log[self.base_at..].to_vec();
-        let first = start - self.base_at;
-        let syncs: Vec<usize> = (first..log.len())
-            .filter(|at| is_sync(&log[*at]))
-            .chain([log.len()])
+        let end = workload.files[0].now();
+        let tails: Vec<Tail> = workload
+            .files
+            .iter()
+            .zip(&self.bases)
+            .map(Tail::of)
             .collect();
-        let count = (log.len() - first + 1).min(POINTS as usize);
-        for _ in 0..count {
-            let at = match workload.rng.chance(60) {
+        let syncs: Vec<usize> = (tails.iter().flat_map(Tail::syncs))
+            .filter(|time| *time >= start)
+            .chain([end])
+            .collect();
+        for _ in 0..(end - start + 1).min(POINTS) {
+            let time = match workload.rng.chance(60) {
                 // As late as the tail is longest.
                 true => *workload.rng.pick(&syncs),
-                false => first + workload.rng.below((log.len() - first) as u64 + 1) as usize,
+                false => start + workload.rng.below((end - start) as u64 + 1) as usize,
             };
-            let synced = log[..at]
-                .iter()
-                .rposition(is_sync)
-                .map_or(0, |sync| sync + 1);
-            let mut bytes = self.base.clone();
-            log[..synced]
-                .iter()
-                .for_each(|event| apply(&mut bytes, event, None));
-            survive(&mut bytes, &log[synced..at], &mut workload.rng);
+            let files = (tails.iter().zip(&self.bases))
+                .map(|(tail, base)| tail.survivor(base, time, &mut workload.rng))
+                .collect();
             self.points += 1;
-            self.look_at(workload, bytes);
+            self.look_at(workload, files);
         }
-        if let Some(sync) = log.iter().rposition(is_sync) {
-            log[..=sync]
-                .iter()
-                .for_each(|event| apply(&mut self.base, event, None));
-            self.base_at += sync + 1;
+        for (tail, base) in tails.iter().zip(&mut self.bases) {
+            tail.settle(base);
         }
     }
 
-    fn look_at(&mut self, workload: &mut Workload, bytes: Vec<u8>) {
+    fn look_at(&mut self, workload: &mut Workload, files: Vec<Vec<u8>>) {
         let context = format!("seed {}, crash point {}", workload.seed, self.points);
-        let medium = Medium::silent();
-        medium.state().bytes.clone_from(&bytes);
+        let media = media(&files);
         // Whoever reads it as it is finds the right data.
-        let content = look_at_content(workload, &medium, &context);
-        let dirty = is_dirty(&bytes);
-        let repairs = dirty || workload.flags_may_lag;
+        let content = look_at_content(workload, &media, &context);
+        let dirty = is_dirty(&files[0]);
         if dirty && workload.rng.chance(30) {
-            cut_repair(workload, &bytes, &content, &context);
+            cut_repair(workload, &files, &content, &context);
         }
         if dirty {
             self.dirty += 1;
             let image = workload
-                .open(&medium, true)
+                .open(&media, true)
                 .unwrap_or_else(|error| panic!("{context}: {error}"));
             image.close().unwrap();
-        } else if workload.flags_may_lag {
-            repair_flags(&medium, &context);
         }
-        let leaks = check(&medium, &context);
+        let leaks = check(&media[0], &context);
         self.leaking += usize::from(leaks > 0);
-        assert!(leaks == 0 || !repairs, "{context}: a repaired image leaks");
-        if repairs {
-            let repaired = look_at_content(workload, &medium, &context);
+        if dirty {
+            assert!(leaks == 0, "{context}: a repaired image leaks");
+            let repaired = look_at_content(workload, &media, &context);
             assert!(content == repaired, "{context}: a repair changed the disk");
         }
-        self.reference.ask(&bytes, repairs, &context);
+        self.reference.ask(&files[0], dirty, &context);
         if self.points.is_multiple_of(self.qemu_every) {
             self.compared += 1;
-            compare_with_qemu(workload, &bytes, &content, repairs, &context);
+            compare_with_qemu(workload, &files, &content, dirty, &context);
         }
         if workload.rng.chance(15) {
             self.lives += 1;
-            live_on(workload, &bytes, content, &context);
+            live_on(workload, &files, content, &context);
         }
     }
 }
 
 /// The power fails again, while the image is repaired: what is left is as good as before.
-fn cut_repair(workload: &mut Workload, bytes: &[u8], content: &[u8], context: &str) {
-    let medium = Medium::with(bytes.to_vec());
-    let image = workload.open(&medium, true).unwrap();
-    image.close().unwrap();
+fn cut_repair(workload: &mut Workload, files: &[Vec<u8>], content: &[u8], context: &str) {
+    let medium = Medium::with(files[0].clone());
+    let mut there = media(files);
+    there[0] = medium.clone();
+    workload.open(&there, true).unwrap().close().unwrap();
     let log = std::mem::take(&mut medium.state().log);
     let at = workload.rng.below(log.len() as u64 + 1) as usize;
-    let synced = (log[..at].iter().rposition(is_sync)).map_or(0, |sync| sync + 1);
-    let mut bytes = bytes.to_vec();
-    (log[..synced].iter()).for_each(|event| apply(&mut bytes, event, None));
-    survive(&mut bytes, &log[synced..at], &mut workload.rng);
-    let medium = Medium::silent();
-    medium.state().bytes.clone_from(&bytes);
+    let tail = Tail {
+        times: (0..log.len()).collect(),
+        log,
+    };
+    let base = Base {
+        bytes: files[0].clone(),
+        events: 0,
+    };
+    let bytes = tail.survivor(&base, at, &mut workload.rng);
+    there[0] = Medium::silent();
+    there[0].state().bytes.clone_from(&bytes);
     let context = format!("{context}, cut again in its repair");
     assert!(
-        look_at_content(workload, &medium, &context) == content,
+        look_at_content(workload, &there, &context) == content,
         "{context}: the disk changed"
     );
     if is_dirty(&bytes) {
-        workload.open(&medium, true).unwrap().close().unwrap();
+        workload.open(&there, true).unwrap().close().unwrap();
     }
-    check(&medium, &context);
+    check(&there[0], &context);
 }
 
 fn is_dirty(image: &[u8]) -> bool {
@@ -227,16 +290,18 @@ fn is_dirty(image: &[u8]) -> bool {
 }
 
 /// Everything the image must hold; returns the disk.
-fn look_at_content(workload: &mut Workload, medium: &Medium, context: &str) -> Vec<u8> {
+fn look_at_content(workload: &mut Workload, files: &[Medium], context: &str) -> Vec<u8> {
     let image = workload
-        .open(medium, false)
+        .open(files, false)
         .unwrap_or_else(|error| panic!("{context}: {error}"));
     let mut disk = vec![0; image.virtual_size() as usize];
     image
         .read_at(0, &mut disk)
         .unwrap_or_else(|error| panic!("{context}: {error}"));
     let values = workload.model.check_disk(&disk, context);
-    for bitmap in image.info().unwrap().qcow2.unwrap().bitmaps {
+    let info = image.info().unwrap();
+    let facts = info.qcow2.unwrap();
+    for bitmap in &facts.bitmaps {
         if !bitmap.in_use && bitmap.auto {
             let ranges = image.bitmap_ranges(&bitmap.name).unwrap();
             workload
@@ -244,12 +309,23 @@ fn look_at_content(workload: &mut Workload, medium: &Medium, context: &str) -> V
                 .check_bitmap(&bitmap.name, &values, &ranges, context);
         }
     }
-    look_at_snapshots(workload, medium, context);
+    let names = [info.backing_filename, facts.data_file];
+    workload.model.check_names(names, context);
+    let kept = unknown(&files[0].state().bytes);
+    assert!(
+        kept == workload.unknown,
+        "{context}: the unknown extension is {kept:?}"
+    );
+    if facts.data_file_raw {
+        let raw = files[1].state();
+        workload.model.check_raw(&raw.bytes, values.len(), context);
+    }
+    look_at_snapshots(workload, files, context);
     disk
 }
 
-fn look_at_snapshots(workload: &Workload, medium: &Medium, context: &str) {
-    let there = workload.open(medium, false).unwrap().snapshots().unwrap();
+fn look_at_snapshots(workload: &Workload, files: &[Medium], context: &str) {
+    let there = workload.open(files, false).unwrap().snapshots().unwrap();
     for (name, snapshot) in &workload.model.snapshots {
         if !there.iter().any(|there| there.name == *name) {
             let fresh = workload.model.fresh.as_ref() == Some(name);
@@ -259,7 +335,7 @@ fn look_at_snapshots(workload: &Workload, medium: &Medium, context: &str) {
         let options = OpenOptions::new(qcow::Format::Qcow2)
             .backing(workload.backing())
             .snapshot(Some(name.clone()));
-        let old = Image::open_storage(Box::new(medium.clone()), "crash", &options)
+        let old = Image::open_storage(Box::new(files[0].clone()), "crash", &options)
             .unwrap_or_else(|error| panic!("{context}: {error}"));
         let mut disk = vec![0; old.virtual_size() as usize];
         old.read_at(0, &mut disk).unwrap();
@@ -283,48 +359,25 @@ fn check(medium: &Medium, context: &str) -> u64 {
     found.leaks
 }
 
-/// Refcounts and flags are in different clusters: without a bit that says so, one can be ahead of the other. No refcount may be too low.
-fn repair_flags(medium: &Medium, context: &str) {
-    let options = OpenOptions::new(qcow::Format::Qcow2)
-        .for_check(true)
-        .writable(true);
-    let image = Image::open_storage(Box::new(medium.clone()), "crash", &options).unwrap();
-    let found = image.check(Repair::All).unwrap();
-    for message in &found.messages {
-        let harmless = message.contains("OFLAG_COPIED") || is_leak(message);
-        assert!(harmless, "{context}: {message}");
-    }
-    image.close().unwrap();
-}
-
-/// Whether a message of a repair is about a refcount that was too high.
-fn is_leak(message: &str) -> bool {
-    let number = |key: &str| -> Option<u64> {
-        message
-            .split(' ')
-            .find_map(|word| word.strip_prefix(key))?
-            .parse()
-            .ok()
-    };
-    matches!((number("refcount="), number("reference=")), (Some(stored), Some(counted)) if stored > counted)
-}
-
 /// QEMU finds the same disk in the image.
-fn compare_with_qemu(workload: &Workload, bytes: &[u8], content: &[u8], repairs: bool, context: &str) {
+fn compare_with_qemu(
+    workload: &Workload,
+    files: &[Vec<u8>],
+    content: &[u8],
+    repairs: bool,
+    context: &str,
+) {
     let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str| dir.path().join(name);
-    let (path, disk) = (file("crash.qcow2"), file("disk"));
-    std::fs::write(&path, bytes).unwrap();
-    std::fs::write(&disk, content).unwrap();
-    std::fs::write(file("base"), workload.backing_content().unwrap_or_default()).unwrap();
-    let (path, disk) = (peer::text(&path), peer::text(&disk));
+    let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
+    write("crash.qcow2", &files[0]);
+    write("disk", content);
+    write(BASE, &workload.backing_content().unwrap_or_default());
+    write(DATA, files.get(1).map_or(&[], |data| data));
+    let qemu_img = |args: &[&str]| peer::run_in(dir.path(), "qemu-img", args);
     if repairs {
-        peer::run("qemu-img", &["check", "-q", "-r", "all", path]);
+        qemu_img(&["check", "-q", "-r", "all", "crash.qcow2"]);
     }
-    let compared = peer::run(
-        "qemu-img",
-        &["compare", "-f", "qcow2", "-F", "raw", path, disk],
-    );
+    let compared = qemu_img(&["compare", "-f", "qcow2", "-F", "raw", "crash.qcow2", "disk"]);
     assert!(
         compared.status.success(),
         "{context}: qemu-img compare: {compared:?}"
@@ -332,11 +385,10 @@ fn compare_with_qemu(workload: &Workload, bytes: &[u8], content: &[u8], repairs:
 }
 
 /// The image is used again, without having been checked: nothing that was there may suffer.
-fn live_on(workload: &mut Workload, bytes: &[u8], mut disk: Vec<u8>, context: &str) {
-    let medium = Medium::silent();
-    medium.state().bytes = bytes.to_vec();
+fn live_on(workload: &mut Workload, files: &[Vec<u8>], mut disk: Vec<u8>, context: &str) {
+    let media = media(files);
     let image = workload
-        .open(&medium, true)
+        .open(&media, true)
         .unwrap_or_else(|error| panic!("{context}: {error}"));
     let sectors = disk.len() / SECTOR;
     for turn in 0..6 {
@@ -359,7 +411,7 @@ fn live_on(workload: &mut Workload, bytes: &[u8], mut disk: Vec<u8>, context: &s
         disk[range].copy_from_slice(&fresh);
     }
     image.close().unwrap();
-    let image = workload.open(&medium, false).unwrap();
+    let image = workload.open(&media, false).unwrap();
     let mut found = vec![0; disk.len()];
     image.read_at(0, &mut found).unwrap();
     let differs = found
@@ -372,9 +424,6 @@ fn live_on(workload: &mut Workload, bytes: &[u8], mut disk: Vec<u8>, context: &s
         "{context}: in the life after, this sector is wrong: {:x?}",
         differs.map(|at| value_of(&found[at * SECTOR..][..SECTOR]))
     );
-    look_at_snapshots(workload, &medium, context);
-    if workload.flags_may_lag {
-        repair_flags(&medium, context);
-    }
-    check(&medium, context);
+    look_at_snapshots(workload, &media, context);
+    check(&media[0], context);
 }

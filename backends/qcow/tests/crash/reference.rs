@@ -106,7 +106,7 @@ fn answer(questions: &Mutex<Receiver<Question>>, complaints: &Mutex<Vec<String>>
         let question = questions.lock().unwrap().recv();
         let Ok(question) = question else { return };
         std::fs::write(&path, &question.image).unwrap();
-        if let Err(said) = check(&path, question.repairs) {
+        if let Err(said) = check(dir.path(), &path, question.repairs) {
             let complaint = format!("{}: qemu-img check: {said}", question.context);
             complaints.lock().unwrap().push(complaint);
         }
@@ -114,7 +114,7 @@ fn answer(questions: &Mutex<Receiver<Question>>, complaints: &Mutex<Vec<String>>
 }
 
 /// QEMU finds the image sound, or that it leaks and nothing else: once repaired, if it asks for that, not even that.
-fn check(path: &Path, repairs: bool) -> Result<(), String> {
+fn check(dir: &Path, path: &Path, repairs: bool) -> Result<(), String> {
     let path = peer::text(path);
     let mut arguments = vec!["check", "-f", "qcow2"];
     if repairs {
@@ -122,7 +122,7 @@ fn check(path: &Path, repairs: bool) -> Result<(), String> {
         arguments.extend(["-r", "all"]);
     }
     arguments.push(path);
-    let output = peer::run("qemu-img", &arguments);
+    let output = peer::run_in(dir, "qemu-img", &arguments);
     match output.status.code() {
         Some(0) => Ok(()),
         Some(3) if !repairs => Ok(()),

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use qcow::{
-    Backing, CompressionType, CreateOptions, Discard, ErrorKind, Format, Image, OpenOptions,
-    Preallocation,
+    Backing, CompressionType, CreateOptions, DataFile, Discard, ErrorKind, Format, Image,
+    OpenOptions, Preallocation,
 };
 
 use crate::model::{Bitmap, DENSE, Model, Snapshot, Value, bytes_of_all};
 use crate::peer::Rng;
+use crate::peer::header::{add_unknown, filling};
 use crate::peer::medium::{Medium, SECTOR};
 
 /// What the backing file is called, and the external data file.
@@ -19,19 +20,20 @@ pub(crate) const DATA: &str = "data";
 pub(crate) struct Workload {
     pub(crate) seed: u64,
     pub(crate) rng: Rng,
-    pub(crate) medium: Medium,
+    /// The image, and the external data file if there is one.
+    pub(crate) files: Vec<Medium>,
     pub(crate) options: CreateOptions,
     pub(crate) model: Model,
     /// The backing image and what it holds.
-    below: Option<(Arc<Image>, Vec<Value>)>,
+    pub(crate) below: Option<(Arc<Image>, Vec<Value>)>,
     discard: Discard,
     cache_bytes: usize,
     /// Writes so far.
     writes: u64,
     /// Tells of every operation.
     trace: bool,
-    /// The present operation changes refcounts of whole trees in an image of version 2, which has no bit to say so.
-    pub(crate) flags_may_lag: bool,
+    /// What stands in an extension that nobody knows, if there is one.
+    pub(crate) unknown: Option<Vec<u8>>,
 }
 
 /// The number of the "write" that made the backing image.
@@ -46,8 +48,7 @@ impl Workload {
             let length = sectors as u64 * (50 + rng.below(100)) / 100;
             let disk: Vec<Value> = (0..length).map(|sector| BELOW << 20 | sector).collect();
             let medium = Medium::with(bytes_of_all(&disk));
-            let image =
-                Image::open_storage(Box::new(medium), BASE, &OpenOptions::new(Format::Raw));
+            let image = Image::open_storage(Box::new(medium), BASE, &OpenOptions::new(Format::Raw));
             (Arc::new(image.unwrap()), disk)
         });
         let mut disk = vec![0; sectors];
@@ -56,10 +57,23 @@ impl Workload {
         }
         let medium = Medium::default();
         qcow::create_in(&medium, &options).unwrap();
+        let unknown = draw_unknown(&mut rng, &options).map(|len| {
+            add_unknown(&mut medium.state().bytes, len);
+            filling(len)
+        });
+        let mut files = vec![medium];
+        if options.data_file.is_some() {
+            let data = files[0].beside();
+            data.state().bytes.resize(options.size as usize, 0);
+            files.push(data);
+        }
+        let mut model = Model::new(disk);
+        let names = [&options.backing_file, &options.data_file];
+        model.names = names.map(|name| name.iter().cloned().collect());
         let workload = Self {
             seed,
-            medium,
-            model: Model::new(disk),
+            files,
+            model,
             below,
             discard: if rng.chance(80) {
                 Discard::Unmap
@@ -72,7 +86,7 @@ impl Workload {
             rng,
             writes: 0,
             trace: std::env::var_os("QCOW_CRASH_TRACE").is_some(),
-            flags_may_lag: false,
+            unknown,
         };
         workload.say(|| {
             let below = workload.below.as_ref().map(|(_, disk)| disk.len());
@@ -89,13 +103,16 @@ impl Workload {
         self.below.as_ref().map(|(_, disk)| bytes_of_all(disk))
     }
 
-    pub(crate) fn open(&self, medium: &Medium, writable: bool) -> qcow::Result<Image> {
-        let options = OpenOptions::new(Format::Qcow2)
+    pub(crate) fn open(&self, files: &[Medium], writable: bool) -> qcow::Result<Image> {
+        let mut options = OpenOptions::new(Format::Qcow2)
             .writable(writable)
             .backing(self.backing())
             .discard(self.discard)
             .cache_bytes(self.cache_bytes);
-        Image::open_storage(Box::new(medium.clone()), "crash", &options)
+        if let Some(data) = files.get(1) {
+            options = options.data_file(DataFile::Use(Arc::new(data.clone())));
+        }
+        Image::open_storage(Box::new(files[0].clone()), "crash", &options)
     }
 
     /// Does one operation, and adds what it may leave behind to the model. Returns whether all is durable after it.
@@ -103,29 +120,30 @@ impl Workload {
         if self.rng.chance(4) {
             self.say(|| "close and open".to_owned());
             image.take().unwrap().close().unwrap();
-            *image = Some(self.open(&self.medium, true).unwrap());
+            *image = Some(self.open(&self.files, true).unwrap());
             return true;
         }
         let image = image.as_ref().unwrap();
         match self.rng.below(100) {
-            0..42 => self.write(image),
-            42..52 => self.zero(image),
-            52..61 => self.discard(image),
-            61..68 => self.compressed(image),
-            68..80 => {
+            0..36 => self.write(image),
+            36..40 => self.write_at_once(image),
+            40..49 => self.zero(image),
+            49..57 => self.discard(image),
+            57..63 if self.options.data_file.is_none() => self.compressed(image),
+            63..75 => {
                 self.say(|| "flush".to_owned());
                 image.flush().unwrap();
                 return true;
             }
-            80..85 => self.resize(image),
-            85..94 => self.snapshot(image),
-            94..98 if self.options.version >= 3 => self.bitmap(image),
+            75..79 => self.resize(image),
+            79..87 if self.options.data_file.is_none() => self.snapshot(image),
+            87..93 if self.options.version >= 3 => self.bitmap(image),
             _ => self.amend(image),
         }
         false
     }
 
-    fn say(&self, what: impl FnOnce() -> String) {
+    pub(crate) fn say(&self, what: impl FnOnce() -> String) {
         if self.trace {
             println!("seed {}: {}", self.seed, what());
         }
@@ -133,7 +151,6 @@ impl Workload {
 
     /// The operation is over.
     pub(crate) fn settle(&mut self, durable: bool) {
-        self.flags_may_lag = false;
         self.model.settle();
         if durable {
             self.model.flushed();
@@ -157,7 +174,7 @@ impl Workload {
             .collect()
     }
 
-    fn note(&mut self, start: usize, values: &[Value]) {
+    pub(crate) fn note(&mut self, start: usize, values: &[Value]) {
         (start..)
             .zip(values)
             .for_each(|(sector, value)| self.model.set(sector, *value));
@@ -172,6 +189,28 @@ impl Workload {
         image
             .write_at((start * SECTOR) as u64, &bytes_of_all(&values))
             .unwrap();
+    }
+
+    /// Several threads write and flush.
+    fn write_at_once(&mut self, image: &Image) {
+        let (start, end) = self.range();
+        let (first, second) = (start + (end - start) / 3, start + (end - start) * 2 / 3);
+        let dense = self.rng.chance(50);
+        let values = self.values(start, end, dense);
+        self.say(|| format!("write {start}..{first}..{second}..{end} at once"));
+        self.note(start, &values);
+        let write = |from: usize, to: usize| {
+            if from < to {
+                let bytes = bytes_of_all(&values[from - start..to - start]);
+                image.write_at((from * SECTOR) as u64, &bytes).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            for (from, to) in [(start, first), (first, second), (second, end)] {
+                scope.spawn(move || write(from, to));
+            }
+            scope.spawn(|| image.flush().unwrap());
+        });
     }
 
     fn zero(&mut self, image: &Image) {
@@ -261,7 +300,6 @@ impl Workload {
 
     fn snapshot(&mut self, image: &Image) {
         let names: Vec<String> = self.model.snapshots.keys().cloned().collect();
-        self.flags_may_lag = self.options.version < 3;
         match self.rng.below(10) {
             0..5 if names.len() < 4 => {
                 self.writes += 1;
@@ -334,6 +372,13 @@ impl Workload {
                 bitmap.since.push(now);
                 image.bitmap_clear(&name).unwrap();
             }
+            6 => {
+                // What is said of more than has changed.
+                let len = self.options.size / 2;
+                image
+                    .bitmap_merge(&name, &[(0, len.min(image.virtual_size()))])
+                    .unwrap();
+            }
             _ => {
                 if enable && !bitmap.enabled {
                     // What happened meanwhile is in no bitmap.
@@ -344,48 +389,6 @@ impl Workload {
             }
         }
     }
-
-    /// Changes of the format.
-    fn amend(&mut self, image: &Image) {
-        match self.rng.below(6) {
-            0 if self.options.version < 3 => {
-                self.say(|| "upgrade".to_owned());
-                image.set_version(3).unwrap();
-                self.options.version = 3;
-            }
-            1..3 if self.options.version >= 3 => {
-                let lazy = self.rng.chance(50);
-                self.say(|| format!("lazy refcounts: {lazy}"));
-                image.set_lazy_refcounts(lazy).unwrap();
-            }
-            3..5 if self.options.version >= 3 => {
-                let bits = *self.rng.pick(&[4, 8, 16, 32, 64]);
-                self.say(|| format!("refcounts of {bits} bits"));
-                if let Err(error) = image.set_refcount_bits(bits) {
-                    assert_eq!(
-                        error.kind(),
-                        ErrorKind::InvalidInput,
-                        "seed {}: {error}",
-                        self.seed
-                    );
-                }
-            }
-            5 => self.empty(image),
-            _ => {}
-        }
-    }
-
-    /// Drops all: what is below shows again.
-    fn empty(&mut self, image: &Image) {
-        let Some((_, below)) = &self.below else {
-            return;
-        };
-        let mut disk = vec![0; self.model.now.len()];
-        (disk.iter_mut().zip(below)).for_each(|(sector, value)| *sector = *value);
-        self.note(0, &disk);
-        self.say(|| "empty".to_owned());
-        image.make_empty().unwrap();
-    }
 }
 
 /// What the image is like, and how many sectors its disk has.
@@ -393,8 +396,20 @@ fn draw_options(rng: &mut Rng) -> (CreateOptions, usize) {
     let version = if rng.chance(80) { 3 } else { 2 };
     let extended_l2 = version == 3 && rng.chance(15);
     let cluster_size: u64 = match extended_l2 {
-        true => *rng.pick(&[16 << 10, 64 << 10]),
-        false => *rng.pick(&[512, 512, 512, 1024, 4096, 4096, 4096, 64 << 10]),
+        true => *rng.pick(&[16 << 10, 32 << 10, 64 << 10]),
+        false => *rng.pick(&[
+            512,
+            512,
+            512,
+            1024,
+            2048,
+            4096,
+            4096,
+            4096,
+            8192,
+            16 << 10,
+            64 << 10,
+        ]),
     };
     let clusters = cluster_size / SECTOR as u64;
     let sectors = if clusters >= 128 {
@@ -417,5 +432,15 @@ fn draw_options(rng: &mut Rng) -> (CreateOptions, usize) {
         options.backing_file = Some(BASE.into());
         options.backing_format = Some(Format::Raw);
     }
+    if version == 3 && rng.chance(20) {
+        options.data_file = Some(DATA.into());
+        options.data_file_raw = options.backing_file.is_none() && rng.chance(50);
+    }
     (options, sectors as usize)
+}
+
+/// The length of an extension that nobody knows: beside each other there must be room for two headers that have it.
+fn draw_unknown(rng: &mut Rng, options: &CreateOptions) -> Option<usize> {
+    let most = options.cluster_size.saturating_sub(SECTOR as u64) / 4;
+    (most >= 300 && rng.chance(30)).then(|| rng.below(most.min(1500)) as usize)
 }
