@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use peer::medium::Medium;
-use qcow::{CreateOptions, Destination, Format, Image, OpenOptions, Repair, Source, Storage};
+use qcow::{
+    CreateOptions, Destination, ErrorKind, Format, Image, OpenOptions, Repair, Source, Storage,
+};
 
 const CLUSTER: usize = 4096;
 
@@ -113,5 +115,31 @@ fn writes_that_fail_leak_nothing() {
         };
         assert!(data == wanted, "cluster {cluster}");
     }
+    image.close().unwrap();
+}
+
+#[test]
+fn a_snapshot_without_space_changes_nothing() {
+    let frail = Frail(Medium::silent(), Arc::default());
+    let options = CreateOptions {
+        cluster_size: CLUSTER as u64,
+        ..CreateOptions::new(Format::Qcow2, 1 << 20)
+    };
+    qcow::create_in(&frail, &options).unwrap();
+    let open = OpenOptions::new(Format::Qcow2).writable(true);
+    let image = Image::open_storage(Box::new(frail.clone()), "frail", &open).unwrap();
+    image.write_at(0, &[1; 3 * CLUSTER]).unwrap();
+    image.flush().unwrap();
+    frail.1.store(true, Ordering::Relaxed);
+
+    let refused = image.snapshot_create("s").unwrap_err();
+
+    assert_eq!(refused.kind(), ErrorKind::Io, "{refused}");
+    frail.1.store(false, Ordering::Relaxed);
+    assert!(image.snapshots().unwrap().is_empty());
+    image.write_at(0, &[2; CLUSTER]).unwrap();
+    image.snapshot_create("s").unwrap();
+    let found = image.check(Repair::None).unwrap();
+    assert_eq!((found.leaks, found.corruptions), (0, 0));
     image.close().unwrap();
 }

@@ -174,3 +174,17 @@ fn a_header_change_that_fits_only_by_moving_things_succeeds() {
         check(&path);
     }
 }
+
+#[test]
+fn an_extension_that_nobody_knows_survives_another_version() {
+    let medium = overlay(4096, 700, "base");
+    let image = open(&medium, true);
+
+    for version in [2, 3] {
+        image.set_version(version).unwrap();
+
+        assert_eq!(unknown_extension(&medium), filling(700));
+        assert_eq!(name(&medium), "base");
+    }
+    image.close().unwrap();
+}

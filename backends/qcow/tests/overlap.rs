@@ -330,3 +330,37 @@ fn a_larger_refcount_table_is_not_written_over_a_table() {
     assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
     assert!(open(&medium, false).info().unwrap().qcow2.unwrap().corrupt);
 }
+
+#[test]
+fn tables_beyond_the_end_of_the_file_are_not_written() {
+    for field in [40, 48] {
+        let medium = image(3);
+        patch(&medium, field, &(1u64 << 47).to_be_bytes());
+        let options = OpenOptions::new(Format::Qcow2).writable(true);
+
+        let refused = Image::open_storage(Box::new(medium), "hostile", &options);
+
+        let refused = refused.map(drop).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+    }
+}
+
+#[test]
+fn a_snapshot_of_an_impossible_disk_is_not_applied() {
+    let medium = image(3);
+    // Bitmaps would have to follow the size of the disk first.
+    let image = open(&medium, true);
+    image.bitmap_remove("b").unwrap();
+    image.close().unwrap();
+    let snapshots = word(&medium, 64);
+    // The second word of the extra data is the size of the disk.
+    patch(&medium, snapshots + 48, &(1u64 << 62).to_be_bytes());
+    let image = open(&medium, true);
+
+    let refused = image
+        .snapshot_apply("s")
+        .expect_err("the disk of 2^62 bytes");
+
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+    image.write_at(0, &[3; 512]).unwrap();
+}

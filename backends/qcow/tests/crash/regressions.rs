@@ -94,3 +94,37 @@ fn a_snapshot_that_narrow_refcounts_cannot_count_is_refused_before_anything_chan
         found.messages
     );
 }
+
+#[test]
+fn a_snapshot_that_is_cut_short_leaves_refcounts_and_flags_that_agree() {
+    for version in [2, 3] {
+        let medium = Medium::default();
+        let options = CreateOptions {
+            version,
+            cluster_size: 4096,
+            ..CreateOptions::new(Format::Qcow2, 256 << 10)
+        };
+        let image = image(&medium, &options);
+        image.write_at(0, &[0x11; 128 << 10]).unwrap();
+        image.write_compressed(128 << 10, &[0x22; 8 << 10]).unwrap();
+        image.flush().unwrap();
+
+        let media = cut_short(&medium, || {
+            image.snapshot_create("s").unwrap();
+            image.write_at(0, &[0x33; 64 << 10]).unwrap();
+            image.snapshot_apply("s").unwrap();
+            image.snapshot_delete("s").unwrap();
+        });
+
+        for (event, medium) in media.iter().enumerate() {
+            let found = open(medium, OpenOptions::new(Format::Qcow2).for_check(true));
+            let dirty = found.info().unwrap().qcow2.unwrap().dirty;
+            let found = found.check(Repair::None).unwrap();
+            assert!(
+                found.is_sound() && !dirty,
+                "version {version}, event {event}: {:?}",
+                found.messages
+            );
+        }
+    }
+}
