@@ -16,7 +16,7 @@ use crate::engine::{Freed, Table};
 use crate::{Error, HostOffset, Result};
 
 /// Memory of 64-bit words that outlives this process, and that another may have written to.
-pub trait Keep: Send {
+pub trait Keep: Send + Sync {
     /// How many words there are.
     fn len(&self) -> usize;
 

@@ -14,6 +14,8 @@ struct Held {
 struct State {
     held: Vec<Held>,
     next_id: u64,
+    /// How many wait for a range.
+    waiting: usize,
 }
 
 impl State {
@@ -71,11 +73,13 @@ impl RangeLock {
     fn acquire(&self, range: Range<u64>, exclusive: bool) -> RangeGuard {
         let mut state = self.0.state();
         while !state.is_free(&range, exclusive) {
+            state.waiting += 1;
             state = self
                 .0
                 .released
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
         self.hold(state, range, exclusive)
     }
@@ -102,8 +106,16 @@ impl RangeLock {
 
 impl Drop for RangeGuard {
     fn drop(&mut self) {
-        self.shared.state().held.retain(|held| held.id != self.id);
-        self.shared.released.notify_all();
+        let mut state = self.shared.state();
+        if let Some(place) = state.held.iter().position(|held| held.id == self.id) {
+            state.held.swap_remove(place);
+        }
+        // To tell nobody is a system call all the same.
+        let is_awaited = state.waiting > 0;
+        drop(state);
+        if is_awaited {
+            self.shared.released.notify_all();
+        }
     }
 }
 

@@ -64,10 +64,7 @@ impl Engine {
     }
 
     /// The L2 table for `guest`, if there is one, and whether it may be changed in place.
-    pub(super) fn l2_table(
-        &mut self,
-        guest: GuestOffset,
-    ) -> Result<Option<(HostOffset, bool)>, Stop> {
+    pub(super) fn l2_table(&self, guest: GuestOffset) -> Result<Option<(HostOffset, bool)>, Stop> {
         let index = self.geometry.l1_index(guest);
         if index >= u64::from(self.header.l1_size) {
             return Ok(None);
@@ -80,7 +77,7 @@ impl Engine {
         table.0 + self.geometry.l2_index(guest) * self.geometry.l2_entry_size()
     }
 
-    pub(super) fn l2_entry(&mut self, slot: u64) -> Result<L2Entry, Stop> {
+    pub(super) fn l2_entry(&self, slot: u64) -> Result<L2Entry, Stop> {
         let word = self.get(slot)?;
         let bitmap = if self.geometry.extended_l2 {
             self.get(slot + 8)?
@@ -95,7 +92,7 @@ impl Engine {
     }
 
     /// Where the beginning of `guest..guest + len` is: pieces without a gap, at least one, perhaps not reaching the end.
-    pub(crate) fn map(&mut self, guest: GuestOffset, len: u64) -> Result<Vec<Piece>, Stop> {
+    pub(crate) fn map(&self, guest: GuestOffset, len: u64) -> Result<Vec<Piece>, Stop> {
         let mut pieces: Vec<Piece> = Vec::new();
         let end = guest.0.saturating_add(len).min(HOST_LIMIT << 7);
         let mut at = guest.0;
@@ -115,7 +112,7 @@ impl Engine {
 
     /// Adds the pieces that one L2 table describes; returns where it ends.
     fn map_table(
-        &mut self,
+        &self,
         guest: GuestOffset,
         end: u64,
         pieces: &mut Vec<Piece>,
@@ -138,8 +135,8 @@ impl Engine {
         let entry_words = (self.geometry.l2_entry_size() / 8) as usize;
         let mut at = guest.0;
         while at < end && pieces.len() < MAX_PIECES {
-            let (words, first) = self.pages.page(self.l2_slot(table, GuestOffset(at)))?;
-            for words in words.get(first..).unwrap_or_default().chunks(entry_words) {
+            let slot = self.l2_slot(table, GuestOffset(at));
+            for words in self.pages.words_from(slot)?.chunks(entry_words) {
                 if at >= end || pieces.len() >= MAX_PIECES {
                     break;
                 }

@@ -145,6 +145,16 @@ impl Engine {
         done
     }
 
+    #[cfg(test)]
+    pub(crate) fn cached_pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Drops tables that are too many, after an operation that had some read.
+    pub(crate) fn trim(&mut self) {
+        self.pages.trim();
+    }
+
     fn roll_back(&mut self) {
         while let Some(undo) = self.undo.pop() {
             match undo {
@@ -224,7 +234,7 @@ impl Engine {
         self.header.incompatible & feature::EXTERNAL_DATA != 0
     }
 
-    fn get(&mut self, offset: u64) -> Result<u64, Stop> {
+    fn get(&self, offset: u64) -> Result<u64, Stop> {
         self.pages.get(offset)
     }
 

@@ -10,6 +10,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::engine::{Stop, Undo};
 
@@ -41,7 +42,17 @@ struct Page {
     leaving: Option<Table>,
     /// It is not what the file had when it was read.
     changed: bool,
-    used: bool,
+    /// Looked at since it was last spared.
+    used: AtomicBool,
+}
+
+impl Page {
+    /// Several may look at once; what is true already is not written again, so that they do not get in each other's way.
+    fn was_used(&self) {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The cache.
@@ -80,11 +91,11 @@ impl Pages {
     }
 
     /// The word at `offset`.
-    pub(crate) fn get(&mut self, offset: u64) -> Result<u64, Stop> {
+    pub(crate) fn get(&self, offset: u64) -> Result<u64, Stop> {
         let (start, index) = self.split(offset);
-        match self.map.get_mut(&start) {
+        match self.map.get(&start) {
             Some(page) => {
-                page.used = true;
+                page.was_used();
                 Ok(page.words.get(index).copied().unwrap_or(0))
             }
             None => Err(Stop::Need {
@@ -94,27 +105,12 @@ impl Pages {
         }
     }
 
-    /// The page that holds `offset`, and the index of the word there.
-    pub(crate) fn page(&mut self, offset: u64) -> Result<(Arc<[u64]>, usize), Stop> {
-        let (start, index) = self.split(offset);
-        match self.map.get_mut(&start) {
-            Some(page) => {
-                page.used = true;
-                Ok((page.words.clone(), index))
-            }
-            None => Err(Stop::Need {
-                offset: start,
-                len: self.page_size,
-            }),
-        }
-    }
-
     /// All words of the page that holds `offset`, from it to the end of the page.
-    pub(crate) fn words_from(&mut self, offset: u64) -> Result<&[u64], Stop> {
+    pub(crate) fn words_from(&self, offset: u64) -> Result<&[u64], Stop> {
         let (start, index) = self.split(offset);
-        match self.map.get_mut(&start) {
+        match self.map.get(&start) {
             Some(page) => {
-                page.used = true;
+                page.was_used();
                 Ok(page.words.get(index..).unwrap_or_default())
             }
             None => Err(Stop::Need {
@@ -151,7 +147,7 @@ impl Pages {
         count(&mut self.dirty, page.dirty, Some(table));
         page.dirty = Some(table);
         page.changed = true;
-        page.used = true;
+        page.was_used();
         Ok(())
     }
 
@@ -186,7 +182,7 @@ impl Pages {
                     dirty: Some(table),
                     leaving: None,
                     changed: true,
-                    used: true,
+                    used: AtomicBool::new(true),
                 },
             );
             self.queue.push_back(start);
@@ -216,11 +212,16 @@ impl Pages {
                     dirty: None,
                     leaving: None,
                     changed: false,
-                    used: true,
+                    used: AtomicBool::new(true),
                 },
             );
             self.queue.push_back(start);
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.map.len()
     }
 
     /// How often what had been read before became worthless; see [`Pages::fill`].
@@ -310,8 +311,11 @@ impl Pages {
             };
             match self.map.get_mut(&start) {
                 None => {}
-                Some(page) if page.used || page.dirty.or(page.leaving).is_some() => {
-                    page.used = false;
+                Some(page)
+                    if page.used.load(Ordering::Relaxed)
+                        || page.dirty.or(page.leaving).is_some() =>
+                {
+                    *page.used.get_mut() = false;
                     self.queue.push_back(start);
                 }
                 Some(_) => self.remove(start),

@@ -48,7 +48,7 @@ struct Touched {
 impl Engine {
     /// If all of the range may be written in place: where it is.
     pub(crate) fn plan_in_place(
-        &mut self,
+        &self,
         guest: GuestOffset,
         len: u64,
     ) -> Result<Option<Vec<Piece>>, Stop> {

@@ -1,6 +1,6 @@
 //! Putting changed tables on the medium, in their order, while other requests go on.
 
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::engine::{Cut, Engine, Freed, Snapshot, Stop, Table};
 use crate::error::{Error, Result};
@@ -55,8 +55,13 @@ impl Qcow2 {
     }
 
     /// The engine for a moment: no I/O while this is held.
-    pub(super) fn glance(&self) -> MutexGuard<'_, Engine> {
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn glance(&self) -> RwLockWriteGuard<'_, Engine> {
+        self.engine.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The engine for a moment, to look at, as several may at once: no I/O while this is held.
+    pub(super) fn look(&self) -> RwLockReadGuard<'_, Engine> {
+        self.engine.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads what an operation needs.
@@ -265,8 +270,8 @@ impl Qcow2 {
 
     /// Puts everything on the medium.
     pub(crate) fn flush(&self) -> Result<()> {
-        self.glance().check_usable()?;
-        if !self.turns.is_idle_and(|| self.glance().is_clean()) {
+        self.look().check_usable()?;
+        if !self.turns.is_idle_and(|| self.look().is_clean()) {
             return self.commit_meanwhile();
         }
         // Nothing to order.

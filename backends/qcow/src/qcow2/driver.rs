@@ -10,7 +10,7 @@ use crate::qcow2::commit::io_failed;
 impl Qcow2 {
     /// See [`crate::Image::is_ahead`].
     pub(crate) fn is_ahead(&self) -> bool {
-        self.glance().is_ahead()
+        self.look().is_ahead()
     }
 
     /// Runs an operation of the engine. While it waits for a table to be read, other requests go on.
@@ -49,6 +49,28 @@ impl Qcow2 {
                     }
                     return Err(error);
                 }
+            }
+        }
+    }
+
+    /// Runs an operation of the engine that changes nothing: several of them run at once.
+    pub(crate) fn find<T>(&self, operation: impl Fn(&Engine) -> Result<T, Stop>) -> Result<T> {
+        let mut has_read = false;
+        loop {
+            let found = operation(&self.look());
+            match found {
+                Ok(value) => {
+                    if has_read {
+                        self.glance().trim();
+                    }
+                    return Ok(value);
+                }
+                Err(Stop::Need { offset, len }) => {
+                    self.load(&mut &*self, offset, len)?;
+                    has_read = true;
+                }
+                // Met once more, where damage is marked.
+                Err(_) => return self.run(|engine| operation(engine)),
             }
         }
     }
@@ -153,6 +175,60 @@ impl Qcow2 {
             // The first error is the one to report.
             let mut sync = || self.storage.sync().map_err(io_failed("flush error"));
             let _ = self.write_header(&header, &mut sync).and_then(|()| sync());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::image::{Image, Layer};
+    use crate::{CreateOptions, Format, OpenOptions};
+
+    /// An image with many L2 tables, of 64 entries each.
+    fn image(folder: &std::path::Path, cache_bytes: usize) -> Image {
+        let path = folder.join("disk");
+        let mut options = CreateOptions::new(Format::Qcow2, 4 << 20);
+        options.cluster_size = 512;
+        crate::create(&path, &options).unwrap();
+        let mut options = OpenOptions::new(Format::Qcow2).writable(true);
+        options.cache_bytes = cache_bytes;
+        let image = Image::open(&path, &options).unwrap();
+        for at in (0..4 << 20).step_by(32 << 10) {
+            image.write_at(at, b"data").unwrap();
+        }
+        image.flush().unwrap();
+        image
+    }
+
+    #[test]
+    fn one_who_looks_keeps_no_other_from_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path(), 1 << 20);
+        let Layer::Qcow2(qcow2) = &image.layer else {
+            panic!("not qcow2")
+        };
+
+        let looking = qcow2.look();
+
+        let mut seen = [0; 4];
+        image.read_at(32 << 10, &mut seen).unwrap();
+        assert_eq!(&seen, b"data");
+        assert!(image.plan_read(0, 512).unwrap().is_some());
+        assert!(image.plan_write(0, 4).unwrap().is_some());
+        drop(looking);
+    }
+
+    #[test]
+    fn reading_keeps_no_more_tables_than_there_is_room_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path(), 0);
+        let Layer::Qcow2(qcow2) = &image.layer else {
+            panic!("not qcow2")
+        };
+        let least = 64;
+        for at in (0..4 << 20).step_by(32 << 10) {
+            image.read_at(at, &mut [0; 4]).unwrap();
+            assert!(qcow2.look().cached_pages() <= least, "at {at}");
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::report::{Extent, Info, Qcow2Info};
 impl Qcow2 {
     /// The first extent of a range, of this image alone.
     pub(crate) fn map(&self, offset: u64, len: u64, path: &Path) -> Result<Extent> {
-        let pieces = self.run(|engine| engine.map(GuestOffset(offset), len))?;
+        let pieces = self.find(|engine| engine.map(GuestOffset(offset), len))?;
         let mut extent: Option<Extent> = None;
         for piece in pieces {
             let (zero, data, compressed) = match piece.place {

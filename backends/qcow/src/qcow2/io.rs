@@ -61,7 +61,7 @@ impl Qcow2 {
         let mut done = 0;
         while done < len {
             let start = offset + done as u64;
-            for piece in self.run(|engine| engine.map(GuestOffset(start), (len - done) as u64))? {
+            for piece in self.find(|engine| engine.map(GuestOffset(start), (len - done) as u64))? {
                 self.read_piece(below, &piece, dst, at + done)?;
                 done += piece.len as usize;
             }
@@ -87,12 +87,10 @@ impl Qcow2 {
                 Ok(())
             }
             (Where::Unallocated, Some(below)) => below.read_part(piece.guest.0, dst, at, len),
-            (Where::Unallocated, None) if self.glance().header.backing.is_some() => {
-                Err(Error::new(
-                    ErrorKind::Backing,
-                    "the backing file, which holds what is read here, was not opened",
-                ))
-            }
+            (Where::Unallocated, None) if self.look().header.backing.is_some() => Err(Error::new(
+                ErrorKind::Backing,
+                "the backing file, which holds what is read here, was not opened",
+            )),
             (Where::Unallocated, None) => {
                 dst.zero(at, len);
                 Ok(())
@@ -167,7 +165,7 @@ impl Qcow2 {
         {
             let _guard = self.ranges.shared(offset..offset + len as u64);
             if let Some(pieces) =
-                self.run(|engine| engine.plan_in_place(GuestOffset(offset), len as u64))?
+                self.find(|engine| engine.plan_in_place(GuestOffset(offset), len as u64))?
             {
                 return self.write_in_place(offset, src, &pieces);
             }
@@ -270,8 +268,8 @@ impl Qcow2 {
         }
         self.note_change(offset, len)?;
         let _guard = self.ranges.exclusive(self.aligned(offset, len));
-        let backed = self.glance().header.backing.is_some();
-        let step = self.glance().geometry().subcluster_size();
+        let backed = self.look().header.backing.is_some();
+        let step = self.look().geometry().subcluster_size();
         let end = offset + len;
         let first = offset.next_multiple_of(step).min(end);
         // The last cluster of the disk may be cut off by its end.
@@ -306,7 +304,7 @@ impl Qcow2 {
 
     /// A raw external data file must read as zeroes, too.
     fn zero_data_file(&self, start: u64, end: u64, may_unmap: bool) -> Result<()> {
-        if self.glance().header.autoclear & feature::RAW_EXTERNAL == 0 {
+        if self.look().header.autoclear & feature::RAW_EXTERNAL == 0 {
             return Ok(());
         }
         self.data_storage()?
@@ -324,11 +322,11 @@ impl Qcow2 {
         let zeroes = vec![0u8; (end - start).min(ZERO_CHUNK) as usize];
         let mut at = start;
         while at < end {
-            let pieces = self.run(|engine| engine.map(GuestOffset(at), end - at))?;
+            let pieces = self.find(|engine| engine.map(GuestOffset(at), end - at))?;
             for piece in pieces {
                 let empty = match piece.place {
                     Where::Zero(_) => true,
-                    Where::Unallocated => below.is_none() && self.glance().header.backing.is_none(),
+                    Where::Unallocated => below.is_none() && self.look().header.backing.is_none(),
                     _ => false,
                 };
                 let piece_end = piece.guest.0 + piece.len;
@@ -354,7 +352,7 @@ impl Qcow2 {
         }
         self.note_change(start, end - start)?;
         let _guard = self.ranges.exclusive(start..end.next_multiple_of(size));
-        let backed = backed || self.glance().header.backing.is_some();
+        let backed = backed || self.look().header.backing.is_some();
         let mut at = start;
         while at < end {
             let next = self.run(|engine| {

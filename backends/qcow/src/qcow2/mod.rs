@@ -12,7 +12,7 @@ mod snapshot;
 mod turn;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::address::HostOffset;
 use crate::bitmap;
@@ -36,7 +36,7 @@ pub(crate) struct Qcow2 {
     storage: Box<dyn Storage>,
     /// The external data file, and where it is.
     data: Option<(Arc<dyn Storage>, PathBuf)>,
-    engine: Mutex<Engine>,
+    engine: RwLock<Engine>,
     turns: Turns,
     ranges: RangeLock,
     /// The compressed cluster read last: its guest offset and its content.
@@ -86,7 +86,7 @@ impl Qcow2 {
             cluster_size: 1 << header.cluster_bits,
             compression: header.compression,
             external: header.external_data(),
-            engine: Mutex::new(Engine::new(header, options.cache_bytes, options.writable)),
+            engine: RwLock::new(Engine::new(header, options.cache_bytes, options.writable)),
             turns: Turns::default(),
             ranges: RangeLock::default(),
             decompressed: Mutex::new(None),

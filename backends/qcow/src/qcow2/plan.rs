@@ -23,12 +23,9 @@ impl Qcow2 {
         self.ranges.try_shared(offset..offset + len as u64)
     }
 
-    /// Runs an operation of the engine if it needs nothing that is not in memory.
-    fn at_once<T>(
-        &self,
-        operation: impl FnOnce(&mut Engine) -> Result<T, Stop>,
-    ) -> Result<Option<T>> {
-        match self.glance().attempt(operation) {
+    /// Runs an operation of the engine that changes nothing, if it needs nothing that is not in memory.
+    fn at_once<T>(&self, operation: impl FnOnce(&Engine) -> Result<T, Stop>) -> Result<Option<T>> {
+        match operation(&self.look()) {
             Ok(done) => Ok(Some(done)),
             // Whoever does the request otherwise will meet the damage, too, and mark it.
             Err(Stop::Fail(error)) if error.kind() == ErrorKind::Corrupt => Ok(None),
@@ -120,8 +117,8 @@ impl Qcow2 {
 
     /// See [`Image::plan_flush`].
     pub(crate) fn plan_flush(&self) -> Result<Option<Vec<usize>>> {
-        self.glance().check_usable()?;
-        let is_clean = self.turns.is_idle_and(|| self.glance().is_clean());
+        self.look().check_usable()?;
+        let is_clean = self.turns.is_idle_and(|| self.look().is_clean());
         Ok(is_clean.then(|| (0..self.storages().len()).rev().collect()))
     }
 

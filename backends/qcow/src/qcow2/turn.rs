@@ -1,7 +1,7 @@
 //! Turns at writing tables: one at a time, and what several wait for is done once.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLockWriteGuard};
 
 use crate::engine::Engine;
 
@@ -106,7 +106,7 @@ impl Drop for Turn<'_> {
 #[derive(Debug)]
 pub(crate) struct Alone<'a> {
     // In this order: the turn must not be over while the engine is locked.
-    pub(super) engine: MutexGuard<'a, Engine>,
+    pub(super) engine: RwLockWriteGuard<'a, Engine>,
     pub(super) _turn: Turn<'a>,
 }
 
