@@ -18,8 +18,10 @@ use crate::config::{Config, SECTOR};
 use crate::desk::Desk;
 use crate::execute::Disk;
 use crate::lane::{self, DEPTH, Lane};
+use crate::operations::Operations;
 use crate::pool::Pool;
 use crate::request::{Limits, SERIAL_LENGTH};
+use crate::writes::WritePath;
 
 /// Space is given back in these units where the image has none of its own.
 const RAW_GRANULARITY: u64 = 4096;
@@ -119,11 +121,18 @@ fn lanes(image: &Image, options: &Options) -> Result<Vec<Lane>> {
         Some(Aio::Threads) => None,
         _ => image.files(),
     };
+    let writes = match options.aio {
+        Some(_) => WritePath::RING,
+        None => WritePath::default(),
+    };
     let lane = |_| {
         let desk = Desk::new().context("cannot make an eventfd for the threads")?;
         let ring = files.as_ref().map(|files| Uring::new(files, DEPTH as u32));
         match ring.transpose() {
-            Ok(ring) => Ok(Lane::new(ring, Arc::new(desk))),
+            Ok(ring) => {
+                let ring = ring.map(|ring| Operations::new(ring, writes));
+                Ok(Lane::new(ring, Arc::new(desk)))
+            }
             Err(error) if options.aio.is_some() => {
                 Err(error).context("--aio io_uring: this kernel has none for this process")
             }

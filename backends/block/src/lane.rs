@@ -14,8 +14,9 @@ use qcow::{Place, Plan};
 use crate::desk::{Desk, Job};
 use crate::execute::Disk;
 use crate::flight::{Kind, Operation, Slot, Stage};
+use crate::operations::Operations;
 use crate::pool::Pool;
-use crate::request::{HEADER, Range, Request, SERIAL_LENGTH, Status, status_offset};
+use crate::request::{Range, Request, SERIAL_LENGTH, Status, status_offset};
 
 /// Requests of a queue, and operations in its io_uring, that are under way at a time.
 pub(crate) const DEPTH: usize = 256;
@@ -29,23 +30,24 @@ pub(crate) struct Device {
 
 /// One queue.
 pub(crate) struct Lane {
-    ring: Option<Uring>,
+    ring: Option<Operations>,
     /// Where the threads put what they have done.
     desk: Arc<Desk>,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     /// Slots in the order in which their requests were taken.
     order: Vec<usize>,
-    operations: Vec<Option<Operation>>,
+    /// What is for the threads and was not given to them yet.
+    jobs: Vec<Job>,
     waiting: usize,
     with_threads: usize,
 }
 
 impl Lane {
-    pub(crate) fn new(ring: Option<Uring>, desk: Arc<Desk>) -> Self {
+    pub(crate) fn new(ring: Option<Operations>, desk: Arc<Desk>) -> Self {
         Self {
             desk,
-            operations: vec![None; DEPTH],
+            jobs: Vec::new(),
             ring,
             slots: (0..DEPTH).map(|_| None).collect(),
             free: (0..DEPTH).rev().collect(),
@@ -56,7 +58,7 @@ impl Lane {
     }
 
     pub(crate) fn ring(&self) -> Option<&Uring> {
-        self.ring.as_ref()
+        self.ring.as_ref().map(Operations::ring)
     }
 
     pub(crate) fn desk(&self) -> &Desk {
@@ -100,7 +102,7 @@ impl Lane {
 
     fn wait(&mut self) -> Result<(), RingError> {
         match &mut self.ring {
-            Some(ring) if !ring.is_idle() => ring.wait().map_err(lost)?,
+            Some(ring) if !ring.is_idle() => ring.wait()?,
             _ if self.with_threads > 0 => self.desk.wait(),
             _ => {}
         }
@@ -110,9 +112,7 @@ impl Lane {
     /// Forgets what was taken, once nothing uses its memory any more.
     pub(crate) fn abandon(&mut self) {
         if let Some(ring) = &mut self.ring {
-            while !ring.is_idle() && ring.wait().is_ok() {
-                while ring.take_ended().is_some() {}
-            }
+            ring.end_all();
         }
         // A thread may wait for what they keep in place.
         for slot in self.slots.iter_mut().flatten() {
@@ -188,13 +188,16 @@ impl Lane {
         queue: &mut Queue<'_>,
         number: usize,
     ) -> Result<(), RingError> {
-        let room = self.ring.as_ref().map_or(0, Uring::room);
+        let room = self.ring.as_ref().map_or(0, Operations::room);
+        let for_writes = self.ring.as_ref().is_some_and(Operations::is_for_writes);
         let write_through = device.disk.is_write_through();
         let disk = Arc::clone(&device.disk);
         let (kind, plan) = match self.slot(number)?.request {
             _ if room == 0 => (Kind::Read, Ok(None)),
             Request::Read(range) => (Kind::Read, plan_read(&disk, range)),
-            Request::Write(range) if !write_through => (Kind::Write, plan_write(&disk, range)),
+            Request::Write(range) if for_writes && !write_through => {
+                (Kind::Write, plan_write(&disk, range))
+            }
             Request::Flush => match disk.image.plan_flush() {
                 Ok(Some(files)) if files.len() <= room => {
                     return self.start_flush(queue, number, &files);
@@ -208,7 +211,7 @@ impl Lane {
             Ok(Some(plan)) if plan.parts.len() <= room => {
                 self.start_parts(queue, number, kind, plan)
             }
-            Ok(_) => self.give(device, number),
+            Ok(_) => self.give(number),
             Err(error) => {
                 self.slot(number)?.status = disk.status(Err(error));
                 self.finish(queue, number)
@@ -216,8 +219,8 @@ impl Lane {
         }
     }
 
-    /// Has the threads do a request.
-    fn give(&mut self, device: &Device, number: usize) -> Result<(), RingError> {
+    /// Puts a request aside that the threads are to do.
+    fn give(&mut self, number: usize) -> Result<(), RingError> {
         let desk = Arc::clone(&self.desk);
         let slot = self.slot(number)?;
         slot.stage = Stage::Threads;
@@ -231,9 +234,28 @@ impl Lane {
             memory: Arc::clone(&slot.memory),
             desk,
         };
-        device.pool.give(job)?;
-        self.with_threads += 1;
+        self.jobs.push(job);
         Ok(())
+    }
+
+    /// Gives the threads what was put aside for them. A write that is alone is done here, if nothing but the file is waited for: to
+    /// hand it over and to be told of its end takes longer than most writes, and it keeps nobody waiting.
+    fn send(&mut self, device: &Device, queue: &mut Queue<'_>) -> Result<(), RingError> {
+        if let ([job], [_]) = (self.jobs.as_slice(), self.order.as_slice())
+            && let Request::Write(range) = job.request
+            && !device.disk.is_write_through()
+            && let Ok(Some(_)) = plan_write(&device.disk, range)
+        {
+            for (_, done) in device.disk.do_all(self.jobs.drain(..)) {
+                let slot = self.slot(done.slot)?;
+                slot.chain = Some(done.chain);
+                slot.status = done.status?;
+                self.finish(queue, done.slot)?;
+            }
+            return Ok(());
+        }
+        self.with_threads += self.jobs.len();
+        device.pool.give(&mut self.jobs)
     }
 
     fn start_flush(
@@ -299,36 +321,11 @@ impl Lane {
 
     /// Puts an operation into the ring.
     fn operate(&mut self, operation: Operation) -> Result<(), RingError> {
-        let Some(ring) = &mut self.ring else {
-            return Err(RingError::Device("there is no io_uring".to_owned()));
-        };
-        let slot = self
-            .slots
-            .get(operation.slot)
-            .and_then(Option::as_ref)
-            .and_then(|slot| Some((slot.chain.as_ref()?, &slot.memory)));
-        let token = self.operations.iter().position(Option::is_none);
-        let (Some((chain, memory)), Some(token)) = (slot, token) else {
-            return Err(RingError::Device("no place in the io_uring".to_owned()));
-        };
-        let place = (operation.file, operation.offset);
-        match operation.kind {
-            Kind::Read => {
-                let to = chain.writable().part(operation.at, operation.length)?;
-                ring.read(place, memory, &to, token as u64)?;
-            }
-            Kind::Write => {
-                let from = chain
-                    .readable()
-                    .part(HEADER.saturating_add(operation.at), operation.length)?;
-                ring.write(place, memory, &from, token as u64)?;
-            }
-            Kind::Sync => ring.sync(operation.file, token as u64)?,
+        let slot = self.slots.get(operation.slot).and_then(Option::as_ref);
+        match (&mut self.ring, slot) {
+            (Some(ring), Some(slot)) => ring.begin(operation, slot),
+            _ => Err(RingError::Device("there is no io_uring".to_owned())),
         }
-        if let Some(entry) = self.operations.get_mut(token) {
-            *entry = Some(operation);
-        }
-        Ok(())
     }
 
     /// Tells the kernel of new operations, completes what has ended, and starts what waited for that; until nothing more has ended.
@@ -336,11 +333,17 @@ impl Lane {
         loop {
             let mut ended = 0;
             if let Some(ring) = &mut self.ring {
-                ring.submit().map_err(lost)?;
+                ring.submit()?;
             }
-            while let Some((token, moved)) = self.ring.as_mut().and_then(Uring::take_ended) {
+            if !self.jobs.is_empty() {
+                let before = self.order.len();
+                self.send(device, queue)?;
+                ended += before - self.order.len();
+            }
+            while let Some((operation, moved)) = self.ring.as_mut().and_then(Operations::take_ended)
+            {
                 ended += 1;
-                self.operation_ended(device, queue, token, moved)?;
+                self.operation_ended(device, queue, operation, moved)?;
             }
             for done in self.desk.take() {
                 ended += 1;
@@ -385,15 +388,9 @@ impl Lane {
         &mut self,
         device: &Device,
         queue: &mut Queue<'_>,
-        token: u64,
+        mut operation: Operation,
         moved: std::io::Result<usize>,
     ) -> Result<(), RingError> {
-        let operation = usize::try_from(token)
-            .ok()
-            .and_then(|token| self.operations.get_mut(token)?.take());
-        let Some(mut operation) = operation else {
-            return Ok(());
-        };
         match (operation.kind, moved) {
             (Kind::Sync, Ok(_)) => {}
             (Kind::Read, Ok(0)) => {
@@ -446,10 +443,6 @@ fn plan_read(disk: &Disk, range: Range) -> qcow::Result<Option<Plan>> {
 
 fn plan_write(disk: &Disk, range: Range) -> qcow::Result<Option<Plan>> {
     disk.image.plan_write(range.offset, range.length as usize)
-}
-
-fn lost(error: std::io::Error) -> RingError {
-    RingError::Device(format!("io_uring: {error}"))
 }
 
 /// Whatever became of the request, all its writable buffers are the driver's again.

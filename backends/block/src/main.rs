@@ -18,8 +18,10 @@ mod execute;
 mod flight;
 mod lane;
 mod memory;
+mod operations;
 mod pool;
 mod request;
+mod writes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,7 +57,7 @@ struct Args {
     #[arg(long, value_name = "STRING", default_value = "")]
     serial: String,
 
-    /// How data moves: io_uring, or threads that read and write; io_uring if the kernel has it, else threads
+    /// How data moves: io_uring, or threads that read and write; by default whichever is faster for each
     #[arg(long, value_enum)]
     aio: Option<Aio>,
 

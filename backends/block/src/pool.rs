@@ -18,8 +18,9 @@ const MAX_THREADS: usize = 4;
 struct State {
     jobs: VecDeque<Job>,
     threads: Vec<JoinHandle<()>>,
-    /// How many of them wait for a job.
+    /// How many of them wait for a job, and how many have not begun to.
     idle: usize,
+    starting: usize,
     ending: bool,
 }
 
@@ -54,20 +55,29 @@ impl Pool {
         }
     }
 
-    /// Has a thread do `job`.
-    pub(crate) fn give(&self, job: Job) -> Result<(), RingError> {
+    /// Has threads do `jobs`, and leaves none there.
+    pub(crate) fn give(&self, jobs: &mut Vec<Job>) -> Result<(), RingError> {
+        let reads = jobs.iter().filter(|job| is_read(&job.request)).count();
+        // Changes are done together.
+        let wanted = reads + usize::from(reads < jobs.len());
         let mut state = locked(&self.shared.state);
-        let busy = state.idle <= state.jobs.len();
-        if busy && state.threads.len() < self.most {
-            self.start(&mut state)?;
+        let waiting = state.jobs.len();
+        state.jobs.extend(jobs.drain(..));
+        let wanted = wanted + waiting.min(1);
+        while state.idle + state.starting < wanted && state.threads.len() < self.most {
+            if !self.start(&mut state)? {
+                break;
+            }
         }
-        state.jobs.push_back(job);
+        let awake = wanted.min(state.idle);
         drop(state);
-        self.shared.more.notify_one();
+        for _ in 0..awake {
+            self.shared.more.notify_one();
+        }
         Ok(())
     }
 
-    fn start(&self, state: &mut State) -> Result<(), RingError> {
+    fn start(&self, state: &mut State) -> Result<bool, RingError> {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new()
             .name("storage".to_owned())
@@ -75,14 +85,17 @@ impl Pool {
             .stack_size(256 << 10)
             .spawn(move || shared.work());
         match thread {
-            Ok(thread) => state.threads.push(thread),
+            Ok(thread) => {
+                state.threads.push(thread);
+                state.starting += 1;
+            }
             Err(error) if state.threads.is_empty() => {
                 return Err(RingError::Device(format!("cannot start a thread: {error}")));
             }
             // Those there are will do.
-            Err(_) => {}
+            Err(_) => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -104,6 +117,7 @@ impl Shared {
     /// What a thread does.
     fn work(&self) {
         let mut batch = Vec::new();
+        locked(&self.state).starting -= 1;
         loop {
             if !self.take(&mut batch) {
                 return;
@@ -140,6 +154,10 @@ impl Shared {
             if alone {
                 break;
             }
+        }
+        // Who gave several told as many threads at the most as were waiting then.
+        if !state.jobs.is_empty() && state.idle > 0 {
+            self.more.notify_one();
         }
         true
     }

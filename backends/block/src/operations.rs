@@ -1,0 +1,130 @@
+//! The operations of one queue that are under way in its io_uring.
+
+use std::collections::VecDeque;
+use std::io;
+
+use bulkhead_daemon::RingError;
+use bulkhead_daemon::uring::Uring;
+
+use crate::flight::{Kind, Operation, Slot};
+use crate::request::HEADER;
+use crate::writes::WritePath;
+
+/// An io_uring, and what its operations are for.
+pub(crate) struct Operations {
+    ring: Uring,
+    operations: Vec<Option<Operation>>,
+    /// Those that have ended.
+    ended: VecDeque<(Operation, io::Result<usize>)>,
+    writes: WritePath,
+    /// Writes that the kernel has not been told of yet.
+    new_writes: usize,
+}
+
+impl Operations {
+    pub(crate) fn new(ring: Uring, writes: WritePath) -> Self {
+        Self {
+            operations: vec![None; ring.room()],
+            ring,
+            ended: VecDeque::new(),
+            writes,
+            new_writes: 0,
+        }
+    }
+
+    pub(crate) fn ring(&self) -> &Uring {
+        &self.ring
+    }
+
+    /// How many more may be begun.
+    pub(crate) fn room(&self) -> usize {
+        self.ring.room()
+    }
+
+    /// Whether the next write is best done here.
+    pub(crate) fn is_for_writes(&self) -> bool {
+        self.writes.is_ring()
+    }
+
+    /// Whether none is under way, nor one's end untold.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.ring.is_idle() && self.ended.is_empty()
+    }
+
+    /// Begins an operation, which is a part of the request in `slot`.
+    pub(crate) fn begin(&mut self, operation: Operation, slot: &Slot) -> Result<(), RingError> {
+        let place = self.operations.iter().position(Option::is_none);
+        let (Some(token), Some(chain)) = (place, slot.chain.as_ref()) else {
+            return Err(RingError::Device("no place in the io_uring".to_owned()));
+        };
+        let (memory, number) = (&slot.memory, token as u64);
+        let place = (operation.file, operation.offset);
+        match operation.kind {
+            Kind::Read => {
+                let to = chain.writable().part(operation.at, operation.length)?;
+                self.ring.read(place, memory, &to, number)?;
+            }
+            Kind::Write => {
+                let at = HEADER.saturating_add(operation.at);
+                let from = chain.readable().part(at, operation.length)?;
+                self.ring.write(place, memory, &from, number)?;
+                self.new_writes += 1;
+            }
+            Kind::Sync => self.ring.sync(operation.file, number)?,
+        }
+        if let Some(entry) = self.operations.get_mut(token) {
+            *entry = Some(operation);
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel of new operations.
+    pub(crate) fn submit(&mut self) -> Result<(), RingError> {
+        self.ring.submit().map_err(lost)?;
+        if self.new_writes > 0 && self.writes.is_trying() {
+            let before = self.ended.len();
+            self.collect();
+            let at_once = self.ended.range(before..);
+            let at_once = at_once.filter(|(operation, _)| operation.kind == Kind::Write);
+            self.writes.tried(self.new_writes, at_once.count());
+        }
+        self.new_writes = 0;
+        Ok(())
+    }
+
+    /// Waits until one ends, if one is under way.
+    pub(crate) fn wait(&mut self) -> Result<(), RingError> {
+        match self.ended.is_empty() {
+            true => self.ring.wait().map_err(lost),
+            false => Ok(()),
+        }
+    }
+
+    /// One that has ended, and how many bytes it moved.
+    pub(crate) fn take_ended(&mut self) -> Option<(Operation, io::Result<usize>)> {
+        if self.ended.is_empty() {
+            self.collect();
+        }
+        self.ended.pop_front()
+    }
+
+    fn collect(&mut self) {
+        while let Some((token, moved)) = self.ring.take_ended() {
+            let token = usize::try_from(token).unwrap_or(usize::MAX);
+            let operation = self.operations.get_mut(token).and_then(Option::take);
+            self.ended
+                .extend(operation.map(|operation| (operation, moved)));
+        }
+    }
+
+    /// Waits until none is under way, whatever becomes of them.
+    pub(crate) fn end_all(&mut self) {
+        while !self.is_idle() && self.wait().is_ok() {
+            while self.take_ended().is_some() {}
+        }
+    }
+}
+
+fn lost(error: io::Error) -> RingError {
+    RingError::Device(format!("io_uring: {error}"))
+}
