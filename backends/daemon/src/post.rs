@@ -150,3 +150,113 @@ impl<D: Device> Drop for Borrowed<'_, '_, D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::RingError;
+    use crate::queue::Queue;
+    use std::os::fd::{AsFd, BorrowedFd};
+    use std::sync::atomic::AtomicU64;
+
+    /// Has an event that happens all the time.
+    struct Busy {
+        event: OwnedFd,
+        handled: Arc<AtomicU64>,
+        most: u64,
+    }
+
+    impl Busy {
+        fn new(handled: &Arc<AtomicU64>, most: u64) -> Self {
+            let event = eventfd(1, EventfdFlags::NONBLOCK).unwrap();
+            let handled = Arc::clone(handled);
+            Self {
+                event,
+                handled,
+                most,
+            }
+        }
+    }
+
+    impl Device for Busy {
+        type Event = ();
+
+        fn features(&self) -> u64 {
+            0
+        }
+
+        fn queues(&self) -> u16 {
+            2
+        }
+
+        fn config(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn process(&mut self, _: &mut Queue<'_>) -> Result<(), RingError> {
+            Ok(())
+        }
+
+        fn events(&self) -> Vec<(BorrowedFd<'_>, ())> {
+            vec![(self.event.as_fd(), ())]
+        }
+
+        fn handle(&mut self, (): (), _: &mut crate::Queues<'_>) -> io::Result<()> {
+            if self.handled.fetch_add(1, Ordering::SeqCst) >= self.most {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            rustix::io::write(&self.event, &1u64.to_ne_bytes())?;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_thread_that_never_rests_leaves_the_part_to_the_session_and_goes_on_after_it() {
+        let handled = Arc::default();
+        let mut part = Busy::new(&handled, u64::MAX);
+        let post = Post::apart(&mut part, (1, 2), 2).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| post.serve());
+            for _ in 0..1000 {
+                let borrowed = post.borrow();
+                let before = handled.load(Ordering::SeqCst);
+                std::thread::yield_now();
+                assert_eq!(handled.load(Ordering::SeqCst), before, "it is served");
+                drop(borrowed);
+                while handled.load(Ordering::SeqCst) == before {
+                    std::thread::yield_now();
+                }
+            }
+            post.end();
+            thread.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_thread_that_waits_is_told_of_rings_that_have_a_turn_and_of_the_end() {
+        let handled = Arc::default();
+        let mut part = Busy::new(&handled, 0);
+        let post = Post::apart(&mut part, (1, 2), 2).unwrap();
+        // Nothing happens by itself.
+        post.borrow().close();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| post.serve());
+            post.borrow().set_enabled(1, true);
+            while post.borrow().has_more() {
+                std::thread::yield_now();
+            }
+            post.end();
+            thread.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_device_that_cannot_go_on_ends_the_thread_with_its_error() {
+        let handled = Arc::default();
+        let mut part = Busy::new(&handled, 3);
+        let post = Post::apart(&mut part, (0, 2), 2).unwrap();
+        let error = post.serve().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(handled.load(Ordering::SeqCst), 4);
+    }
+}
