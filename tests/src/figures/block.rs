@@ -10,7 +10,7 @@ use crate::workplace::Workplace;
 
 const ROUNDS: &str = "5";
 
-/// Requests a second, and the processor time of each: io_uring beside QEMU, then threads alone.
+/// Requests a second, and the processor time of each: as it is by default beside QEMU, then all by one way; with one queue and with two.
 pub(super) fn requests(_: &Workplace) -> Result<Vec<Measurement>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
@@ -30,23 +30,24 @@ pub(super) fn requests(_: &Workplace) -> Result<Vec<Measurement>> {
     Ok(measurements)
 }
 
-/// One line of the bench: for each server, requests a second and microseconds of each.
+/// One line of the bench: for each way to serve, requests a second and microseconds of each.
 fn of_load(load: &Value) -> Option<Vec<Measurement>> {
     let name = load.get("load")?.as_str()?;
     let of = |server: &str, index: usize| load.get(server)?.get(index)?.as_f64();
     let mut measurements = Vec::new();
     for (index, what, unit) in [(0, "requests", "1/s"), (1, "processor time", "µs each")] {
-        let ours = Measurement::new(
-            format!("block, {name}: {what}"),
-            of("io_uring", index)?,
-            unit,
-        );
-        measurements.push(match of("qemu", index) {
-            Some(theirs) => ours.against("qemu-storage-daemon", theirs),
-            None => ours,
-        });
-        let threads = format!("block with threads, {name}: {what}");
-        measurements.push(Measurement::new(threads, of("threads", index)?, unit));
+        for (server, called) in [
+            ("auto", "block"),
+            ("io_uring", "block, all by io_uring"),
+            ("threads", "block, all by threads"),
+        ] {
+            let title = format!("{called}, {name}: {what}");
+            let ours = Measurement::new(title, of(server, index)?, unit);
+            measurements.push(match of("qemu", index) {
+                Some(theirs) if server == "auto" => ours.against("qemu-storage-daemon", theirs),
+                _ => ours,
+            });
+        }
     }
     Some(measurements)
 }
@@ -56,13 +57,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_the_bench_is_four_measurements() {
-        let line = r#"{"load":"raw, read 4k","io_uring":[200000,2.5],"threads":[100000,5],"qemu":[50000,14]}"#;
+    fn a_line_of_the_bench_is_six_measurements() {
+        let line = r#"{"load":"raw, read 4k","auto":[210000,2.4],"io_uring":[200000,2.5],"threads":[100000,5],"qemu":[50000,14]}"#;
         let found = of_load(&serde_json::from_str(line).unwrap()).unwrap();
-        assert_eq!(found.len(), 4);
-        assert_eq!(found[0].value, 200_000.0);
+        assert_eq!(found.len(), 6);
+        assert_eq!((found[0].value, found[1].value), (210_000.0, 200_000.0));
+        assert_eq!(found[1].peer, None);
         assert_eq!(
-            found[2].peer,
+            found[3].peer,
             Some(("qemu-storage-daemon".to_owned(), 14.0))
         );
         assert!(of_load(&serde_json::json!({"load": "raw"})).is_none());
