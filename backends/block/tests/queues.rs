@@ -448,7 +448,7 @@ fn wakeups(pid: u32) -> u64 {
 }
 
 #[test]
-fn each_of_several_queues_has_a_thread_for_as_long_as_there_is_a_frontend() {
+fn each_of_several_queues_has_a_confined_thread_for_as_long_as_there_is_a_frontend() {
     let (_folder, image) = raw_image(1 << 20);
     for (queues, expected) in [(1, 0), (2, 2), (5, 5)] {
         let more = ["--persist", "--num-queues", &queues.to_string()];
@@ -463,7 +463,14 @@ fn each_of_several_queues_has_a_thread_for_as_long_as_there_is_a_frontend() {
                     "{queue}"
                 );
             }
-            assert_eq!(threads(pid, "rings").len(), expected);
+            let found = threads(pid, "rings");
+            assert_eq!(found.len(), expected);
+            for thread in found {
+                let status = std::fs::read_to_string(thread.join("status")).unwrap();
+                for confined in ["Seccomp:\t2", "NoNewPrivs:\t1", "CapEff:\t0000000000000000"] {
+                    assert!(status.contains(confined), "{status}");
+                }
+            }
             drop(guest);
             let start = Instant::now();
             while !threads(pid, "rings").is_empty() {
