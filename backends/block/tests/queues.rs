@@ -146,7 +146,9 @@ struct Driver {
 
 /// Requests of one queue at a time.
 const DEPTH: usize = 16;
-const LONGEST: u64 = 300;
+const LONGEST: u64 = 120;
+/// Sectors of the part of the disk where most requests are at a time.
+const PART: u64 = 512;
 
 impl Driver {
     fn new(backend: &Backend, queues: usize, sectors: u64, seed: u64) -> Self {
@@ -178,12 +180,22 @@ impl Driver {
         }
     }
 
+    /// Mostly where the other requests are that are under way, which is another part of the disk all the time: where no cluster is yet.
+    fn place(&mut self, count: u64) -> u64 {
+        let all = self.model.sectors.len() as u64;
+        match self.numbers.below(8) {
+            0 => self.numbers.below(all + 1 - count),
+            _ => {
+                let part = self.done / 32 * 7 % (all / PART);
+                part * PART + self.numbers.below(PART + 1 - count)
+            }
+        }
+    }
+
     fn post(&mut self, queue: usize) {
         let slot = self.slots.pop().unwrap();
         let count = 1 + self.numbers.below(LONGEST);
-        let sector = self
-            .numbers
-            .below(self.model.sectors.len() as u64 + 1 - count);
+        let sector = self.place(count);
         let kind = match self.numbers.below(16) {
             0..8 => VIRTIO_BLK_T_OUT,
             8..13 => VIRTIO_BLK_T_IN,
@@ -288,7 +300,7 @@ impl Driver {
 
 /// What the base image has everywhere.
 const BASE: Value = 0x0101_0101_0101_0101;
-const SECTORS: u64 = (6 << 20) / SECTOR;
+const SECTORS: u64 = (16 << 20) / SECTOR;
 
 fn overlay(folder: &Path, cluster_size: u64, extended_l2: bool) -> PathBuf {
     let base = folder.join("base.raw");
