@@ -18,6 +18,7 @@ mod json;
 mod keyval;
 mod node;
 mod open;
+mod operand;
 mod options;
 mod output;
 mod probe;
@@ -77,7 +78,7 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if standard.flag("follow-json-names") {
-        source::follow_json_names();
+        operand::follow_json_names();
     }
     let usage = |message: String| Usage {
         verb: None,

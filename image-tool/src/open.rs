@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use qcow::{Backing, DataFile, Discard, Format, Image, Info, Locking, OpenOptions};
+use qcow::{DataFile, Discard, Format, Image, Info, Locking, OpenOptions};
 
 use crate::disk::Disk;
 use crate::probe;
@@ -112,10 +112,11 @@ impl Chain {
         for window in &source.windows {
             options = options.window(window.offset, window.size);
         }
+        let mut below = None;
         if !how.alone {
             options = options.data_file(self.data_file(source));
             if !how.no_backing {
-                options = options.backing(self.backing(source, format, &file, how)?);
+                below = self.below(source, format, &file, how)?;
             }
         }
         let image = if how.unsynced {
@@ -124,7 +125,10 @@ impl Chain {
             Image::open_file(file, &source.path, &options)
         };
         let image = image.map_err(|error| anyhow!("{}", reason(&error, &source.path)))?;
-        Ok((image, guessed))
+        Ok(match below {
+            Some(below) => (image.over(Arc::new(below)), guessed),
+            None => (image, guessed),
+        })
     }
 
     fn remember(&mut self, file: &File, path: &Path) -> Result<()> {
@@ -151,20 +155,20 @@ impl Chain {
         }
     }
 
-    fn backing(
+    fn below(
         &mut self,
         source: &Source,
         format: Format,
         file: &File,
         how: &Opening,
-    ) -> Result<Backing> {
+    ) -> Result<Option<Image>> {
         let below = match &source.backing {
-            BackingOverride::None => return Ok(Backing::Ignore),
+            BackingOverride::None => return Ok(None),
             BackingOverride::Image(below) => Source::clone(below),
-            BackingOverride::AsRecorded if format == Format::Raw => return Ok(Backing::Ignore),
+            BackingOverride::AsRecorded if format == Format::Raw => return Ok(None),
             BackingOverride::AsRecorded => match recorded_backing(source, file)? {
                 Some(below) => below,
-                None => return Ok(Backing::Ignore),
+                None => return Ok(None),
             },
         };
         let how = Opening {
@@ -176,7 +180,7 @@ impl Chain {
         let (image, _) = self
             .open(&below, &how)
             .map_err(|error| anyhow!("Could not open backing file: {error}"))?;
-        Ok(Backing::Use(Arc::new(image)))
+        Ok(Some(image))
     }
 }
 

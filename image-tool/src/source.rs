@@ -1,19 +1,13 @@
-//! What names an image on the command line: a file name, `file:name`, `json:{…}`, or with `--image-opts` a list of
-//! options. Only local files, and only the formats this tool knows; everything else is refused by name.
+//! An image as the user described it, before any file is opened.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, anyhow, bail};
-use serde_json::error::Category;
+use anyhow::{Result, bail};
 
 use crate::json::Value;
-use crate::keyval;
-use crate::node::{Given, Node};
-use crate::report::Hinted;
 
-/// An image as the user described it, before any file is opened.
+/// Where an image is and how it is to be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Source {
     /// As written, for messages.
@@ -69,51 +63,7 @@ pub(crate) struct Window {
     pub(crate) shown: Value,
 }
 
-/// Whether `json:` names that images record are followed; the user says so before anything is opened.
-static FOLLOW_JSON: AtomicBool = AtomicBool::new(false);
-
-/// From now on `json:` names in images are followed, as far as raw, qcow2 and local files go.
-pub(crate) fn follow_json_names() {
-    FOLLOW_JSON.store(true, Ordering::Relaxed);
-}
-
 impl Source {
-    /// From an operand: a file name, or with `image_opts` a list of options.
-    pub(crate) fn parse(operand: &OsStr, format: Option<&str>, image_opts: bool) -> Result<Self> {
-        if image_opts {
-            if format.is_some() {
-                bail!("--image-opts and --format are mutually exclusive");
-            }
-            return Self::from_options(&operand.to_string_lossy());
-        }
-        Self::from_name(operand, format)
-    }
-
-    /// From a file name, which may have a protocol in front.
-    pub(crate) fn from_name(name: &OsStr, format: Option<&str>) -> Result<Self> {
-        let text = name.to_string_lossy().into_owned();
-        if let Some(json) = text.strip_prefix("json:") {
-            return Self::from_json(&text, json, format);
-        }
-        let path = local_path(name).map_err(|error| anyhow!("Could not open '{text}': {error}"))?;
-        if path.as_os_str().is_empty() {
-            bail!("Could not open '{text}': The 'file' block driver requires a file name");
-        }
-        Ok(Self {
-            text,
-            ..Self::of_file(path, format.map(str::to_owned))
-        })
-    }
-
-    /// The image that the user names as one's backing file: relative to that image, unless it is described by options.
-    pub(crate) fn beside(image: &Path, name: &str, format: Option<&str>) -> Result<Self> {
-        if name.starts_with("json:") {
-            return Self::from_name(OsStr::new(name), format);
-        }
-        let path = relative_to(image, name)?;
-        Ok(Self::of_file(path, format.map(str::to_owned)))
-    }
-
     /// The image in a file, as it is.
     pub(crate) fn of_file(path: PathBuf, format: Option<String>) -> Self {
         Self {
@@ -130,14 +80,6 @@ impl Source {
         }
     }
 
-    /// The image that another image names as its backing file, with the format it records.
-    pub(crate) fn recorded(image: &Path, name: &str, format: Option<&str>) -> Result<Self> {
-        if name.starts_with("json:") && !FOLLOW_JSON.load(Ordering::Relaxed) {
-            bail!("the image names '{name}', which is followed only with --follow-json-names");
-        }
-        Self::beside(image, name, format)
-    }
-
     /// How the image is shown: its path, unless that does not say all.
     pub(crate) fn shown(&self, format: &str) -> String {
         match &self.shown {
@@ -149,118 +91,6 @@ impl Source {
             }
             _ => self.path.to_string_lossy().into_owned(),
         }
-    }
-
-    fn from_options(text: &str) -> Result<Self> {
-        let options = keyval::split(text, Some("file"))
-            .into_iter()
-            .map(|item| {
-                let text = item.value.unwrap_or_else(|| "on".to_owned());
-                (item.key, Given { text, bare: false })
-            })
-            .collect();
-        Self::from_flat(text, options, None)
-            .map_err(|error| with_hint(error, |why| format!("Could not open '{text}': {why}")))
-    }
-
-    fn from_json(text: &str, json: &str, format: Option<&str>) -> Result<Self> {
-        let failed = |error: String| anyhow!("Could not open '{text}': {error}");
-        let value: serde_json::Value =
-            serde_json::from_str(&double_quoted(json)).map_err(|error| {
-                let why = match error.classify() {
-                    _ if json.trim().is_empty() => "Expecting a JSON value".to_owned(),
-                    Category::Eof => "JSON parse error, premature EOI".to_owned(),
-                    _ => format!("JSON parse error, {error}"),
-                };
-                failed(format!("Could not parse the JSON options: {why}"))
-            })?;
-        let serde_json::Value::Object(members) = value else {
-            return Err(failed("Invalid JSON object given".to_owned()));
-        };
-        let mut options = Vec::new();
-        flatten("", &members, &mut options);
-        Self::from_flat(text, options, format)
-            .map_err(|error| with_hint(error, |why| format!("Could not open '{text}': {why}")))
-    }
-
-    /// From options whose keys are paths: `file.filename`, `backing.driver`.
-    fn from_flat(text: &str, options: Vec<(String, Given)>, format: Option<&str>) -> Result<Self> {
-        let mut node = Node::default();
-        for (key, value) in options {
-            node.set(&key, value)?;
-        }
-        if let Some(format) = format {
-            node.set_driver(format);
-        }
-        node.into_source(text)
-    }
-}
-
-/// QEMU takes strings in single quotes, too; the parser wants double ones.
-fn double_quoted(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    let mut quote = None;
-    let mut characters = json.chars();
-    while let Some(character) = characters.next() {
-        match (quote, character) {
-            (Some(_), '\\') => match characters.next() {
-                Some('\'') => out.push('\''),
-                Some(escaped) => out.extend(['\\', escaped]),
-                None => out.push('\\'),
-            },
-            (None, '\'' | '"') => {
-                quote = Some(character);
-                out.push('"');
-            }
-            (Some(open), _) if open == character => {
-                quote = None;
-                out.push('"');
-            }
-            (Some('\''), '"') => out.push_str("\\\""),
-            _ => out.push(character),
-        }
-    }
-    out
-}
-
-/// Turns nested JSON into options whose keys are paths.
-fn flatten(
-    prefix: &str,
-    members: &serde_json::Map<String, serde_json::Value>,
-    options: &mut Vec<(String, Given)>,
-) {
-    for (name, value) in members {
-        flatten_value(format!("{prefix}{name}"), value, options);
-    }
-}
-
-fn flatten_value(key: String, value: &serde_json::Value, options: &mut Vec<(String, Given)>) {
-    use serde_json::Value;
-    let (text, bare) = match value {
-        Value::Object(inner) => return flatten(&format!("{key}."), inner, options),
-        Value::Array(items) => {
-            for (index, item) in items.iter().enumerate() {
-                flatten_value(format!("{key}.{index}"), item, options);
-            }
-            return;
-        }
-        Value::String(text) => (text.clone(), false),
-        Value::Bool(value) => (if *value { "on" } else { "off" }.to_owned(), true),
-        Value::Number(number) => (number.to_string(), true),
-        Value::Null => (String::new(), true),
-    };
-    options.push((key, Given { text, bare }));
-}
-
-/// The same error with other words and the same hint.
-fn with_hint(error: anyhow::Error, words: impl FnOnce(String) -> String) -> anyhow::Error {
-    match error.downcast::<Hinted>() {
-        Ok(hinted) => Hinted {
-            message: words(hinted.message),
-            hint: hinted.hint,
-        }
-        .into(),
-        Err(error) => anyhow!("{}", words(error.to_string())),
     }
 }
 
@@ -305,66 +135,6 @@ pub(crate) fn relative_to(image: &Path, name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn named(name: &str) -> Result<Source> {
-        Source::from_name(OsStr::new(name), None)
-    }
-
-    #[test]
-    fn only_the_file_protocol_is_known() {
-        assert_eq!(named("file:a.raw").unwrap().path, Path::new("a.raw"));
-        assert_eq!(named("./a:b").unwrap().path, Path::new("./a:b"));
-        let error = named("nbd://localhost").unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "Could not open 'nbd://localhost': Unknown protocol 'nbd'"
-        );
-    }
-
-    #[test]
-    fn json_and_options_say_the_same() {
-        let json = named(
-            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"b"},"force-share":true}"#,
-        );
-        let options =
-            Source::from_options("driver=qcow2,file.driver=file,file.filename=b,force-share=on");
-        let (json, options) = (json.unwrap(), options.unwrap());
-        assert_eq!(
-            (&json.path, &json.format, json.force_share),
-            (&options.path, &options.format, true)
-        );
-    }
-
-    #[test]
-    fn json_may_be_in_single_quotes() {
-        let source = named(r#"json:{'driver':'raw','file':{'filename':'it\'s "b"'}}"#).unwrap();
-        assert_eq!(source.path, Path::new(r#"it's "b""#));
-    }
-
-    #[test]
-    fn a_backing_file_can_be_replaced() {
-        let source = Source::from_options(
-            "driver=qcow2,file.filename=o,backing.driver=raw,backing.file.filename=b",
-        );
-        let BackingOverride::Image(backing) = source.unwrap().backing else {
-            panic!("no backing image")
-        };
-        assert_eq!(
-            (backing.path.as_path(), backing.format.as_deref()),
-            (Path::new("b"), Some("raw"))
-        );
-    }
-
-    #[test]
-    fn unknown_options_are_refused() {
-        let error = Source::from_options("driver=qcow2,file.filename=o,foo=1")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.ends_with("Block format 'qcow2' does not support the option 'foo'"),
-            "{error}"
-        );
-    }
 
     #[test]
     fn names_in_an_image_are_relative_to_it() {

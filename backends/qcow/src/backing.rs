@@ -8,33 +8,47 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Image;
 use crate::lock::{FileLock, Use};
+use crate::names::{resolve, resolve_data_file};
 use crate::options::{Backing, DataFile, Format, Locking, OpenOptions};
 use crate::storage::{HostFile, Storage};
 
 /// The files of a chain seen so far, by (device, inode).
 type Seen = Vec<(u64, u64)>;
 
-/// Opens an image file and what the options let it refer to.
-pub(crate) fn open_top(path: &Path, options: &OpenOptions) -> Result<Image> {
-    let file = open_host_file(path, options.writable)?;
-    open_top_file(file, path, options)
-}
+/// Opening.
+impl Image {
+    /// Opens `path` as the options say, and what they let it refer to.
+    ///
+    /// # Errors
+    /// The file is missing, locked, not of the declared format, damaged, or uses an unknown feature; the message names it.
+    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let file = open_host_file(path.as_ref(), options.writable)?;
+        Self::open_file(file, path, options)
+    }
 
-/// As [`open_top`], from an open file.
-pub(crate) fn open_top_file(file: File, path: &Path, options: &OpenOptions) -> Result<Image> {
-    open_in_chain(file, path, options, &mut Seen::new())
-}
+    /// Opens an image from an open file; `path` is its name in messages, and what relative backing names are relative to.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn open_file(file: File, path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        open_in_chain(file, path.as_ref(), options, &mut Seen::new())
+    }
 
-/// As [`open_top`], from storage that is not a file; no locks.
-pub(crate) fn open_storage(
-    storage: Box<dyn Storage>,
-    path: &Path,
-    options: &OpenOptions,
-) -> Result<Image> {
-    check_options(options)?;
-    let image = Image::assemble(storage, path, options, None)
-        .map_err(|error| error.within(path.display()))?;
-    attach(image, path, options, &mut Seen::new())
+    /// Opens an image from storage of the caller's own; no locks are taken.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn open_storage(
+        storage: Box<dyn Storage>,
+        path: impl AsRef<Path>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        check_options(options)?;
+        let image = Self::assemble(storage, path, options, None)
+            .map_err(|error| error.within(path.display()))?;
+        attach(image, path, options, &mut Seen::new())
+    }
 }
 
 fn check_options(options: &OpenOptions) -> Result<()> {
@@ -139,11 +153,10 @@ fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen)
     }
     match &options.backing {
         Backing::Ignore => {}
-        Backing::Use(below) => image.set_backing(Some(below.clone())),
         Backing::Open => {
             if let Some(name) = references.backing {
                 let below = open_backing(path, &name, references.backing_format, options, seen)?;
-                image.set_backing(Some(Arc::new(below)));
+                image = image.over(Arc::new(below));
             }
         }
     }
@@ -196,48 +209,4 @@ fn open_backing(
     let file = open_host_file(&below, false)
         .map_err(|error| error.within(format!("backing file of {}", path.display())))?;
     open_in_chain(file, &below, &below_options, seen)
-}
-
-/// Where the name of an external data file leads. Unlike backing files, QEMU looks for it relative to the
-/// working directory, and so must everybody who shares images with it.
-pub(crate) fn resolve_data_file(path: &Path, name: &str) -> Result<PathBuf> {
-    resolve(path, name)?;
-    Ok(PathBuf::from(name.strip_prefix("file:").unwrap_or(name)))
-}
-
-/// The full name behind one recorded in the image `path`, as QEMU shows it: those of a protocol are full already.
-pub(crate) fn full_name(path: &Path, name: &str) -> Option<PathBuf> {
-    let of_protocol = name
-        .find([':', '/'])
-        .is_some_and(|at| name.as_bytes().get(at) == Some(&b':'));
-    match of_protocol {
-        true => Some(PathBuf::from(name)),
-        false => resolve(path, name).ok(),
-    }
-}
-
-/// Where a name recorded in the image `path` leads: relative names are relative to the image's folder.
-///
-/// # Errors
-/// The name is of a protocol (`nbd:`, `json:`, …): an image must not be able to make this process open such things.
-pub(crate) fn resolve(path: &Path, name: &str) -> Result<PathBuf> {
-    // What stands behind `file:` is a plain name, whatever it looks like.
-    let (plain, local) = match name.strip_prefix("file:") {
-        Some(rest) => (rest, true),
-        None => (name, false),
-    };
-    let before_slash = plain.split('/').next().unwrap_or("");
-    if before_slash.contains(':') && !local {
-        return Err(Error::unsupported(format!(
-            "{}: refers to {name}, which is not a plain file name",
-            path.display()
-        )));
-    }
-    if plain.is_empty() || plain.contains('\0') {
-        return Err(Error::new(
-            ErrorKind::Backing,
-            format!("{}: refers to a file with an empty name", path.display()),
-        ));
-    }
-    Ok(path.parent().unwrap_or_else(|| Path::new("")).join(plain))
 }

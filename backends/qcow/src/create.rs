@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use crate::address::{ClusterIndex, HostOffset};
-use crate::backing;
 use crate::engine::{refcount_ones, to_bytes};
 use crate::error::{Error, Result};
 use crate::extension::kind;
@@ -12,9 +11,11 @@ use crate::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use crate::header::{self, Header, LENGTH_V3};
 use crate::image::Image;
 use crate::lock::{FileLock, Use};
+use crate::names::resolve_data_file;
 use crate::options::{
     CompressionType, CreateOptions, DataFile, Format, Locking, OpenOptions, Preallocation,
 };
+use crate::raw;
 use crate::storage::{HostFile, Storage};
 
 /// Creates an image file. What was in the file is lost; if creating fails, a file that was not there before is removed again.
@@ -49,14 +50,14 @@ fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
         Format::Raw => {
             storage.set_len(options.size).map_err(failed)?;
             if options.preallocation == Preallocation::Off {
-                allocate_first_block(&storage, options.size).map_err(failed)?;
+                raw::allocate_first_block(&storage, options.size).map_err(failed)?;
             }
-            preallocate_raw(&storage, 0, options.size, options.preallocation)
+            raw::preallocate(&storage, 0, options.size, options.preallocation)
         }
         Format::Qcow2 => {
             create_qcow2(&storage, options).map_err(|error| error.within(path.display()))?;
             if let Some(name) = &options.data_file {
-                create_data_file(&backing::resolve_data_file(path, name)?, options)?;
+                create_data_file(&resolve_data_file(path, name)?, options)?;
             }
             let preallocation = options.initial_preallocation();
             if preallocation == Preallocation::Off {
@@ -67,16 +68,6 @@ fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
             preallocate(path, options, preallocation)
         }
     }
-}
-
-/// Stores the first block of an otherwise empty raw file: who opens it later with direct I/O finds out by it which
-/// alignment the host needs. QEMU does the same.
-pub(crate) fn allocate_first_block(storage: &dyn Storage, size: u64) -> std::io::Result<()> {
-    const BLOCK: u64 = 4096;
-    let len = if size < BLOCK { 512 } else { BLOCK };
-    let len = len.min(size) as usize;
-    let zeroes = [0u8; BLOCK as usize];
-    storage.write(0, &&zeroes[..], 0, len)
 }
 
 fn preallocate(path: &Path, options: &CreateOptions, preallocation: Preallocation) -> Result<()> {
@@ -357,36 +348,4 @@ fn create_data_file(path: &Path, options: &CreateOptions) -> Result<()> {
     // What was in it is no part of the new disk, and would show in the raw view of it.
     storage.set_len(0).map_err(failed)?;
     storage.set_len(options.size).map_err(failed)
-}
-
-/// Reserves the space of a raw file from `start` to `end`.
-pub(crate) fn preallocate_raw(
-    storage: &dyn Storage,
-    start: u64,
-    end: u64,
-    preallocation: Preallocation,
-) -> Result<()> {
-    if end <= start {
-        return Ok(());
-    }
-    let failed = |error| Error::io("cannot preallocate", error);
-    match preallocation {
-        Preallocation::Off => Ok(()),
-        Preallocation::Metadata => Err(Error::unsupported(
-            "raw images have no metadata to preallocate",
-        )),
-        Preallocation::Falloc => storage.allocate(start, end - start).map_err(failed),
-        Preallocation::Full => {
-            let zeroes = vec![0u8; 1 << 20];
-            let mut at = start;
-            while at < end {
-                let len = (end - at).min(zeroes.len() as u64);
-                storage
-                    .write(at, &&zeroes[..], 0, len as usize)
-                    .map_err(failed)?;
-                at += len;
-            }
-            Ok(())
-        }
-    }
 }

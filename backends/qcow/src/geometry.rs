@@ -13,6 +13,8 @@ pub(crate) const COPIED: u64 = 1 << 63;
 pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
 /// Largest refcount table in bytes.
 pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+/// Most snapshots of an image.
+pub(crate) const MAX_SNAPSHOTS: u32 = 65536;
 
 /// Sizes of one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,9 +6,8 @@ use crate::big_endian::{be32, be64};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extension::{Extension, kind};
 use crate::feature;
-use crate::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
+use crate::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS};
 use crate::options::CompressionType;
-use crate::snapshot_table::MAX_SNAPSHOTS;
 
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 const MAX_BACKING_NAME: u32 = 1023;

@@ -1,19 +1,22 @@
 //! An open image of either format, with its backing chain.
 
 mod amend;
+mod change;
+mod facts;
+mod plan;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::backing;
+use crate::below::Below;
 use crate::buffer::{Destination, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::FileLock;
-use crate::options::{Format, OpenOptions, Preallocation};
+use crate::names::References;
+use crate::options::{Format, OpenOptions};
+use crate::plan::Plan;
 use crate::qcow2::Qcow2;
 use crate::raw::Raw;
-use crate::report::{CheckResult, Extent, Info, Repair, SnapshotInfo};
 use crate::storage::Storage;
 use crate::window::Window;
 
@@ -27,14 +30,6 @@ pub struct Image {
     data_lock: Option<FileLock>,
 }
 
-/// The other files an image names.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct References {
-    pub(crate) backing: Option<String>,
-    pub(crate) backing_format: Option<String>,
-    pub(crate) data_file: Option<String>,
-}
-
 pub(crate) enum Layer {
     Raw(Raw),
     Qcow2(Box<Qcow2>),
@@ -44,28 +39,6 @@ pub(crate) enum Layer {
 const MAX_OFFSET: u64 = 1 << 63;
 
 impl Image {
-    /// Opens `path` as the options say.
-    ///
-    /// # Errors
-    /// The file is missing, locked, not of the declared format, damaged, or uses an unknown feature; the message names it.
-    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        backing::open_top(path.as_ref(), options)
-    }
-
-    /// Opens an image from an open file; `path` is its name in messages, and what relative backing names are relative to.
-    pub fn open_file(file: File, path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        backing::open_top_file(file, path.as_ref(), options)
-    }
-
-    /// Opens an image from storage of the caller's own; no locks are taken.
-    pub fn open_storage(
-        storage: Box<dyn Storage>,
-        path: impl AsRef<Path>,
-        options: &OpenOptions,
-    ) -> Result<Self> {
-        backing::open_storage(storage, path.as_ref(), options)
-    }
-
     pub(crate) fn assemble(
         storage: Box<dyn Storage>,
         path: &Path,
@@ -96,8 +69,15 @@ impl Image {
         })
     }
 
-    pub(crate) fn set_backing(&mut self, backing: Option<Arc<Image>>) {
-        self.backing = backing;
+    /// What this image does not hold is read from `below` from now on.
+    #[must_use]
+    pub fn over(mut self, below: Arc<Image>) -> Self {
+        self.backing = Some(below);
+        self
+    }
+
+    fn below(&self) -> Option<&dyn Below> {
+        self.backing.as_deref().map(|below| below as &dyn Below)
     }
 
     pub(crate) fn set_data_file(
@@ -197,30 +177,6 @@ impl Image {
         self.read_part(offset, dst, 0, len)
     }
 
-    /// Reads `len` bytes to `dst[at..]`; what lies beyond the end of the disk reads as zeroes.
-    pub(crate) fn read_part(
-        &self,
-        offset: u64,
-        dst: &mut dyn Destination,
-        at: usize,
-        len: usize,
-    ) -> Result<()> {
-        let inside = usize::try_from(self.virtual_size().saturating_sub(offset))
-            .unwrap_or(usize::MAX)
-            .min(len);
-        if inside < len {
-            dst.zero(at + inside, len - inside);
-        }
-        if inside == 0 {
-            return Ok(());
-        }
-        match &self.layer {
-            Layer::Raw(raw) => raw.read(offset, dst, at, inside),
-            Layer::Qcow2(qcow2) => qcow2.read(self.backing.as_deref(), offset, dst, at, inside),
-        }
-        .map_err(|error| error.within(self.path.display()))
-    }
-
     /// Writes `buf` at `offset` of the disk. Durable after the next [`Image::flush`].
     pub fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.write_from(offset, &buf)
@@ -233,7 +189,7 @@ impl Image {
         self.check_range(offset, len as u64)?;
         match &self.layer {
             Layer::Raw(raw) => raw.write(offset, src, 0, len),
-            Layer::Qcow2(qcow2) => qcow2.write(self.backing.as_deref(), offset, src, len),
+            Layer::Qcow2(qcow2) => qcow2.write(self.below(), offset, src, len),
         }
         .map_err(|error| error.within(self.path.display()))
     }
@@ -244,9 +200,7 @@ impl Image {
         self.check_range(offset, len)?;
         match &self.layer {
             Layer::Raw(raw) => raw.write_zeroes(offset, len, may_unmap),
-            Layer::Qcow2(qcow2) => {
-                qcow2.write_zeroes(self.backing.as_deref(), offset, len, may_unmap)
-            }
+            Layer::Qcow2(qcow2) => qcow2.write_zeroes(self.below(), offset, len, may_unmap),
         }
         .map_err(|error| error.within(self.path.display()))
     }
@@ -331,235 +285,41 @@ impl std::fmt::Debug for Image {
     }
 }
 
-/// Facts.
-impl Image {
-    /// How the beginning of `offset..offset + len` is stored in this image alone: the first extent, at most `len` long.
-    pub fn map_layer(&self, offset: u64, len: u64) -> Result<Extent> {
-        self.check_range(offset, len)?;
-        if len == 0 {
-            return Err(Error::invalid("cannot map a range of 0 bytes"));
-        }
-        match &self.layer {
-            Layer::Raw(raw) => raw.status(offset, len).map(|(length, data)| Extent {
-                start: offset,
-                length,
-                depth: 0,
-                present: true,
-                zero: !data,
-                data,
-                compressed: false,
-                offset: Some(raw.place(offset)),
-                file: Some(self.path.clone()),
-            }),
-            Layer::Qcow2(qcow2) => qcow2.map(offset, len, &self.path),
-        }
-        .map_err(|error| error.within(self.path.display()))
+impl Below for Image {
+    fn size(&self) -> u64 {
+        self.virtual_size()
     }
 
-    /// How the beginning of `offset..offset + len` is stored in the chain: the first extent, at most `len` long.
-    pub fn map(&self, offset: u64, len: u64) -> Result<Extent> {
-        let mut extent = self.map_layer(offset, len)?;
-        let (mut image, mut depth) = (self, 0);
-        while !extent.present {
-            let Some(below) = image.backing.as_deref() else {
-                break;
-            };
-            depth += 1;
-            let inside = below.virtual_size().saturating_sub(offset);
-            if inside == 0 {
-                // QEMU: beyond a short backing file there are zeroes, decided by the image that lies on it.
-                extent = Extent {
-                    present: true,
-                    zero: true,
-                    depth: depth - 1,
-                    ..extent
-                };
-                break;
-            }
-            extent = below.map_layer(offset, extent.length.min(inside))?;
-            extent.depth = depth;
-            image = below;
-        }
-        if !extent.present {
-            extent.zero = true;
-        }
-        Ok(extent)
-    }
-
-    /// Everything the header says. Opens no file.
-    pub fn info(&self) -> Result<Info> {
-        match &self.layer {
-            Layer::Raw(raw) => Ok(Info {
-                filename: self.path.clone(),
-                format: Format::Raw,
-                virtual_size: raw.size(),
-                actual_size: raw.storage.allocated().unwrap_or(0),
-                file_size: raw.storage.len().unwrap_or(0),
-                cluster_size: None,
-                backing_filename: None,
-                full_backing_filename: None,
-                backing_format: None,
-                snapshots: Vec::new(),
-                qcow2: None,
-            }),
-            Layer::Qcow2(qcow2) => qcow2.info(&self.path),
-        }
-        .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// Checks refcounts and tables (qcow2 only), and repairs as far as `repair` allows.
-    pub fn check(&self, repair: Repair) -> Result<CheckResult> {
-        if repair != Repair::None {
-            self.check_writable()?;
-        }
-        match &self.layer {
-            Layer::Raw(_) => Err(Error::unsupported(
-                "this image format does not support checks",
-            )),
-            Layer::Qcow2(qcow2) => qcow2.check(repair),
-        }
-        .map_err(|error| error.within(self.path.display()))
-    }
-}
-
-/// Changes of the image as a whole.
-impl Image {
-    /// Changes the size of the disk. Shrinking drops what lies beyond the new end.
-    pub fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        self.check_writable()?;
-        match &self.layer {
-            Layer::Raw(raw) => {
-                let old = raw.size();
-                raw.resize(size)?;
-                if old == 0 && preallocation == Preallocation::Off {
-                    crate::create::allocate_first_block(&*raw.storage, size)
-                        .map_err(|error| Error::io("write error", error))?;
-                }
-                crate::create::preallocate_raw(&*raw.storage, old, size, preallocation)
-            }
-            Layer::Qcow2(qcow2) => qcow2.resize(self.backing.as_deref(), size, preallocation),
-        }
-        .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// Reserves space for a range of the disk that has none.
-    pub(crate) fn preallocate(
+    fn read_part(
         &self,
-        start: u64,
-        end: u64,
-        preallocation: Preallocation,
+        offset: u64,
+        dst: &mut dyn Destination,
+        at: usize,
+        len: usize,
     ) -> Result<()> {
-        self.check_writable()?;
+        let inside = usize::try_from(self.virtual_size().saturating_sub(offset))
+            .unwrap_or(usize::MAX)
+            .min(len);
+        if inside < len {
+            dst.zero(at + inside, len - inside);
+        }
+        if inside == 0 {
+            return Ok(());
+        }
         match &self.layer {
-            Layer::Raw(raw) => {
-                crate::create::preallocate_raw(&*raw.storage, start, end, preallocation)
-            }
-            Layer::Qcow2(qcow2) => qcow2.preallocate(start, end, preallocation),
+            Layer::Raw(raw) => raw.read(offset, dst, at, inside),
+            Layer::Qcow2(qcow2) => qcow2.read(self.below(), offset, dst, at, inside),
         }
         .map_err(|error| error.within(self.path.display()))
     }
 
-    fn qcow2(&self, what: &str) -> Result<&Qcow2> {
-        match &self.layer {
-            Layer::Raw(_) => Err(Error::unsupported(format!(
-                "{}: raw images have no {what}",
-                self.path.display()
-            ))),
-            Layer::Qcow2(qcow2) => Ok(qcow2),
-        }
-    }
-
-    /// The internal snapshots.
-    pub fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
-        match &self.layer {
-            Layer::Raw(_) => Ok(Vec::new()),
-            Layer::Qcow2(qcow2) => Ok(qcow2.snapshots()),
-        }
-    }
-
-    /// Keeps the present state of the disk under `name`.
-    pub fn snapshot_create(&self, name: &str) -> Result<()> {
-        self.check_writable()?;
-        self.qcow2("snapshots")?
-            .snapshot_create(name)
-            .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// Makes the disk what it was in the snapshot with this id or name.
-    pub fn snapshot_apply(&self, id_or_name: &str) -> Result<()> {
-        self.check_writable()?;
-        self.qcow2("snapshots")?
-            .snapshot_apply(self.backing.as_deref(), id_or_name)
-            .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// Forgets the snapshot with this id or name.
-    pub fn snapshot_delete(&self, id_or_name: &str) -> Result<()> {
-        self.check_writable()?;
-        self.qcow2("snapshots")?
-            .snapshot_delete(id_or_name)
-            .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// Adds a persistent dirty bitmap; without a granularity, with QEMU's default one.
-    pub fn bitmap_add(&self, name: &str, granularity: Option<u64>, enabled: bool) -> Result<()> {
-        self.check_writable()?;
-        let granularity =
-            granularity.unwrap_or_else(|| self.cluster_size().unwrap_or(65536).clamp(4096, 65536));
-        self.qcow2("bitmaps")?
-            .bitmap_add(name, granularity, enabled)
-            .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// Removes a bitmap, even one that cannot be trusted.
-    pub fn bitmap_remove(&self, name: &str) -> Result<()> {
-        self.check_writable()?;
-        self.qcow2("bitmaps")?
-            .bitmap_remove(name)
-            .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// Marks all of the disk as clean in a bitmap.
-    pub fn bitmap_clear(&self, name: &str) -> Result<()> {
-        self.check_writable()?;
-        self.qcow2("bitmaps")?
-            .bitmap_clear(name)
-            .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// Enables or disables a bitmap: whether writers keep it up to date.
-    pub fn bitmap_enable(&self, name: &str, enabled: bool) -> Result<()> {
-        self.check_writable()?;
-        self.qcow2("bitmaps")?
-            .bitmap_enable(name, enabled)
-            .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// The ranges (start, length) of the disk that a bitmap says are dirty.
-    pub fn bitmap_ranges(&self, name: &str) -> Result<Vec<(u64, u64)>> {
-        self.qcow2("bitmaps")?
-            .bitmap_ranges(name)
-            .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// Marks ranges of the disk as dirty in a bitmap: with those of another bitmap, merges that into it.
-    pub fn bitmap_merge(&self, name: &str, ranges: &[(u64, u64)]) -> Result<()> {
-        self.check_writable()?;
-        self.qcow2("bitmaps")?
-            .bitmap_merge(name, ranges)
-            .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// Records another backing file (`None`: none), without looking at any content.
-    pub fn change_backing_file(&self, name: Option<&str>, format: Option<Format>) -> Result<()> {
-        self.record_backing_file(name, format.map(Format::name))
-    }
-
-    /// As [`Image::change_backing_file`], with a format that this library need not have: what is recorded is opened by others.
-    pub fn record_backing_file(&self, name: Option<&str>, format: Option<&str>) -> Result<()> {
-        self.check_writable()?;
-        self.qcow2("backing file")?
-            .change_backing_file(name, format)
-            .map_err(|error| error.within(self.path.display()))
+    fn plan_part(
+        &self,
+        plan: &mut Plan,
+        first: usize,
+        offset: u64,
+        part: (usize, usize),
+    ) -> Result<bool> {
+        self.plan_read_part(plan, first, offset, part)
     }
 }

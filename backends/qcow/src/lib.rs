@@ -129,6 +129,7 @@
 
 mod address;
 mod backing;
+mod below;
 mod big_endian;
 mod bitmap;
 mod buffer;
@@ -142,9 +143,9 @@ mod feature;
 mod geometry;
 mod header;
 mod image;
-mod journal;
 mod l2;
 mod lock;
+mod names;
 mod options;
 mod plan;
 mod qcow2;
@@ -158,9 +159,9 @@ mod window;
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use buffer::{Destination, Source};
 pub use create::{create, create_in};
+pub use engine::Keep;
 pub use error::{Error, ErrorKind, Result};
 pub use image::Image;
-pub use journal::Keep;
 pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, Format, Locking, OpenOptions,
     Preallocation,

@@ -6,7 +6,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::image::Image;
 use crate::storage::Storage;
 
 /// The format of an image. Always declared, never guessed by this library while opening.
@@ -54,8 +53,6 @@ pub enum Backing {
     Ignore,
     /// Open the whole chain, read-only, every file in its recorded format. A backing file without a recorded format is refused.
     Open,
-    /// Read what the image does not hold from this image instead of the one it names.
-    Use(Arc<Image>),
 }
 
 /// What to do about an external data file.

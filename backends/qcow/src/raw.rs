@@ -4,6 +4,7 @@ use std::io;
 
 use crate::buffer::{Destination, Source};
 use crate::error::{Error, ErrorKind, Result};
+use crate::options::Preallocation;
 use crate::storage::Storage;
 
 /// A raw image.
@@ -104,5 +105,47 @@ impl Raw {
             })?;
         self.size.store(size, std::sync::atomic::Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// Stores the first block of an otherwise empty raw file: who opens it later with direct I/O finds out by it which
+/// alignment the host needs. QEMU does the same.
+pub(crate) fn allocate_first_block(storage: &dyn Storage, size: u64) -> std::io::Result<()> {
+    const BLOCK: u64 = 4096;
+    let len = if size < BLOCK { 512 } else { BLOCK };
+    let len = len.min(size) as usize;
+    let zeroes = [0u8; BLOCK as usize];
+    storage.write(0, &&zeroes[..], 0, len)
+}
+
+/// Reserves the space of a raw file from `start` to `end`.
+pub(crate) fn preallocate(
+    storage: &dyn Storage,
+    start: u64,
+    end: u64,
+    preallocation: Preallocation,
+) -> Result<()> {
+    if end <= start {
+        return Ok(());
+    }
+    let failed = |error| Error::io("cannot preallocate", error);
+    match preallocation {
+        Preallocation::Off => Ok(()),
+        Preallocation::Metadata => Err(Error::unsupported(
+            "raw images have no metadata to preallocate",
+        )),
+        Preallocation::Falloc => storage.allocate(start, end - start).map_err(failed),
+        Preallocation::Full => {
+            let zeroes = vec![0u8; 1 << 20];
+            let mut at = start;
+            while at < end {
+                let len = (end - at).min(zeroes.len() as u64);
+                storage
+                    .write(at, &&zeroes[..], 0, len as usize)
+                    .map_err(failed)?;
+                at += len;
+            }
+            Ok(())
+        }
     }
 }

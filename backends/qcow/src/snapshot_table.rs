@@ -7,8 +7,6 @@ use crate::header::Header;
 use crate::report::SnapshotInfo;
 use crate::storage::Storage;
 
-/// Most snapshots of an image.
-pub(crate) const MAX_SNAPSHOTS: u32 = 65536;
 /// Largest snapshot table in bytes.
 pub(crate) const MAX_TABLE_BYTES: u64 = 64 << 20;
 const MAX_EXTRA: u32 = 1024;

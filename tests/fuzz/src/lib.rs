@@ -28,13 +28,14 @@ pub fn open(memory: &Memory, options: OpenOptions) -> qcow::Result<Image> {
 pub fn open_whole(memory: &Memory, options: OpenOptions) -> qcow::Result<Image> {
     let named = open(memory, for_check())?.info()?;
     let mut options = options;
-    if named.backing_filename.is_some() {
-        options = options.backing(sound::below());
-    }
     if named.qcow2.is_some_and(|facts| facts.data_file.is_some()) {
         options = options.data_file(data_file::at_hand());
     }
-    open(memory, options)
+    let image = open(memory, options)?;
+    Ok(match named.backing_filename {
+        Some(_) => image.over(sound::below()),
+        None => image,
+    })
 }
 
 /// As qemu-img check opens an image.

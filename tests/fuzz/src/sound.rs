@@ -2,9 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use qcow::{
-    Backing, CompressionType, CreateOptions, Format, Image, OpenOptions, Preallocation, Result,
-};
+use qcow::{CompressionType, CreateOptions, Format, Image, OpenOptions, Preallocation, Result};
 
 use crate::memory::Memory;
 use crate::{data_file, open, places};
@@ -21,7 +19,7 @@ pub struct Sound {
 }
 
 /// What is below an image that names a backing file: shorter than most, and nowhere zero.
-pub fn below() -> Backing {
+pub fn below() -> Arc<Image> {
     static BELOW: OnceLock<Arc<Image>> = OnceLock::new();
     let image = BELOW.get_or_init(|| {
         let memory = Memory::new(&[0x42; 150_000]);
@@ -29,7 +27,7 @@ pub fn below() -> Backing {
         let image = Image::open_storage(Box::new(memory), "below", &options);
         Arc::new(image.expect("a raw image"))
     });
-    Backing::Use(Arc::clone(image))
+    Arc::clone(image)
 }
 
 /// All of them, made once.
@@ -183,14 +181,14 @@ fn image(options: &CreateOptions, content: Content) -> Result<Vec<u8>> {
     };
     qcow::create_in(&memory, &first)?;
     let mut how = OpenOptions::new(Format::Qcow2).writable(true);
-    if first.backing_file.is_some() {
-        how = how.backing(below());
-    }
     if first.data_file.is_some() {
         data_file::reset();
         how = how.data_file(data_file::at_hand());
     }
-    let image = open(&memory, how)?;
+    let mut image = open(&memory, how)?;
+    if first.backing_file.is_some() {
+        image = image.over(below());
+    }
     let compressed = options.data_file.is_none();
     match content {
         Content::Empty => {}

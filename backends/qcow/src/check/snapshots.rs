@@ -3,8 +3,9 @@
 use crate::check::Check;
 use crate::error::{Error, Result};
 use crate::geometry::MAX_L1_BYTES;
+use crate::geometry::MAX_SNAPSHOTS;
 use crate::report::Repair;
-use crate::snapshot_table::{MAX_SNAPSHOTS, Reading, SnapshotTable};
+use crate::snapshot_table::{Reading, SnapshotTable};
 
 impl Check<'_> {
     /// Reads the table. Snapshots beyond what an image may have are dropped if that is wanted; what is wrong with single entries is put

@@ -1,11 +1,11 @@
 //! What is to be written next.
 
 use crate::address::{ClusterIndex, HostOffset};
+use crate::engine::journal::Journal;
 use crate::engine::{Engine, Freed, Snapshot, Stop, Table};
 use crate::error::Result;
 use crate::feature;
 use crate::header::Header;
-use crate::journal::Journal;
 
 /// All that the file lacks at one moment, to be written by stages.
 #[derive(Debug, Default)]

@@ -18,6 +18,7 @@ mod alloc;
 mod batch;
 mod discard;
 mod growth;
+mod journal;
 mod map;
 mod overlap;
 mod pages;
@@ -38,7 +39,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
 use crate::geometry::Geometry;
 use crate::header::Header;
-use crate::journal::Journal;
+pub(crate) use journal::Journal;
+pub use journal::Keep;
 use overlap::Overlap;
 use pages::Pages;
 

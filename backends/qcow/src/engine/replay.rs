@@ -3,9 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::address::{ClusterIndex, HostOffset};
+use crate::engine::journal::{Change, Journal};
 use crate::engine::{Engine, Stop, Undo};
 use crate::error::Error;
-use crate::journal::{Change, Journal};
 
 impl Engine {
     /// Notes what changes from now on; everything until now is written.

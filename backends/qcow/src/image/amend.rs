@@ -20,7 +20,7 @@ impl Image {
         version: u32,
         report: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
-        let below = self.backing().map(|below| &**below);
+        let below = self.below();
         self.amend("versions", |qcow2| match version {
             2 => qcow2.downgrade(below, report),
             3 => qcow2.upgrade(),

@@ -3,9 +3,9 @@
 use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::engine::{Cut, Engine, Freed, Snapshot, Stop, Table};
+use crate::engine::{Journal, Keep};
 use crate::error::{Error, Result};
 use crate::geometry::HOST_LIMIT;
-use crate::journal::{Journal, Keep};
 use crate::options::Discard;
 use crate::qcow2::Qcow2;
 use crate::qcow2::turn::Alone;

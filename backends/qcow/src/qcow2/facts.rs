@@ -5,11 +5,11 @@ mod holes;
 use std::path::Path;
 
 use crate::address::GuestOffset;
-use crate::backing;
 use crate::engine::Where;
 use crate::error::Result;
 use crate::extension::kind;
 use crate::feature;
+use crate::names;
 use crate::options::Format;
 use crate::qcow2::Qcow2;
 use crate::report::{Extent, Info, Qcow2Info};
@@ -85,7 +85,7 @@ impl Qcow2 {
             full_backing_filename: header
                 .backing
                 .as_ref()
-                .and_then(|name| backing::full_name(path, name)),
+                .and_then(|name| names::full_name(path, name)),
             backing_filename: header.backing.clone(),
             backing_format: header.text_extension(kind::BACKING_FORMAT),
             snapshots: self.snapshots(),

@@ -3,12 +3,12 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use crate::address::{GuestOffset, HostOffset};
+use crate::below::Below;
 use crate::buffer::{Destination, Source};
 use crate::compressed;
 use crate::engine::{Drop, Piece, Segment, Where};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
-use crate::image::Image;
 use crate::qcow2::Qcow2;
 use crate::storage::Storage;
 
@@ -38,7 +38,7 @@ impl Qcow2 {
 
     pub(crate) fn read(
         &self,
-        below: Option<&Image>,
+        below: Option<&dyn Below>,
         offset: u64,
         dst: &mut dyn Destination,
         at: usize,
@@ -52,7 +52,7 @@ impl Qcow2 {
 
     fn read_unlocked(
         &self,
-        below: Option<&Image>,
+        below: Option<&dyn Below>,
         offset: u64,
         dst: &mut dyn Destination,
         at: usize,
@@ -71,7 +71,7 @@ impl Qcow2 {
 
     fn read_piece(
         &self,
-        below: Option<&Image>,
+        below: Option<&dyn Below>,
         piece: &Piece,
         dst: &mut dyn Destination,
         at: usize,
@@ -152,7 +152,7 @@ impl Qcow2 {
 
     pub(crate) fn write(
         &self,
-        below: Option<&Image>,
+        below: Option<&dyn Below>,
         offset: u64,
         src: &dyn Source,
         len: usize,
@@ -189,7 +189,7 @@ impl Qcow2 {
     /// The range is locked.
     fn write_allocating(
         &self,
-        below: Option<&Image>,
+        below: Option<&dyn Below>,
         offset: u64,
         src: &dyn Source,
         len: usize,
@@ -214,7 +214,7 @@ impl Qcow2 {
 
     fn write_segment(
         &self,
-        below: Option<&Image>,
+        below: Option<&dyn Below>,
         segment: &Segment,
         offset: u64,
         src: &dyn Source,
@@ -248,7 +248,7 @@ impl Qcow2 {
     }
 
     /// What the disk holds now; zeroes beyond its end. The range is locked.
-    fn read_disk(&self, below: Option<&Image>, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_disk(&self, below: Option<&dyn Below>, offset: u64, buf: &mut [u8]) -> Result<()> {
         let inside = (self.size().saturating_sub(offset)).min(buf.len() as u64) as usize;
         let (inside, beyond) = buf.split_at_mut(inside);
         beyond.fill(0);
@@ -258,7 +258,7 @@ impl Qcow2 {
 
     pub(crate) fn write_zeroes(
         &self,
-        below: Option<&Image>,
+        below: Option<&dyn Below>,
         offset: u64,
         len: u64,
         may_unmap: bool,
@@ -315,7 +315,7 @@ impl Qcow2 {
     /// Writes zeroes as data where the disk does not read as zeroes yet.
     pub(super) fn write_zero_data(
         &self,
-        below: Option<&Image>,
+        below: Option<&dyn Below>,
         start: u64,
         end: u64,
     ) -> Result<()> {

@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extension::kind;
 use crate::feature;
 use crate::header::Header;
-use crate::image::References;
+use crate::names::References;
 use crate::options::{CompressionType, Discard, OpenOptions};
 use crate::range_lock::RangeLock;
 use crate::report::{CheckResult, Repair, SnapshotInfo};

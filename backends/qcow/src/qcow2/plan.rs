@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use crate::address::GuestOffset;
+use crate::below::Below;
 use crate::engine::{Engine, Stop, Where};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Image;
 use crate::plan::{Place, Plan};
 use crate::qcow2::Qcow2;
 use crate::range_lock::RangeGuard;
@@ -38,11 +38,11 @@ impl Qcow2 {
         usize::from(self.data.is_some())
     }
 
-    /// See [`Image::plan_part`]; `below` with the number of the first file here.
+    /// See [`Below::plan_part`]; `below` with the number of the first file here.
     pub(crate) fn plan_read(
         &self,
         plan: &mut Plan,
-        (below, first): (Option<&Image>, usize),
+        (below, first): (Option<&dyn Below>, usize),
         offset: u64,
         (at, len): (usize, usize),
     ) -> Result<bool> {
@@ -84,7 +84,7 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// See [`Image::plan_write`].
+    /// See [`crate::Image::plan_write`].
     pub(crate) fn plan_write(&self, offset: u64, len: usize) -> Result<Option<Plan>> {
         // Bitmaps are marked on the way that may wait.
         if len == 0 || self.bitmaps.tracking.load(Ordering::Acquire) {
@@ -115,7 +115,7 @@ impl Qcow2 {
         Ok(Some(plan))
     }
 
-    /// See [`Image::plan_flush`].
+    /// See [`crate::Image::plan_flush`].
     pub(crate) fn plan_flush(&self) -> Result<Option<Vec<usize>>> {
         self.look().check_usable()?;
         let is_clean = self.turns.is_idle_and(|| self.look().is_clean());

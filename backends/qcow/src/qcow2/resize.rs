@@ -1,20 +1,20 @@
 //! The size of the disk, and space reserved for it.
 
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
-use crate::create::preallocate_raw;
+use crate::below::Below;
 use crate::engine::{Drop, Engine, Freed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::MAX_L1_BYTES;
 use crate::header::Header;
-use crate::image::Image;
 use crate::options::Preallocation;
 use crate::qcow2::Qcow2;
+use crate::raw;
 
 impl Qcow2 {
     /// Changes the size of the disk.
     pub(crate) fn resize(
         &self,
-        below: Option<&Image>,
+        below: Option<&dyn Below>,
         size: u64,
         preallocation: Preallocation,
     ) -> Result<()> {
@@ -89,11 +89,17 @@ impl Qcow2 {
 
     /// Makes what becomes part of the disk read as zeroes: the rest of the cluster that the old end cut off, which may hold
     /// anything, and what a larger backing file holds there.
-    fn zero_growth(&self, below: Option<&Image>, old: u64, new: u64, backed: bool) -> Result<()> {
+    fn zero_growth(
+        &self,
+        below: Option<&dyn Below>,
+        old: u64,
+        new: u64,
+        backed: bool,
+    ) -> Result<()> {
         let end = old.next_multiple_of(self.cluster_size).min(new);
         self.write_zero_data(below, old, end)?;
         let backing_end = match below {
-            Some(below) => below.virtual_size().min(new),
+            Some(below) => below.size().min(new),
             None if backed => new,
             None => 0,
         };
@@ -259,7 +265,7 @@ impl Qcow2 {
                 if !self.external && storage.len().map_err(failed)? > host {
                     storage.write_zeroes(host, len, true).map_err(failed)?;
                 }
-                preallocate_raw(storage, host, host + len, reserve)?;
+                raw::preallocate(storage, host, host + len, reserve)?;
                 if storage
                     .len()
                     .map_err(|error| Error::io("cannot find the size", error))?

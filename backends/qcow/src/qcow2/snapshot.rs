@@ -6,19 +6,19 @@ use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::address::{ClusterIndex, HostOffset};
+use crate::below::Below;
 use crate::bitmap::BitmapsExtension;
 use crate::check::{Check, Exchanged, Trees};
 use crate::engine::{Engine, Freed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
-use crate::geometry::MAX_L1_BYTES;
+use crate::geometry::{MAX_L1_BYTES, MAX_SNAPSHOTS};
 use crate::header::Header;
-use crate::image::Image;
 use crate::options::Preallocation;
 use crate::qcow2::turn::Alone;
 use crate::qcow2::{Qcow2, find_snapshot};
 use crate::report::{Repair, SnapshotInfo};
-use crate::snapshot_table::{MAX_SNAPSHOTS, MAX_TABLE_BYTES, Reading, Snapshot, SnapshotTable};
+use crate::snapshot_table::{MAX_TABLE_BYTES, Reading, Snapshot, SnapshotTable};
 
 impl Qcow2 {
     fn check_snapshots_possible(&self, engine: &Engine) -> Result<()> {
@@ -92,7 +92,7 @@ impl Qcow2 {
     }
 
     /// Bitmaps follow the size of the disk, as they do when it changes by itself.
-    fn follow_snapshot_size(&self, below: Option<&Image>, id_or_name: &str) -> Result<()> {
+    fn follow_snapshot_size(&self, below: Option<&dyn Below>, id_or_name: &str) -> Result<()> {
         let size = find_snapshot(&self.snapshot_list(), id_or_name)?
             .info
             .disk_size;
@@ -106,7 +106,7 @@ impl Qcow2 {
     }
 
     /// Makes the disk what it was in a snapshot.
-    pub(crate) fn snapshot_apply(&self, below: Option<&Image>, id_or_name: &str) -> Result<()> {
+    pub(crate) fn snapshot_apply(&self, below: Option<&dyn Below>, id_or_name: &str) -> Result<()> {
         self.follow_snapshot_size(below, id_or_name)?;
         self.note_change(0, self.size())?;
         let _guard = self.ranges.exclusive(0..u64::MAX);

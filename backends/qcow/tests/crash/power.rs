@@ -332,11 +332,10 @@ fn look_at_snapshots(workload: &Workload, files: &[Medium], context: &str) {
             assert!(fresh, "{context}: snapshot {name} is gone");
             continue;
         }
-        let options = OpenOptions::new(qcow::Format::Qcow2)
-            .backing(workload.backing())
-            .snapshot(Some(name.clone()));
+        let options = OpenOptions::new(qcow::Format::Qcow2).snapshot(Some(name.clone()));
         let old = Image::open_storage(Box::new(files[0].clone()), "crash", &options)
             .unwrap_or_else(|error| panic!("{context}: {error}"));
+        let old = workload.over_backing(old);
         let mut disk = vec![0; old.virtual_size() as usize];
         old.read_at(0, &mut disk).unwrap();
         assert!(

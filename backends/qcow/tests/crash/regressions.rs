@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use qcow::{Backing, CreateOptions, ErrorKind, Format, Image, OpenOptions, Preallocation, Repair};
+use qcow::{CreateOptions, ErrorKind, Format, Image, OpenOptions, Preallocation, Repair};
 
 use crate::peer::medium::{Event, Medium, apply};
 
@@ -45,8 +45,8 @@ fn a_shrink_that_is_cut_short_does_not_bring_the_backing_file_back() {
         ..CreateOptions::new(Format::Qcow2, 64 << 10)
     };
     qcow::create_in(&medium, &options).unwrap();
-    let options = OpenOptions::new(Format::Qcow2).backing(Backing::Use(base));
-    let overlay = open(&medium, options.clone().writable(true));
+    let options = OpenOptions::new(Format::Qcow2);
+    let overlay = open(&medium, options.clone().writable(true)).over(base.clone());
     overlay.write_at(0, &[0x11; 64 << 10]).unwrap();
     overlay.flush().unwrap();
 
@@ -55,7 +55,7 @@ fn a_shrink_that_is_cut_short_does_not_bring_the_backing_file_back() {
     });
 
     for medium in media {
-        let found = open(&medium, options.clone());
+        let found = open(&medium, options.clone()).over(base.clone());
         let mut disk = vec![0; found.virtual_size() as usize];
         found.read_at(0, &mut disk).unwrap();
         assert!(disk[..8 << 10].iter().all(|byte| *byte == 0x11));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use qcow::{
-    Backing, CompressionType, CreateOptions, DataFile, Discard, ErrorKind, Format, Image,
-    OpenOptions, Preallocation,
+    CompressionType, CreateOptions, DataFile, Discard, ErrorKind, Format, Image, OpenOptions,
+    Preallocation,
 };
 
 use crate::model::{Bitmap, DENSE, Model, Snapshot, Value, bytes_of_all};
@@ -95,8 +95,12 @@ impl Workload {
         workload
     }
 
-    pub(crate) fn backing(&self) -> Backing {
-        (self.below.as_ref()).map_or(Backing::Ignore, |(image, _)| Backing::Use(image.clone()))
+    /// `image`, above what is below it.
+    pub(crate) fn over_backing(&self, image: Image) -> Image {
+        match &self.below {
+            Some((below, _)) => image.over(below.clone()),
+            None => image,
+        }
     }
 
     pub(crate) fn backing_content(&self) -> Option<Vec<u8>> {
@@ -106,13 +110,13 @@ impl Workload {
     pub(crate) fn open(&self, files: &[Medium], writable: bool) -> qcow::Result<Image> {
         let mut options = OpenOptions::new(Format::Qcow2)
             .writable(writable)
-            .backing(self.backing())
             .discard(self.discard)
             .cache_bytes(self.cache_bytes);
         if let Some(data) = files.get(1) {
             options = options.data_file(DataFile::Use(Arc::new(data.clone())));
         }
-        Image::open_storage(Box::new(files[0].clone()), "crash", &options)
+        let image = Image::open_storage(Box::new(files[0].clone()), "crash", &options)?;
+        Ok(self.over_backing(image))
     }
 
     /// Does one operation, and adds what it may leave behind to the model. Returns whether all is durable after it.

@@ -1,11 +1,11 @@
 //! Changes between versions 2 and 3, and of features that only version 3 has.
 
+use crate::below::Below;
 use crate::check::Check;
 use crate::error::{Error, Result};
 use crate::extension::kind;
 use crate::feature;
 use crate::header::{Header, LENGTH_V3};
-use crate::image::Image;
 use crate::qcow2::Qcow2;
 use crate::qcow2::amend::expand::Report;
 use crate::report::Repair;
@@ -44,7 +44,7 @@ impl Qcow2 {
     }
 
     /// Makes the image one of version 2, if it uses nothing that version 2 has not. Zero clusters are expanded.
-    pub(crate) fn downgrade(&self, below: Option<&Image>, report: Report<'_>) -> Result<()> {
+    pub(crate) fn downgrade(&self, below: Option<&dyn Below>, report: Report<'_>) -> Result<()> {
         {
             let engine = self.engine();
             engine.check_usable()?;

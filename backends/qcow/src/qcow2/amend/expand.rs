@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::address::{GuestOffset, HostOffset};
+use crate::below::Below;
 use crate::engine::{Drop, Engine};
 use crate::error::{Error, Result};
-use crate::image::Image;
 use crate::qcow2::Qcow2;
 
 /// How many entries of L1 tables have been looked through, of how many.
@@ -14,7 +14,11 @@ pub(crate) type Report<'a> = &'a mut dyn FnMut(u64, u64);
 
 impl Qcow2 {
     /// What reads as zeroes by a flag becomes unallocated, or where something below would show, clusters of zeroes.
-    pub(super) fn expand_zeroes(&self, below: Option<&Image>, report: Report<'_>) -> Result<()> {
+    pub(super) fn expand_zeroes(
+        &self,
+        below: Option<&dyn Below>,
+        report: Report<'_>,
+    ) -> Result<()> {
         let geometry = *self.engine().geometry();
         for snapshot in &*self.snapshot_list() {
             snapshot.check(&geometry)?;
@@ -40,7 +44,7 @@ impl Qcow2 {
 
     fn expand_range(
         &self,
-        below: Option<&Image>,
+        below: Option<&dyn Below>,
         backed: bool,
         start: u64,
         end: u64,
@@ -61,7 +65,7 @@ impl Qcow2 {
     }
 
     /// Writes zeroes as data, also where the disk reads as zeroes already.
-    fn write_zero_clusters(&self, below: Option<&Image>, start: u64, end: u64) -> Result<()> {
+    fn write_zero_clusters(&self, below: Option<&dyn Below>, start: u64, end: u64) -> Result<()> {
         let zeroes = vec![0u8; (end - start).min(1 << 20) as usize];
         let mut at = start;
         while at < end {

@@ -1,0 +1,126 @@
+//! Requests done by other means than this library's.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::error::{Error, Result};
+use crate::image::{Image, Layer};
+use crate::plan::{Place, Plan};
+use crate::storage::Storage;
+
+/// Requests done by other means.
+impl Image {
+    /// The files that plans speak of: this image's, then those of its backing chain. `None` if one of them is no file.
+    pub fn files(&self) -> Option<Vec<BorrowedFd<'_>>> {
+        let mut files: Vec<BorrowedFd<'_>> = self
+            .storages()
+            .into_iter()
+            .map(Storage::file)
+            .collect::<Option<_>>()?;
+        if let Some(below) = self.backing() {
+            files.extend(below.files()?);
+        }
+        Some(files)
+    }
+
+    fn storages(&self) -> Vec<&dyn Storage> {
+        match &self.layer {
+            Layer::Raw(raw) => vec![&*raw.storage],
+            Layer::Qcow2(qcow2) => qcow2.storages(),
+        }
+    }
+
+    /// Where to read `len` bytes at `offset` of the disk. `None` if that cannot be said at once, or takes more than reading:
+    /// [`Image::read_into`] does it then, and may wait.
+    ///
+    /// # Errors
+    /// The range is outside the disk, or the image is damaged.
+    pub fn plan_read(&self, offset: u64, len: usize) -> Result<Option<Plan>> {
+        self.check_range(offset, len as u64)?;
+        let range = match &self.layer {
+            Layer::Qcow2(qcow2) if self.is_writable() => match qcow2.hold(offset, len) {
+                None => return Ok(None),
+                range => range,
+            },
+            _ => None,
+        };
+        let mut plan = Plan::new(range);
+        Ok(self
+            .plan_read_part(&mut plan, 0, offset, (0, len))?
+            .then_some(plan))
+    }
+
+    /// Adds where the part `(at, len)` of a request is, which begins at `offset` of this disk; its files are counted from `first`.
+    pub(super) fn plan_read_part(
+        &self,
+        plan: &mut Plan,
+        first: usize,
+        offset: u64,
+        (at, len): (usize, usize),
+    ) -> Result<bool> {
+        let inside = usize::try_from(self.virtual_size().saturating_sub(offset))
+            .unwrap_or(usize::MAX)
+            .min(len);
+        if inside > 0 {
+            match &self.layer {
+                Layer::Raw(_) => plan.add(
+                    at,
+                    inside,
+                    Place::File {
+                        file: first,
+                        offset,
+                    },
+                ),
+                Layer::Qcow2(qcow2) => {
+                    if !qcow2.plan_read(plan, (self.below(), first), offset, (at, inside))? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        if inside < len {
+            plan.add(at + inside, len - inside, Place::Zero);
+        }
+        Ok(true)
+    }
+
+    /// Where to write `len` bytes at `offset` of the disk, if they can be written in place and found there by whoever opens the image
+    /// next. `None` if not, or if that cannot be said at once: [`Image::write_from`] does it then, and may wait.
+    ///
+    /// # Errors
+    /// The range is outside the disk, or the image is damaged or not to be written.
+    pub fn plan_write(&self, offset: u64, len: usize) -> Result<Option<Plan>> {
+        self.check_writable()?;
+        self.check_range(offset, len as u64)?;
+        match &self.layer {
+            Layer::Raw(_) => {
+                let mut plan = Plan::new(None);
+                plan.add(0, len, Place::File { file: 0, offset });
+                Ok(Some(plan))
+            }
+            Layer::Qcow2(qcow2) => qcow2.plan_write(offset, len),
+        }
+    }
+
+    /// The files to be put on the medium (fdatasync) for a flush; if that fails, [`Image::flush_failed`] must be told. `None` if there
+    /// are tables to be written in order: [`Image::flush`] does it then, and waits.
+    ///
+    /// # Errors
+    /// The image can no longer be written.
+    pub fn plan_flush(&self) -> Result<Option<Vec<usize>>> {
+        if !self.is_writable() {
+            return Ok(Some(Vec::new()));
+        }
+        match &self.layer {
+            Layer::Raw(_) => Ok(Some(vec![0])),
+            Layer::Qcow2(qcow2) => qcow2.plan_flush(),
+        }
+    }
+
+    /// A file could not be put on the medium. Nobody knows what is there now, so nothing is written upon it.
+    pub fn flush_failed(&self, error: &io::Error) {
+        if let Layer::Qcow2(qcow2) = &self.layer {
+            qcow2.stop(&Error::io("flush error", io::Error::from(error.kind())));
+        }
+    }
+}
