@@ -10,9 +10,10 @@ use crate::error::RingError;
 use crate::inflight::KeptMemory;
 use crate::poll::Again;
 use crate::queue::Queue;
-use crate::ring::{Ring, Turn};
+use crate::ring::Ring;
+use crate::rings::Rings;
+use crate::running::Turn;
 use crate::warning::warn;
-use crate::worker::Rings;
 
 /// A virtio device: everything that is not the vhost-user protocol.
 ///

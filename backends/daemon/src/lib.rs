@@ -81,6 +81,7 @@ mod poll;
 mod post;
 mod queue;
 mod ring;
+mod rings;
 mod running;
 mod serve;
 mod session;

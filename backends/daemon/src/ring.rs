@@ -12,7 +12,7 @@ use crate::error::RingError;
 use crate::inflight::InflightRing;
 use crate::memory::Memory;
 use crate::queue::Queue;
-use crate::running::Running;
+use crate::running::{Running, Turn};
 
 /// The longest ring: as QEMU has it.
 pub const MAX_RING_SIZE: u16 = 1024;
@@ -46,15 +46,6 @@ pub(crate) struct Ring {
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
     state: State,
-}
-
-/// What a ring does after it was given a turn.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Turn {
-    /// Wait for the next kick, or for the device to come back to it.
-    Wait,
-    /// There is more; give it another turn.
-    Again,
 }
 
 impl Ring {

@@ -9,10 +9,18 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 use crate::chain::{Chain, Segment, Table, walk};
 use crate::error::RingError;
 use crate::inflight::InflightRing;
-use crate::ring::Turn;
 
 /// How many spare chains a ring keeps the memory of.
 const SPARE_CHAINS: usize = 64;
+
+/// What a ring does after it was given a turn.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Turn {
+    /// Wait for the next kick, or for the device to come back to it.
+    Wait,
+    /// There is more; give it another turn.
+    Again,
+}
 
 /// How a ring goes on.
 #[derive(Debug)]

@@ -12,46 +12,7 @@ use crate::inflight::InflightArea;
 use crate::memory::Memory;
 use crate::poll::{Again, Poll, Token};
 use crate::ring::Ring;
-
-/// The rings of a part: every `parts`th of the device's.
-#[derive(Debug)]
-pub(crate) struct Rings {
-    rings: Vec<Ring>,
-    parts: u16,
-}
-
-impl Rings {
-    /// Those of part number `part`, of `total` in all.
-    fn new(part: u16, parts: u16, total: u16) -> Self {
-        let rings = (part..total).step_by(usize::from(parts.max(1)));
-        Self {
-            rings: rings.map(Ring::new).collect(),
-            parts: parts.max(1),
-        }
-    }
-
-    pub(crate) fn get(&self, index: u16) -> Option<&Ring> {
-        let ring = self.rings.get(usize::from(index / self.parts))?;
-        (ring.index == index).then_some(ring)
-    }
-
-    pub(crate) fn get_mut(&mut self, index: u16) -> Option<&mut Ring> {
-        let ring = self.rings.get_mut(usize::from(index / self.parts))?;
-        (ring.index == index).then_some(ring)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.rings.len()
-    }
-
-    pub(crate) fn index_at(&self, place: usize) -> Option<u16> {
-        self.rings.get(place).map(|ring| ring.index)
-    }
-
-    fn indexes(&self) -> Vec<u16> {
-        self.rings.iter().map(|ring| ring.index).collect()
-    }
-}
+use crate::rings::Rings;
 
 /// What rings start with.
 #[derive(Clone, Copy)]
@@ -161,12 +122,11 @@ impl<'d, D: Device> Worker<'d, D> {
 
     /// Does `change`, and tells the part which rings it has started or stopped.
     fn changing<R>(&mut self, change: impl FnOnce(&mut Self) -> R) -> R {
-        let running = |worker: &Self| -> Vec<bool> {
-            worker.rings.rings.iter().map(Ring::is_running).collect()
-        };
+        let running =
+            |worker: &Self| -> Vec<bool> { worker.rings.iter().map(Ring::is_running).collect() };
         let before = running(self);
         let result = change(self);
-        for (ring, before) in self.rings.rings.iter().zip(before) {
+        for (ring, before) in self.rings.iter().zip(before) {
             if ring.is_running() != before {
                 self.part.queue_running(ring.index, !before);
             }
@@ -202,7 +162,7 @@ impl<'d, D: Device> Worker<'d, D> {
     /// Enables all rings, as they are without protocol features.
     pub(crate) fn enable_all(&mut self) {
         self.changing(|worker| {
-            for ring in &mut worker.rings.rings {
+            for ring in worker.rings.iter_mut() {
                 ring.enabled = true;
             }
         });
@@ -226,7 +186,7 @@ impl<'d, D: Device> Worker<'d, D> {
     /// Starts the rings that have all they need, and looks at them once: the kick may have been given to a process that died.
     pub(crate) fn start_rings(&mut self, start: &Start<'_>) {
         self.changing(|worker| {
-            for ring in &mut worker.rings.rings {
+            for ring in worker.rings.iter_mut() {
                 if !ring.can_start() {
                     continue;
                 }
@@ -273,7 +233,7 @@ impl<'d, D: Device> Worker<'d, D> {
         for index in self.rings.indexes() {
             self.stop(index);
         }
-        for ring in &mut self.rings.rings {
+        for ring in self.rings.iter_mut() {
             *ring = Ring::new(ring.index);
         }
         self.again.take();
