@@ -177,6 +177,9 @@ impl Node {
         if self.own("force-share").is_some() {
             source.force_share = self.boolean("force-share")?;
         }
+        if self.own("cache.direct").is_some() {
+            source.direct = self.boolean("cache.direct")?;
+        }
         if driver == Some("raw") && (self.backing.is_some() || self.data_file.is_some()) {
             let option = if self.backing.is_some() {
                 "backing"
@@ -231,6 +234,9 @@ impl Node {
             Some("on") => Locks::On,
             Some(other) => bail!("invalid parameter value: {other}"),
         };
+        if self.own("cache.direct").is_some() {
+            source.direct = self.boolean("cache.direct")?;
+        }
         if self.own("force-share").is_some() {
             source.force_share = self.boolean("force-share")?;
         }

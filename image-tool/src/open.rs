@@ -125,6 +125,9 @@ impl Chain {
             Image::open_file(file, &source.path, &options)
         };
         let image = image.map_err(|error| anyhow!("{}", reason(&error, &source.path)))?;
+        for message in image.repaired().iter().flat_map(|repair| &repair.messages) {
+            eprintln!("{message}");
+        }
         Ok(match below {
             Some(below) => (image.over(Arc::new(below)), guessed),
             None => (image, guessed),

@@ -23,6 +23,8 @@ pub(crate) struct Source {
     /// `force-share=on` among the options.
     pub(crate) force_share: bool,
     pub(crate) locks: Locks,
+    /// `cache.direct=on` among the options: there are no parts of sectors.
+    pub(crate) direct: bool,
     /// It is the file itself, without a format above it.
     pub(crate) is_protocol: bool,
     /// The parts of the file that the image lies in, from the file upwards.
@@ -74,6 +76,7 @@ impl Source {
             data_file: None,
             force_share: false,
             locks: Locks::Auto,
+            direct: false,
             is_protocol: false,
             windows: Vec::new(),
             shown: None,

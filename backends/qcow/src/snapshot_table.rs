@@ -144,12 +144,19 @@ impl SnapshotTable {
     }
 }
 
+/// A name as everybody sees it: up to the first NUL.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    let bytes = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
 impl Snapshot {
     fn parse(fixed: &[u8], extra: &[u8], id: &[u8], name: &[u8]) -> Self {
         let long_state = (extra.len() >= 8).then(|| be64(extra, 0));
         let info = SnapshotInfo {
-            id: String::from_utf8_lossy(id).into_owned(),
-            name: String::from_utf8_lossy(name).into_owned(),
+            id: text(id),
+            name: text(name),
             vm_state_size: long_state.unwrap_or_else(|| u64::from(be32(fixed, 32))),
             date_sec: be32(fixed, 16),
             date_nsec: be32(fixed, 20),

@@ -1,5 +1,6 @@
 //! `check`: whether an image's metadata is consistent.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -102,14 +103,21 @@ fn check(opened: &Opened, repair: Repair, tell: bool) -> Result<CheckResult> {
     if first.corruptions_fixed == 0 && first.leaks_fixed == 0 {
         return Ok(first);
     }
-    if tell {
-        output::line(&format!(
-            "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
-             Double checking the fixed image now...",
-            first.leaks_fixed, first.corruptions_fixed
-        ));
+    let repaired = format!(
+        "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
+         Double checking the fixed image now...",
+        first.leaks_fixed, first.corruptions_fixed
+    );
+    // What is no terminal gets it when all findings have been told, as C's standard output does it.
+    let at_once = std::io::stdout().is_terminal();
+    if tell && at_once {
+        output::line(&repaired);
     }
-    let second = check_once(opened, Repair::None)?;
+    let second = check_once(opened, Repair::None);
+    if tell && !at_once {
+        output::line(&repaired);
+    }
+    let second = second?;
     Ok(CheckResult {
         leaks_fixed: first.leaks_fixed,
         corruptions_fixed: first.corruptions_fixed,
@@ -126,7 +134,9 @@ fn check_once(opened: &Opened, repair: Repair) -> Result<CheckResult> {
     })?;
     for message in &result.messages {
         // What QEMU says as an error of the program, and not as a finding.
-        if message.starts_with("ERROR failed to read the snapshot table") {
+        if message.starts_with("ERROR failed to read the snapshot table")
+            || message.starts_with("ERROR snapshot table")
+        {
             report::error(message);
         } else {
             eprintln!("{message}");

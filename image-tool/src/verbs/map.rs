@@ -9,7 +9,7 @@ use clap::Command;
 use qcow::{Extent, Image};
 
 use crate::confine;
-use crate::disk::Disk;
+use crate::disk::{Disk, whole_sectors};
 use crate::getopt::Matches;
 use crate::open::{self, Opening};
 use crate::options::{self, value};
@@ -68,10 +68,17 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     confine::enter(&[])?;
     let size = opened.disk().size();
     let end = max_length.map_or(size, |length| start.saturating_add(length).min(size));
+    let extents = Extents {
+        image: &opened.image,
+        whole_sectors: source.direct,
+        next: start,
+        end,
+        pending: None,
+    };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let printed = match form {
-        Format::Human => human(&mut out, &opened.image, &source, start, end),
-        Format::Json => json(&mut out, &opened.image, start, end),
+        Format::Human => human(&mut out, extents, &source),
+        Format::Json => json(&mut out, extents),
     };
     // A reader that has gone away is no error of ours.
     let _ = out.flush();
@@ -81,6 +88,8 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 /// What the extents of a range have in common with their neighbours is joined; each comes with its successor.
 struct Extents<'a> {
     image: &'a Image,
+    /// Data that ends within a sector takes all of it, as whoever reads past the page cache sees it.
+    whole_sectors: bool,
     next: u64,
     end: u64,
     pending: Option<Extent>,
@@ -94,7 +103,11 @@ impl Extents<'_> {
         let extent = Disk(self.image)
             .map(self.next, self.end - self.next)
             .map_err(|error| unreadable(self.image, &error))?;
-        let extent = as_listed(self.image, extent)?;
+        let mut extent = as_listed(self.image, extent)?;
+        let end = extent.start + extent.length;
+        if self.whole_sectors && extent.data && end == self.image.virtual_size() {
+            extent.length += whole_sectors(end) - end;
+        }
         self.next += extent.length;
         Ok(Some(extent))
     }
@@ -157,24 +170,13 @@ fn joinable(one: &Extent, next: &Extent) -> bool {
         && one.offset.map(|offset| offset + one.length) == next.offset
 }
 
-fn human(
-    out: &mut impl std::io::Write,
-    image: &Image,
-    source: &Source,
-    start: u64,
-    end: u64,
-) -> Result<()> {
+fn human(out: &mut impl std::io::Write, mut extents: Extents<'_>, source: &Source) -> Result<()> {
+    let image = extents.image;
     let _ = writeln!(
         out,
         "{:<16}{:<16}{:<16}File",
         "Offset", "Length", "Mapped to"
     );
-    let mut extents = Extents {
-        image,
-        next: start,
-        end,
-        pending: None,
-    };
     while let Some(extent) = extents.next()? {
         if !extent.data {
             continue;
@@ -215,13 +217,8 @@ fn hex(value: u64) -> String {
     }
 }
 
-fn json(out: &mut impl std::io::Write, image: &Image, start: u64, end: u64) -> Result<()> {
-    let mut extents = Extents {
-        image,
-        next: start,
-        end,
-        pending: None,
-    };
+fn json(out: &mut impl std::io::Write, mut extents: Extents<'_>) -> Result<()> {
+    let start = extents.next;
     let mut line = String::from("[");
     let mut any = false;
     while let Some(extent) = extents.next()? {

@@ -22,7 +22,7 @@ impl Check<'_> {
         let table = match self.header.check_snapshot_table("snapshot table") {
             Ok(()) => SnapshotTable::read(self.storage, &self.header, reading)
                 .map_err(|error| format!("ERROR failed to read the snapshot table: {error}")),
-            Err(error) => Err(format!("ERROR {error}")),
+            Err(error) => Err(format!("ERROR {error}{}", self.hint())),
         };
         let table = table.map_err(|message| {
             self.result.check_errors += 1;
@@ -47,6 +47,16 @@ impl Check<'_> {
         (self.snapshots, self.snapshot_bytes) = (table.entries, table.bytes);
         self.check_entries(all);
         Ok(())
+    }
+
+    /// What can be done about more snapshots than an image may have.
+    fn hint(&self) -> String {
+        match self.header.snapshots.checked_sub(MAX_SNAPSHOTS) {
+            None | Some(0) => String::new(),
+            Some(overhanging) => format!(
+                "\nYou can force-remove all {overhanging} overhanging snapshots with qemu-img check -r all"
+            ),
+        }
     }
 
     /// Version 3 wants to know the size of each snapshot's disk.

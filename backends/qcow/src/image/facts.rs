@@ -81,6 +81,14 @@ impl Image {
         .map_err(|error| error.within(self.path.display()))
     }
 
+    /// What was put right when the image was opened for writing, because whoever wrote it last had not closed it.
+    pub fn repaired(&self) -> Option<&CheckResult> {
+        match &self.layer {
+            Layer::Raw(_) => None,
+            Layer::Qcow2(qcow2) => qcow2.repaired(),
+        }
+    }
+
     /// Checks refcounts and tables (qcow2 only), and repairs as far as `repair` allows.
     pub fn check(&self, repair: Repair) -> Result<CheckResult> {
         if repair != Repair::None {

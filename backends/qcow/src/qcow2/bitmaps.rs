@@ -4,17 +4,13 @@
 //! switches. The first change of the disk marks enabled bitmaps as in use, so that after a crash nobody trusts them;
 //! closing the image stores them.
 
+mod store;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::address::HostOffset;
-use crate::bitmap::{
-    ALL_ONES, Bitmap, BitmapsExtension, encode_directory, read_directory, table_entry,
-};
-use crate::engine::{Engine, to_bytes};
+use crate::bitmap::{Bitmap, read_directory};
 use crate::error::{Error, ErrorKind, Result};
-use crate::extension::kind;
-use crate::feature;
 use crate::qcow2::Qcow2;
 use crate::report::BitmapInfo;
 
@@ -39,8 +35,20 @@ struct State {
 #[derive(Debug, Clone)]
 struct Entry {
     meta: Bitmap,
-    /// Its bits, if they are not those in the file.
-    bits: Option<Vec<u8>>,
+    bits: Bits,
+}
+
+/// The bits of a bitmap, and whether they are to be stored.
+#[derive(Debug, Clone)]
+enum Bits {
+    /// Those in the file.
+    Stored,
+    /// Those in the file, to be stored anew.
+    Moved,
+    /// None is set.
+    Blank,
+    /// In memory.
+    Memory(Vec<u8>),
 }
 
 impl Bitmaps {
@@ -78,7 +86,10 @@ impl Qcow2 {
         let mut state = self.bitmaps.state();
         state.list = list
             .into_iter()
-            .map(|meta| Entry { meta, bits: None })
+            .map(|meta| Entry {
+                meta,
+                bits: Bits::Stored,
+            })
             .collect();
         state.active = false;
         self.bitmaps.note(&state);
@@ -116,7 +127,7 @@ impl Qcow2 {
             .iter_mut()
             .filter(|entry| entry.meta.is_enabled())
         {
-            if let Some(bits) = &mut entry.bits {
+            if let Bits::Memory(bits) = &mut entry.bits {
                 set_range(bits, entry.meta.granularity_bits, start, len);
             }
         }
@@ -134,7 +145,7 @@ impl Qcow2 {
             memory += entry.meta.data_bytes(self.size());
             // One that does not fit stays marked as in use: it is lost, and everybody knows.
             if memory <= MAX_MEMORY {
-                entry.bits = Some(self.read_bits(&entry.meta)?);
+                entry.bits = Bits::Memory(self.read_bits(&entry.meta)?);
             }
             marked.meta.set_in_use(true);
         }
@@ -153,7 +164,7 @@ impl Qcow2 {
             return Ok(());
         }
         for entry in &mut state.list {
-            if entry.bits.is_some() {
+            if matches!(entry.bits, Bits::Memory(_)) {
                 entry.meta.set_in_use(false);
             }
         }
@@ -163,150 +174,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn read_bits(&self, meta: &Bitmap) -> Result<Vec<u8>> {
-        let engine = self.engine();
-        let geometry = *engine.geometry();
-        drop(engine);
-        let mut bits = vec![0u8; meta.data_bytes(self.size()) as usize];
-        for (chunk, entry) in bits
-            .chunks_mut(self.cluster_size as usize)
-            .zip(meta.table(&*self.storage)?)
-        {
-            match table_entry(&geometry, entry)? {
-                Some(offset) => {
-                    let len = chunk.len();
-                    self.storage
-                        .read(offset, &mut &mut chunk[..], 0, len)
-                        .map_err(|error| Error::io("cannot read a bitmap", error))?;
-                }
-                None if entry & ALL_ONES != 0 => chunk.fill(0xff),
-                None => {}
-            }
-        }
-        Ok(bits)
-    }
-
-    /// Writes bits to new clusters; returns the table.
-    fn write_bits(&self, engine: &mut Engine, bits: &[u8]) -> Result<Vec<u64>> {
-        let mut table = Vec::new();
-        for chunk in bits.chunks(self.cluster_size as usize) {
-            if chunk.iter().all(|byte| *byte == 0) {
-                table.push(0);
-                continue;
-            }
-            let (host, _) = self.run_locked(engine, |engine| engine.allocate(1))?;
-            let mut cluster = chunk.to_vec();
-            cluster.resize(self.cluster_size as usize, 0);
-            self.write_file(host.0, &cluster)?;
-            table.push(host.0);
-        }
-        Ok(table)
-    }
-
-    /// Makes `list` the bitmaps of the image: new bits of some, and the directory, beside the old; then the header; then the
-    /// old ones are freed. The same write of the header may change the size of the disk.
-    fn store_list(&self, engine: &mut Engine, list: &mut [Entry], size: Option<u64>) -> Result<()> {
-        engine.check_usable()?;
-        let old_extension = BitmapsExtension::of(&engine.header)?;
-        let old = read_directory(&*self.storage, &engine.header)?;
-        for entry in list.iter_mut() {
-            let Some(bits) = &entry.bits else { continue };
-            let table = self.write_bits(engine, bits)?;
-            let clusters = engine.geometry().clusters_for(table.len() as u64 * 8);
-            let host = match clusters {
-                0 => HostOffset(0),
-                clusters => self.run_locked(engine, |engine| engine.allocate_exactly(clusters))?,
-            };
-            let mut bytes = to_bytes(&table);
-            bytes.resize((clusters * self.cluster_size) as usize, 0);
-            self.write_file(host.0, &bytes)?;
-            entry.meta.table_offset = host.0;
-            entry.meta.table_size = table.len() as u32;
-            entry.bits = None;
-        }
-        let metas: Vec<Bitmap> = list.iter().map(|entry| entry.meta.clone()).collect();
-        let mut header = engine.header.clone();
-        header.size = size.unwrap_or(header.size);
-        if metas.is_empty() {
-            header.set_extension(kind::BITMAPS, None);
-            header.autoclear &= !feature::BITMAPS;
-        } else {
-            let extension = self.write_directory(engine, &metas)?;
-            header.set_extension(kind::BITMAPS, Some(extension.encode()));
-            header.autoclear |= feature::BITMAPS;
-        }
-        let leaves = self.runs_left(engine, old_extension, &old, &metas)?;
-        self.commit(engine, true)?;
-        // What the commit did to the header must not be undone.
-        header.incompatible = engine.header.incompatible;
-        self.update_header(engine, header)?;
-        for (host, clusters) in leaves {
-            let free = self.run_locked(engine, |engine| engine.dereference_run(host, clusters))?;
-            self.give_back(engine, &free);
-        }
-        Ok(())
-    }
-
-    fn write_directory(&self, engine: &mut Engine, metas: &[Bitmap]) -> Result<BitmapsExtension> {
-        let mut bytes = encode_directory(metas);
-        let size = bytes.len() as u64;
-        let clusters = engine.geometry().clusters_for(size);
-        let host = self.run_locked(engine, |engine| engine.allocate_exactly(clusters))?;
-        bytes.resize((clusters * self.cluster_size) as usize, 0);
-        self.write_file(host.0, &bytes)?;
-        engine.register_metadata("bitmap directory", host, clusters)?;
-        Ok(BitmapsExtension {
-            count: metas.len() as u32,
-            directory_size: size,
-            directory_offset: host.0,
-        })
-    }
-
-    /// What the old directory used and the new one does not, itself included.
-    fn runs_left(
-        &self,
-        engine: &mut Engine,
-        extension: Option<BitmapsExtension>,
-        old: &[Bitmap],
-        new: &[Bitmap],
-    ) -> Result<Vec<(HostOffset, u64)>> {
-        let geometry = *engine.geometry();
-        let mut runs: Vec<(HostOffset, u64)> = Vec::new();
-        for bitmap in old {
-            if bitmap.table_size == 0
-                || new
-                    .iter()
-                    .any(|kept| kept.table_offset == bitmap.table_offset)
-            {
-                continue;
-            }
-            for entry in bitmap.table(&*self.storage)? {
-                if let Some(offset) = table_entry(&geometry, entry)? {
-                    runs.push((HostOffset(offset), 1));
-                }
-            }
-            runs.push((
-                HostOffset(bitmap.table_offset),
-                geometry.clusters_for(u64::from(bitmap.table_size) * 8),
-            ));
-        }
-        for (host, clusters) in &runs {
-            let last = HostOffset(host.0 + clusters * geometry.cluster_size() - 1);
-            if let Err(error) = engine.check_apart("a bitmap", *host, last) {
-                self.signal_corruption(engine, &error);
-                return Err(error);
-            }
-        }
-        if let Some(extension) = extension {
-            runs.push((
-                HostOffset(extension.directory_offset),
-                geometry.clusters_for(extension.directory_size),
-            ));
-        }
-        Ok(runs)
-    }
-
-    /// Changes the list of bitmaps and stores it.
+    /// Changes the list of bitmaps and stores it. All that can be trusted are stored anew, as QEMU does whenever it closes an image:
+    /// they lie one after the other, and what a bitmap no longer needs is free.
     fn change_bitmaps<T>(&self, change: impl FnOnce(&mut Vec<Entry>) -> Result<T>) -> Result<T> {
         let _guard = self.ranges.exclusive(0..u64::MAX);
         if self.engine().header.version < 3 {
@@ -319,6 +188,11 @@ impl Qcow2 {
         let mut state = self.bitmaps.state();
         let mut list = state.list.clone();
         let value = change(&mut list)?;
+        for entry in list.iter_mut().filter(|entry| !entry.meta.in_use()) {
+            if matches!(entry.bits, Bits::Stored) {
+                entry.bits = Bits::Moved;
+            }
+        }
         self.store_list(&mut self.engine(), &mut list, None)?;
         state.list = list;
         self.bitmaps.note(&state);
@@ -326,8 +200,7 @@ impl Qcow2 {
     }
 
     pub(crate) fn bitmap_add(&self, name: &str, granularity: u64, enabled: bool) -> Result<()> {
-        let mut meta = Bitmap::new(name, granularity, enabled)?;
-        let size = self.size();
+        let meta = Bitmap::new(name, granularity, enabled)?;
         self.change_bitmaps(|list| {
             if list.iter().any(|entry| entry.meta.name == name) {
                 return Err(Error::invalid(format!("Bitmap already exists: {name}")));
@@ -337,11 +210,9 @@ impl Qcow2 {
                     "Maximum number of persistent bitmaps is already reached",
                 ));
             }
-            let bits = vec![0; meta.data_bytes(size) as usize];
-            meta.table_size = 0;
             list.push(Entry {
                 meta,
-                bits: Some(bits),
+                bits: Bits::Blank,
             });
             Ok(())
         })
@@ -359,10 +230,8 @@ impl Qcow2 {
     }
 
     pub(crate) fn bitmap_clear(&self, name: &str) -> Result<()> {
-        let size = self.size();
         self.change_bitmaps(|list| {
-            let entry = usable(list, name)?;
-            entry.bits = Some(vec![0; entry.meta.data_bytes(size) as usize]);
+            usable(list, name)?.bits = Bits::Blank;
             Ok(())
         })
     }
@@ -417,7 +286,7 @@ impl Qcow2 {
             set_range(&mut bits, meta.granularity_bits, *start, *len);
         }
         self.change_bitmaps(|list| {
-            usable(list, name)?.bits = Some(bits);
+            usable(list, name)?.bits = Bits::Memory(bits);
             Ok(())
         })
     }
@@ -459,7 +328,7 @@ impl Qcow2 {
             {
                 *byte &= (1u8 << (last % 8)) - 1;
             }
-            entry.bits = Some(bits);
+            entry.bits = Bits::Memory(bits);
         }
         self.store_list(engine, &mut state.list, Some(size))
     }

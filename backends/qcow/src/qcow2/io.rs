@@ -187,7 +187,7 @@ impl Qcow2 {
     }
 
     /// The range is locked.
-    fn write_allocating(
+    pub(super) fn write_allocating(
         &self,
         below: Option<&dyn Below>,
         offset: u64,

@@ -47,6 +47,8 @@ pub(crate) struct Qcow2 {
     size: std::sync::atomic::AtomicU64,
     snapshots: Mutex<Vec<Snapshot>>,
     bitmaps: Bitmaps,
+    /// What was put right when it was opened, because it had not been closed.
+    repaired: std::sync::OnceLock<CheckResult>,
     cluster_size: u64,
     compression: CompressionType,
     external: bool,
@@ -93,6 +95,7 @@ impl Qcow2 {
             preallocated: std::sync::OnceLock::new(),
             snapshots: Mutex::new(snapshots),
             bitmaps: Bitmaps::default(),
+            repaired: std::sync::OnceLock::new(),
             writable: options.writable,
             for_check: options.for_check,
             discard: options.discard,
@@ -115,6 +118,7 @@ impl Qcow2 {
                     "the image was not closed properly and cannot be repaired",
                 ));
             }
+            self.repaired.get_or_init(|| result);
         } else {
             self.register_all_metadata()?;
         }
@@ -198,6 +202,11 @@ impl Qcow2 {
                 .external_data()
                 .then(|| header.text_extension(kind::DATA_FILE).unwrap_or_default()),
         }
+    }
+
+    /// What was put right when it was opened.
+    pub(crate) fn repaired(&self) -> Option<&CheckResult> {
+        self.repaired.get()
     }
 
     pub(crate) fn size(&self) -> u64 {

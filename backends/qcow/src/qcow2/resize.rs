@@ -2,7 +2,7 @@
 
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 use crate::below::Below;
-use crate::engine::{Drop, Engine, Freed};
+use crate::engine::{Drop, Engine, Freed, Piece, Where};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::MAX_L1_BYTES;
 use crate::header::Header;
@@ -55,6 +55,9 @@ impl Qcow2 {
             Preallocation::Off if raw => Preallocation::Metadata,
             asked => asked,
         };
+        if preallocation != Preallocation::Off {
+            self.allocate_cut_cluster(below, old, size)?;
+        }
         self.preallocate_unlocked(old, size, preallocation)
     }
 
@@ -97,7 +100,17 @@ impl Qcow2 {
         backed: bool,
     ) -> Result<()> {
         let end = old.next_multiple_of(self.cluster_size).min(new);
-        self.write_zero_data(below, old, end)?;
+        let step = self.glance().geometry().subcluster_size();
+        let zeroes = if backed && !self.external {
+            old.next_multiple_of(step).min(end)
+        } else {
+            end
+        };
+        self.write_zero_data(below, old, zeroes)?;
+        if zeroes < end {
+            let len = end.next_multiple_of(step) - zeroes;
+            self.run(|engine| engine.drop_range(GuestOffset(zeroes), len, Drop::Zero, true))?;
+        }
         let backing_end = match below {
             Some(below) => below.size().min(new),
             None if backed => new,
@@ -265,6 +278,7 @@ impl Qcow2 {
                 if !self.external && storage.len().map_err(failed)? > host {
                     storage.write_zeroes(host, len, true).map_err(failed)?;
                 }
+                self.reserve_tables(storage, host, reserve);
                 raw::preallocate(storage, host, host + len, reserve)?;
                 if storage
                     .len()
@@ -279,6 +293,36 @@ impl Qcow2 {
             at = next;
         }
         self.flush_all()
+    }
+
+    /// Allocates the cluster that the old end of the disk cut off, unless it is.
+    fn allocate_cut_cluster(&self, below: Option<&dyn Below>, old: u64, size: u64) -> Result<()> {
+        let start = old - old % self.cluster_size;
+        let end = (start + self.cluster_size).min(size);
+        if start == old {
+            return Ok(());
+        }
+        let pieces = self.run(|engine| engine.map(GuestOffset(start), end - start))?;
+        let absent = |piece: &Piece| matches!(piece.place, Where::Unallocated);
+        if !pieces.iter().all(absent) {
+            return Ok(());
+        }
+        let zeroes = vec![0u8; (end - old) as usize];
+        self.write_allocating(below, old, &&zeroes[..], zeroes.len())
+    }
+
+    /// Reserves what lies between the end of the file and the clusters at `host`: tables that are not written yet. In one
+    /// piece with the data, so that the file system has fewer pieces to keep account of.
+    fn reserve_tables(&self, storage: &dyn crate::storage::Storage, host: u64, how: Preallocation) {
+        if self.external || how == Preallocation::Off {
+            return;
+        }
+        // It is no more than a favour.
+        if let Ok(end) = storage.len()
+            && end < host
+        {
+            let _ = storage.allocate(end, host - end);
+        }
     }
 
     fn flush_all(&self) -> Result<()> {

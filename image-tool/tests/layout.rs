@@ -1,0 +1,281 @@
+//! Where things lie in an image, and what is said of a damaged one, where QEMU's own tests look at it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot be set up has failed"
+)]
+
+mod pair;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use pair::{Pair, must, reference_is_there};
+
+fn lengths(pair: &Pair, name: &str) -> [u64; 2] {
+    [pair.ours(), pair.theirs()].map(|side| fs::metadata(side.join(name)).unwrap().len())
+}
+
+/// The image begins with other bytes at `offset` in both folders.
+fn poke(pair: &Pair, name: &str, offset: u64, bytes: &[u8]) {
+    for side in [pair.ours(), pair.theirs()] {
+        let file = File::options().write(true).open(side.join(name)).unwrap();
+        file.write_all_at(bytes, offset).unwrap();
+    }
+}
+
+#[test]
+fn bitmaps_are_stored_anew_together_and_the_file_ends_with_their_directory() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[&[
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "cluster_size=2M",
+        "image",
+        "2T",
+    ]]);
+    for args in [
+        ["-g", "512", "image", "first"],
+        ["-g", "2M", "image", "second"],
+        ["-g", "1G", "image", "third"],
+    ] {
+        let args: Vec<_> = ["bitmap", "--add"].into_iter().chain(args).collect();
+        pair.same(&args);
+        let [ours, theirs] = lengths(&pair, "image");
+        assert_eq!(ours, theirs, "{args:?}");
+    }
+}
+
+#[test]
+fn preallocation_includes_the_cluster_that_the_old_end_cut_off() {
+    if !reference_is_there() {
+        return;
+    }
+    for (options, mode) in [
+        ("cluster_size=64k", "falloc"),
+        ("extended_l2=on", "falloc"),
+        ("extended_l2=on", "full"),
+        ("extended_l2=on", "metadata"),
+    ] {
+        let pair = Pair::new();
+        let folder = pair.ours();
+        let run = |args: &[&str]| {
+            let outcome = pair.run_ours(args);
+            assert_eq!(outcome.status, Some(0), "{args:?}: {}", outcome.stderr);
+        };
+        run(&[
+            "create", "-q", "-f", "qcow2", "-o", options, "image", "2000k",
+        ]);
+        let preallocation = format!("--preallocation={mode}");
+        run(&[
+            "resize",
+            "-q",
+            "-f",
+            "qcow2",
+            &preallocation,
+            "image",
+            "+16k",
+        ]);
+        let len = || fs::metadata(folder.join("image")).unwrap().len();
+        let write = |what: &str| must("write", &folder, &["qemu-io", "-c", what, "image"]);
+        write("write -P 1 0 2000k");
+        let before = len();
+        write("write -P 2 2000k 16k");
+        assert_eq!(len(), before, "{options} {mode}");
+        run(&["check", "-q", "image"]);
+    }
+}
+
+#[test]
+fn what_grows_within_a_cluster_becomes_zero_subclusters() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[
+        &["qemu-img", "create", "-q", "-f", "qcow2", "base", "1M"],
+        &[
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            "extended_l2=on",
+            "-b",
+            "base",
+            "-F",
+            "qcow2",
+            "image",
+            "1M",
+        ],
+        &["qemu-io", "-c", "write -P 7 0 1M", "image"],
+    ]);
+    for (shrunk, grown) in [("520k", "567k"), ("500k", "600k"), ("499k", "560k")] {
+        pair.same(&["resize", "-q", "-f", "qcow2", "--shrink", "image", shrunk]);
+        pair.same(&["resize", "-q", "-f", "qcow2", "image", grown]);
+        pair.same(&["map", "--output=json", "image"]);
+        pair.same_image("image", "qcow2");
+    }
+}
+
+#[test]
+fn a_raw_image_that_ends_within_a_sector_is_mapped_alike() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    fs::write(pair.theirs().join("data"), vec![3u8; 5000]).unwrap();
+    fs::write(pair.theirs().join("hole"), []).unwrap();
+    let hole = File::options()
+        .write(true)
+        .open(pair.theirs().join("hole"))
+        .unwrap();
+    hole.set_len(70001).unwrap();
+    hole.write_all_at(&[1; 70001 - 65536], 65536).unwrap();
+    pair.copy_theirs();
+    for name in ["data", "hole"] {
+        for more in [
+            "",
+            ",cache.direct=off",
+            ",cache.direct=on",
+            ",file.cache.direct=on",
+        ] {
+            let options = format!("driver=raw,file.driver=file,file.filename={name}{more}");
+            pair.same_reading(&["map", "--output=json", "--image-opts", &options]);
+            pair.same_reading(&["map", "--image-opts", &options]);
+        }
+    }
+}
+
+/// An image that was being written when everything stopped.
+fn dirty(pair: &Pair) {
+    pair.prepare(&[&[
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "lazy_refcounts=on",
+        "image",
+        "64M",
+    ]]);
+    let killed = std::process::Command::new("qemu-io")
+        .args([
+            "-c",
+            "write -P 0x2a 0 128k",
+            "-c",
+            "flush",
+            "-c",
+            "sigraise 9",
+            "image",
+        ])
+        .current_dir(pair.theirs())
+        .output()
+        .unwrap();
+    assert!(!killed.status.success());
+    pair.copy_theirs();
+}
+
+#[test]
+fn what_was_repaired_on_opening_is_told() {
+    if !reference_is_there() {
+        return;
+    }
+    for args in [
+        &["amend", "-o", "compat=0.10", "image"][..],
+        &["snapshot", "-c", "s", "image"],
+        &["resize", "image", "65M"],
+        &["bitmap", "--add", "image", "b"],
+        &["check", "image"],
+        &["info", "image"],
+    ] {
+        let pair = Pair::new();
+        dirty(&pair);
+        let (ours, theirs) = pair.run_both(args);
+        assert_eq!(ours.stderr, theirs.stderr, "{args:?}");
+        assert_eq!(ours.status, theirs.status, "{args:?}");
+    }
+}
+
+#[test]
+fn all_findings_are_told_before_what_was_repaired() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    dirty(&pair);
+    // A cluster that no check can put right: the repair is followed by findings.
+    poke(
+        &pair,
+        "image",
+        0x40000 + 8,
+        &0x8000_0000_0006_0200u64.to_be_bytes(),
+    );
+    let merged = |program: &str, folder: std::path::PathBuf| {
+        let script = format!("exec {program} check -r all image 2>&1");
+        let outcome = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        String::from_utf8(outcome.stdout).unwrap()
+    };
+    let ours = merged(env!("CARGO_BIN_EXE_image-tool"), pair.ours());
+    assert!(ours.contains("Double checking"), "{ours}");
+    assert_eq!(ours, merged("qemu-img", pair.theirs()));
+}
+
+#[test]
+fn too_many_snapshots_can_be_removed_and_the_check_says_so() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[&[
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "compat=0.10",
+        "image",
+        "64M",
+    ]]);
+    poke(&pair, "image", 64, &(1u64 << 20).to_be_bytes());
+    poke(&pair, "image", 60, &65600u32.to_be_bytes());
+    poke(&pair, "image", (1 << 20) + 40 * 65600, &[0]);
+    pair.same(&["info", "image"]);
+    pair.same(&["check", "image"]);
+}
+
+#[test]
+fn a_snapshots_name_ends_where_a_c_string_does() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[
+        &["qemu-img", "create", "-q", "-f", "qcow2", "image", "64M"],
+        &["qemu-img", "snapshot", "-c", "before-after", "image"],
+    ]);
+    let table = u64::from_be_bytes(
+        fs::read(pair.theirs().join("image")).unwrap()[64..72]
+            .try_into()
+            .unwrap(),
+    );
+    // Behind the fixed fields, the extra data and the id.
+    poke(&pair, "image", table + 40 + 24 + 1 + 6, &[0]);
+    let listed = pair.same(&["snapshot", "-l", "image"]);
+    assert!(listed.stdout.contains("before") && !listed.stdout.contains("after"));
+}
