@@ -31,6 +31,8 @@ pub(crate) struct Opening {
     /// Leave the backing file alone, and open the data file.
     pub(crate) no_backing: bool,
     pub(crate) for_check: bool,
+    /// Only its facts are asked for.
+    pub(crate) for_info: bool,
     pub(crate) snapshot: Option<String>,
     /// The image this far down the chain is written, too.
     pub(crate) writable_at: Option<usize>,
@@ -97,6 +99,9 @@ struct Chain {
 impl Chain {
     fn open(&mut self, source: &Source, how: &Opening) -> Result<(Image, bool)> {
         source.format.as_deref().map(known).transpose()?;
+        if how.writable && (how.share || source.force_share) {
+            bail!("force-share=on can only be used with read-only images");
+        }
         let file = open_file(&source.path, how.writable)?;
         self.remember(&file, &source.path)?;
         let (format, guessed) = format_of(source, &file)?;
@@ -108,6 +113,7 @@ impl Chain {
             .locking(locking(source, how.share))
             .discard(Discard::Unmap)
             .for_check(how.for_check)
+            .for_info(how.for_info)
             .snapshot(how.snapshot.clone());
         for window in &source.windows {
             options = options.window(window.offset, window.size);

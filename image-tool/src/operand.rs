@@ -43,8 +43,12 @@ impl Source {
         if path.as_os_str().is_empty() {
             bail!("Could not open '{text}': The 'file' block driver requires a file name");
         }
+        // The driver of plain files shows a file as it is.
+        let is_protocol = format == Some("file");
+        let format = if is_protocol { Some("raw") } else { format };
         Ok(Self {
             text,
+            is_protocol,
             ..Self::of_file(path, format.map(str::to_owned))
         })
     }

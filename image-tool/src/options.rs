@@ -145,6 +145,9 @@ pub(crate) fn refuse_objects(matches: &Matches) -> Result<()> {
                 "Parameter 'qom-type' does not accept value '{kind}'"
             ));
         }
+        if !object.split(',').any(|item| item.starts_with("id=")) {
+            return Err(anyhow!("Parameter 'id' is missing"));
+        }
     }
     Ok(())
 }

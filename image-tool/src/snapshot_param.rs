@@ -55,7 +55,13 @@ impl SnapshotParam {
             snapshot: None,
             ..opening.clone()
         };
-        let snapshots = open::open(source, &alone)?.info()?.snapshots;
+        let opened = open::open(source, &alone)?;
+        if opened.image.format() == qcow::Format::Raw {
+            bail!(
+                "Failed to load snapshot: Block format 'raw' used by device '' does not support temporarily loading internal snapshots"
+            );
+        }
+        let snapshots = opened.info()?.snapshots;
         let found = match self {
             Self::Either(wanted) => snapshots
                 .iter()

@@ -407,6 +407,53 @@ fn nothing_is_left_of_a_convert_that_fails_or_is_interrupted() {
     }
 }
 
+#[test]
+fn what_was_there_before_stays_as_it_was_until_the_new_is_whole() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    sources(&pair);
+    let folder = pair.ours();
+    // A source that cannot be read to its end: the first compressed cluster is damaged.
+    let command = ["convert", "-c", "-O", "qcow2", "a.raw", "damaged"];
+    assert_eq!(pair.run_ours(&command).status, Some(0));
+    let mut bytes = fs::read(folder.join("damaged")).unwrap();
+    let last = bytes.len() - 600;
+    bytes[last..].fill(0xff);
+    fs::write(folder.join("damaged"), bytes).unwrap();
+    let old = b"what was there before";
+    for format in ["raw", "qcow2"] {
+        for source in ["damaged", "overlay"] {
+            for signal in ["INT", "TERM", "KILL"] {
+                fs::write(folder.join("x"), old).unwrap();
+                let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_image-tool"))
+                    .args(["convert", "-r", "1k", "-O", format, source, "x"])
+                    .current_dir(&folder)
+                    .stderr(std::process::Stdio::null())
+                    .spawn()
+                    .unwrap();
+                let unfinished = format!(".x.{}.unfinished", child.id());
+                while !folder.join(&unfinished).exists() && child.try_wait().unwrap().is_none() {
+                    std::thread::yield_now();
+                }
+                // The damaged one may have failed by itself.
+                let _ = std::process::Command::new("kill")
+                    .args(["-s", signal, &child.id().to_string()])
+                    .stderr(std::process::Stdio::null())
+                    .status();
+                assert!(!child.wait().unwrap().success());
+                let found = fs::read(folder.join("x")).unwrap();
+                assert!(found == old, "{format} {source} SIG{signal}");
+                let _ = fs::remove_file(folder.join(&unfinished));
+            }
+            let failing = pair.run_ours(&["convert", "-O", format, "damaged", "x"]);
+            assert_eq!(failing.status, Some(1), "{failing:?}");
+            assert!(fs::read(folder.join("x")).unwrap() == old, "{format}");
+        }
+    }
+}
+
 fn names(pair: &Pair) -> Vec<std::ffi::OsString> {
     let mut names: Vec<_> = fs::read_dir(pair.ours())
         .unwrap()

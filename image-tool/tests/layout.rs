@@ -279,3 +279,137 @@ fn a_snapshots_name_ends_where_a_c_string_does() {
     let listed = pair.same(&["snapshot", "-l", "image"]);
     assert!(listed.stdout.contains("before") && !listed.stdout.contains("after"));
 }
+
+#[test]
+fn an_encrypted_image_is_described_and_nothing_else() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    let create = |options: &str, name: &str| {
+        let secret = "secret,id=s,data=abc";
+        pair.prepare(&[&[
+            "qemu-img", "create", "-q", "--object", secret, "-f", "qcow2", "-o", options, name,
+            "1M",
+        ]]);
+    };
+    create("encrypt.format=aes,encrypt.key-secret=s", "aes");
+    for (options, name) in [
+        ("", "default"),
+        (
+            ",encrypt.cipher-alg=serpent-256,encrypt.hash-alg=sha512",
+            "serpent",
+        ),
+        (
+            ",encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256",
+            "essiv",
+        ),
+    ] {
+        let luks = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+        create(&format!("{luks}{options}"), name);
+    }
+    for name in ["aes", "default", "serpent", "essiv"] {
+        pair.same_reading(&["info", name]);
+        pair.same_reading(&["info", "--output=json", name]);
+        for args in [
+            &["check", name][..],
+            &["check", "-r", "all", name],
+            &["map", name],
+            &["measure", name],
+            &["compare", name, name],
+            &["convert", name, "copy"],
+            &["dd", &format!("if={name}"), "of=copy"],
+            &["snapshot", "-l", name],
+            &["snapshot", "-c", "s", name],
+            &["resize", name, "2M"],
+            &["rebase", "-u", "-b", "", name],
+            &["amend", "-o", "compat=0.10", name],
+            &["bitmap", "--add", name, "b"],
+            &["bench", "-c", "1", name],
+        ] {
+            let before = fs::read(pair.ours().join(name)).unwrap();
+            let (ours, theirs) = pair.run_both(args);
+            assert_eq!(ours.status, theirs.status, "{args:?}");
+            assert!(
+                ours.stderr.contains("encrypted"),
+                "{args:?}: {}",
+                ours.stderr
+            );
+            assert!(
+                fs::read(pair.ours().join(name)).unwrap() == before,
+                "{args:?}"
+            );
+            assert!(!pair.ours().join("copy").exists(), "{args:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_shared_is_not_written() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[&["qemu-img", "create", "-q", "-f", "qcow2", "image", "1M"]]);
+    pair.same(&["check", "-U", "-r", "all", "image"]);
+    let node = "driver=qcow2,file.filename=image,force-share=on";
+    pair.same(&["resize", "--image-opts", node, "2M"]);
+}
+
+#[test]
+fn the_driver_of_plain_files_is_raw_without_a_format() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.same(&["create", "-f", "file", "image", "1M"]);
+    pair.same_image("image", "raw");
+    pair.same(&["create", "-f", "file", "-o", "help"]);
+    pair.same(&["create", "-f", "file", "-o", "help", "image"]);
+    pair.same(&["convert", "-f", "raw", "-O", "file", "image", "copy"]);
+    pair.same(&["dd", "-f", "raw", "-O", "file", "if=image", "of=other"]);
+    pair.same(&["info", "-f", "file", "image"]);
+    pair.same(&["map", "-f", "file", "--output=json", "image"]);
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_in_the_same_words() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[
+        &["qemu-img", "create", "-q", "-f", "raw", "raw", "1M"],
+        &["qemu-img", "create", "-q", "-f", "qcow2", "image", "1M"],
+    ]);
+    for args in [
+        &[
+            "convert", "-f", "raw", "-O", "qcow2", "-l", "s", "raw", "copy",
+        ][..],
+        &[
+            "convert", "-O", "qcow2", "-l", "s", "image", "image", "copy",
+        ],
+        &[
+            "convert",
+            "-n",
+            "--target-image-opts",
+            "-O",
+            "raw",
+            "image",
+            "driver=raw,file.filename=raw",
+        ],
+        &["rebase", "-f", "raw", "-b", "image", "raw"],
+        &["rebase", "-u", "-f", "raw", "-b", "image", "raw"],
+        &[
+            "rebase", "-u", "-f", "raw", "-b", "image", "-F", "qcow2", "raw",
+        ],
+        &["info", "--object", "secret", "image"],
+        &["info", "--object", "secret,id=s,data=x", "image"],
+        &["bench", "-n", "-c", "1", "image"],
+        &["bench", "-i", "native", "-c", "1", "image"],
+        &["bench", "-n"],
+        &["bench", "-n", "nothing"],
+    ] {
+        pair.same(args);
+    }
+}

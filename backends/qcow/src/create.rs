@@ -280,6 +280,7 @@ fn new_header(options: &CreateOptions) -> Header {
         version: options.version,
         backing: options.backing_file.clone(),
         cluster_bits: options.cluster_size.trailing_zeros(),
+        crypt_method: 0,
         size: options.size,
         l1_size: 0,
         l1_offset: 0,

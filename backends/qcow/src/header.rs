@@ -14,6 +14,9 @@ const MAX_BACKING_NAME: u32 = 1023;
 /// Length of the header this library writes, version 3, and of what a version 2 header has.
 pub(crate) const LENGTH_V3: u32 = 112;
 const LENGTH_V2: u32 = 72;
+/// Encryption by the format itself, and by LUKS.
+pub(crate) const CRYPT_AES: u32 = 1;
+pub(crate) const CRYPT_LUKS: u32 = 2;
 /// Sectors are written whole or not at all.
 pub(crate) const SECTOR: usize = 512;
 
@@ -24,6 +27,8 @@ pub(crate) struct Header {
     pub(crate) backing: Option<String>,
     pub(crate) cluster_bits: u32,
     pub(crate) size: u64,
+    /// 0, or the method of encryption.
+    pub(crate) crypt_method: u32,
     pub(crate) l1_size: u32,
     pub(crate) l1_offset: u64,
     pub(crate) refcount_table_offset: u64,
@@ -85,18 +90,11 @@ impl Header {
         if header_length as usize > cluster_size {
             return Err(Error::corrupt("qcow2 header exceeds cluster size"));
         }
-        match be32(cluster, 32) {
-            0 => {}
-            1 | 2 => {
-                return Err(Error::unsupported(
-                    "the image is encrypted, which is not supported",
-                ));
-            }
-            method => {
-                return Err(Error::unsupported(format!(
-                    "Unsupported encryption method {method}"
-                )));
-            }
+        let crypt_method = be32(cluster, 32);
+        if crypt_method > CRYPT_LUKS {
+            return Err(Error::unsupported(format!(
+                "Unsupported encryption method {crypt_method}"
+            )));
         }
         let (backing_offset, backing_len) = (be64(cluster, 8), be32(cluster, 16));
         let extensions_end =
@@ -110,6 +108,7 @@ impl Header {
             backing: backing_name(cluster, backing_offset, backing_len)?,
             cluster_bits: be32(cluster, 20),
             size: be64(cluster, 24),
+            crypt_method,
             l1_size: be32(cluster, 36),
             l1_offset: be64(cluster, 40),
             refcount_table_offset: be64(cluster, 48),
@@ -135,11 +134,6 @@ impl Header {
     /// Limits of the specification and of QEMU.
     fn check(&self) -> Result<()> {
         feature::check_incompatible(self.incompatible, &self.extensions)?;
-        if self.extension(kind::CRYPTO).is_some() {
-            return Err(Error::unsupported(
-                "the image is encrypted, which is not supported",
-            ));
-        }
         if self.refcount_order > 6 {
             return Err(Error::corrupt(
                 "Reference count entry width too large; may not exceed 64 bits",
@@ -171,6 +165,16 @@ impl Header {
         }
         if self.l1_size > 0 {
             geometry.check_table("Active L1 table", self.l1_offset, l1_bytes, MAX_L1_BYTES)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses an image whose data is encrypted.
+    pub(crate) fn check_encryption(&self) -> Result<()> {
+        if self.crypt_method != 0 || self.extension(kind::CRYPTO).is_some() {
+            return Err(Error::unsupported(
+                "the image is encrypted, which is not supported",
+            ));
         }
         Ok(())
     }
@@ -263,7 +267,7 @@ impl Header {
         out.extend_from_slice(&(self.backing.as_ref().map_or(0, String::len) as u32).to_be_bytes());
         out.extend_from_slice(&self.cluster_bits.to_be_bytes());
         out.extend_from_slice(&self.size.to_be_bytes());
-        out.extend_from_slice(&0u32.to_be_bytes());
+        out.extend_from_slice(&self.crypt_method.to_be_bytes());
         out.extend_from_slice(&self.l1_size.to_be_bytes());
         out.extend_from_slice(&self.l1_offset.to_be_bytes());
         out.extend_from_slice(&self.refcount_table_offset.to_be_bytes());

@@ -143,6 +143,13 @@ impl Image {
 /// Reading and writing.
 impl Image {
     pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        if let Layer::Qcow2(qcow2) = &self.layer
+            && qcow2.is_encrypted()
+        {
+            return Err(Error::unsupported(
+                "the image is encrypted, which is not supported",
+            ));
+        }
         match offset.checked_add(len) {
             Some(end) if end <= self.virtual_size() && end <= MAX_OFFSET => Ok(()),
             _ => Err(Error::new(

@@ -145,6 +145,7 @@ mod header;
 mod image;
 mod l2;
 mod lock;
+mod luks;
 mod names;
 mod options;
 mod plan;
@@ -167,5 +168,8 @@ pub use options::{
     Preallocation,
 };
 pub use plan::{Part, Place, Plan};
-pub use report::{BitmapInfo, CheckResult, Extent, Info, Qcow2Info, Repair, SnapshotInfo};
+pub use report::{
+    BitmapInfo, CheckResult, Encryption, Extent, Info, LuksInfo, LuksSlot, Qcow2Info, Repair,
+    SnapshotInfo,
+};
 pub use storage::{HostFile, Storage};

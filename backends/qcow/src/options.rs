@@ -103,6 +103,7 @@ pub struct OpenOptions {
     pub(crate) max_depth: u32,
     pub(crate) cache_bytes: usize,
     pub(crate) for_check: bool,
+    pub(crate) for_info: bool,
     pub(crate) snapshot: Option<String>,
     pub(crate) unformatted_backing: Option<Format>,
     pub(crate) windows: Vec<(u64, Option<u64>)>,
@@ -121,6 +122,7 @@ impl OpenOptions {
             max_depth: 64,
             cache_bytes: 8 << 20,
             for_check: false,
+            for_info: false,
             snapshot: None,
             unformatted_backing: None,
             windows: Vec::new(),
@@ -177,6 +179,12 @@ impl OpenOptions {
     /// Open even what is damaged as far as [`Image::check`] needs it; no automatic repair of a dirty image.
     pub fn for_check(mut self, for_check: bool) -> Self {
         self.for_check = for_check;
+        self
+    }
+
+    /// Only [`Image::info`](crate::Image::info) will be asked: an encrypted image can be opened, too. Only for read-only use.
+    pub fn for_info(mut self, for_info: bool) -> Self {
+        self.for_info = for_info;
         self
     }
 

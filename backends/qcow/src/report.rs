@@ -77,6 +77,49 @@ pub struct Qcow2Info {
     pub data_file_raw: bool,
     /// Persistent dirty bitmaps.
     pub bitmaps: Vec<BitmapInfo>,
+    /// How its data is encrypted, if it is.
+    pub encryption: Option<Encryption>,
+}
+
+/// How the data of an image is encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encryption {
+    /// By the format itself, which nobody should use any more.
+    Aes,
+    /// As its LUKS header says.
+    Luks(LuksInfo),
+}
+
+/// A LUKS header, version 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LuksInfo {
+    /// Cipher and length of the key in bits.
+    pub cipher: String,
+    /// How blocks are chained.
+    pub cipher_mode: String,
+    /// Where initial vectors come from.
+    pub generator: String,
+    /// The hash that takes part in that.
+    pub generator_hash: Option<String>,
+    /// The hash of the keys.
+    pub hash: String,
+    /// What tells it from others.
+    pub uuid: String,
+    /// Where the data begins, in bytes behind the header's first.
+    pub payload_offset: u64,
+    /// Iterations for the master key.
+    pub master_key_iterations: u32,
+    /// The key slots.
+    pub slots: Vec<LuksSlot>,
+}
+
+/// A place for a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LuksSlot {
+    /// Where its key material is, in bytes behind the header's first.
+    pub key_offset: u64,
+    /// Iterations and stripes, if it is in use.
+    pub active: Option<(u32, u32)>,
 }
 
 /// One internal snapshot.

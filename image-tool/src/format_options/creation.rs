@@ -10,6 +10,17 @@ pub(crate) fn known_format(name: &str) -> Option<Format> {
     name.parse().ok()
 }
 
+/// The format of a new image of that name. The driver of plain files makes them, too.
+pub(crate) fn new_format(name: &str) -> Option<Format> {
+    match name {
+        FILE => Some(Format::Raw),
+        _ => known_format(name),
+    }
+}
+
+/// The driver of plain files.
+pub(crate) const FILE: &str = "file";
+
 /// Whether QEMU has a driver of that name: it may be recorded as a backing file's format, and is refused when that is
 /// opened here.
 pub(crate) fn is_driver(name: &str) -> bool {

@@ -12,7 +12,8 @@ use crate::report::Hinted;
 use crate::size::{self, SizeError};
 
 pub(crate) use creation::{
-    check_preallocation, creation, is_driver, known_format, not_creatable, preallocation,
+    FILE, check_preallocation, creation, is_driver, known_format, new_format, not_creatable,
+    preallocation,
 };
 pub(crate) use table::{AMEND_QCOW2, Kind, Spec, creatable, own};
 

@@ -84,6 +84,20 @@ pub(crate) fn command() -> Command {
         .arg(options::operand("FILENAME", "the image"))
 }
 
+/// What QEMU can do only past the page cache is refused with it, although it is the same here.
+fn check_aio(matches: &Matches, name: &std::ffi::OsStr) -> Result<()> {
+    let past_the_cache = |mode: String| matches!(mode.as_str(), "none" | "off" | "directsync");
+    let is_native =
+        matches.flag("native") || matches.text("aio").is_some_and(|aio| aio == "native");
+    if is_native && !matches.text("cache").is_some_and(past_the_cache) {
+        bail!(
+            "Could not open '{}': aio=native was specified, but it requires cache.direct=on, which was not specified.",
+            name.to_string_lossy()
+        );
+    }
+    Ok(())
+}
+
 /// What to run.
 #[derive(Debug)]
 struct Run {
@@ -201,6 +215,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
             ..Opening::default()
         },
     )?;
+    check_aio(matches, name)?;
     if run.write && opened.guessed && opened.image.format() == qcow::Format::Raw {
         bail!(
             "Could not open '{}': a raw image is written only with -f raw",

@@ -99,10 +99,15 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 
 /// What `-o help` prints: of the format, or with a file name of the format on a file.
 pub(crate) fn help(format_name: &str, on_file: bool) -> Result<String> {
-    let Some(format) = format_options::known_format(format_name) else {
+    let Some(format) = format_options::new_format(format_name) else {
         return Err(format_options::not_creatable(format_name));
     };
-    let text = if on_file {
+    let text = if format_name == format_options::FILE && !on_file {
+        format!(
+            "Supported file options:\n{}",
+            format_options::explain(&format_options::creatable(format))
+        )
+    } else if on_file {
         format!(
             "Supported options:\n{}",
             format_options::explain(&format_options::creatable(format))
@@ -124,7 +129,7 @@ fn create(
     filename: &str,
     size: Option<u64>,
 ) -> Result<()> {
-    let format = format_options::known_format(format_name)
+    let format = format_options::new_format(format_name)
         .ok_or_else(|| format_options::not_creatable(format_name))?;
     let path = local_path(filename.as_ref())?;
     let mut options = FormatOptions::new(format_options::creatable(format));

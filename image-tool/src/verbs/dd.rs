@@ -118,7 +118,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .text("output-format")
         .unwrap_or_else(|| "raw".to_owned());
     let format =
-        format_options::known_format(&format).ok_or_else(|| anyhow!("Unknown file format"))?;
+        format_options::new_format(&format).ok_or_else(|| anyhow!("Unknown file format"))?;
 
     let block = operands.block.unwrap_or(512);
     let size = opened.disk().size();

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
-use qcow::{Info, Qcow2Info};
+use qcow::{Encryption, Info, LuksSlot, Qcow2Info};
 
 use crate::confine;
 use crate::disk::whole_sectors;
@@ -92,6 +92,7 @@ fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
         let opening = Opening {
             share,
             alone: true,
+            for_info: true,
             ..Opening::default()
         };
         let info = open::open(&source, &opening)?.info()?;
@@ -176,6 +177,9 @@ fn human(told: &Told, local: &LocalTime) -> String {
         whole_sectors(info.virtual_size),
         size::human(info.actual_size),
     );
+    if is_encrypted(info) {
+        text.push_str("encrypted: yes\n");
+    }
     if let Some(cluster_size) = info.cluster_size {
         let _ = writeln!(text, "cluster_size: {cluster_size}");
     }
@@ -306,6 +310,45 @@ fn specific(info: &Qcow2Info) -> Object {
         .with("refcount-bits", info.refcount_bits)
         .with_some("bitmaps", (!bitmaps.is_empty()).then_some(bitmaps))
         .with("compression-type", info.compression_type.name())
+        .with_some("encrypt", info.encryption.as_ref().map(encryption))
+}
+
+fn is_encrypted(info: &Info) -> bool {
+    let qcow2 = info.qcow2.as_ref();
+    qcow2.is_some_and(|qcow2| qcow2.encryption.is_some())
+}
+
+fn encryption(encryption: &Encryption) -> Object {
+    let Encryption::Luks(luks) = encryption else {
+        return Object::new().with("format", "aes");
+    };
+    let slot = |slot: &LuksSlot| {
+        Value::from(
+            Object::new()
+                .with("active", slot.active.is_some())
+                .with_some(
+                    "iters",
+                    slot.active.map(|(iterations, _)| u64::from(iterations)),
+                )
+                .with_some(
+                    "stripes",
+                    slot.active.map(|(_, stripes)| u64::from(stripes)),
+                )
+                .with("key-offset", slot.key_offset),
+        )
+    };
+    Object::new()
+        .with("format", "luks")
+        .with("cipher-alg", luks.cipher.as_str())
+        .with("cipher-mode", luks.cipher_mode.as_str())
+        .with("ivgen-alg", luks.generator.as_str())
+        .with_some("ivgen-hash-alg", luks.generator_hash.as_deref())
+        .with("hash-alg", luks.hash.as_str())
+        .with("detached-header", false)
+        .with("payload-offset", luks.payload_offset)
+        .with("master-key-iters", u64::from(luks.master_key_iterations))
+        .with("uuid", luks.uuid.as_str())
+        .with("slots", luks.slots.iter().map(slot).collect::<Vec<_>>())
 }
 
 /// The nodes from this one on, as the list of an image's children.
@@ -357,6 +400,7 @@ fn json(told: &Told) -> Value {
         )
         .with("actual-size", info.actual_size)
         .with("virtual-size", whole_sectors(info.virtual_size))
+        .with_some("encrypted", is_encrypted(info).then_some(true))
         .with_some("cluster-size", info.cluster_size)
         .with_some("backing-filename", info.backing_filename.as_deref())
         .with_some("full-backing-filename", full_backing)

@@ -169,11 +169,11 @@ fn change(image: &Image, backing: Option<&str>, format: Option<&str>) -> Result<
             backing.unwrap_or_default()
         )
     };
-    if image.format() == Format::Raw {
-        return Err(failed("Operation not supported"));
-    }
     if backing.is_some() && format.is_none() {
         return Err(failed("backing format must be specified"));
+    }
+    if image.format() == Format::Raw {
+        return Err(failed("Operation not supported"));
     }
     image
         .record_backing_file(backing, format.filter(|_| backing.is_some()))

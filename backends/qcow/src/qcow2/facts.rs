@@ -5,14 +5,17 @@ mod holes;
 use std::path::Path;
 
 use crate::address::GuestOffset;
+use crate::big_endian::be64;
 use crate::engine::Where;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extension::kind;
 use crate::feature;
+use crate::header::{CRYPT_AES, CRYPT_LUKS, Header};
+use crate::luks;
 use crate::names;
 use crate::options::Format;
 use crate::qcow2::Qcow2;
-use crate::report::{Extent, Info, Qcow2Info};
+use crate::report::{Encryption, Extent, Info, Qcow2Info};
 
 impl Qcow2 {
     /// The first extent of a range, of this image alone.
@@ -57,6 +60,19 @@ impl Qcow2 {
         self.look_for_holes(extent)
     }
 
+    fn encryption(&self, header: &Header) -> Result<Option<Encryption>> {
+        match (header.crypt_method, header.extension(kind::CRYPTO)) {
+            (CRYPT_AES, _) => Ok(Some(Encryption::Aes)),
+            (CRYPT_LUKS, Some(place)) if place.len() == 16 => {
+                luks::read(&*self.storage, be64(place, 0)).map(|luks| Some(Encryption::Luks(luks)))
+            }
+            (CRYPT_LUKS, _) => Err(Error::corrupt(
+                "the image is encrypted and says not where its keys are",
+            )),
+            _ => Ok(None),
+        }
+    }
+
     pub(crate) fn info(&self, path: &Path) -> Result<Info> {
         let bitmaps = self.bitmap_infos()?;
         let engine = self.engine();
@@ -74,6 +90,7 @@ impl Qcow2 {
                 .then(|| header.text_extension(kind::DATA_FILE).unwrap_or_default()),
             data_file_raw: header.autoclear & feature::RAW_EXTERNAL != 0,
             bitmaps,
+            encryption: self.encryption(header)?,
         };
         Ok(Info {
             filename: path.to_path_buf(),

@@ -52,6 +52,7 @@ pub(crate) struct Qcow2 {
     cluster_size: u64,
     compression: CompressionType,
     external: bool,
+    encrypted: bool,
     writable: bool,
     for_check: bool,
     discard: Discard,
@@ -61,6 +62,9 @@ impl Qcow2 {
     /// Opens an image. Reads the header and the snapshot table; opens no other file.
     pub(crate) fn open(storage: Box<dyn Storage>, options: &OpenOptions) -> Result<Self> {
         let mut header = read_header(&*storage)?;
+        if !options.for_info || options.writable {
+            header.check_encryption()?;
+        }
         if !options.for_check {
             header.check_refcount_table()?;
         }
@@ -88,6 +92,7 @@ impl Qcow2 {
             cluster_size: 1 << header.cluster_bits,
             compression: header.compression,
             external: header.external_data(),
+            encrypted: header.check_encryption().is_err(),
             engine: RwLock::new(Engine::new(header, options.cache_bytes, options.writable)),
             turns: Turns::default(),
             ranges: RangeLock::default(),
@@ -202,6 +207,11 @@ impl Qcow2 {
                 .external_data()
                 .then(|| header.text_extension(kind::DATA_FILE).unwrap_or_default()),
         }
+    }
+
+    /// Whether its data is encrypted, and cannot be read.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.encrypted
     }
 
     /// What was put right when it was opened.

@@ -172,7 +172,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
                 settings.source_image_opts,
             )
         })
-        .map(|source| open_source(&source?, &settings))
+        .map(|source| open_source(&source?, &settings, source_names.len()))
         .collect::<Result<Vec<_>>>();
     let outcome = sources.and_then(|sources| {
         let destination = Destination::open(&settings, target_name, &sources)?;
@@ -187,12 +187,15 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-fn open_source(source: &Source, settings: &Settings) -> Result<Opened> {
+fn open_source(source: &Source, settings: &Settings, source_count: usize) -> Result<Opened> {
     let mut opening = Opening {
         share: settings.share,
         ..Opening::default()
     };
     if let Some(param) = &settings.snapshot {
+        if source_count > 1 {
+            bail!("No support for concatenating multiple snapshot");
+        }
         opening.snapshot = Some(param.resolve(source, &opening)?);
     }
     open::open(source, &opening)
@@ -337,5 +340,5 @@ pub(crate) fn bitmaps_of(opened: &Opened) -> Result<Vec<BitmapInfo>> {
 
 /// The format of a target, by its name.
 fn target_format(name: &str) -> Result<qcow::Format> {
-    format_options::known_format(name).ok_or_else(|| anyhow!("Unknown file format '{name}'"))
+    format_options::new_format(name).ok_or_else(|| anyhow!("Unknown file format '{name}'"))
 }

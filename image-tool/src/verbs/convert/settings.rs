@@ -86,12 +86,13 @@ impl Settings {
         settings.check(
             matches.flag("copy-range-offloading"),
             matches.flag("sparse-size"),
+            matches.flag("output-format"),
         )?;
         Ok(settings)
     }
 
     /// What does not go together.
-    fn check(&self, copy_range: bool, explicit_sparse: bool) -> Result<()> {
+    fn check(&self, copy_range: bool, explicit_sparse: bool, explicit_format: bool) -> Result<()> {
         if self.skip_broken_bitmaps && !self.bitmaps {
             bail!("Use of --skip-broken-bitmaps requires --bitmaps");
         }
@@ -106,6 +107,9 @@ impl Settings {
         }
         if self.target_image_opts && !self.no_create {
             bail!("--target-image-opts requires use of -n flag");
+        }
+        if self.target_image_opts && explicit_format {
+            bail!("--image-opts and --format are mutually exclusive");
         }
         if self.no_create && self.options.is_some() {
             bail!("-o has no effect when skipping image creation");
