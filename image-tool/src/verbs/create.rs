@@ -102,21 +102,19 @@ pub(crate) fn help(format_name: &str, on_file: bool) -> Result<String> {
     let Some(format) = format_options::new_format(format_name) else {
         return Err(format_options::not_creatable(format_name));
     };
-    let text = if format_name == format_options::FILE && !on_file {
-        format!(
-            "Supported file options:\n{}",
-            format_options::explain(&format_options::creatable(format))
-        )
-    } else if on_file {
-        format!(
-            "Supported options:\n{}",
-            format_options::explain(&format_options::creatable(format))
-        )
+    // Of a format, what lies below it may add to its own options.
+    let known = if on_file || format_name == format_options::FILE {
+        format_options::creatable(format)
+    } else {
+        format_options::own(format)
+    };
+    let known = format_options::explain(&known);
+    let text = if on_file {
+        format!("Supported options:\n{known}")
     } else {
         format!(
-            "Supported {format_name} options:\n{}\nThe protocol level may support further options.\n\
-             Specify the target filename to include those options.",
-            format_options::explain(&format_options::own(format))
+            "Supported {format_name} options:\n{known}\nThe protocol level may support further options.\n\
+             Specify the target filename to include those options."
         )
     };
     Ok(text.trim_end().to_owned())
