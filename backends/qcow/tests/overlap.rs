@@ -241,7 +241,10 @@ fn nothing_is_allocated_where_metadata_without_a_refcount_is() {
             if version >= 3 {
                 // Of several changes, those that meet the damage come late.
                 let medium = broken();
-                let read = || medium.state().bytes[victim as usize..][..64].to_vec();
+                let read = || {
+                    let bytes = &medium.state().bytes[victim as usize..];
+                    bytes[..bytes.len().min(64)].to_vec()
+                };
                 let before = read();
                 let image = open(&medium, true);
                 let mut names = (0..200).map(|index| format!("{index}"));
