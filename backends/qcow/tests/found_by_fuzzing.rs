@@ -195,3 +195,55 @@ fn the_bit_that_says_zeroes_without_subclusters_says_nothing_with_them() {
 
     assert!(checked(&medium, Repair::None).is_sound());
 }
+
+#[test]
+fn one_table_for_all_of_a_large_disk_is_not_looked_through_in_one_go() {
+    // 4 Mi entries of L1, all leading to the same table, of which each cluster reads as zeroes.
+    let medium = Medium::silent();
+    let entries = (32 << 20) / 8;
+    let options = CreateOptions {
+        cluster_size: 512,
+        ..CreateOptions::new(Format::Qcow2, entries * 64 * 512)
+    };
+    qcow::create_in(&medium, &options).unwrap();
+    let (l1, l2): (u64, u64) = (64 << 20, 32 << 20);
+    set_word(&medium, 40, l1);
+    {
+        let mut state = medium.state();
+        state.bytes.resize(l1 as usize, 0);
+        for entry in 0..64 {
+            state.bytes[l2 as usize + entry * 8 + 7] = 1;
+        }
+        for _ in 0..entries {
+            state.bytes.extend(l2.to_be_bytes());
+        }
+    }
+    let image = open(&medium, OpenOptions::new(Format::Qcow2));
+
+    let extent = image.map(0, image.virtual_size()).unwrap();
+
+    assert!(extent.zero && extent.length < image.virtual_size() / 100);
+}
+
+#[test]
+fn a_file_that_is_nearly_all_hole_is_mapped_at_once() {
+    // 2^41 bytes, of which the first few are there.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let options = CreateOptions {
+        cluster_size: 512,
+        ..CreateOptions::new(Format::Qcow2, 1 << 20)
+    };
+    qcow::create(file.path(), &options).unwrap();
+    let options = OpenOptions::new(Format::Qcow2).writable(true);
+    let image = Image::open(file.path(), &options).unwrap();
+    image.write_at(0, &[1; 512]).unwrap();
+    image.close().unwrap();
+    file.as_file().set_len(1 << 41).unwrap();
+
+    let image = Image::open(file.path(), &OpenOptions::new(Format::Qcow2)).unwrap();
+    let start = std::time::Instant::now();
+    let extent = image.map(0, 1 << 20).unwrap();
+
+    assert!(extent.data && extent.length == 512);
+    assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
+}

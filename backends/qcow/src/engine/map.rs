@@ -58,6 +58,9 @@ impl Piece {
 /// At most this many pieces are found at a time.
 const MAX_PIECES: usize = 256;
 
+/// When so many tables and entries have been looked at, no further table is: all of a disk may be one piece.
+const MAX_LOOKS: u64 = 1 << 18;
+
 impl Engine {
     pub(super) fn l1_slot(&self, index: u64) -> u64 {
         self.header.l1_offset + index * 8
@@ -95,10 +98,13 @@ impl Engine {
     pub(crate) fn map(&self, guest: GuestOffset, len: u64) -> Result<Vec<Piece>, Stop> {
         let mut pieces: Vec<Piece> = Vec::new();
         let end = guest.0.saturating_add(len).min(HOST_LIMIT << 7);
-        let mut at = guest.0;
-        while at < end && pieces.len() < MAX_PIECES {
+        let (mut at, mut looks) = (guest.0, 0);
+        while at < end && pieces.len() < MAX_PIECES && looks < MAX_LOOKS {
             match self.map_table(GuestOffset(at), end, &mut pieces) {
-                Ok(next) => at = next,
+                Ok((next, entries)) => {
+                    at = next;
+                    looks += 1 + entries;
+                }
                 // What has been found is of use by itself.
                 Err(Stop::Need { .. }) if !pieces.is_empty() => break,
                 Err(stop) => return Err(stop),
@@ -110,13 +116,13 @@ impl Engine {
         Ok(pieces)
     }
 
-    /// Adds the pieces that one L2 table describes; returns where it ends.
+    /// Adds the pieces that one L2 table describes; returns where it ends, and how many entries were looked at.
     fn map_table(
         &self,
         guest: GuestOffset,
         end: u64,
         pieces: &mut Vec<Piece>,
-    ) -> Result<u64, Stop> {
+    ) -> Result<(u64, u64), Stop> {
         let span = self.geometry.l2_span();
         let end = (guest.0 / span + 1).saturating_mul(span).min(end);
         let Some((table, _)) = self.l2_table(guest)? else {
@@ -130,10 +136,10 @@ impl Engine {
                     reserved: None,
                 },
             );
-            return Ok(end);
+            return Ok((end, 0));
         };
         let entry_words = (self.geometry.l2_entry_size() / 8) as usize;
-        let mut at = guest.0;
+        let (mut at, mut entries) = (guest.0, 0);
         while at < end && pieces.len() < MAX_PIECES {
             let slot = self.l2_slot(table, GuestOffset(at));
             for words in self.pages.words_from(slot)?.chunks(entry_words) {
@@ -143,9 +149,10 @@ impl Engine {
                 let next = (self.geometry.align_down(at) + self.geometry.cluster_size()).min(end);
                 self.add_cluster(&L2Entry::from_words(words), GuestOffset(at), next, pieces)?;
                 at = next;
+                entries += 1;
             }
         }
-        Ok(at)
+        Ok((at, entries))
     }
 
     fn add_cluster(

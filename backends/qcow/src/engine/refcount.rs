@@ -95,6 +95,19 @@ impl Engine {
         Ok(None)
     }
 
+    /// How many clusters a refcount block counts as used.
+    pub(crate) fn used_in_block(&mut self, block: HostOffset) -> Result<u64, Stop> {
+        let (bits, max) = (self.geometry.refcount_bits(), self.geometry.refcount_max());
+        let words = self.words(block.0, self.geometry.cluster_size() / 8)?;
+        let in_word = |word: u64| {
+            (0..64)
+                .step_by(bits as usize)
+                .filter(move |at| word >> at & max != 0)
+        };
+        let counts = words.iter().filter(|word| **word != 0);
+        Ok(counts.map(|word| in_word(*word).count() as u64).sum())
+    }
+
     /// Where the count of `cluster` lies in `block`: offset of the word, and shift within it.
     fn refcount_place(&self, block: HostOffset, cluster: ClusterIndex) -> (u64, u32) {
         let bits = u64::from(self.geometry.refcount_bits());

@@ -1,12 +1,11 @@
 //! Data clusters that lie in a hole of the file: what preallocated metadata leads to before anything is written.
 
-use crate::address::ClusterIndex;
+use std::collections::HashMap;
+
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::qcow2::Qcow2;
 use crate::report::Extent;
-
-/// Refcounts looked at in one go.
-const BATCH: u64 = 4096;
 
 impl Qcow2 {
     /// Marks data that lies in a hole of the file as zeroes, and cuts the extent where that changes.
@@ -57,19 +56,22 @@ impl Qcow2 {
         Ok(*self.preallocated.get_or_init(|| found))
     }
 
-    /// How many of the first `clusters` clusters are in use; counting stops at `enough`.
+    /// How many clusters are in use according to the refcount blocks of the first `clusters`; counting stops at `enough`. A block that
+    /// several entries of the table lead to is looked at once.
     fn used_clusters(&self, clusters: u64, enough: u64) -> Result<u64> {
-        let (mut used, mut at) = (0, 0);
-        while at < clusters && used < enough {
-            let end = clusters.min(at + BATCH);
-            used += self.run(|engine| {
-                let mut used = 0;
-                for cluster in at..end {
-                    used += u64::from(engine.refcount(ClusterIndex(cluster))? > 0);
-                }
-                Ok(used)
-            })?;
-            at = end;
+        let blocks = self.run(Engine::refcount_blocks)?;
+        let per_block = self.glance().geometry().refcount_block_entries();
+        let (mut used, mut known) = (0u64, HashMap::new());
+        for (index, block) in blocks {
+            if index * per_block >= clusters || used >= enough {
+                break;
+            }
+            let here = match known.get(&block.0) {
+                Some(&here) => here,
+                None => self.run(|engine| engine.used_in_block(block))?,
+            };
+            known.insert(block.0, here);
+            used = used.saturating_add(here);
         }
         Ok(used)
     }
