@@ -22,6 +22,9 @@ pub(crate) struct Options {
     /// Seconds for each fuzz target.
     #[arg(long, default_value_t = 60)]
     fuzz_seconds: u32,
+    /// Where the random numbers of the fuzz targets begin; 0 for elsewhere each time.
+    #[arg(long, default_value_t = 1)]
+    fuzz_seed: u32,
     /// Only these steps; all by default.
     steps: Vec<String>,
 }

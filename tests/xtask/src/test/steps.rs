@@ -197,6 +197,7 @@ fn fuzz(project: &Project, options: &Options) -> Result<Step> {
         let mut command = Command::new(target.join(TRIPLE).join("release").join(&name));
         command
             .arg(format!("-max_total_time={}", options.fuzz_seconds))
+            .arg(format!("-seed={}", options.fuzz_seed))
             .arg(format!("-artifact_prefix={}", artifacts.display()))
             .args(["-rss_limit_mb=1024", "-timeout=20", "-max_len=32768"])
             .arg(found);
