@@ -68,7 +68,9 @@ impl Counts {
 
     /// One use less, if there is one.
     pub(crate) fn remove(&mut self, cluster: u64) {
-        let new = self.get(cluster).saturating_sub(1);
+        let Some(new) = self.get(cluster).checked_sub(1) else {
+            return;
+        };
         self.large.remove(&cluster);
         if let Some(count) = self
             .chunk_mut(cluster / CHUNK)
