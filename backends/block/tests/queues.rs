@@ -112,15 +112,18 @@ impl Model {
                 .chunks(8)
                 .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
                 .collect();
-            let value = words[0];
+            // Nothing makes a read wait for a write that is under way beside it: the kernel copies to and from a page as it comes.
+            let at_rest = span.1 == u64::MAX;
             assert!(
-                words.iter().all(|&word| word == value),
+                !at_rest || words.iter().all(|&word| word == words[0]),
                 "sector {sector} is a mixture"
             );
-            assert!(
-                self.allows(sector, value, span),
-                "sector {sector} holds write {value}"
-            );
+            for value in words {
+                assert!(
+                    self.allows(sector, value, span),
+                    "sector {sector} holds write {value}"
+                );
+            }
         }
     }
 }
