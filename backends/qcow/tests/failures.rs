@@ -6,95 +6,76 @@ mod peer;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 
+use peer::around::{Access, Around};
 use peer::medium::Medium;
-use qcow::{
-    CreateOptions, Destination, ErrorKind, Format, Image, OpenOptions, Repair, Source, Storage,
-};
+use qcow::{CreateOptions, ErrorKind, Format, Image, OpenOptions, Repair};
 
 const CLUSTER: usize = 4096;
 
-/// A medium whose writes fail while the flag is up.
+/// A medium that fails once so many writes are done; syncs count where they are asked to.
 #[derive(Clone)]
-struct Frail(Medium, Arc<AtomicBool>);
+struct Frail {
+    storage: Around,
+    left: Arc<AtomicI64>,
+}
 
-impl Storage for Frail {
-    fn read(
-        &self,
-        offset: u64,
-        dst: &mut dyn Destination,
-        at: usize,
-        len: usize,
-    ) -> io::Result<()> {
-        self.0.read(offset, dst, at, len)
+impl Frail {
+    fn new(medium: Medium, counted: &'static [Access]) -> Self {
+        let left = Arc::new(AtomicI64::new(i64::MAX));
+        let count = left.clone();
+        let storage = Around::new(medium, move |kind, access| {
+            if counted.contains(&kind) && count.fetch_sub(1, Ordering::Relaxed) <= 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            access()
+        });
+        Self { storage, left }
     }
 
-    fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
-        if self.1.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.0.write(offset, src, at, len)
+    fn fail_after(&self, accesses: i64) {
+        self.left.store(accesses, Ordering::Relaxed);
     }
 
-    fn sync(&self) -> io::Result<()> {
-        self.0.sync()
+    fn recover(&self) {
+        self.fail_after(i64::MAX);
     }
 
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
+    fn open(&self) -> Image {
+        let options = OpenOptions::new(Format::Qcow2).writable(true);
+        Image::open_storage(Box::new(self.storage.clone()), "frail", &options).unwrap()
     }
+}
 
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.0.write_zeroes(offset, len, unmap)
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.discard(offset, len)
-    }
-
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.allocate(offset, len)
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        self.0.next_data(offset)
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.0.allocated()
-    }
+/// One whose writes will fail, with a new image in it.
+fn image() -> (Frail, Image) {
+    let medium = Medium::silent().created(&CreateOptions {
+        cluster_size: CLUSTER as u64,
+        ..CreateOptions::new(Format::Qcow2, 1 << 20)
+    });
+    let frail = Frail::new(medium, &[Access::Write]);
+    let image = frail.open();
+    (frail, image)
 }
 
 #[test]
 fn writes_that_fail_leak_nothing() {
-    let frail = Frail(Medium::silent(), Arc::default());
-    let options = CreateOptions {
-        cluster_size: CLUSTER as u64,
-        ..CreateOptions::new(Format::Qcow2, 1 << 20)
-    };
-    qcow::create_in(&frail, &options).unwrap();
-    let open = OpenOptions::new(Format::Qcow2).writable(true);
-    let image = Image::open_storage(Box::new(frail.clone()), "frail", &open).unwrap();
+    let (frail, image) = image();
     let text: Vec<u8> = (0..CLUSTER).map(|at| (at / 16 % 200) as u8).collect();
     for cluster in 0..40u64 {
         let offset = cluster * CLUSTER as u64;
-        frail.1.store(!cluster.is_multiple_of(2), Ordering::Relaxed);
+        let fails = !cluster.is_multiple_of(2);
+        if fails {
+            frail.fail_after(0);
+        }
         let written = match cluster % 3 {
             0 => image.write_at(offset, &text),
             _ => image.write_compressed(offset, &text),
         };
-        assert_eq!(
-            written.is_err(),
-            !cluster.is_multiple_of(2),
-            "cluster {cluster}"
-        );
+        frail.recover();
+        assert_eq!(written.is_err(), fails, "cluster {cluster}");
     }
-    frail.1.store(false, Ordering::Relaxed);
     image.flush().unwrap();
 
     let found = image.check(Repair::None).unwrap();
@@ -120,26 +101,62 @@ fn writes_that_fail_leak_nothing() {
 
 #[test]
 fn a_snapshot_without_space_changes_nothing() {
-    let frail = Frail(Medium::silent(), Arc::default());
-    let options = CreateOptions {
-        cluster_size: CLUSTER as u64,
-        ..CreateOptions::new(Format::Qcow2, 1 << 20)
-    };
-    qcow::create_in(&frail, &options).unwrap();
-    let open = OpenOptions::new(Format::Qcow2).writable(true);
-    let image = Image::open_storage(Box::new(frail.clone()), "frail", &open).unwrap();
+    let (frail, image) = image();
     image.write_at(0, &[1; 3 * CLUSTER]).unwrap();
     image.flush().unwrap();
-    frail.1.store(true, Ordering::Relaxed);
+    frail.fail_after(0);
 
     let refused = image.snapshot_create("s").unwrap_err();
 
     assert_eq!(refused.kind(), ErrorKind::Io, "{refused}");
-    frail.1.store(false, Ordering::Relaxed);
+    frail.recover();
     assert!(image.snapshots().unwrap().is_empty());
     image.write_at(0, &[2; CLUSTER]).unwrap();
     image.snapshot_create("s").unwrap();
     let found = image.check(Repair::None).unwrap();
     assert_eq!((found.leaks, found.corruptions), (0, 0));
     image.close().unwrap();
+}
+
+#[test]
+fn a_full_host_gives_errors_and_leaves_a_consistent_image() {
+    for writes in 1..60 {
+        let medium = Medium::silent().created(&CreateOptions {
+            cluster_size: 512,
+            ..CreateOptions::new(Format::Qcow2, 1 << 20)
+        });
+        let frail = Frail::new(medium.clone(), &[Access::Write]);
+        frail.fail_after(writes);
+        let image = frail.open();
+        let mut failed = false;
+        for index in 0..40u64 {
+            failed |= image.write_at(index * 7000, &[1; 3000]).is_err();
+            failed |= image.flush().is_err();
+        }
+        // What could not be written is told at the latest when the image is closed.
+        assert!(failed | image.close().is_err());
+        let again = medium.open(&OpenOptions::new(Format::Qcow2));
+        let found = again.check(Repair::None).unwrap();
+        assert_eq!(
+            found.corruptions, 0,
+            "after {writes} writes: {:?}",
+            found.messages
+        );
+    }
+}
+
+#[test]
+fn errors_at_close_reach_the_caller_and_a_failed_sync_is_not_forgotten() {
+    let medium = Medium::silent().created(&CreateOptions::new(Format::Qcow2, 1 << 20));
+    let frail = Frail::new(medium, &[Access::Write, Access::Sync]);
+    frail.fail_after(1);
+    let image = frail.open();
+    image.write_at(0, &[1; 65536]).unwrap();
+    assert!(image.close().is_err());
+    frail.fail_after(2);
+    let image = frail.open();
+    image.write_at(0, &[1; 65536]).unwrap();
+    assert!(image.flush().is_err());
+    let error = image.flush().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ReadOnly, "{error}");
 }

@@ -11,19 +11,17 @@ const CLUSTER: u64 = 4096;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 
-fn open(medium: &Medium, options: OpenOptions) -> Image {
-    Image::open_storage(Box::new(medium.clone()), "image", &options).unwrap()
+fn writable() -> OpenOptions {
+    OpenOptions::new(Format::Qcow2).writable(true)
 }
 
 /// An image with data at its beginning.
 fn image() -> Medium {
-    let medium = Medium::silent();
-    let options = CreateOptions {
+    let medium = Medium::silent().created(&CreateOptions {
         cluster_size: CLUSTER,
         ..CreateOptions::new(Format::Qcow2, 1 << 20)
-    };
-    qcow::create_in(&medium, &options).unwrap();
-    let image = open(&medium, OpenOptions::new(Format::Qcow2).writable(true));
+    });
+    let image = medium.open(&writable());
     image.write_at(0, &[1; 4 * CLUSTER as usize]).unwrap();
     image.close().unwrap();
     medium
@@ -33,7 +31,7 @@ fn checked(medium: &Medium, repair: Repair) -> CheckResult {
     let options = OpenOptions::new(Format::Qcow2)
         .for_check(true)
         .writable(repair != Repair::None);
-    let image = open(medium, options);
+    let image = medium.open(&options);
     let result = image.check(repair).unwrap();
     image.close().unwrap();
     result
@@ -97,13 +95,11 @@ fn a_refcount_table_full_of_the_same_block_does_not_keep_a_check_for_ever() {
 
 #[test]
 fn refcounts_of_a_version_2_image_stay_16_bits_wide() {
-    let medium = Medium::silent();
-    let options = CreateOptions {
+    let medium = Medium::silent().created(&CreateOptions {
         version: 2,
         ..CreateOptions::new(Format::Qcow2, 1 << 20)
-    };
-    qcow::create_in(&medium, &options).unwrap();
-    let image = open(&medium, OpenOptions::new(Format::Qcow2).writable(true));
+    });
+    let image = medium.open(&writable());
 
     let refused = image.set_refcount_bits(8).unwrap_err();
 
@@ -132,13 +128,11 @@ fn a_table_behind_a_damaged_entry_is_not_repaired_as_if_it_had_been_counted() {
 
 #[test]
 fn a_table_longer_than_a_refcount_block_describes_is_allocated() {
-    let medium = Medium::silent();
-    let options = CreateOptions {
+    let medium = Medium::silent().created(&CreateOptions {
         cluster_size: 512,
         ..CreateOptions::new(Format::Qcow2, 1 << 20)
-    };
-    qcow::create_in(&medium, &options).unwrap();
-    let image = open(&medium, OpenOptions::new(Format::Qcow2).writable(true));
+    });
+    let image = medium.open(&writable());
 
     // Its L1 table takes 1024 clusters, and a refcount block describes 256.
     image.resize(2 << 30, qcow::Preallocation::Off).unwrap();
@@ -159,7 +153,7 @@ fn an_image_without_any_count_keeps_a_refcount_table_when_counts_get_another_wid
     let medium = image();
     let table = word(&medium, 48);
     set_word(&medium, table, 0);
-    let image = open(&medium, OpenOptions::new(Format::Qcow2).writable(true));
+    let image = medium.open(&writable());
     image.set_refcount_bits(32).unwrap();
 
     // The table can be too small; what counts is that the write ends.
@@ -171,22 +165,19 @@ fn an_image_without_any_count_keeps_a_refcount_table_when_counts_get_another_wid
 
 #[test]
 fn the_bit_that_says_zeroes_without_subclusters_says_nothing_with_them() {
-    let medium = Medium::silent();
-    let options = CreateOptions {
+    let medium = Medium::silent().created(&CreateOptions {
         cluster_size: 16 << 10,
         extended_l2: true,
         ..CreateOptions::new(Format::Qcow2, 1 << 20)
-    };
-    qcow::create_in(&medium, &options).unwrap();
-    let writable = || open(&medium, OpenOptions::new(Format::Qcow2).writable(true));
-    let image = writable();
+    });
+    let image = medium.open(&writable());
     image.write_at(0, &[7; 512]).unwrap();
     image.close().unwrap();
     let entry = l2_table(&medium);
     set_word(&medium, entry, word(&medium, entry) | 1);
     assert!(checked(&medium, Repair::None).is_sound());
 
-    let image = writable();
+    let image = medium.open(&writable());
     let mut data = [0; 512];
     image.read_at(0, &mut data).unwrap();
     assert_eq!(data, [7; 512]);
@@ -199,13 +190,11 @@ fn the_bit_that_says_zeroes_without_subclusters_says_nothing_with_them() {
 #[test]
 fn one_table_for_all_of_a_large_disk_is_not_looked_through_in_one_go() {
     // 4 Mi entries of L1, all leading to the same table, of which each cluster reads as zeroes.
-    let medium = Medium::silent();
     let entries = (32 << 20) / 8;
-    let options = CreateOptions {
+    let medium = Medium::silent().created(&CreateOptions {
         cluster_size: 512,
         ..CreateOptions::new(Format::Qcow2, entries * 64 * 512)
-    };
-    qcow::create_in(&medium, &options).unwrap();
+    });
     let (l1, l2): (u64, u64) = (64 << 20, 32 << 20);
     set_word(&medium, 40, l1);
     {
@@ -218,7 +207,7 @@ fn one_table_for_all_of_a_large_disk_is_not_looked_through_in_one_go() {
             state.bytes.extend(l2.to_be_bytes());
         }
     }
-    let image = open(&medium, OpenOptions::new(Format::Qcow2));
+    let image = medium.open(&OpenOptions::new(Format::Qcow2));
 
     let extent = image.map(0, image.virtual_size()).unwrap();
 

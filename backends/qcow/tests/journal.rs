@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use peer::Rng;
 use peer::medium::{Event, Medium, SECTOR, apply};
-use qcow::{CreateOptions, Discard, Format, Image, Keep, OpenOptions, Repair};
+use qcow::{Discard, Format, Image, Keep, OpenOptions, Repair};
 
 const SECTORS: usize = 2048;
 
@@ -138,14 +138,9 @@ fn at_moment(
     (bytes, kept)
 }
 
+/// A new image on a medium that does not remember how it was made.
 fn made(seed: u64) -> Medium {
-    let medium = Medium::default();
-    let options = CreateOptions {
-        cluster_size: [512, 2048, 4096][seed as usize % 3],
-        extended_l2: false,
-        ..CreateOptions::new(Format::Qcow2, (SECTORS * SECTOR) as u64)
-    };
-    qcow::create_in(&medium, &options).unwrap();
+    let medium = Medium::small_clusters(seed, (SECTORS * SECTOR) as u64);
     let bytes = medium.state().bytes.clone();
     Medium::with(bytes)
 }

@@ -5,14 +5,12 @@
 
 mod peer;
 
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use peer::Rng;
+use peer::around::Around;
 use peer::medium::{Event, Medium, SECTOR, apply};
-use qcow::{
-    CreateOptions, Destination, Discard, Format, Image, OpenOptions, Repair, Source, Storage,
-};
+use qcow::{Discard, Format, Image, OpenOptions, Repair};
 
 const THREADS: usize = 4;
 /// Sectors that belong to the threads in turn, so that they meet in every cluster.
@@ -21,78 +19,6 @@ const SHARED: usize = 1024;
 const OWN: usize = 512;
 const SECTORS: usize = SHARED + THREADS * OWN;
 const STEPS: usize = 150;
-
-/// A medium on which every access takes its time.
-struct Slow(Medium, AtomicU64);
-
-impl Slow {
-    fn linger(&self) {
-        let mut rng = Rng(self.1.fetch_add(1, Ordering::Relaxed));
-        for _ in 0..rng.below(4) {
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Storage for Slow {
-    fn read(
-        &self,
-        offset: u64,
-        dst: &mut dyn Destination,
-        at: usize,
-        len: usize,
-    ) -> io::Result<()> {
-        self.linger();
-        self.0.read(offset, dst, at, len)?;
-        self.linger();
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
-        self.linger();
-        self.0.write(offset, src, at, len)?;
-        self.linger();
-        Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.linger();
-        self.0.sync()?;
-        self.linger();
-        Ok(())
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.0.write_zeroes(offset, len, unmap)
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.linger();
-        self.0.discard(offset, len)?;
-        self.linger();
-        Ok(())
-    }
-
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.allocate(offset, len)
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        self.0.next_data(offset)
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.0.allocated()
-    }
-}
 
 /// What a sector was made: between which events of the medium, and of which value it is full then.
 #[derive(Clone, Copy, Debug)]
@@ -227,8 +153,24 @@ fn open(medium: Medium, cache_bytes: usize) -> Image {
         .writable(true)
         .discard(Discard::Unmap)
         .cache_bytes(cache_bytes);
-    let slow = Slow(medium, AtomicU64::new(0));
-    Image::open_storage(Box::new(slow), "disk", &options).unwrap()
+    Image::open_storage(Box::new(slow(medium)), "disk", &options).unwrap()
+}
+
+/// A medium on which every access takes its time.
+fn slow(medium: Medium) -> Around {
+    let times = AtomicU64::new(0);
+    let linger = move || {
+        let mut rng = Rng(times.fetch_add(1, Ordering::Relaxed));
+        for _ in 0..rng.below(4) {
+            std::thread::yield_now();
+        }
+    };
+    Around::new(medium, move |_, access| {
+        linger();
+        access()?;
+        linger();
+        Ok(())
+    })
 }
 
 /// The threads at work; gives what they did.
@@ -252,13 +194,7 @@ fn work(medium: &Medium, seed: u64) -> Vec<Part> {
 }
 
 fn made(seed: u64) -> Medium {
-    let medium = Medium::default();
-    let options = CreateOptions {
-        cluster_size: [512, 2048, 4096][seed as usize % 3],
-        extended_l2: false,
-        ..CreateOptions::new(Format::Qcow2, (SECTORS * SECTOR) as u64)
-    };
-    qcow::create_in(&medium, &options).unwrap();
+    let medium = Medium::small_clusters(seed, (SECTORS * SECTOR) as u64);
     medium.state().log.push(Event::Sync);
     medium
 }

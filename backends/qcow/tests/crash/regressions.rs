@@ -2,17 +2,12 @@
 
 use std::sync::Arc;
 
-use qcow::{CreateOptions, ErrorKind, Format, Image, OpenOptions, Preallocation, Repair};
+use qcow::{CreateOptions, ErrorKind, Format, OpenOptions, Preallocation, Repair};
 
 use crate::peer::medium::{Event, Medium, apply};
 
-fn image(medium: &Medium, options: &CreateOptions) -> Image {
-    qcow::create_in(medium, options).unwrap();
-    open(medium, OpenOptions::new(Format::Qcow2).writable(true))
-}
-
-fn open(medium: &Medium, options: OpenOptions) -> Image {
-    Image::open_storage(Box::new(medium.clone()), "image", &options).unwrap()
+fn writable() -> OpenOptions {
+    OpenOptions::new(Format::Qcow2).writable(true)
 }
 
 /// The medium after each event of `change`, as if it were cut short there.
@@ -33,20 +28,17 @@ fn cut_short(medium: &Medium, change: impl FnOnce()) -> Vec<Medium> {
 
 #[test]
 fn a_shrink_that_is_cut_short_does_not_bring_the_backing_file_back() {
-    let base = Arc::new(open(
-        &Medium::with(vec![0xbb; 64 << 10]),
-        OpenOptions::new(Format::Raw),
-    ));
-    let medium = Medium::default();
-    let options = CreateOptions {
+    let base = Arc::new(Medium::with(vec![0xbb; 64 << 10]).open(&OpenOptions::new(Format::Raw)));
+    let medium = Medium::default().created(&CreateOptions {
         cluster_size: 4096,
         backing_file: Some("base".into()),
         backing_format: Some(Format::Raw),
         ..CreateOptions::new(Format::Qcow2, 64 << 10)
-    };
-    qcow::create_in(&medium, &options).unwrap();
+    });
     let options = OpenOptions::new(Format::Qcow2);
-    let overlay = open(&medium, options.clone().writable(true)).over(base.clone());
+    let overlay = medium
+        .open(&options.clone().writable(true))
+        .over(base.clone());
     overlay.write_at(0, &[0x11; 64 << 10]).unwrap();
     overlay.flush().unwrap();
 
@@ -55,7 +47,7 @@ fn a_shrink_that_is_cut_short_does_not_bring_the_backing_file_back() {
     });
 
     for medium in media {
-        let found = open(&medium, options.clone()).over(base.clone());
+        let found = medium.open(&options).over(base.clone());
         let mut disk = vec![0; found.virtual_size() as usize];
         found.read_at(0, &mut disk).unwrap();
         assert!(disk[..8 << 10].iter().all(|byte| *byte == 0x11));
@@ -65,15 +57,12 @@ fn a_shrink_that_is_cut_short_does_not_bring_the_backing_file_back() {
 
 #[test]
 fn a_snapshot_that_narrow_refcounts_cannot_count_is_refused_before_anything_changes() {
-    let medium = Medium::default();
-    let image = image(
-        &medium,
-        &CreateOptions {
-            cluster_size: 4096,
-            refcount_bits: 4,
-            ..CreateOptions::new(Format::Qcow2, 64 << 10)
-        },
-    );
+    let medium = Medium::default().created(&CreateOptions {
+        cluster_size: 4096,
+        refcount_bits: 4,
+        ..CreateOptions::new(Format::Qcow2, 64 << 10)
+    });
+    let image = medium.open(&writable());
     // Ten compressed clusters in one: twice that is more than four bits can tell.
     image.write_compressed(0, &[0x22; 10 * 4096]).unwrap();
     image.flush().unwrap();
@@ -85,7 +74,7 @@ fn a_snapshot_that_narrow_refcounts_cannot_count_is_refused_before_anything_chan
     assert!(medium.state().bytes == before, "something was written");
     image.write_at(0, &[0x33; 512]).unwrap();
     image.close().unwrap();
-    let found = open(&medium, OpenOptions::new(Format::Qcow2).for_check(true));
+    let found = medium.open(&OpenOptions::new(Format::Qcow2).for_check(true));
     let found = found.check(Repair::None).unwrap();
     assert_eq!(
         (found.corruptions, found.leaks),
@@ -98,13 +87,12 @@ fn a_snapshot_that_narrow_refcounts_cannot_count_is_refused_before_anything_chan
 #[test]
 fn a_snapshot_that_is_cut_short_leaves_refcounts_and_flags_that_agree() {
     for version in [2, 3] {
-        let medium = Medium::default();
-        let options = CreateOptions {
+        let medium = Medium::default().created(&CreateOptions {
             version,
             cluster_size: 4096,
             ..CreateOptions::new(Format::Qcow2, 256 << 10)
-        };
-        let image = image(&medium, &options);
+        });
+        let image = medium.open(&writable());
         image.write_at(0, &[0x11; 128 << 10]).unwrap();
         image.write_compressed(128 << 10, &[0x22; 8 << 10]).unwrap();
         image.flush().unwrap();
@@ -117,7 +105,7 @@ fn a_snapshot_that_is_cut_short_leaves_refcounts_and_flags_that_agree() {
         });
 
         for (event, medium) in media.iter().enumerate() {
-            let found = open(medium, OpenOptions::new(Format::Qcow2).for_check(true));
+            let found = medium.open(&OpenOptions::new(Format::Qcow2).for_check(true));
             let dirty = found.info().unwrap().qcow2.unwrap().dirty;
             let found = found.check(Repair::None).unwrap();
             assert!(

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use qcow::{Destination, Source, Storage};
+use qcow::{CreateOptions, Destination, Format, Image, OpenOptions, Source, Storage};
 
 use super::Rng;
 
@@ -48,6 +48,25 @@ impl Medium {
             silent: true,
             ..State::default()
         })))
+    }
+
+    /// With a new image in it.
+    pub fn created(self, options: &CreateOptions) -> Self {
+        qcow::create_in(&self, options).unwrap();
+        self
+    }
+
+    /// One with a new image of small clusters; how small depends on the seed.
+    pub fn small_clusters(seed: u64, size: u64) -> Self {
+        Self::default().created(&CreateOptions {
+            cluster_size: [512, 2048, 4096][seed as usize % 3],
+            ..CreateOptions::new(Format::Qcow2, size)
+        })
+    }
+
+    /// Opens the image in it.
+    pub fn open(&self, options: &OpenOptions) -> Image {
+        Image::open_storage(Box::new(self.clone()), "image", options).unwrap()
     }
 
     /// Another, empty file on the same clock.

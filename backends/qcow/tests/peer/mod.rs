@@ -1,6 +1,7 @@
 //! The peer of these tests: qemu-img and qemu-io, the real ones.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod around;
 pub(crate) mod header;
 pub mod medium;
 

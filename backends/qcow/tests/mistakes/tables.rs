@@ -1,0 +1,150 @@
+//! What tables say: never followed out of bounds or into other metadata, and accepted as far as the format allows.
+
+use qcow::{ErrorKind, Image, Repair};
+
+use crate::peer::medium::Medium;
+use crate::peer::{check, qemu_img, text};
+use crate::{MIB, be64, patch, plain, read_only, refused, writable};
+
+#[test]
+fn an_image_cut_off_anywhere_opens_or_is_refused_but_never_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = plain(dir.path());
+    Image::open(&path, &writable())
+        .unwrap()
+        .write_at(0, &[1; 100_000])
+        .unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    for len in (0..1200)
+        .step_by(5)
+        .chain((1200..whole.len()).step_by(4097))
+    {
+        let medium = Medium::with(whole[..len].to_vec());
+        if let Ok(image) = Image::open_storage(Box::new(medium), "cut", &read_only()) {
+            let _ = image.read_at(0, &mut vec![0; 200_000]);
+            let _ = image.check(Repair::None);
+        }
+    }
+}
+
+#[test]
+fn tables_that_overlap_are_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = plain(dir.path());
+    // The L1 table is where the refcount table is.
+    let refcount_table = be64(&path, 48);
+    patch(&path, 40, &refcount_table.to_be_bytes());
+    refused(&path, &writable(), ErrorKind::Corrupt, "overlaps");
+}
+
+#[test]
+fn a_write_that_would_hit_metadata_marks_the_image_corrupt_instead() {
+    for victim in [0u64, 65536, 131_072, 196_608] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = plain(dir.path());
+        Image::open(&path, &writable())
+            .unwrap()
+            .write_at(0, &[1; 65536])
+            .unwrap();
+        let l2 = be64(&path, be64(&path, 40)) & 0x00ff_ffff_ffff_fe00;
+        let entry = 1 << 63 | victim;
+        // Cluster 0 is the header; offset 0 in an entry means none, so the entry after the first is taken for it.
+        patch(&path, l2, &entry.to_be_bytes());
+        let before = std::fs::read(&path).unwrap();
+        if victim == 0 {
+            continue;
+        }
+        let image = Image::open(&path, &writable()).unwrap();
+        let error = image.write_at(0, &[2; 512]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert_eq!(
+            image.write_at(MIB, &[2; 512]).unwrap_err().kind(),
+            ErrorKind::ReadOnly
+        );
+        drop(image);
+        let after = std::fs::read(&path).unwrap();
+        assert!(
+            before[512..] == after[512..],
+            "nothing but the header was written"
+        );
+        assert!(
+            Image::open(&path, &read_only())
+                .unwrap()
+                .info()
+                .unwrap()
+                .qcow2
+                .unwrap()
+                .corrupt
+        );
+        refused(&path, &writable(), ErrorKind::Corrupt, "marked corrupt");
+    }
+}
+
+#[test]
+fn reserved_bits_and_unaligned_offsets_in_tables_are_corruption() {
+    for entry in [
+        1u64 << 63 | 0x50200,
+        1 << 63 | 0x50000 | 1 << 57,
+        1 << 63 | 0x50000 | 1 << 3,
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = plain(dir.path());
+        Image::open(&path, &writable())
+            .unwrap()
+            .write_at(0, &[1; 65536])
+            .unwrap();
+        let l2 = be64(&path, be64(&path, 40)) & 0x00ff_ffff_ffff_fe00;
+        patch(&path, l2, &entry.to_be_bytes());
+        let image = Image::open(&path, &read_only()).unwrap();
+        assert_eq!(
+            image.read_at(0, &mut [0; 512]).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
+        assert!(image.check(Repair::None).unwrap().corruptions > 0);
+    }
+}
+
+#[test]
+fn refcount_tables_of_any_legal_size_are_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("big.qcow2");
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "cluster_size=512",
+        text(&path),
+        "16G",
+    ]);
+    let image = Image::open(&path, &writable()).unwrap();
+    image.write_at(15 << 30, &[1; 4096]).unwrap();
+    image.close().unwrap();
+    check(&path);
+    // As some tools write it: one table of 2 MiB clusters for a large disk.
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "cluster_size=2M,preallocation=metadata",
+        text(&path),
+        "1T",
+    ]);
+    Image::open(&path, &writable()).unwrap().close().unwrap();
+}
+
+#[test]
+fn a_compressed_cluster_cannot_grow_beyond_a_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = plain(dir.path());
+    let image = Image::open(&path, &writable()).unwrap();
+    image.write_compressed(0, &[5; 65536]).unwrap();
+    image.close().unwrap();
+    // The same data, in an image that says its clusters are smaller: what it inflates to is then too much.
+    patch(&path, 20, &15u32.to_be_bytes());
+    let image = Image::open(&path, &read_only().for_check(true)).unwrap();
+    let _ = image.read_at(0, &mut [0; 32768]);
+}
