@@ -10,7 +10,8 @@ use bulkhead_tests::guest::ip;
 use bulkhead_tests::workplace::Workplace;
 use rustix::process::{WaitOptions, wait};
 
-use crate::{Case, Setting, listeners};
+use crate::case::{Case, Setting};
+use crate::listeners;
 
 /// Nobody.
 const USER: u32 = 65534;
