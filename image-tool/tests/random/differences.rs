@@ -41,7 +41,7 @@ pub(crate) fn known(words: &[String], ours: &Outcome, theirs: &Outcome) -> bool 
     let done = ours.status == Some(0);
     let said = |text: &str| theirs.stderr.contains(text);
     let verb = &words[0][..];
-    // What both refuse, they refuse in words that `command_line.rs` and `verbs.rs` compare; there may be several reasons.
+    // What both refuse, they refuse in words that `command_line.rs` and `verbs/` compare; there may be several reasons.
     let refused = |outcome: &Outcome| outcome.status == Some(1) && !outcome.stderr.is_empty();
     if refused(ours) && refused(theirs) {
         return true;

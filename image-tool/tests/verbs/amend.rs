@@ -1,0 +1,65 @@
+//! `amend`.
+
+use crate::images::{ALL, sources};
+use crate::pair::{Pair, reference_is_there};
+
+#[test]
+fn amend_changes_the_same() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    sources(&pair);
+    pair.prepare(&[
+        &["qemu-img", "snapshot", "-d", "first", "top"],
+        &["qemu-img", "snapshot", "-c", "kept", "small"],
+    ]);
+    for line in [
+        "amend -o compat=v2 base",
+        "amend -o compat=1.1,lazy_refcounts=on base",
+        "amend -q -p -o lazy_refcounts=off base",
+        "amend -o compat=0.10 top",
+        "amend -o compat=v3 top",
+        "amend -o refcount_bits=1 base",
+        "amend -o refcount_bits=64 base",
+        "amend -o refcount_bits=16,compat=v2 base",
+        "amend -o size=9M base",
+        "amend -o refcount_bits=32 small",
+        "amend -o refcount_bits=1 small",
+        "amend -o compat=v3 v2",
+        "amend -o refcount_bits=8 extended",
+        "amend -o backing_file=mid,backing_fmt=qcow2 top",
+        "amend",
+        "amend base",
+        "amend -o foo=1 base",
+        "amend -o cluster_size=1k base",
+        "amend -o preallocation=full base",
+        "amend -o compat=foo base",
+        "amend -o refcount_bits=3 base",
+        "amend -o refcount_bits=8,compat=v2 mid",
+        "amend -o lazy_refcounts=on,compat=v2 mid",
+        "amend -o compat=0.10 extended",
+        "amend -o compat=0.10 external",
+        "amend -o backing_file=x top",
+        "amend -o data_file=foo base",
+        "amend -o data_file_raw=on base",
+        "amend -o data_file=data external",
+        "amend -o , base",
+        "amend -t foo -o size=1M base",
+        "amend -o size=1 a b",
+        "amend -o help -f qcow2",
+        "amend -o help base",
+        "amend -o help -f raw",
+        "amend -o size=1 -f raw a.raw",
+        "amend -o help a.raw",
+    ] {
+        let args: Vec<_> = line.split(' ').collect();
+        pair.same(&args);
+        let changed = args
+            .last()
+            .filter(|image| ALL.contains(image) && !image.ends_with("raw"));
+        if let Some(image) = changed {
+            pair.same_image(image, "qcow2");
+        }
+    }
+}
