@@ -1,7 +1,7 @@
 //! The copy itself: threads that take pieces of the plan, read them, leave out zeroes and write the rest.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,14 @@ use qcow::Image;
 
 use super::Input;
 use super::plan::{Kind, Piece, Plan};
+use super::ready::{Filled, Order, Ready};
 use super::writeback::Writeback;
 use super::zero::{SECTOR, Sparse, first_run, is_zero};
 use crate::buffer::Buffer;
 use crate::progress::Progress;
+
+/// Pieces in memory at once, at least: enough that neither who reads nor who writes soon waits for the other.
+const BUFFERS: usize = 8;
 
 /// Everything about one copy.
 pub(crate) struct Copy<'a> {
@@ -27,7 +31,7 @@ pub(crate) struct Copy<'a> {
     pub(crate) compressed: bool,
     /// Read errors become zeroes and a warning (when not quiet).
     pub(crate) salvage: Option<Salvage>,
-    pub(crate) in_order: bool,
+    pub(crate) order: Order,
     pub(crate) threads: usize,
     /// The target is to be durable at the end: it is flushed all along.
     pub(crate) durable: bool,
@@ -56,12 +60,8 @@ pub(crate) enum Failure {
 struct Shared<'a> {
     copy: &'a Copy<'a>,
     plan: Mutex<Plan>,
-    /// The piece whose turn it is to be written.
-    turn: Mutex<u64>,
-    /// One for each thread, and each piece has the one of its index: only the thread whose turn it is wakes up.
-    turns: Vec<Condvar>,
+    ready: Ready,
     done: AtomicU64,
-    stop: AtomicBool,
     failure: Mutex<Option<Failure>>,
     started: Instant,
     written: AtomicU64,
@@ -71,13 +71,12 @@ struct Shared<'a> {
 /// Copies what the plan says. The first error ends it.
 pub(crate) fn run(copy: &Copy<'_>, plan: Plan) -> Result<(), Failure> {
     let buffer_len = usize::try_from(plan.max_data).unwrap_or(usize::MAX);
+    let threads = copy.threads.max(1);
     let shared = Shared {
         copy,
         plan: Mutex::new(plan),
-        turn: Mutex::new(0),
-        turns: (0..copy.threads.max(1)).map(|_| Condvar::new()).collect(),
+        ready: Ready::new(BUFFERS.max(2 * threads), buffer_len, copy.order),
         done: AtomicU64::new(0),
-        stop: AtomicBool::new(false),
         failure: Mutex::new(None),
         started: Instant::now(),
         written: AtomicU64::new(0),
@@ -87,10 +86,10 @@ pub(crate) fn run(copy: &Copy<'_>, plan: Plan) -> Result<(), Failure> {
         if let Some(writeback) = &shared.writeback {
             scope.spawn(|| shared.flush(writeback));
         }
-        for _ in 1..copy.threads.max(1) {
-            scope.spawn(|| shared.work(&mut Buffer::new(buffer_len)));
+        for _ in 1..threads {
+            scope.spawn(|| shared.work());
         }
-        shared.work(&mut Buffer::new(buffer_len));
+        shared.work();
         if let Some(writeback) = &shared.writeback {
             writeback.end();
         }
@@ -110,13 +109,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared<'_> {
-    fn work(&self, buffer: &mut Buffer) {
-        while let Some(piece) = self.take() {
-            let outcome = self.piece(piece, buffer);
-            if let Err(failure) = outcome {
-                self.fail(failure);
+    fn work(&self) {
+        while let Some(mut buffer) = self.ready.buffer() {
+            let Some(piece) = self.take() else {
+                return;
+            };
+            let runs = match self.fill(piece, &mut buffer) {
+                Ok(runs) => runs,
+                Err(failure) => return self.fail(failure),
+            };
+            let mut due = self.ready.put(Filled {
+                piece,
+                buffer,
+                runs,
+            });
+            while let Some(mut filled) = due {
+                if let Err(failure) = self.write(&mut filled) {
+                    self.fail(failure);
+                }
+                due = self.ready.written(filled.buffer);
             }
-            self.pass_turn(piece);
         }
     }
 
@@ -128,9 +140,6 @@ impl Shared<'_> {
 
     fn take(&self) -> Option<Piece> {
         let mut plan = lock(&self.plan);
-        if self.stop.load(Ordering::Relaxed) {
-            return None;
-        }
         match plan.next(self.copy.input) {
             Ok(piece) => piece,
             Err((offset, error)) => {
@@ -143,43 +152,19 @@ impl Shared<'_> {
 
     fn fail(&self, failure: Failure) {
         lock(&self.failure).get_or_insert(failure);
-        self.stop.store(true, Ordering::Relaxed);
-        // Held, so that nobody is between looking and waiting.
-        let _turn = lock(&self.turn);
-        self.turns.iter().for_each(Condvar::notify_all);
+        self.ready.stop();
     }
 
-    fn piece(&self, piece: Piece, buffer: &mut Buffer) -> Result<(), Failure> {
+    /// Reads a piece. Gives what of it is data: looking for it takes longer than all else, so it comes before the turn.
+    fn fill(&self, piece: Piece, buffer: &mut Buffer) -> Result<Vec<(bool, usize)>, Failure> {
         let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
         match piece.kind {
-            Kind::Backing => return Ok(()),
-            Kind::Zero if !self.copy.zeroes_as_data => {
-                self.await_turn(piece);
-                return self.zero(piece.offset, piece.len);
-            }
+            Kind::Backing => return Ok(Vec::new()),
+            Kind::Zero if !self.copy.zeroes_as_data => return Ok(Vec::new()),
             Kind::Zero => buffer.first(len).fill(0),
             Kind::Data => self.read(piece, buffer.first(len))?,
         }
-        let data = &*buffer.first(len);
-        let runs = self.runs(piece.offset, data);
-        self.await_turn(piece);
-        if self.stop.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        if self.copy.compressed {
-            self.write_compressed(piece.offset, data)?;
-        } else {
-            self.write(piece.offset, data, &runs)?;
-        }
-        if let Some(writeback) = &self.writeback {
-            writeback.wrote(piece.len);
-        }
-        self.throttle(piece.len);
-        let done = self.done.fetch_add(piece.len, Ordering::Relaxed) + piece.len;
-        self.copy
-            .progress
-            .set((100.0 * done as f64 / self.copy.total.max(1) as f64) as f32);
-        Ok(())
+        Ok(self.runs(piece.offset, buffer.first(len)))
     }
 
     fn read(&self, piece: Piece, buffer: &mut [u8]) -> Result<(), Failure> {
@@ -210,7 +195,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Cuts data into what is written and what is zeroes. The longer part of the work, so it comes before the turn.
+    /// Cuts data into what is written and what is zeroes.
     fn runs(&self, offset: u64, data: &[u8]) -> Vec<(bool, usize)> {
         let Some(sparse) = self.copy.sparse.filter(|_| !self.copy.compressed) else {
             return vec![(true, data.len())];
@@ -225,7 +210,34 @@ impl Shared<'_> {
         runs
     }
 
-    fn write(&self, offset: u64, data: &[u8], runs: &[(bool, usize)]) -> Result<(), Failure> {
+    fn write(&self, filled: &mut Filled) -> Result<(), Failure> {
+        let piece = filled.piece;
+        match piece.kind {
+            Kind::Backing => return Ok(()),
+            Kind::Zero if !self.copy.zeroes_as_data => {
+                return self.zero(piece.offset, piece.len);
+            }
+            Kind::Zero | Kind::Data => {}
+        }
+        let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+        let data = &*filled.buffer.first(len);
+        if self.copy.compressed {
+            self.write_compressed(piece.offset, data)?;
+        } else {
+            self.write_runs(piece.offset, data, &filled.runs)?;
+        }
+        if let Some(writeback) = &self.writeback {
+            writeback.wrote(piece.len);
+        }
+        self.throttle(piece.len);
+        let done = self.done.fetch_add(piece.len, Ordering::Relaxed) + piece.len;
+        self.copy
+            .progress
+            .set((100.0 * done as f64 / self.copy.total.max(1) as f64) as f32);
+        Ok(())
+    }
+
+    fn write_runs(&self, offset: u64, data: &[u8], runs: &[(bool, usize)]) -> Result<(), Failure> {
         let (mut at, mut rest) = (offset, data);
         for &(is_data, len) in runs {
             let (now, later) = rest.split_at(len.min(rest.len()));
@@ -268,35 +280,6 @@ impl Shared<'_> {
             .target
             .write_zeroes(offset, len, true)
             .map_err(|error| Failure::Write(offset, error))
-    }
-
-    fn turn_of(&self, index: u64) -> Option<&Condvar> {
-        let threads = self.turns.len().max(1) as u64;
-        self.turns
-            .get(usize::try_from(index % threads).unwrap_or(0))
-    }
-
-    /// Waits until every piece before this one has been written.
-    fn await_turn(&self, piece: Piece) {
-        let Some(own) = self.turn_of(piece.index).filter(|_| self.copy.in_order) else {
-            return;
-        };
-        let mut turn = lock(&self.turn);
-        while *turn != piece.index && !self.stop.load(Ordering::Relaxed) {
-            turn = own.wait(turn).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn pass_turn(&self, piece: Piece) {
-        if !self.copy.in_order {
-            return;
-        }
-        // A piece that needed no writing still has to wait before it can pass the turn on.
-        self.await_turn(piece);
-        *lock(&self.turn) = piece.index + 1;
-        if let Some(next) = self.turn_of(piece.index + 1) {
-            next.notify_all();
-        }
     }
 
     fn throttle(&self, len: u64) {

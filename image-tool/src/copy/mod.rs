@@ -3,9 +3,11 @@
 mod engine;
 mod input;
 mod plan;
+mod ready;
 mod writeback;
 pub(crate) mod zero;
 
 pub(crate) use engine::{Copy, Failure, Salvage, run};
 pub(crate) use input::Input;
 pub(crate) use plan::{Kind, Plan};
+pub(crate) use ready::Order;

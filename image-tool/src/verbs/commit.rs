@@ -9,7 +9,7 @@ use qcow::{Image, Preallocation};
 
 use crate::cache::Cache;
 use crate::confine;
-use crate::copy::{self, Copy, Failure, Input, Plan};
+use crate::copy::{self, Copy, Failure, Input, Order, Plan};
 use crate::getopt::Matches;
 use crate::open::{self, Opened, Opening};
 use crate::options::{self, flag, value};
@@ -161,7 +161,7 @@ fn commit(
         target_is_zero: false,
         compressed: false,
         salvage: None,
-        in_order: false,
+        order: Order::Any,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         durable: true,
         rate,

@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{BitmapInfo, Image};
 
-use crate::copy::{self, Copy, Failure, Input, Kind, Plan};
+use crate::copy::{self, Copy, Failure, Input, Kind, Order, Plan};
 use crate::format_options;
 use crate::getopt::Matches;
 use crate::keyval;
@@ -234,8 +234,12 @@ fn convert(
         target_is_zero: destination.is_zero,
         compressed,
         salvage: settings.salvage,
-        // In a raw file each byte has its place, whatever the order.
-        in_order: !settings.any_order && !compressed && cluster_size.is_some(),
+        order: match cluster_size {
+            _ if compressed => Order::AtOnce,
+            Some(_) if !settings.any_order => Order::Sequential,
+            // In a raw file each byte has its place, whatever the order.
+            _ => Order::Any,
+        },
         threads: settings.threads(),
         durable: false,
         rate: settings.rate,
