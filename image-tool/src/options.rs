@@ -135,8 +135,9 @@ pub(crate) fn output_of(verb: &'static str, matches: &Matches) -> Result<Format>
     }
 }
 
-/// `--object` defines secrets, which nothing here reads, and other things, which nothing here has.
-pub(crate) fn refuse_objects(matches: &Matches) -> Result<()> {
+/// `--object` defines secrets, which nothing here reads, and other things, which nothing here has. Returns the ids of the secrets.
+pub(crate) fn secrets(matches: &Matches) -> Result<Vec<String>> {
+    let mut secrets = Vec::new();
     for object in matches.texts("object") {
         let kind = object.split(',').next().unwrap_or_default();
         let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
@@ -145,11 +146,14 @@ pub(crate) fn refuse_objects(matches: &Matches) -> Result<()> {
                 "Parameter 'qom-type' does not accept value '{kind}'"
             ));
         }
-        if !object.split(',').any(|item| item.starts_with("id=")) {
-            return Err(anyhow!("Parameter 'id' is missing"));
+        let value = |key: &str| object.split(',').find_map(|item| item.strip_prefix(key));
+        let id = value("id=").ok_or_else(|| anyhow!("Parameter 'id' is missing"))?;
+        if kind == "secret" && value("data=").or(value("file=")).is_none() {
+            return Err(anyhow!("Either 'file' or 'data' must be provided"));
         }
+        secrets.push(id.to_owned());
     }
-    Ok(())
+    Ok(secrets)
 }
 
 /// The one operand of a verb that takes one image.

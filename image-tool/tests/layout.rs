@@ -10,6 +10,7 @@ mod pair;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use pair::{Pair, must, reference_is_there};
 
@@ -412,4 +413,50 @@ fn what_does_not_go_together_is_refused_in_the_same_words() {
     ] {
         pair.same(args);
     }
+}
+
+/// The header up to the end of the backing file's name, or of the list of extensions.
+fn header(image: &Path) -> Vec<u8> {
+    let bytes = fs::read(image).unwrap();
+    let number = |at: usize, len: usize| {
+        bytes[at..at + len]
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+    };
+    let end = match number(8, 8) {
+        0 => 512,
+        name => name + number(16, 4),
+    };
+    bytes[..end].to_vec()
+}
+
+#[test]
+fn a_header_lies_as_the_references_does() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    let long = "n".repeat(700);
+    pair.same(&[
+        "create", "-q", "-u", "-f", "qcow2", "-b", "short", "-F", "raw", "image", "1M",
+    ]);
+    for change in [
+        &["rebase", "-u", "-b", "shorter", "-F", "qcow2", "image"][..],
+        &["rebase", "-u", "-b", &long, "-F", "raw", "image"],
+        &["rebase", "-u", "-b", "n", "-F", "raw", "image"],
+        &["amend", "-o", "lazy_refcounts=on", "image"],
+        &["amend", "-o", "compat=0.10,lazy_refcounts=off", "image"],
+        &["amend", "-o", "compat=1.1", "image"],
+        &["rebase", "-u", "-b", "", "image"],
+        &["rebase", "-u", "-b", &long, "-F", "qcow2", "image"],
+    ] {
+        pair.same(change);
+        assert!(
+            header(&pair.ours().join("image")) == header(&pair.theirs().join("image")),
+            "{change:?}"
+        );
+    }
+    let data = "data_file=data,lazy_refcounts=on";
+    pair.same(&["create", "-q", "-f", "qcow2", "-o", data, "image", "1M"]);
+    assert!(header(&pair.ours().join("image")) == header(&pair.theirs().join("image")));
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::extension::kind;
 use crate::feature;
 use crate::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
-use crate::header::{self, Header, LENGTH_V3};
+use crate::header::{self, CRYPT_AES, Header, LENGTH_V3};
 use crate::image::Image;
 use crate::lock::{FileLock, Use};
 use crate::names::resolve_data_file;
@@ -172,6 +172,9 @@ fn check_files(options: &CreateOptions) -> Result<()> {
     if options.data_file_raw && options.backing_file.is_some() {
         return wrong("Backing file and data-file-raw cannot be used at the same time");
     }
+    if options.aes && options.initial_preallocation() != Preallocation::Off {
+        return wrong("An encrypted image cannot be preallocated");
+    }
     if options.backing_file.is_some()
         && options.preallocation != Preallocation::Off
         && !options.extended_l2
@@ -280,7 +283,7 @@ fn new_header(options: &CreateOptions) -> Header {
         version: options.version,
         backing: options.backing_file.clone(),
         cluster_bits: options.cluster_size.trailing_zeros(),
-        crypt_method: 0,
+        crypt_method: if options.aes { CRYPT_AES } else { 0 },
         size: options.size,
         l1_size: 0,
         l1_offset: 0,

@@ -283,6 +283,9 @@ pub struct CreateOptions {
     pub compression_type: CompressionType,
     /// What to allocate at once.
     pub preallocation: Preallocation,
+    /// The disk is to be encrypted with the format's own AES. This library makes such an image, empty, for others to use, and does
+    /// not write to it: it cannot be preallocated.
+    pub aes: bool,
 }
 
 impl CreateOptions {
@@ -302,6 +305,7 @@ impl CreateOptions {
             extended_l2: false,
             compression_type: CompressionType::Zlib,
             preallocation: Preallocation::Off,
+            aes: false,
         }
     }
 

@@ -30,15 +30,17 @@ pub(crate) fn is_driver(name: &str) -> bool {
     known_format(name).is_some() || OTHERS.split(' ').any(|other| other == name)
 }
 
+/// Formats that QEMU reads and does not create.
+pub(crate) fn is_only_read(name: &str) -> bool {
+    matches!(name, "bochs" | "cloop" | "dmg")
+}
+
 /// Why an image of this format cannot be created.
 pub(crate) fn not_creatable(name: &str) -> anyhow::Error {
-    match name {
-        // Formats that QEMU only reads.
-        "bochs" | "cloop" | "dmg" => {
-            anyhow!("Format driver '{name}' does not support image creation")
-        }
-        _ => anyhow!("Unknown file format '{name}'"),
+    if is_only_read(name) {
+        return anyhow!("Format driver '{name}' does not support image creation");
     }
+    anyhow!("Unknown file format '{name}'")
 }
 
 /// What to create: `size` bytes, by these options.
@@ -54,11 +56,6 @@ pub(crate) fn creation(
     if format == Format::Raw {
         create.preallocation = raw_preallocation(options.text("preallocation"))?;
         return Ok(create);
-    }
-    let encryption =
-        |name: &&str| name.starts_with("encrypt") && options.boolean(name) != Some(false);
-    if let Some(name) = options.names().find(encryption) {
-        bail!("Encrypted images are not supported (option '{name}')");
     }
     create.version = version(options.text("compat"))?;
     create.preallocation = preallocation(options.text("preallocation"))?;

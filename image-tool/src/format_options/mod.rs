@@ -1,6 +1,7 @@
 //! The `-o` options: their table, how a list of them is read, shown and explained.
 
 mod creation;
+mod encryption;
 mod table;
 
 use std::fmt::Write as _;
@@ -12,8 +13,11 @@ use crate::report::Hinted;
 use crate::size::{self, SizeError};
 
 pub(crate) use creation::{
-    FILE, check_preallocation, creation, is_driver, known_format, new_format, not_creatable,
-    preallocation,
+    FILE, check_preallocation, creation, is_driver, is_only_read, known_format, new_format,
+    not_creatable, preallocation,
+};
+pub(crate) use encryption::{
+    Encryption, check_secret, encryption, luks_header_len, not_encrypting,
 };
 pub(crate) use table::{AMEND_QCOW2, Kind, Spec, creatable, own};
 

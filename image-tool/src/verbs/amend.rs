@@ -50,7 +50,7 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let list = format_options::joined(&matches.texts("options"))?;
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     let list = list.ok_or_else(|| Usage::of(NAME, "Must specify options (-o)"))?;
     let asks_for_help = keyval::asks_for_help(&list);
     if let (true, Some(format)) = (asks_for_help, matches.text("format")) {

@@ -102,7 +102,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .map(|size| options::size("granularity", &size))
         .transpose()?
         .filter(|&granularity| granularity > 0);
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     if actions.is_empty() {
         bail!("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge");
     }

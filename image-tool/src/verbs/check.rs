@@ -52,7 +52,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let quiet = matches.flag("quiet");
     let repair = repair(matches)?;
     let form = options::output_of(NAME, matches)?;
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
     options::cache(matches, "cache", Cache::Durable, "source cache option")?;
     let source = Source::parse(

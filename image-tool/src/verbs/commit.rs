@@ -60,7 +60,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .text("rate")
         .map(|rate| options::size("rate limit", &rate))
         .transpose()?;
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
     options::cache(matches, "cache", Cache::Durable, "cache option")?;
     let watch = Watch::new()?;

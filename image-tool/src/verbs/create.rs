@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::Format;
 
-use crate::format_options::{self, FormatOptions};
+use crate::format_options::{self, Encryption, FormatOptions};
 use crate::getopt::Matches;
 use crate::keyval;
 use crate::open::{self, Opening};
@@ -66,7 +66,7 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let format_name = matches.text("format").unwrap_or_else(|| "raw".to_owned());
     let list = format_options::joined(&matches.texts("options"))?;
-    options::refuse_objects(matches)?;
+    let secrets = options::secrets(matches)?;
     let name = matches.operands().first();
     if list.as_deref().is_some_and(keyval::asks_for_help) {
         output::line(&help(&format_name, name.is_some())?);
@@ -84,9 +84,15 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         ));
     }
     let filename = name.to_string_lossy();
-    create(matches, &format_name, list.as_deref(), &filename, size).map_err(|error| match error
-        .downcast::<Hinted>(
-    ) {
+    let asked = Asked {
+        matches,
+        format_name: &format_name,
+        list: list.as_deref(),
+        filename: &filename,
+        size,
+        secrets: &secrets,
+    };
+    create(&asked).map_err(|error| match error.downcast::<Hinted>() {
         Ok(hinted) => Hinted {
             message: format!("{filename}: {}", hinted.message),
             ..hinted
@@ -120,13 +126,25 @@ pub(crate) fn help(format_name: &str, on_file: bool) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
-fn create(
-    matches: &Matches,
-    format_name: &str,
-    list: Option<&str>,
-    filename: &str,
+/// What the command line says.
+struct Asked<'a> {
+    matches: &'a Matches,
+    format_name: &'a str,
+    list: Option<&'a str>,
+    filename: &'a str,
     size: Option<u64>,
-) -> Result<()> {
+    secrets: &'a [String],
+}
+
+fn create(asked: &Asked<'_>) -> Result<()> {
+    let Asked {
+        matches,
+        format_name,
+        list,
+        filename,
+        size,
+        secrets,
+    } = *asked;
     let format = format_options::new_format(format_name)
         .ok_or_else(|| format_options::not_creatable(format_name))?;
     let path = local_path(filename.as_ref())?;
@@ -163,7 +181,22 @@ fn create(
             options.announce()
         ));
     }
-    let create = format_options::creation(format, &options, size)?;
+    let mut create = format_options::creation(format, &options, size)?;
+    create.aes = match format_options::encryption(&options)? {
+        None => false,
+        Some(Encryption::Aes) => {
+            let unexpected = options.names().find(|name| {
+                name.starts_with("encrypt.")
+                    && !matches!(*name, "encrypt.format" | "encrypt.key-secret")
+            });
+            if let Some(name) = unexpected {
+                bail!("Parameter '{name}' is unexpected");
+            }
+            format_options::check_secret(&options, secrets)?;
+            true
+        }
+        Some(Encryption::Luks) => return Err(format_options::not_encrypting(&options)),
+    };
     if format == Format::Qcow2 && i64::try_from(create.size).is_err() {
         bail!("Could not resize image: Image size cannot be negative");
     }

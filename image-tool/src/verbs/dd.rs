@@ -96,7 +96,7 @@ impl Operands {
 }
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     let operands = Operands::read(matches.operands())?;
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
         bail!("Must specify both input and output files");
@@ -117,8 +117,12 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let format = matches
         .text("output-format")
         .unwrap_or_else(|| "raw".to_owned());
-    let format =
-        format_options::new_format(&format).ok_or_else(|| anyhow!("Unknown file format"))?;
+    let format = format_options::new_format(&format).ok_or_else(|| {
+        match format_options::is_only_read(&format) {
+            true => format_options::not_creatable(&format),
+            false => anyhow!("Unknown file format"),
+        }
+    })?;
 
     let block = operands.block.unwrap_or(512);
     let size = opened.disk().size();

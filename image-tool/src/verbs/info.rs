@@ -38,7 +38,7 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let form = options::output_of(NAME, matches)?;
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
     let source = Source::parse(
         name,

@@ -51,7 +51,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     };
     let start = size("start-offset", "start offset")?.unwrap_or(0);
     let max_length = size("max-length", "max length")?;
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
     let source = Source::parse(
         name,

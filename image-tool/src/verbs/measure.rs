@@ -68,7 +68,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .text("size")
         .map(|size| options::size("image size", &size))
         .transpose()?;
-    options::refuse_objects(matches)?;
+    let secrets = options::secrets(matches)?;
     let name = match matches.operands() {
         [] => None,
         [name] => Some(name),
@@ -90,7 +90,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .text("target-format")
         .unwrap_or_else(|| "raw".to_owned());
     let format = format_options::known_format(&target)
-        .ok_or_else(|| anyhow!("Unknown file format '{target}'"))?;
+        .ok_or_else(|| format_options::not_creatable(&target))?;
     confine::enter(&[])?;
     let mut options = FormatOptions::new(format_options::creatable(format));
     if let Some(list) = &list
@@ -102,7 +102,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let size = size.or_else(|| options.number("size")).unwrap_or(0);
     let measured = match format {
         Format::Raw => raw(opened.as_ref(), size)?,
-        Format::Qcow2 => qcow2(opened.as_ref(), &options, size)?,
+        Format::Qcow2 => qcow2(opened.as_ref(), &options, &secrets, size)?,
     };
     match form {
         output::Format::Human => output::line(&measured.human()),
@@ -177,7 +177,12 @@ fn too_large() -> anyhow::Error {
 /// The largest L1 table.
 const MAX_L1: u64 = 32 << 20;
 
-fn qcow2(input: Option<&Opened>, options: &FormatOptions, size: u64) -> Result<Measured> {
+fn qcow2(
+    input: Option<&Opened>,
+    options: &FormatOptions,
+    secrets: &[String],
+    size: u64,
+) -> Result<Measured> {
     if let Some(mode) = options.text("preallocation") {
         format_options::preallocation(Some(mode))
             .map_err(|_| anyhow!("invalid parameter value: {mode}"))?;
@@ -186,6 +191,15 @@ fn qcow2(input: Option<&Opened>, options: &FormatOptions, size: u64) -> Result<M
     let create = format_options::creation(Format::Qcow2, options, 0)?;
     let cluster = create.cluster_size;
     let round = |size: u64| size.checked_next_multiple_of(cluster).ok_or_else(too_large);
+    // Only LUKS takes space of its own.
+    let keys = match options.text("encrypt.format") {
+        Some("luks") => {
+            let len = format_options::luks_header_len(options)?;
+            format_options::check_secret(options, secrets)?;
+            len.next_multiple_of(cluster)
+        }
+        _ => 0,
+    };
     let asked = round(size)?;
     let l2_entry = if create.extended_l2 { 16 } else { 8 };
     if (asked / cluster).div_ceil(cluster / l2_entry) * 8 > MAX_L1 {
@@ -210,8 +224,8 @@ fn qcow2(input: Option<&Opened>, options: &FormatOptions, size: u64) -> Result<M
         _ => None,
     };
     Ok(Measured {
-        required: fully_allocated - virtual_size + data,
-        fully_allocated,
+        required: fully_allocated - virtual_size + data + keys,
+        fully_allocated: fully_allocated.checked_add(keys).ok_or_else(too_large)?,
         bitmaps,
     })
 }

@@ -64,7 +64,7 @@ pub(crate) fn command() -> Command {
 }
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
     let unsafe_ = matches.flag("backing-unsafe");
     let backing = matches.text("backing");

@@ -56,7 +56,7 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let quiet = matches.flag("quiet");
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     let mode = matches.text("preallocation");
     let preallocation = preallocation(mode.as_deref())
         .map_err(|_| anyhow!("Invalid preallocation mode '{}'", mode.unwrap_or_default()))?;

@@ -72,7 +72,7 @@ impl Action {
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let action = Action::of(matches)?;
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
     let source = Source::parse(
         name,

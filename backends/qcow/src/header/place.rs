@@ -4,6 +4,10 @@
 //! the old header has nothing that is of use, and is on the medium before the first sector, which leads to it. The list of extensions has
 //! no pointers: one that nobody needs, the table of feature names, is made as long as the way to where the list goes on.
 //!
+//! In the end a header lies as QEMU lays it, one thing after the other in QEMU's order, if there is room for that. Where the old one is in
+//! the way, the new one is first put beside both. The exception are images with bitmaps: their extension, which changes often, would
+//! lie across the end of the first sector, and stays within it instead.
+//!
 //! Where clusters are so small, or unknown extensions so long, that both headers do not fit beside each other, one overwrites
 //! the other, as with QEMU always: that is the one change that a power cut may leave half done.
 
@@ -196,14 +200,56 @@ fn in_order(header: &Header) -> Vec<&Extension> {
     extensions
 }
 
-/// What is to be written.
+/// The header as QEMU lays it; `None` if there is no room.
+fn as_usual(header: &Header) -> Option<Vec<u8>> {
+    if header.extension(kind::BITMAPS).is_some() {
+        return None;
+    }
+    let mut list = Vec::new();
+    let (before, after): (Vec<_>, Vec<_>) = in_order(header)
+        .into_iter()
+        .partition(|extension| matches!(extension.kind, kind::BACKING_FORMAT | kind::DATA_FILE));
+    before
+        .iter()
+        .for_each(|extension| extension.encode(&mut list));
+    if header.version >= 3 {
+        let names = Extension {
+            kind: kind::FEATURE_NAMES,
+            data: feature::name_table(usize::MAX),
+        };
+        names.encode(&mut list);
+    }
+    after
+        .iter()
+        .for_each(|extension| extension.encode(&mut list));
+    list.extend_from_slice(&[0; HEAD]);
+    let out = one_after_the_other(header, &list);
+    (out.len() <= 1 << header.cluster_bits).then_some(out)
+}
+
+/// The fields, the whole list of extensions, the name. At least a sector.
+fn one_after_the_other(header: &Header, list: &[u8]) -> Vec<u8> {
+    let name = header.backing.as_deref().unwrap_or_default();
+    let place = header.encode_fields(0).len() + list.len();
+    let mut out = header.encode_fields(if name.is_empty() { 0 } else { place as u64 });
+    out.extend_from_slice(list);
+    out.extend_from_slice(name.as_bytes());
+    out.resize(out.len().max(SECTOR), 0);
+    out
+}
+
+/// What is to be written where, one after the other, each on the medium before the next.
 struct Placed {
-    beyond: Option<(usize, Vec<u8>)>,
-    first: Vec<u8>,
+    steps: Vec<(usize, Vec<u8>)>,
 }
 
 impl Placed {
     fn over(header: &Header, old: &[u8], live: &Live) -> Result<Self> {
+        if let Some(usual) = as_usual(header)
+            && let Some(placed) = Self::usual_over(header, &usual, old, live)
+        {
+            return Ok(placed);
+        }
         if let Some(parts) = Parts::of(header) {
             let beyond = parts.beyond();
             let is_there = |at: &&usize| {
@@ -225,8 +271,38 @@ impl Placed {
         Self::in_one_piece(header)
     }
 
-    /// The name lies beyond the first sector, so that that one has room for more.
+    /// The header as QEMU lays it, by way of another place if what is `live` is in the way.
+    fn usual_over(header: &Header, usual: &[u8], old: &[u8], live: &Live) -> Option<Self> {
+        let (first, beyond) = usual.split_at_checked(SECTOR)?;
+        let first = (0, first.to_vec());
+        if old.get(SECTOR..usual.len()) == Some(beyond) {
+            return Some(Self { steps: vec![first] });
+        }
+        let last = [(SECTOR, beyond.to_vec()), first];
+        if live.leaves(SECTOR, usual.len()) {
+            return Some(Self {
+                steps: last.to_vec(),
+            });
+        }
+        let parts = Parts::of(header)?;
+        let in_the_way = Live {
+            start: SECTOR,
+            end: live.end.max(usual.len()),
+            begins: Vec::new(),
+        };
+        let mut placed =
+            Self::in_first_sector(&parts).or_else(|| Self::beside(&parts, &in_the_way))?;
+        placed.steps.extend(last);
+        Some(placed)
+    }
+
+    /// If not as QEMU lays it, the name lies beyond the first sector, so that that one has room for more.
     fn new(header: &Header) -> Result<Self> {
+        if let Some(usual) = as_usual(header) {
+            return Ok(Self {
+                steps: vec![(0, usual)],
+            });
+        }
         let nothing = Live::default();
         let placed = Parts::of(header).and_then(|parts| {
             Self::beside(&parts, &nothing).or_else(|| Self::in_first_sector(&parts))
@@ -245,8 +321,7 @@ impl Placed {
         first.resize(name, 0);
         first.extend_from_slice(parts.name.as_bytes());
         Some(Self {
-            beyond: None,
-            first,
+            steps: vec![(0, first)],
         })
     }
 
@@ -274,9 +349,9 @@ impl Placed {
         };
         let mut first = parts.first_sector(at, name);
         first.resize(SECTOR, 0);
+        let beyond = bytes.map(|bytes| (at, bytes));
         Self {
-            beyond: bytes.map(|bytes| (at, bytes)),
-            first,
+            steps: beyond.into_iter().chain([(0, first)]).collect(),
         }
     }
 
@@ -287,20 +362,14 @@ impl Placed {
             extension.encode(&mut list);
         }
         list.extend_from_slice(&[0; HEAD]);
-        let name = header.backing.as_deref().unwrap_or_default();
-        let place = header.fields_len() + list.len();
-        let mut first = header.encode_fields(if name.is_empty() { 0 } else { place as u64 });
-        first.append(&mut list);
-        first.extend_from_slice(name.as_bytes());
-        if first.len() > 1 << header.cluster_bits {
+        let whole = one_after_the_other(header, &list);
+        if whole.len() > 1 << header.cluster_bits {
             return Err(Error::invalid(
                 "the header and its extensions do not fit into the first cluster",
             ));
         }
-        first.resize(first.len().max(SECTOR), 0);
         Ok(Self {
-            beyond: None,
-            first,
+            steps: vec![(0, whole)],
         })
     }
 
@@ -310,10 +379,12 @@ impl Placed {
                 .write(at as u64, &bytes, 0, bytes.len())
                 .map_err(|error| Error::io("cannot write the header", error))
         };
-        if let Some((at, bytes)) = &self.beyond {
+        for (index, (at, bytes)) in self.steps.iter().enumerate() {
+            if index > 0 {
+                sync()?;
+            }
             write(*at, bytes)?;
-            sync()?;
         }
-        write(0, &self.first)
+        Ok(())
     }
 }

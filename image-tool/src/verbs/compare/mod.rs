@@ -51,7 +51,7 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let quiet = matches.flag("quiet");
-    if let Err(error) = options::refuse_objects(matches) {
+    if let Err(error) = options::secrets(matches) {
         let status = tell(Verdict::Failed(NOT_OPENED, error.to_string()), quiet);
         return Ok(ExitCode::from(status));
     }

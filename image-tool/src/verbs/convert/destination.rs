@@ -70,6 +70,12 @@ impl Destination {
             Err(error) => anyhow!("{shown}: error while converting {format}: {error}"),
         };
         let creation = format_options::creation(format, &options, size).map_err(failed)?;
+        if format_options::encryption(&options)
+            .map_err(failed)?
+            .is_some()
+        {
+            return Err(failed(format_options::not_encrypting(&options)));
+        }
         let target = Target::prepare(&path).map_err(failed)?;
         qcow::create(target.path(), &creation).map_err(|error| {
             failed(anyhow!(

@@ -145,7 +145,7 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let settings = Settings::read(matches)?;
-    options::refuse_objects(matches)?;
+    options::secrets(matches)?;
     let (target_name, source_names) = match matches.operands() {
         [sources @ .., target] if !sources.is_empty() => (Some(target), sources),
         _ => (None, &[][..]),
@@ -160,6 +160,15 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     }
     let target_name = target_name.ok_or_else(|| anyhow!("Must specify image file name"))?;
     settings.check_caches()?;
+    // Neither is there; that no image of the format can be made is what does not depend on what is in the source.
+    let is_foreign = |name: &String| {
+        format_options::is_driver(name) && format_options::known_format(name).is_none()
+    };
+    if settings.source_format.as_ref().is_some_and(is_foreign)
+        && format_options::is_only_read(&settings.format)
+    {
+        return Err(format_options::not_creatable(&settings.format));
+    }
     let watch = Watch::new()?;
     let progress = Arc::new(Progress::new(settings.progress, 1.0));
     progress.set(0.0);
@@ -344,5 +353,5 @@ pub(crate) fn bitmaps_of(opened: &Opened) -> Result<Vec<BitmapInfo>> {
 
 /// The format of a target, by its name.
 fn target_format(name: &str) -> Result<qcow::Format> {
-    format_options::new_format(name).ok_or_else(|| anyhow!("Unknown file format '{name}'"))
+    format_options::new_format(name).ok_or_else(|| format_options::not_creatable(name))
 }
