@@ -164,6 +164,20 @@ fn an_image_without_any_count_keeps_a_refcount_table_when_counts_get_another_wid
 }
 
 #[test]
+fn refcounts_get_another_width_though_the_old_table_leads_far_beyond_the_file() {
+    let medium = image();
+    // For clusters that the file does not have. Counts of all clusters up to there would take terabytes.
+    let second_entry = word(&medium, 48) + 8;
+    set_word(&medium, second_entry, 1 << 62);
+    let image = medium.open(&writable());
+
+    image.set_refcount_bits(32).unwrap();
+
+    image.close().unwrap();
+    assert!(checked(&medium, Repair::None).is_sound());
+}
+
+#[test]
 fn the_bit_that_says_zeroes_without_subclusters_says_nothing_with_them() {
     let medium = Medium::silent().created(&CreateOptions {
         cluster_size: 16 << 10,

@@ -188,4 +188,14 @@ mod tests {
         assert_eq!(used, [(5000, 256 + (1 << 40))]);
         assert_eq!(counts.used_in(8, 5000).count(), 0);
     }
+
+    #[test]
+    fn a_use_is_taken_back_and_one_that_was_never_counted_takes_no_memory() {
+        let mut counts = Counts::default();
+        counts.add(7, 300, u64::MAX);
+        counts.remove(7);
+        counts.remove(1 << 30);
+        assert_eq!(counts.get(7), 299);
+        assert_eq!(counts.directory.len(), 1);
+    }
 }
