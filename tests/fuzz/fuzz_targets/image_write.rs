@@ -18,7 +18,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let memory = Memory::new(&hostile::image(image));
     data_file::reset();
     let sound = damaged(&memory) == Some(false);
-    let Some(mut session) = Session::open(&memory, sound) else {
+    let Some(mut session) = Session::open(&memory, program::writable(input), sound) else {
         return;
     };
     for step in steps {

@@ -104,7 +104,7 @@ impl Patch {
                 let clusters = bytes.len() as u64 / cluster_size + 2;
                 let flags = [COPIED, 0, COPIED | 1, 1, COMPRESSED, COMPRESSED | COPIED];
                 let flags = flags[usize::from(self.argument) % flags.len()];
-                let entry = self.value % clusters * cluster_size | flags;
+                let entry = (self.value % clusters * cluster_size) | flags;
                 put(bytes, at, &entry.to_be_bytes());
             }
             _ => {

@@ -8,11 +8,13 @@
 
 pub mod data_file;
 pub mod hostile;
+pub mod journal;
 pub mod memory;
 pub mod model;
 pub mod places;
 pub mod program;
 pub mod sound;
+mod upkeep;
 
 use memory::Memory;
 use qcow::{Format, Image, OpenOptions};

@@ -20,7 +20,7 @@ pub struct Memory {
     inner: Arc<Mutex<Inner>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Inner {
     pages: BTreeMap<u64, Page>,
     len: u64,
@@ -51,6 +51,20 @@ impl Memory {
             }
         }
         bytes
+    }
+
+    /// Another file with the same content.
+    pub fn copy(&self) -> Self {
+        let inner = self.lock().clone();
+        Self {
+            inner: Arc::new(Mutex::new(inner)),
+        }
+    }
+
+    /// Makes the content that of another file.
+    pub fn become_like(&self, other: &Self) {
+        let inner = other.lock().clone();
+        *self.lock() = inner;
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -141,6 +141,14 @@ impl Model {
         }
     }
 
+    /// A bitmap has been given what another one says, and a range.
+    pub fn merged(&mut self, name: &str, from: Option<&str>, range: Option<Range<u64>>) {
+        let told = from.and_then(|from| self.bitmaps.get(from).cloned());
+        if let Some(ranges) = self.bitmaps.get_mut(name) {
+            ranges.extend(told.into_iter().flatten().chain(range));
+        }
+    }
+
     /// A range was discarded: it reads as zeroes or as before.
     pub fn discarded(&mut self, image: &Image, range: Range<u64>) {
         let old = self.disk.clone();

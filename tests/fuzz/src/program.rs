@@ -1,7 +1,8 @@
 //! An input: a few operations, then the image they are done to.
 
-use qcow::{Format, Image, OpenOptions, Preallocation};
+use qcow::{Discard, Format, Image, OpenOptions, Preallocation};
 
+use crate::journal::Journal;
 use crate::memory::Memory;
 use crate::model::{Model, Now};
 use crate::open_whole;
@@ -11,27 +12,44 @@ const STEP: usize = 8;
 /// The longest single read or write, so that a step stays cheap.
 const LONGEST: u64 = 64 << 10;
 /// The largest disk an image is resized to: a table of megabytes in clusters of 512 bytes takes longer than a fuzzer waits.
-const LARGEST: u64 = 64 << 20;
+pub(crate) const LARGEST: u64 = 64 << 20;
 /// Kinds of change.
-pub const KINDS: u8 = 24;
+pub const KINDS: u8 = 33;
+/// The most steps of an input.
+pub const MOST_STEPS: u8 = 31;
+/// In the first byte of an input: what is discarded is not given back to the host.
+const KEEP: u8 = 32;
 
 /// One operation on an image.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
     kind: u8,
-    fill: u8,
-    place: u32,
-    len: u16,
+    pub(crate) fill: u8,
+    pub(crate) place: u32,
+    pub(crate) len: u16,
 }
 
-/// Splits an input: its first byte is the number of steps, the image is what follows them.
+/// Splits an input: its first byte has the number of steps, the image is what follows them.
 pub fn split(input: &[u8]) -> (Vec<Step>, &[u8]) {
     let Some((&count, rest)) = input.split_first() else {
         return (Vec::new(), input);
     };
-    let length = (usize::from(count % 32) * STEP).min(rest.len() / STEP * STEP);
+    let length = (usize::from(count & MOST_STEPS) * STEP).min(rest.len() / STEP * STEP);
     let (steps, image) = rest.split_at(length);
     (steps.chunks_exact(STEP).map(Step::new).collect(), image)
+}
+
+/// How an input has its image opened for writing.
+pub fn writable(input: &[u8]) -> OpenOptions {
+    let keep = input.first().is_some_and(|first| first & KEEP != 0);
+    let discard = if keep {
+        Discard::Ignore
+    } else {
+        Discard::Unmap
+    };
+    OpenOptions::new(Format::Qcow2)
+        .writable(true)
+        .discard(discard)
 }
 
 /// Joins steps and image as [`split`] takes them apart.
@@ -54,7 +72,7 @@ impl Step {
     }
 
     /// Where in the disk, and how much: dense at the front for small places, spread over all of it for large ones.
-    fn range(self, size: u64) -> (u64, u64) {
+    pub(crate) fn range(self, size: u64) -> (u64, u64) {
         let place = u64::from(self.place);
         let offset = if self.place < 1 << 24 {
             place
@@ -76,26 +94,26 @@ impl Step {
 
 /// An image that is written, what it must hold if it was sound, and what becomes of it.
 pub struct Session<'a> {
-    memory: &'a Memory,
-    image: Image,
-    sound: bool,
-    model: Option<Model>,
-}
-
-fn writable() -> OpenOptions {
-    OpenOptions::new(Format::Qcow2).writable(true)
+    pub(crate) memory: &'a Memory,
+    options: OpenOptions,
+    pub(crate) image: Image,
+    pub(crate) sound: bool,
+    pub(crate) model: Option<Model>,
+    pub(crate) journal: Option<Journal>,
 }
 
 impl<'a> Session<'a> {
-    /// Opens the image for writing. One that was sound is followed.
-    pub fn open(memory: &'a Memory, sound: bool) -> Option<Self> {
-        let image = open_whole(memory, writable()).ok()?;
+    /// Opens the image for writing, by what [`writable`] says. One that was sound is followed.
+    pub fn open(memory: &'a Memory, options: OpenOptions, sound: bool) -> Option<Self> {
+        let image = open_whole(memory, options.clone()).ok()?;
         let model = sound.then(|| Model::of(&image)).flatten();
         Some(Self {
             memory,
+            options,
             image,
             sound,
             model,
+            journal: None,
         })
     }
 
@@ -174,18 +192,30 @@ impl<'a> Session<'a> {
                     let _ = image.change_backing_file(Some("elsewhere"), format);
                 }
             }
+            24 => self.bitmap_merge(&name, step),
+            25 => self.resize_with_space(step),
+            26 => self.check(step),
+            27 => self.snapshot_of_any_name(step),
+            28 => return self.flatten(),
+            29 => self.keep_journal(step),
+            30 => return self.kill(step),
+            31 => self.by_plan(step),
+            32 => {
+                let _ = image.set_data_file_name("another");
+                let _ = image.clear_data_file_raw();
+            }
             _ => step.read(image),
         }
         Some(self)
     }
 
-    fn wrote(&mut self, range: std::ops::Range<u64>, done: bool, now: &Now<'_>) {
+    pub(crate) fn wrote(&mut self, range: std::ops::Range<u64>, done: bool, now: &Now<'_>) {
         if let Some(model) = &mut self.model {
             model.write(range, if done { now } else { &Now::Unknown });
         }
     }
 
-    fn reload(&mut self) {
+    pub(crate) fn reload(&mut self) {
         let image = &self.image;
         self.model = self
             .model
@@ -193,16 +223,21 @@ impl<'a> Session<'a> {
             .and_then(|mut model| model.reload(image).map(|()| model));
     }
 
-    fn reopen(self) -> Option<Self> {
-        self.image.close().ok()?;
-        let image = match open_whole(self.memory, writable()) {
-            Ok(image) => image,
-            Err(error) if self.sound => {
-                panic!("an image that was closed cannot be opened: {error}")
-            }
-            Err(_) => return None,
+    pub(crate) fn reopen(self) -> Option<Self> {
+        let (image, left) = self.leave();
+        image.close().ok()?;
+        left.enter()
+    }
+
+    /// Lets go of the image, which must be opened again by [`Left::enter`].
+    pub(crate) fn leave(self) -> (Image, Left<'a>) {
+        let left = Left {
+            memory: self.memory,
+            options: self.options,
+            sound: self.sound,
+            model: self.model,
         };
-        Some(Self { image, ..self })
+        (self.image, left)
     }
 
     fn compress(&mut self, step: Step) {
@@ -265,8 +300,11 @@ impl<'a> Session<'a> {
     }
 
     fn resize(&mut self, size: u64) {
-        let size = size % LARGEST / 512 * 512;
-        let done = self.image.resize(size, Preallocation::Off).is_ok();
+        self.resize_to(size % LARGEST / 512 * 512, Preallocation::Off);
+    }
+
+    pub(crate) fn resize_to(&mut self, size: u64, preallocation: Preallocation) {
+        let done = self.image.resize(size, preallocation).is_ok();
         let Some(mut model) = self.model.take() else {
             return;
         };
@@ -301,6 +339,33 @@ impl<'a> Session<'a> {
         if let Some(model) = &mut self.model {
             model.bitmaps.remove(name);
         }
+    }
+}
+
+/// What there is of a session between two times that the image is open.
+pub(crate) struct Left<'a> {
+    pub(crate) memory: &'a Memory,
+    options: OpenOptions,
+    pub(crate) sound: bool,
+    pub(crate) model: Option<Model>,
+}
+
+impl<'a> Left<'a> {
+    /// Opens the image again. One that was sound can be.
+    pub(crate) fn enter(self) -> Option<Session<'a>> {
+        let image = match open_whole(self.memory, self.options.clone()) {
+            Ok(image) => image,
+            Err(error) if self.sound => panic!("a sound image cannot be opened again: {error}"),
+            Err(_) => return None,
+        };
+        Some(Session {
+            memory: self.memory,
+            options: self.options,
+            image,
+            sound: self.sound,
+            model: self.model,
+            journal: None,
+        })
     }
 }
 

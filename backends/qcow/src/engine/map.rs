@@ -80,14 +80,15 @@ impl Engine {
         table.0 + self.geometry.l2_index(guest) * self.geometry.l2_entry_size()
     }
 
+    /// Words of an L2 entry.
+    fn entry_words(&self) -> usize {
+        (self.geometry.l2_entry_size() / 8) as usize
+    }
+
     pub(super) fn l2_entry(&self, slot: u64) -> Result<L2Entry, Stop> {
-        let word = self.get(slot)?;
-        let bitmap = if self.geometry.extended_l2 {
-            self.get(slot + 8)?
-        } else {
-            0
-        };
-        Ok(L2Entry { word, bitmap })
+        let words = self.pages.words_from(slot)?;
+        let entry = words.get(..self.entry_words()).unwrap_or_default();
+        Ok(L2Entry::from_words(entry))
     }
 
     pub(super) fn classify(&self, entry: &L2Entry, guest: GuestOffset) -> Result<Cluster> {
@@ -138,11 +139,10 @@ impl Engine {
             );
             return Ok((end, 0));
         };
-        let entry_words = (self.geometry.l2_entry_size() / 8) as usize;
         let (mut at, mut entries) = (guest.0, 0);
         while at < end && pieces.len() < MAX_PIECES {
             let slot = self.l2_slot(table, GuestOffset(at));
-            for words in self.pages.words_from(slot)?.chunks(entry_words) {
+            for words in self.pages.words_from(slot)?.chunks(self.entry_words()) {
                 if at >= end || pieces.len() >= MAX_PIECES {
                     break;
                 }

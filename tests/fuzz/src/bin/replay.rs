@@ -29,7 +29,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if target != "image_write" {
         return Ok(());
     }
-    let mut session = Session::open(&memory, false).ok_or("cannot be opened")?;
+    let mut session =
+        Session::open(&memory, program::writable(&input), false).ok_or("cannot be opened")?;
     for step in steps {
         println!("{step:?}");
         session = session.change(step).ok_or("cannot be closed")?;

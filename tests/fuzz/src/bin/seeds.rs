@@ -55,12 +55,13 @@ fn patches() -> [[u8; 12]; 3] {
     ]
 }
 
-/// Every kind of change, in an order and at places of this seed's own.
+/// As many kinds of change as there is room for, in an order and at places of this seed's own.
 fn steps(seed: u8) -> Vec<[u8; 8]> {
-    (0..program::KINDS)
+    (0..program::MOST_STEPS)
         .map(|index| {
-            let kind = (index * 7 + seed) % program::KINDS;
-            [kind, 0x33 + index, kind, kind * 8, 0, 0, index, 2]
+            let kind = index.wrapping_mul(7).wrapping_add(seed) % program::KINDS;
+            let place = kind.wrapping_mul(8);
+            [kind, 0x33 + index, kind, place, 0, 0, index, 2]
         })
         .collect()
 }
