@@ -1,0 +1,217 @@
+//! What is done to an image as a whole: checks, merged bitmaps, other sizes with space reserved, no backing file any more; and
+//! requests by other means, and processes that are killed.
+
+use qcow::{Image, Place, Plan, Preallocation, Repair, Storage};
+
+use crate::journal::Journal;
+use crate::model::Now;
+use crate::program::{Session, Step};
+
+/// The largest disk of which space is reserved, or everything copied.
+const LARGEST: u64 = 1 << 20;
+
+impl Session<'_> {
+    /// A bitmap gets what another one says, or a range of any kind.
+    pub(crate) fn bitmap_merge(&mut self, name: &str, step: Step) {
+        let other = ["all", "some", "n0", "n1", "n2"][usize::from(step.len % 5)];
+        if step.fill & 8 == 0 {
+            let Ok(ranges) = self.image.bitmap_ranges(other) else {
+                return;
+            };
+            if self.image.bitmap_merge(name, &ranges).is_ok()
+                && let Some(model) = &mut self.model
+            {
+                model.merged(name, Some(other), None);
+            }
+            return;
+        }
+        let size = self.image.virtual_size();
+        let (start, len) = (
+            u64::from(step.place),
+            u64::from(step.len) << (step.fill >> 3),
+        );
+        let merged = self.image.bitmap_merge(name, &[(start, len)]);
+        if let (Ok(()), Some(model)) = (merged, &mut self.model) {
+            let range = start..start.saturating_add(len).min(size);
+            model.merged(name, None, Some(range));
+        }
+    }
+
+    pub(crate) fn resize_with_space(&mut self, step: Step) {
+        let preallocation = match step.fill % 4 {
+            0 | 1 => Preallocation::Metadata,
+            2 => Preallocation::Falloc,
+            _ => Preallocation::Full,
+        };
+        self.resize_to(u64::from(step.place) % LARGEST / 512 * 512, preallocation);
+    }
+
+    /// Checks the image while it is in use. One that was sound is.
+    pub(crate) fn check(&self, step: Step) {
+        let repair = [Repair::None, Repair::Leaks, Repair::All][usize::from(step.fill % 3)];
+        let Ok(found) = self.image.check(repair) else {
+            return;
+        };
+        let damage = found.corruptions + found.corruptions_fixed + found.check_errors;
+        assert!(
+            !self.sound || damage == 0,
+            "an image in use is damaged: {:?}",
+            found.messages
+        );
+    }
+
+    /// Applies or deletes one of the snapshots there are, by its id.
+    pub(crate) fn snapshot_of_any_name(&mut self, step: Step) {
+        let list = self.image.snapshots().unwrap_or_default();
+        let index = usize::from(step.len) % list.len().max(1);
+        let Some(one) = list.get(index) else {
+            return;
+        };
+        if step.fill & 1 == 0 {
+            let _ = self.image.snapshot_apply(&one.id);
+            self.reload();
+            if let Some(model) = &mut self.model {
+                model.bitmaps.clear();
+            }
+            return;
+        }
+        let _ = self.image.snapshot_delete(&one.id);
+        if let Some(model) = &mut self.model {
+            let left = self.image.snapshots().unwrap_or_default();
+            (model.snapshots).retain(|name, _| left.iter().any(|one| one.name == *name));
+        }
+    }
+
+    /// Copies what the backing file shows, and names it no more.
+    pub(crate) fn flatten(self) -> Option<Self> {
+        let size = self.image.virtual_size();
+        if self.image.backing().is_none() || size > LARGEST {
+            return Some(self);
+        }
+        let copied = copy_up(&self.image, size).is_ok();
+        if !copied || self.image.change_backing_file(None, None).is_err() {
+            return Some(self);
+        }
+        self.reopen()
+    }
+
+    pub(crate) fn keep_journal(&mut self, step: Step) {
+        let journal = Journal::new(usize::from(step.len % 2048));
+        self.journal = match step.fill & 1 {
+            0 => self
+                .image
+                .set_journal(Some(Box::new(journal.clone())))
+                .is_ok()
+                .then_some(journal),
+            _ => {
+                let _ = self.image.set_journal(None);
+                None
+            }
+        };
+    }
+
+    /// The process ends at once, and another one opens the image. What was flushed is there, and with a journal all that was written.
+    pub(crate) fn kill(mut self, step: Step) -> Option<Self> {
+        let flushed = step.fill & 1 != 0 && self.image.flush().is_ok();
+        let kept = self.journal.take().map(|journal| journal.copy());
+        let all_there = flushed || (kept.is_some() && !self.image.is_ahead());
+        let file = self.memory.copy();
+        let (image, mut left) = self.leave();
+        drop(image);
+        left.memory.become_like(&file);
+        let lies = kept.is_some() && step.fill & 8 != 0;
+        if lies {
+            left.sound = false;
+            left.model = None;
+        }
+        let mut next = left.enter()?;
+        if let Some(kept) = kept {
+            if lies {
+                kept.flip(step.place, 1 << (step.len % 64));
+            }
+            let taken = next.image.set_journal(Some(Box::new(kept.clone())));
+            assert!(
+                taken.is_ok() || !next.sound,
+                "notes are not understood: {taken:?}"
+            );
+            next.journal = taken.is_ok().then_some(kept);
+        }
+        if let Some(model) = &mut next.model {
+            model.bitmaps.clear();
+        }
+        if !all_there {
+            next.reload();
+        }
+        Some(next)
+    }
+
+    /// Reads, or writes, where the image says that its data is.
+    pub(crate) fn by_plan(&mut self, step: Step) {
+        let (offset, len) = step.range(self.image.virtual_size());
+        if step.fill & 1 == 0 {
+            let Ok(Some(plan)) = self.image.plan_read(offset, len as usize) else {
+                return;
+            };
+            let Some(planned) = self.read_by(&plan, len as usize) else {
+                return;
+            };
+            drop(plan);
+            let mut bytes = vec![0; len as usize];
+            if self.image.read_at(offset, &mut bytes).is_ok() {
+                assert!(bytes == planned, "a plan leads elsewhere");
+            }
+            return;
+        }
+        let Ok(Some(plan)) = self.image.plan_write(offset, len as usize) else {
+            return;
+        };
+        let bytes = vec![step.fill; len as usize];
+        for part in &plan.parts {
+            let Place::File { file: 0, offset } = part.place else {
+                return self.reload_after(plan);
+            };
+            let piece = &bytes[part.at..part.at + part.len];
+            if self.memory.write(offset, &piece, 0, part.len).is_err() {
+                return self.reload_after(plan);
+            }
+        }
+        drop(plan);
+        self.wrote(offset..offset + len, true, &Now::Bytes(&bytes));
+    }
+
+    fn reload_after(&mut self, plan: Plan) {
+        drop(plan);
+        self.reload();
+    }
+
+    /// What a plan leads to, if that is all in the image's own file.
+    fn read_by(&self, plan: &Plan, len: usize) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        for part in &plan.parts {
+            match part.place {
+                Place::Zero => {}
+                Place::File { file: 0, offset } => {
+                    let mut piece = &mut bytes[part.at..part.at + part.len];
+                    self.memory.read(offset, &mut piece, 0, part.len).ok()?;
+                }
+                Place::File { .. } => return None,
+            }
+        }
+        Some(bytes)
+    }
+}
+
+/// Writes all that is not in the image itself.
+fn copy_up(image: &Image, size: u64) -> qcow::Result<()> {
+    let mut at = 0;
+    while at < size {
+        let extent = image.map_layer(at, (size - at).min(64 << 10))?;
+        if !extent.present {
+            let mut bytes = vec![0; extent.length as usize];
+            image.read_at(at, &mut bytes)?;
+            image.write_at(at, &bytes)?;
+        }
+        at += extent.length;
+    }
+    Ok(())
+}
