@@ -144,3 +144,29 @@ fn bitmaps_follow_the_size_of_the_disk() {
     qemu_io(&path, &["write -P 7 0 64k".into()]);
     assert_eq!(open(&path).bitmap_ranges("b").unwrap(), vec![(0, 65536)]);
 }
+
+#[test]
+fn a_bitmap_takes_no_ranges_from_outside_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path());
+    let disk = open(&path);
+    disk.bitmap_add("b", Some(512), true).unwrap();
+
+    for range in [
+        (8 << 20, 512),
+        (0, (8 << 20) + 1),
+        (1 << 32, 1 << 47),
+        (u64::MAX, u64::MAX),
+    ] {
+        let refused = disk.bitmap_merge("b", &[(0, 512), range]).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::OutOfRange, "{refused}");
+    }
+
+    assert_eq!(disk.bitmap_ranges("b").unwrap(), vec![]);
+    disk.bitmap_merge("b", &[(0, 512), ((8 << 20) - 1, 1), (8 << 20, 0)])
+        .unwrap();
+    assert_eq!(
+        disk.bitmap_ranges("b").unwrap(),
+        vec![(0, 512), ((8 << 20) - 512, 512)]
+    );
+}

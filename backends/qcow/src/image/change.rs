@@ -116,9 +116,15 @@ impl Image {
             .map_err(|error| error.within(self.path.display()))
     }
 
-    /// Marks ranges of the disk as dirty in a bitmap: with those of another bitmap, merges that into it.
+    /// Marks ranges (start, length) of the disk as dirty in a bitmap: with those of another bitmap, merges that into it.
+    ///
+    /// # Errors
+    /// A range is outside the disk: bitmaps of disks of other sizes are not merged.
     pub fn bitmap_merge(&self, name: &str, ranges: &[(u64, u64)]) -> Result<()> {
         self.check_writable()?;
+        for (start, len) in ranges {
+            self.check_range(*start, *len)?;
+        }
         self.qcow2("bitmaps")?
             .bitmap_merge(name, ranges)
             .map_err(|error| error.within(self.path.display()))
