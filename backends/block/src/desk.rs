@@ -1,11 +1,10 @@
 //! Requests of one queue that the threads do, and where it finds them when they are done.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use bulkhead_daemon::{Chain, RingError};
-use rustix::event::EventfdFlags;
+use bulkhead_daemon::{Bell, Chain, RingError};
 use vm_memory::GuestMemoryMmap;
 
 use crate::request::{Request, Status};
@@ -33,16 +32,15 @@ pub(crate) struct Desk {
     done: Mutex<Vec<Done>>,
     more: Condvar,
     /// Tells the queue.
-    event: OwnedFd,
+    bell: Bell,
 }
 
 impl Desk {
     pub(crate) fn new() -> io::Result<Self> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self {
             done: Mutex::default(),
             more: Condvar::new(),
-            event: rustix::event::eventfd(0, flags)?,
+            bell: Bell::new()?,
         })
     }
 
@@ -54,19 +52,17 @@ impl Desk {
     pub(crate) fn put(&self, done: impl IntoIterator<Item = Done>) {
         self.done().extend(done);
         self.more.notify_all();
-        // A counter that is full has been signalled already.
-        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        self.bell.ring();
     }
 
     /// Readable when requests are done.
     pub(crate) fn event(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        self.bell.as_fd()
     }
 
     /// The event was seen.
     pub(crate) fn quiet(&self) {
-        // It counts; that there is nothing to read is no error.
-        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        self.bell.quiet();
     }
 
     /// What is done.

@@ -1,12 +1,10 @@
 //! The threads that serve the parts of a device, where it has several.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, Scope};
 
-use rustix::event::{EventfdFlags, eventfd};
-
+use crate::bell::Bell;
 use crate::device::Device;
 use crate::error::Error;
 use crate::poll::{Poll, Token};
@@ -36,7 +34,7 @@ pub(crate) fn posts<'d, D: Device>(
 pub(crate) struct Crew<'s, 'd, D: Device> {
     posts: &'s [Post<'d, D>],
     /// Tells the session that one has ended.
-    alarm: OwnedFd,
+    alarm: Bell,
     poll: Arc<Poll>,
     failure: Mutex<Option<io::Error>>,
 }
@@ -44,8 +42,7 @@ pub(crate) struct Crew<'s, 'd, D: Device> {
 impl<'s, 'd, D: Device + Send> Crew<'s, 'd, D> {
     /// For `posts`; [`Token::Alarm`] is told by `poll`.
     pub(crate) fn new(posts: &'s [Post<'d, D>], poll: &Arc<Poll>) -> Result<Self, Error> {
-        let alarm = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(Error::system("eventfd"))?;
+        let alarm = Bell::new().map_err(|error| Error::System("eventfd", error))?;
         poll.add(&alarm, Token::Alarm)
             .map_err(Error::system("epoll"))?;
         Ok(Self {
@@ -100,11 +97,10 @@ impl<D: Device> Drop for Ending<'_, '_, D> {
     }
 }
 
-struct Alarm<'a>(&'a OwnedFd);
+struct Alarm<'a>(&'a Bell);
 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
-        // A counter that is full has been signalled already.
-        let _ = rustix::io::write(self.0, &1u64.to_ne_bytes());
+        self.0.ring();
     }
 }

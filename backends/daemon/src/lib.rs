@@ -66,6 +66,7 @@
 //! a call, and [`inherited_fd`], which takes over a descriptor that is named by number. A device needs none.
 
 mod args;
+mod bell;
 mod chain;
 mod confine;
 mod crew;
@@ -91,6 +92,7 @@ mod warning;
 mod worker;
 
 pub use args::{DaemonArgs, DeviceType, print_capabilities};
+pub use bell::Bell;
 pub use bulkhead_process::confine::Confinement;
 pub use chain::{Buffers, Chain, MAX_CHAIN, Segment};
 pub use device::{Device, Queues};

@@ -2,12 +2,10 @@
 
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use rustix::event::{EventfdFlags, eventfd};
-
+use crate::bell::Bell;
 use crate::device::Device;
 use crate::poll::{Poll, Token};
 use crate::worker::Worker;
@@ -26,7 +24,7 @@ pub(crate) struct Post<'d, D: Device> {
 struct Thread {
     poll: Arc<Poll>,
     /// Wakes it where no ring or device does.
-    bell: OwnedFd,
+    bell: Bell,
 }
 
 impl<'d, D: Device> Post<'d, D> {
@@ -39,7 +37,7 @@ impl<'d, D: Device> Post<'d, D> {
     /// One part of several, each with a thread that is to [`serve`](Self::serve) it.
     pub(crate) fn apart(part: &'d mut D, number: (u16, u16), rings: u16) -> io::Result<Self> {
         let poll = Arc::new(Poll::new()?);
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let bell = Bell::new()?;
         poll.add(&bell, Token::Bell)?;
         let worker = Worker::new(part, number, rings, Arc::clone(&poll))?;
         Ok(Self::new(worker, Some(Thread { poll, bell })))
@@ -114,8 +112,7 @@ impl<'d, D: Device> Post<'d, D> {
 
     fn wake(&self) {
         if let Some(thread) = &self.thread {
-            // A counter that is full has been signalled already.
-            let _ = rustix::io::write(&thread.bell, &1u64.to_ne_bytes());
+            thread.bell.ring();
         }
     }
 }
@@ -161,14 +158,15 @@ mod tests {
 
     /// Has an event that happens all the time.
     struct Busy {
-        event: OwnedFd,
+        event: Bell,
         handled: Arc<AtomicU64>,
         most: u64,
     }
 
     impl Busy {
         fn new(handled: &Arc<AtomicU64>, most: u64) -> Self {
-            let event = eventfd(1, EventfdFlags::NONBLOCK).unwrap();
+            let event = Bell::new().unwrap();
+            event.ring();
             let handled = Arc::clone(handled);
             Self {
                 event,
@@ -205,7 +203,7 @@ mod tests {
             if self.handled.fetch_add(1, Ordering::SeqCst) >= self.most {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            rustix::io::write(&self.event, &1u64.to_ne_bytes())?;
+            self.event.ring();
             Ok(())
         }
     }

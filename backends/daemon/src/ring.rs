@@ -8,6 +8,7 @@ use rustix::fs::OFlags;
 use virtio_queue::{Queue as SplitQueue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
+use crate::bell::signal;
 use crate::error::RingError;
 use crate::inflight::InflightRing;
 use crate::memory::Memory;
@@ -198,9 +199,4 @@ fn never_block(fd: &OwnedFd) {
         // Where it cannot be set, the descriptor is none that blocks.
         let _ = rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK);
     }
-}
-
-/// A counter that is full has been signalled already; a peer that is gone needs no signal.
-fn signal(fd: &OwnedFd) {
-    let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
 }
