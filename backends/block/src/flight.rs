@@ -48,6 +48,8 @@ pub(crate) struct Operation {
 pub(crate) enum Kind {
     Read,
     Write,
+    /// A write that fails where it had to wait.
+    WriteAtOnce,
     Sync,
 }
 

@@ -189,14 +189,14 @@ impl Lane {
         number: usize,
     ) -> Result<(), RingError> {
         let room = self.ring.as_ref().map_or(0, Operations::room);
-        let for_writes = self.ring.as_ref().is_some_and(Operations::is_for_writes);
+        let write = self.ring.as_ref().and_then(Operations::write_kind);
         let write_through = device.disk.is_write_through();
         let disk = Arc::clone(&device.disk);
         let (kind, plan) = match self.slot(number)?.request {
             _ if room == 0 => (Kind::Read, Ok(None)),
             Request::Read(range) => (Kind::Read, plan_read(&disk, range)),
-            Request::Write(range) if for_writes && !write_through => {
-                (Kind::Write, plan_write(&disk, range))
+            Request::Write(range) if write.is_some() && !write_through => {
+                (write.unwrap_or(Kind::Write), plan_write(&disk, range))
             }
             Request::Flush => match disk.image.plan_flush() {
                 Ok(Some(files)) if files.len() <= room => {
@@ -407,6 +407,10 @@ impl Lane {
                     return self.operate(operation);
                 }
             }
+            (Kind::WriteAtOnce, Err(error)) if would_wait(&error) => {
+                operation.kind = Kind::Write;
+                return self.operate(operation);
+            }
             (kind, failed) => {
                 let error = failed.err().unwrap_or(std::io::ErrorKind::WriteZero.into());
                 if kind == Kind::Sync {
@@ -443,6 +447,10 @@ fn plan_read(disk: &Disk, range: Range) -> qcow::Result<Option<Plan>> {
 
 fn plan_write(disk: &Disk, range: Range) -> qcow::Result<Option<Plan>> {
     disk.image.plan_write(range.offset, range.length as usize)
+}
+
+fn would_wait(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EOPNOTSUPP))
 }
 
 /// Whatever became of the request, all its writable buffers are the driver's again.

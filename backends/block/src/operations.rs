@@ -17,8 +17,6 @@ pub(crate) struct Operations {
     /// Those that have ended.
     ended: VecDeque<(Operation, io::Result<usize>)>,
     writes: WritePath,
-    /// Writes that the kernel has not been told of yet.
-    new_writes: usize,
 }
 
 impl Operations {
@@ -28,7 +26,6 @@ impl Operations {
             ring,
             ended: VecDeque::new(),
             writes,
-            new_writes: 0,
         }
     }
 
@@ -41,9 +38,13 @@ impl Operations {
         self.ring.room()
     }
 
-    /// Whether the next write is best done here.
-    pub(crate) fn is_for_writes(&self) -> bool {
-        self.writes.is_ring()
+    /// How the next write is best done here, if it is.
+    pub(crate) fn write_kind(&self) -> Option<Kind> {
+        match self.writes {
+            writes if !writes.is_ring() => None,
+            writes if writes.is_trying() => Some(Kind::WriteAtOnce),
+            _ => Some(Kind::Write),
+        }
     }
 
     /// Whether none is under way, nor one's end untold.
@@ -64,11 +65,13 @@ impl Operations {
                 let to = chain.writable().part(operation.at, operation.length)?;
                 self.ring.read(place, memory, &to, number)?;
             }
-            Kind::Write => {
+            Kind::Write | Kind::WriteAtOnce => {
                 let at = HEADER.saturating_add(operation.at);
                 let from = chain.readable().part(at, operation.length)?;
-                self.ring.write(place, memory, &from, number)?;
-                self.new_writes += 1;
+                match operation.kind {
+                    Kind::WriteAtOnce => self.ring.write_at_once(place, memory, &from, number)?,
+                    _ => self.ring.write(place, memory, &from, number)?,
+                }
             }
             Kind::Sync => self.ring.sync(operation.file, number)?,
         }
@@ -80,16 +83,7 @@ impl Operations {
 
     /// Tells the kernel of new operations.
     pub(crate) fn submit(&mut self) -> Result<(), RingError> {
-        self.ring.submit().map_err(lost)?;
-        if self.new_writes > 0 && self.writes.is_trying() {
-            let before = self.ended.len();
-            self.collect();
-            let at_once = self.ended.range(before..);
-            let at_once = at_once.filter(|(operation, _)| operation.kind == Kind::Write);
-            self.writes.tried(self.new_writes, at_once.count());
-        }
-        self.new_writes = 0;
-        Ok(())
+        self.ring.submit().map_err(lost)
     }
 
     /// Waits until one ends, if one is under way.
@@ -111,9 +105,13 @@ impl Operations {
     fn collect(&mut self) {
         while let Some((token, moved)) = self.ring.take_ended() {
             let token = usize::try_from(token).unwrap_or(usize::MAX);
-            let operation = self.operations.get_mut(token).and_then(Option::take);
-            self.ended
-                .extend(operation.map(|operation| (operation, moved)));
+            let Some(operation) = self.operations.get_mut(token).and_then(Option::take) else {
+                continue;
+            };
+            if operation.kind == Kind::WriteAtOnce {
+                self.writes.tried(moved.is_ok());
+            }
+            self.ended.push_back((operation, moved));
         }
     }
 

@@ -1,8 +1,9 @@
 //! Which way writes in place go.
 //!
-//! Many file systems do a write to page cache only with a thread that may wait (ext4 does). The kernel then gives each such operation of an
-//! io_uring to a thread of its own making, which costs more than ours, who do many at a time. Others do it at once, and nothing is faster.
-//! The kernel does not say which it is, so it is tried.
+//! Many file systems do a write to page cache only with a thread that may wait (ext4 does). The kernel then gives each such
+//! operation of an io_uring to a thread of its own making, which costs more than ours, who do many at a time. Others do it at
+//! once, and nothing is faster. The kernel does not say which it is, so it is tried: the first writes are to fail rather than
+//! wait, and those that do are done again.
 
 /// How many writes are tried.
 const TRIES: u8 = 16;
@@ -31,12 +32,12 @@ impl WritePath {
         self.tried < TRIES
     }
 
-    /// What became of `writes`: so many of them were done when the kernel had been told.
-    pub(crate) fn tried(&mut self, writes: usize, at_once: usize) {
-        let most = usize::from(TRIES - self.tried.min(TRIES));
-        let writes = writes.min(most);
-        self.tried += writes as u8;
-        self.at_once += at_once.min(writes) as u8;
+    /// One was tried: it was done at once, or had to wait.
+    pub(crate) fn tried(&mut self, at_once: bool) {
+        if self.is_trying() {
+            self.tried += 1;
+            self.at_once += u8::from(at_once);
+        }
     }
 }
 
@@ -46,13 +47,15 @@ mod tests {
 
     #[test]
     fn writes_go_on_by_io_uring_where_they_are_done_at_once() {
-        for (at_once, expected) in [(0, false), (7, false), (10, true), (20, true)] {
+        for (at_once, expected) in [(0, false), (7, false), (10, true), (16, true)] {
             let mut path = WritePath::default();
-            assert!(path.is_ring() && path.is_trying());
-            path.tried(20, at_once);
+            for number in 0..TRIES {
+                assert!(path.is_ring() && path.is_trying());
+                path.tried(number < at_once);
+            }
             assert!(!path.is_trying());
             assert_eq!(path.is_ring(), expected, "{at_once}");
-            path.tried(5, 5);
+            path.tried(!expected);
             assert_eq!(path.is_ring(), expected, "it is settled");
         }
     }

@@ -126,8 +126,25 @@ impl Uring {
         token: u64,
     ) -> Result<(), RingError> {
         let iovecs = iovecs(memory, segments)?;
-        let entry = opcode::Writev::new(types::Fixed(file), iovecs.as_ptr(), count(&iovecs))
-            .offset(offset)
+        let entry = writev(file, offset, &iovecs).build();
+        self.push(entry, iovecs, Some(Arc::clone(memory)), token)
+    }
+
+    /// As [`write`](Self::write), but the operation ends with EAGAIN where it had to wait, or where the file system does not write
+    /// to page cache without a thread that may.
+    ///
+    /// # Errors
+    /// When the segments are not in memory, or there is no room.
+    pub fn write_at_once(
+        &mut self,
+        (file, offset): (u32, u64),
+        memory: &Arc<GuestMemoryMmap>,
+        segments: &[Segment],
+        token: u64,
+    ) -> Result<(), RingError> {
+        let iovecs = iovecs(memory, segments)?;
+        let entry = writev(file, offset, &iovecs)
+            .rw_flags(libc::RWF_NOWAIT)
             .build();
         self.push(entry, iovecs, Some(Arc::clone(memory)), token)
     }
@@ -293,6 +310,10 @@ fn iovecs(memory: &GuestMemoryMmap, segments: &[Segment]) -> Result<Box<[libc::i
     }
     iovecs.truncate(MAX_CHAIN);
     Ok(iovecs.into())
+}
+
+fn writev(file: u32, offset: u64, iovecs: &[libc::iovec]) -> opcode::Writev {
+    opcode::Writev::new(types::Fixed(file), iovecs.as_ptr(), count(iovecs)).offset(offset)
 }
 
 fn count(iovecs: &[libc::iovec]) -> u32 {
