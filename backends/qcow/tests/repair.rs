@@ -180,6 +180,37 @@ fn leaks_alone_are_repaired_when_that_is_asked() {
     check(&path);
 }
 
+/// What a file lost at its end stays lost, and a repair must not give its place to other clusters as well.
+#[test]
+fn clusters_beyond_the_end_of_a_file_that_was_cut_off_keep_their_refcounts() {
+    for bits in ["1", "4", "16", "64"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.qcow2");
+        let options = format!("cluster_size=64k,refcount_bits={bits}");
+        qemu_img(&["create", "-f", "qcow2", "-o", &options, text(&path), "3M"]);
+        qemu_io(&path, &["write -P 1 0 3M".to_owned()]);
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(2 << 20).unwrap();
+        let arguments = ["check", "--output=json", text(&path)];
+        let theirs = run("qemu-img", &arguments).stdout;
+        let lost = field(&String::from_utf8(theirs).unwrap(), "corruptions");
+        assert!(lost > 10);
+
+        assert_eq!(checked(&path, Repair::None).corruptions, lost);
+        assert_eq!(checked(&path, Repair::Leaks).corruptions, lost);
+        assert_eq!(checked(&path, Repair::All).corruptions, lost);
+
+        let image = open(&path);
+        image.resize(6 << 20, qcow::Preallocation::Off).unwrap();
+        image.write_at(4 << 20, &vec![9; 1536 << 10]).unwrap();
+        image.write_at(1900 << 10, &vec![8; 1100 << 10]).unwrap();
+        image.close().unwrap();
+        check(&path);
+        let disk = contents(&path);
+        assert!(disk[4 << 20..5632 << 10].iter().all(|byte| *byte == 9));
+    }
+}
+
 #[test]
 fn refcounts_are_rebuilt_from_nothing() {
     let dir = tempfile::tempdir().unwrap();

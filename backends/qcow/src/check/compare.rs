@@ -143,6 +143,28 @@ impl Check<'_> {
         Ok(Block::new(bytes, self.geometry.refcount_bits()))
     }
 
+    /// The refcount of `cluster` in the file, if it can be read.
+    pub(super) fn refcount_of(&mut self, cluster: u64, stored: &Stored) -> Option<u64> {
+        if cluster < self.clusters {
+            return stored.get(&self.counts, cluster);
+        }
+        // Beyond the end nothing was counted.
+        let per_block = self.geometry.refcount_block_entries();
+        let entry = usize::try_from(cluster / per_block).ok();
+        let entry = entry.and_then(|index| self.table.get(index)).copied();
+        let offset = match BlockAt::of(entry.unwrap_or(0), &self.geometry) {
+            BlockAt::Nowhere => return Some(0),
+            BlockAt::Unreadable(_) => return None,
+            BlockAt::At(offset) => offset,
+        };
+        let bits = self.geometry.refcount_bits();
+        let (index, per_byte) = (cluster % per_block, u64::from(8 / bits.min(8)));
+        let mut bytes = vec![0; bits.div_ceil(8) as usize];
+        let at = index / per_byte * bytes.len() as u64;
+        self.read(offset + at, &mut bytes).ok()?;
+        Some(Block::new(bytes, bits).get(index % per_byte))
+    }
+
     /// Compares one block, and raises its counts; returns whether some are to be lowered.
     fn compare_block(
         &mut self,
@@ -258,10 +280,12 @@ impl Check<'_> {
 
     /// Lowers counts that are too high, in blocks given by their offset and the first cluster they describe.
     fn lower(&mut self, blocks: &[(u64, u64)]) -> Result<()> {
+        let end = if self.beyond { self.clusters } else { u64::MAX };
         for (offset, first) in blocks {
             let mut block = self.read_block(*offset)?;
             let mut changed = false;
-            for index in 0..self.geometry.refcount_block_entries() {
+            let counted_here = end.saturating_sub(*first);
+            for index in 0..self.geometry.refcount_block_entries().min(counted_here) {
                 let counted = self.counts.get(first + index);
                 changed |= block.get(index) > counted && block.set(index, counted);
             }
@@ -273,9 +297,9 @@ impl Check<'_> {
     }
 
     /// Counts of clusters beyond the end of the file are no leaks, because nothing takes space there; they would be once the file
-    /// grows, so a repair takes them away without a word.
+    /// grows, so a repair takes them away without a word. If tables lead there, those clusters must not be given to others.
     pub(super) fn clear_beyond_end(&mut self) -> Result<()> {
-        if self.result.check_errors > 0 || self.rebuild {
+        if self.result.check_errors > 0 || self.rebuild || self.beyond {
             return Ok(());
         }
         let per_block = self.geometry.refcount_block_entries();

@@ -23,7 +23,7 @@ impl Check<'_> {
                     continue;
                 }
                 let cluster = check.geometry.cluster_of(HostOffset(l2)).0;
-                let Some(refcount) = stored.get(&check.counts, cluster) else {
+                let Some(refcount) = check.refcount_of(cluster, stored) else {
                     continue;
                 };
                 if (refcount == 1) != (entry & COPIED != 0) {
@@ -110,7 +110,7 @@ impl Check<'_> {
         let refcount = if self.header.external_data() {
             1
         } else {
-            stored.get(&self.counts, self.geometry.cluster_of(HostOffset(host)).0)?
+            self.refcount_of(self.geometry.cluster_of(HostOffset(host)).0, stored)?
         };
         if (refcount == 1) == (word & COPIED != 0) {
             return None;

@@ -57,6 +57,8 @@ pub(crate) struct Check<'a> {
     file_len: u64,
     /// Clusters to be looked at: those of the file, and a cluster begun beyond its end.
     clusters: u64,
+    /// Tables lead to clusters beyond those, as in a file that was cut off: they are not counted, and keep their refcounts.
+    beyond: bool,
     /// The refcount table.
     table: Vec<u64>,
     /// The refcount structure itself is damaged: single counts cannot be put right.
@@ -97,6 +99,7 @@ impl<'a> Check<'a> {
             taken: Counts::default(),
             file_len: 0,
             clusters: 0,
+            beyond: false,
             table: Vec::new(),
             rebuild: false,
             highest: 0,
@@ -218,6 +221,7 @@ impl<'a> Check<'a> {
         let end = offset.saturating_add(len);
         // The last cluster of the file may have been begun only.
         if end >= self.file_len.saturating_add(self.geometry.cluster_size()) {
+            self.beyond = true;
             return self.corruptions(
                 uses,
                 format!(
