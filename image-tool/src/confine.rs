@@ -1,9 +1,11 @@
 //! What the tool gives up once its files are open and before it works on what is in them.
 
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use bulkhead_process::confine::Confinement;
+use bulkhead_process::confine::{CapabilitySet, Confinement};
 
 /// Reading and writing files that are open, with the reason for each group.
 const OPEN_FILES: &[libc::c_long] = &[
@@ -41,6 +43,10 @@ pub(crate) fn enter(folders: &[PathBuf]) -> Result<()> {
     if !folders.is_empty() {
         confinement = confinement.allow(NAMES);
     }
+    if folders.iter().any(|folder| is_of_others(folder)) {
+        let needed = CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER;
+        confinement = confinement.keep_capabilities(needed);
+    }
     folders
         .iter()
         .fold(confinement, |confinement, folder| {
@@ -48,4 +54,13 @@ pub(crate) fn enter(folders: &[PathBuf]) -> Result<()> {
         })
         .enter()
         .context("cannot confine the process")
+}
+
+/// Whether root may change names in the folder only by its capabilities.
+fn is_of_others(folder: &Path) -> bool {
+    const WRITE_AND_SEARCH: u32 = 0o300;
+    fs::metadata(folder).is_ok_and(|folder| {
+        folder.uid() != rustix::process::geteuid().as_raw()
+            || folder.mode() & WRITE_AND_SEARCH != WRITE_AND_SEARCH
+    })
 }

@@ -30,6 +30,7 @@ mod snapshot_list;
 mod snapshot_param;
 mod source;
 mod target;
+mod tuning;
 mod unsynced;
 mod verbs;
 mod watch;

@@ -10,6 +10,7 @@ use crate::json::{Object, Value};
 use crate::keyval;
 use crate::report;
 use crate::source::{BackingOverride, Locks, Source, Window};
+use crate::tuning;
 
 /// The value of one option, as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,44 +30,6 @@ pub(crate) struct Node {
     backing: Option<Box<Node>>,
     no_backing: bool,
 }
-
-/// Options of any node that tune and do not change what is read or written.
-const TUNING: [&str; 10] = [
-    "node-name",
-    "read-only",
-    "auto-read-only",
-    "discard",
-    "detect-zeroes",
-    "cache.direct",
-    "cache.no-flush",
-    "cache.writeback",
-    "force-share",
-    "active",
-];
-const QCOW2_TUNING: [&str; 14] = [
-    "lazy-refcounts",
-    "pass-discard-request",
-    "pass-discard-snapshot",
-    "pass-discard-other",
-    "discard-no-unref",
-    "overlap-check",
-    "overlap-check.template",
-    "cache-size",
-    "l2-cache-size",
-    "l2-cache-entry-size",
-    "refcount-cache-size",
-    "cache-clean-interval",
-    "discard-granularity",
-    "keep-dirty",
-];
-const FILE_TUNING: [&str; 6] = [
-    "filename",
-    "locking",
-    "aio",
-    "aio-max-batch",
-    "drop-cache",
-    "x-check-cache-dropped",
-];
 
 /// `offset` and `size` are read as options of those names would be.
 const fn size_option(name: &'static str) -> Spec {
@@ -167,7 +130,7 @@ impl Node {
         };
         match driver {
             Some("raw") => self.check_options("raw", &["offset", "size"])?,
-            _ => self.check_options(driver.unwrap_or("qcow2"), &QCOW2_TUNING)?,
+            _ => self.check_options(driver.unwrap_or("qcow2"), &[])?,
         }
         if driver == Some("raw")
             && let Some(window) = self.window()?
@@ -219,7 +182,7 @@ impl Node {
     }
 
     fn host_file(&self, text: &str, format: Option<String>) -> Result<Source> {
-        self.check_options("file", &FILE_TUNING)?;
+        self.check_options("file", &["filename", "locking"])?;
         if self.file.is_some() || self.backing.is_some() || self.data_file.is_some() {
             bail!("Block protocol 'file' doesn't support the option 'file.driver'");
         }
@@ -248,15 +211,22 @@ impl Node {
         keyval::boolean(value).ok_or_else(|| anyhow!("Parameter '{key}' expects 'on' or 'off'"))
     }
 
-    fn check_options(&self, driver: &str, known: &[&str]) -> Result<()> {
-        let unknown = |key: &&str| !TUNING.contains(key) && !known.contains(key);
-        match self.own.iter().map(|(key, _)| key.as_str()).find(unknown) {
-            None => Ok(()),
-            Some(key) if driver == "file" => {
-                bail!("Block protocol 'file' doesn't support the option '{key}'")
+    /// Refuses options that a node of this driver has not, and values they cannot have. What they tune does not change what is
+    /// read or written.
+    fn check_options(&self, driver: &str, own: &[&str]) -> Result<()> {
+        for (key, given) in &self.own {
+            if own.contains(&key.as_str()) {
+                continue;
             }
-            Some(key) => bail!("Block format '{driver}' does not support the option '{key}'"),
+            match tuning::check(driver, key, &given.text) {
+                Some(checked) => checked?,
+                None if driver == "file" => {
+                    bail!("Block protocol 'file' doesn't support the option '{key}'")
+                }
+                None => bail!("Block format '{driver}' does not support the option '{key}'"),
+            }
         }
+        Ok(())
     }
 
     /// What raw's `offset` and `size` say.

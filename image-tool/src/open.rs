@@ -26,6 +26,8 @@ pub(crate) struct Opening {
     pub(crate) writable: bool,
     /// `-U`: beside a writer.
     pub(crate) share: bool,
+    /// Nobody writes any image of the chain meanwhile, not even a raw one.
+    pub(crate) no_writers: bool,
     /// Leave backing and data files alone.
     pub(crate) alone: bool,
     /// Leave the backing file alone, and open the data file.
@@ -110,7 +112,7 @@ impl Chain {
         }
         let mut options = OpenOptions::new(format)
             .writable(how.writable)
-            .locking(locking(source, how.share))
+            .locking(locking(source, how))
             .discard(Discard::Unmap)
             .for_check(how.for_check)
             .for_info(how.for_info)
@@ -182,6 +184,7 @@ impl Chain {
         };
         let how = Opening {
             share: how.share,
+            no_writers: how.no_writers,
             writable: how.writable_at == Some(1),
             writable_at: how.writable_at.and_then(|depth| depth.checked_sub(1)),
             ..Opening::default()
@@ -219,10 +222,11 @@ fn recorded_backing(source: &Source, file: &File) -> Result<Option<Source>> {
     }))
 }
 
-fn locking(source: &Source, share: bool) -> Locking {
+fn locking(source: &Source, how: &Opening) -> Locking {
     match source.locks {
         Locks::Off => Locking::Off,
-        _ if share || source.force_share => Locking::Shared,
+        _ if how.share || source.force_share => Locking::Shared,
+        _ if how.no_writers => Locking::NoWriters,
         Locks::Auto | Locks::On => Locking::Exclusive,
     }
 }

@@ -174,9 +174,15 @@ pub(crate) fn cache(matches: &Matches, option: &str, default: Cache, what: &str)
 
 /// A number within limits; `what` names it when it is wrong.
 pub(crate) fn number(what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
-    let parsed = match text.trim_start().strip_prefix("0x") {
+    let trimmed = text.trim_start();
+    let below_zero =
+        |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    if trimmed.strip_prefix('-').is_some_and(below_zero) {
+        return within(what, text, Err(SizeError::OutOfRange), min, max);
+    }
+    let parsed = match trimmed.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.trim_start().parse(),
+        None => trimmed.parse(),
     };
     let parsed = parsed.map_err(|error| match error.kind() {
         std::num::IntErrorKind::PosOverflow => SizeError::OutOfRange,

@@ -21,7 +21,17 @@ pub(crate) fn reason(error: &qcow::Error, image: &Path) -> String {
     if error.kind() == ErrorKind::NotThisFormat {
         return capitalised(text);
     }
-    without_number(text)
+    let text = without_number(text);
+    file_of(&text, "open")
+        .or_else(|| file_of(&text, "create"))
+        .unwrap_or(text)
+}
+
+/// QEMU's words for a file, other than the image, that cannot be opened or created.
+fn file_of(text: &str, verb: &str) -> Option<String> {
+    let rest = text.strip_prefix("cannot ")?.strip_prefix(verb)?;
+    let (name, why) = rest.strip_prefix(' ')?.rsplit_once(": ")?;
+    Some(format!("Could not {verb} '{name}': {why}"))
 }
 
 fn capitalised(text: &str) -> String {

@@ -37,17 +37,21 @@ enum Staging {
 impl Target {
     /// Prepares to create `path`. What is there already is checked and locked, and not changed yet.
     pub(crate) fn prepare(path: &Path) -> Result<Self> {
-        let name = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let Ok(metadata) = fs::metadata(&name) else {
-            let staging = beside(&name, path)?;
-            return Ok(Self {
-                name,
-                staging,
-                replaced: None,
-            });
-        };
+        let name = fs::canonicalize(path).unwrap_or_else(|_| end_of_links(path));
         let cannot = |error: std::io::Error| {
             anyhow!("Could not create '{}': {}", path.display(), os(&error))
+        };
+        let metadata = match fs::metadata(&name) {
+            Ok(metadata) => metadata,
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(cannot(error)),
+            Err(_) => {
+                let staging = beside(&name, path)?;
+                return Ok(Self {
+                    name,
+                    staging,
+                    replaced: None,
+                });
+            }
         };
         let file = File::options()
             .read(true)
@@ -157,6 +161,20 @@ impl Drop for Target {
             Staging::InPlace | Staging::Finished => {}
         }
     }
+}
+
+/// The name a chain of symbolic links leads to, where there is no file yet.
+fn end_of_links(path: &Path) -> PathBuf {
+    // As many as the kernel follows.
+    const MAX_LINKS: usize = 40;
+    let mut name = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(next) = fs::read_link(&name) else {
+            break;
+        };
+        name = name.parent().unwrap_or(Path::new("")).join(next);
+    }
+    name
 }
 
 /// A name beside `name` that nobody uses.

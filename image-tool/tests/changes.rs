@@ -303,3 +303,63 @@ fn a_snapshot_table_that_names_a_huge_l1_table_is_refused_at_once() {
         );
     }
 }
+
+#[test]
+fn what_an_image_has_not_is_refused_by_name() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    let old = "compat=0.10";
+    pair.prepare(&[
+        &["qemu-img", "create", "-q", "-f", "qcow2", "image", "1M"],
+        &["qemu-img", "bitmap", "--add", "image", "bitmap"],
+        &[
+            "qemu-img", "create", "-q", "-f", "qcow2", "-o", old, "old", "1M",
+        ],
+        &["sh", "-c", "cp old corrupt; cp image corrupt"],
+        &[
+            "sh",
+            "-c",
+            r"printf '\002' | dd of=corrupt bs=1 seek=79 conv=notrunc",
+        ],
+    ]);
+    for arguments in [
+        ["amend", "-o", "backing_file=", "image"].as_slice(),
+        &["amend", "-o", "backing_fmt=raw", "image"],
+        &["bitmap", "--remove", "old", "bitmap"],
+        &["bitmap", "--clear", "old", "bitmap"],
+        &["bitmap", "--disable", "image", "none"],
+        &[
+            "convert",
+            "--bitmaps",
+            "-O",
+            "qcow2",
+            "-o",
+            old,
+            "image",
+            "new",
+        ],
+        &["convert", "--bitmaps", "-n", "-O", "qcow2", "image", "old"],
+        &["snapshot", "-c", "name", "corrupt"],
+        &[
+            "create",
+            "-f",
+            "qcow2",
+            "-o",
+            "data_file=none/data",
+            "new",
+            "1M",
+        ],
+        &["dd", "if=image", "of=new", "count=1k"],
+        &["dd", "if=image", "of=new", "skip=-1"],
+        &["dd", "if=image", "of=new", "count=-1"],
+    ] {
+        let (ours, theirs) = pair.run_both(arguments);
+        assert_eq!(
+            (ours.status, &ours.stderr),
+            (Some(1), &theirs.stderr),
+            "{arguments:?}"
+        );
+    }
+}

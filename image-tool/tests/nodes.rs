@@ -28,6 +28,58 @@ fn prepared() -> Pair {
 }
 
 #[test]
+fn options_that_tune_are_checked_alike() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = prepared();
+    for option in [
+        "read-only=maybe",
+        "read-only=off",
+        "auto-read-only=x",
+        "cache.direct=x",
+        "cache.no-flush=y",
+        "cache.writeback=on",
+        "force-share=x",
+        "discard=x",
+        "discard=on",
+        "detect-zeroes=x",
+        "lazy-refcounts=x",
+        "lazy-refcounts=on",
+        "pass-discard-other=x",
+        "discard-no-unref=x",
+        "overlap-check=x",
+        "overlap-check=cached",
+        "overlap-check.template=x",
+        "overlap-check.main-header=x",
+        "overlap-check.main-header=on",
+        "overlap-check.nothing=on",
+        "cache-size=abc",
+        "cache-size=1M",
+        "l2-cache-size=-1",
+        "refcount-cache-size=x",
+        "cache-clean-interval=x",
+        "cache-clean-interval=5",
+        "keep-dirty=on",
+        "discard-granularity=4k",
+        "node-name=",
+        "node-name=1",
+        "node-name=a.b",
+        "node-name=a_name_of_thirty_two_characters_",
+        "file.node-name=a_name_of_thirty_one_characters",
+        "file.locking=x",
+        "file.aio=x",
+        "file.aio=threads",
+        "file.aio-max-batch=x",
+        "file.drop-cache=x",
+        "file.read-only=maybe",
+    ] {
+        let options = format!("driver=qcow2,file.driver=file,file.filename=a.q,{option}");
+        pair.same_reading(&["info", "--image-opts", &options]);
+    }
+}
+
+#[test]
 fn nodes_are_opened_and_shown_alike() {
     if !reference_is_there() {
         return;

@@ -115,10 +115,10 @@ fn lock(
     let usage = match options.locking {
         Locking::Off => return Ok(None),
         Locking::Shared => Use::ReadShared,
-        Locking::Exclusive if options.writable => Use::Write,
+        Locking::Exclusive | Locking::NoWriters if options.writable => Use::Write,
         // As QEMU's tools: a raw image may be read while it is written, there is no metadata to trip over.
         Locking::Exclusive if options.format == Format::Raw && !is_backing => Use::ReadShared,
-        Locking::Exclusive => Use::Read,
+        Locking::Exclusive | Locking::NoWriters => Use::Read,
     };
     FileLock::acquire(file, usage, path).map(Some)
 }

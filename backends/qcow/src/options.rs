@@ -75,6 +75,8 @@ pub enum Locking {
     /// As QEMU: one writer, or any number of readers.
     #[default]
     Exclusive,
+    /// As QEMU's copies: nobody writes what is read, not even if it is a raw image.
+    NoWriters,
     /// As QEMU's `force-share` (`-U`): reads beside a writer. Only for read-only use.
     Shared,
     /// No locks at all.

@@ -72,8 +72,11 @@ fn what_qemu_writes_nobody_else_opens() {
         if format == Format::Qcow2 {
             assert_eq!(attempt(&path, &options).unwrap_err(), ErrorKind::Locked);
         }
+        let copied = options.clone().locking(Locking::NoWriters);
+        assert_eq!(attempt(&path, &copied).unwrap_err(), ErrorKind::Locked);
         attempt(&path, &options.clone().locking(Locking::Shared)).unwrap();
         drop(qemu);
+        attempt(&path, &copied).unwrap();
         attempt(&path, &options.writable(true)).unwrap();
     }
 }

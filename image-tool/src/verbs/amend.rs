@@ -200,7 +200,7 @@ fn check(options: &FormatOptions, opened: &Opened) -> Result<()> {
     let same = |option: &str, recorded: Option<&str>| {
         options
             .text(option)
-            .is_none_or(|wanted| wanted == recorded.unwrap_or_default())
+            .is_none_or(|wanted| recorded == Some(wanted))
     };
     if !same("backing_file", info.backing_filename.as_deref())
         || !same("backing_fmt", info.backing_format.as_deref())

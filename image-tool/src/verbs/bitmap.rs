@@ -173,6 +173,9 @@ fn apply(
         ErrorKind::NotFound => not_found(bitmap),
         _ => anyhow!("{}", reason(&error, image.path())),
     };
+    if !matches!(action, Action::Add) && image.format() == Format::Qcow2 && !has(image, bitmap)? {
+        return Err(not_found(bitmap));
+    }
     match action {
         Action::Add => return add(image, bitmap, granularity),
         Action::Remove => image.bitmap_remove(bitmap),

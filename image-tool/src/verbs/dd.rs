@@ -25,6 +25,8 @@ pub(crate) const NAME: &str = "dd";
 
 /// The largest block.
 const MAX_BLOCK: u64 = i32::MAX as u64;
+/// Blocks can be that many, and are numbers without a suffix.
+const MAX_COUNT: u64 = i64::MAX as u64;
 /// How much is copied at a time, whatever the block is.
 const CHUNK: u64 = 1 << 20;
 
@@ -86,8 +88,8 @@ impl Operands {
                 b"if" => read.input = Some(OsStr::from_bytes(value).to_owned()),
                 b"of" => read.output = Some(OsStr::from_bytes(value).to_owned()),
                 b"bs" => read.block = Some(options::size_within("bs", &text, 1, MAX_BLOCK)?),
-                b"count" => read.count = Some(options::size("count", &text)?),
-                b"skip" => read.skip = Some(options::size("skip", &text)?),
+                b"count" => read.count = Some(options::number("count", &text, 0, MAX_COUNT)?),
+                b"skip" => read.skip = Some(options::number("skip", &text, 0, MAX_COUNT)?),
                 other => return Err(unrecognized(other)),
             }
         }

@@ -79,7 +79,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         },
     )?;
     confine::enter(&[])?;
-    let current = opened.image.virtual_size();
+    let current = opened.disk().size();
     let wanted = change
         .from(current)
         .ok_or_else(|| anyhow!("New image size must be positive"))?;

@@ -71,7 +71,7 @@ impl Qcow2 {
         if options.writable && header.incompatible & feature::CORRUPT != 0 && !options.for_check {
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                "the image is marked corrupt and cannot be written; check it and repair it first",
+                "qcow2: Image is corrupt; cannot be opened read/write",
             ));
         }
         let snapshots = if options.for_check {

@@ -12,6 +12,7 @@ use crate::cache::Cache;
 use crate::disk::Disk;
 use crate::format_options::{self, FormatOptions};
 use crate::open::{self, Opened, Opening};
+use crate::reason::reason;
 use crate::report::Hinted;
 use crate::source::{Source, local_path};
 use crate::target::Target;
@@ -143,7 +144,8 @@ impl Destination {
         if settings.compress && opened.image.format() == Format::Raw {
             bail!("Compression not supported for this file format");
         }
-        check_bitmaps(settings, opened.image.format())?;
+        let is_v2 = (opened.info()?.qcow2).is_some_and(|qcow2| qcow2.version < 3);
+        check_bitmaps(settings, opened.image.format(), is_v2)?;
         Ok(Self {
             opened,
             target: None,
@@ -172,6 +174,17 @@ impl Destination {
     }
 }
 
+/// A raw file that ends within a sector is one of whole sectors once it is written.
+pub(super) fn make_whole(image: &Image) -> Result<()> {
+    let size = Disk(image).size();
+    if image.format() != Format::Raw || size == image.virtual_size() {
+        return Ok(());
+    }
+    image
+        .resize(size, Preallocation::Off)
+        .map_err(|error| anyhow!("{}", reason(&error, image.path())))
+}
+
 /// What does not go together in a new target.
 fn check(
     settings: &Settings,
@@ -193,7 +206,8 @@ fn check(
             bail!("Compression and preallocation not supported at the same time");
         }
     }
-    check_bitmaps(settings, format)
+    let is_v2 = matches!(options.text("compat"), Some("0.10" | "v2"));
+    check_bitmaps(settings, format, is_v2)
 }
 
 fn check_sources(settings: &Settings, has_backing: bool, sources: &[Opened]) -> Result<()> {
@@ -239,9 +253,9 @@ fn check_broken(source: &Opened, skip: bool) -> Result<()> {
     }
 }
 
-fn check_bitmaps(settings: &Settings, format: Format) -> Result<()> {
-    if settings.bitmaps && format == Format::Raw {
-        bail!("Format driver 'raw' does not support bitmaps");
+fn check_bitmaps(settings: &Settings, format: Format, is_v2: bool) -> Result<()> {
+    if settings.bitmaps && (format == Format::Raw || is_v2) {
+        bail!("Format driver '{format}' does not support bitmaps");
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use clap::Command;
 use qcow::{BitmapInfo, Image};
 
 use crate::copy::{self, Copy, Failure, Input, Kind, Order, Plan};
+use crate::disk::Disk;
 use crate::format_options;
 use crate::getopt::Matches;
 use crate::keyval;
@@ -199,6 +200,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 fn open_source(source: &Source, settings: &Settings, source_count: usize) -> Result<Opened> {
     let mut opening = Opening {
         share: settings.share,
+        no_writers: true,
         ..Opening::default()
     };
     if let Some(param) = &settings.snapshot {
@@ -218,8 +220,11 @@ fn convert(
 ) -> Result<()> {
     let input = Input::new(sources.iter().map(|source| source.image.clone()));
     let target = destination.image();
-    if settings.no_create && target.virtual_size() < input.len() {
-        bail!("output file is smaller than input file");
+    if settings.no_create {
+        if Disk(target).size() < input.len() {
+            bail!("output file is smaller than input file");
+        }
+        destination::make_whole(target)?;
     }
     let compressed = settings.compress;
     let cluster_size = target.cluster_size();

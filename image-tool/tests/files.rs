@@ -1,0 +1,122 @@
+//! Files as they lie on the host: sizes that are no whole sectors, symbolic links, folders of others, sources that are
+//! targets, against qemu-img.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
+mod pair;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown, symlink};
+
+use pair::{Pair, must, reference_is_there};
+
+#[test]
+fn a_raw_file_that_ends_within_a_sector_is_a_disk_of_whole_ones() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[&["sh", "-c", "printf %1500s x > a; printf %1500s y > b"]]);
+    let same_length = |arguments: &[&str]| {
+        pair.same(arguments);
+        let length = |side: std::path::PathBuf| fs::metadata(side.join("a")).unwrap().len();
+        assert_eq!(length(pair.ours()), length(pair.theirs()), "{arguments:?}");
+    };
+    same_length(&["convert", "-n", "-f", "raw", "-O", "raw", "b", "a"]);
+    same_length(&["resize", "-f", "raw", "--shrink", "a", "1500"]);
+    same_length(&["resize", "-f", "raw", "a", "+1M"]);
+    same_length(&["resize", "-f", "raw", "a", "1001"]);
+    same_length(&["resize", "-f", "raw", "--shrink", "a", "1001"]);
+    same_length(&["resize", "-f", "raw", "--shrink", "a", "--", "-100"]);
+    pair.same_image("a", "raw");
+}
+
+#[test]
+fn a_link_to_a_file_that_is_not_there_stays_a_link() {
+    if !reference_is_there() {
+        return;
+    }
+    for arguments in [
+        vec!["convert", "-O", "raw", "source", "first"],
+        vec!["dd", "if=source", "of=first"],
+        vec!["create", "-q", "-f", "raw", "first", "1M"],
+    ] {
+        let pair = Pair::new();
+        pair.prepare(&[
+            &["mkdir", "folder"],
+            &["truncate", "-s", "1M", "source"],
+            &["ln", "-s", "folder/second", "first"],
+            &["ln", "-s", "../target", "folder/second"],
+        ]);
+        pair.same(&arguments);
+        pair.same_image("target", "raw");
+        let link = fs::symlink_metadata(pair.ours().join("first")).unwrap();
+        assert!(link.is_symlink(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_link_to_itself_is_refused() {
+    let pair = Pair::new();
+    symlink("b", pair.ours().join("a")).unwrap();
+    symlink("a", pair.ours().join("b")).unwrap();
+    let made = pair.run_ours(&["create", "-f", "raw", "a", "1M"]);
+    assert_eq!(made.status, Some(1), "{made:?}");
+}
+
+#[test]
+fn root_writes_into_the_folders_of_others() {
+    let pair = Pair::new();
+    let folder = pair.ours().join("folder");
+    fs::create_dir(&folder).unwrap();
+    let is_root = fs::metadata(&folder).unwrap().uid() == 0;
+    if !is_root {
+        eprintln!("skipped: only root can");
+        return;
+    }
+    const SOMEBODY: u32 = 12345;
+    chown(&folder, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    fs::write(pair.ours().join("source"), vec![7; 4096]).unwrap();
+    // In a folder like /tmp, too, where only the owner may change a name.
+    for mode in ["0755", "1777"] {
+        must("chmod", &pair.ours(), &["chmod", mode, "folder"]);
+        for _ in 0..2 {
+            let target = folder.join(mode);
+            let made = pair.run_ours(&["convert", "source", &target.to_string_lossy()]);
+            assert_eq!(made.status, Some(0), "{mode}: {made:?}");
+            assert_eq!(fs::read(&target).unwrap(), vec![7; 4096]);
+            chown(&target, Some(SOMEBODY + 1), None).unwrap();
+        }
+        assert_eq!(
+            fs::read_dir(&folder).unwrap().count(),
+            if mode == "0755" { 1 } else { 2 }
+        );
+    }
+}
+
+#[test]
+fn no_source_is_its_own_target() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[
+        &["sh", "-c", "printf %4096s x > a; printf %4096s y > b"],
+        &[
+            "qemu-img", "create", "-q", "-f", "qcow2", "-b", "a", "-F", "raw", "over",
+        ],
+    ]);
+    for arguments in [
+        ["convert", "-Oraw", "a", "a"].as_slice(),
+        &["convert", "-Oqcow2", "a", "a"],
+        &["convert", "-Oqcow2", "a", "b", "b"],
+        &["convert", "-Oqcow2", "over", "a"],
+    ] {
+        let refused = pair.same(arguments);
+        assert_eq!(refused.status, Some(1), "{arguments:?}");
+        assert_eq!(fs::read(pair.ours().join("a")).unwrap().len(), 4096);
+    }
+}
