@@ -61,7 +61,7 @@ impl Matches {
 /// How operands are told from options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Options are taken wherever they stand.
+    /// Options are taken wherever they stand, unless `POSIXLY_CORRECT` is set.
     Permute,
     /// Everything from the first operand on is an operand.
     StopAtOperand,
@@ -72,6 +72,11 @@ pub(crate) enum Order {
 /// Parses `args` (without the program's name) by the options of `command`. The error is getopt's, without
 /// the program's name in front.
 pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Result<Matches, String> {
+    let stops = match order {
+        Order::StopAtOperand => true,
+        Order::Permute => std::env::var_os("POSIXLY_CORRECT").is_some(),
+        Order::NegativeNumbers => false,
+    };
     let mut matches = Matches::default();
     let mut rest = args.iter();
     // Whether the argument just before was the first operand.
@@ -98,7 +103,7 @@ pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Resul
         } else {
             matches.operands.push(arg.clone());
             after_first = matches.operands.len() == 1;
-            if order == Order::StopAtOperand {
+            if stops {
                 matches.operands.extend(rest.cloned());
                 break;
             }

@@ -12,6 +12,7 @@ use anyhow::{Result, anyhow, bail};
 use qcow::{DataFile, Discard, Format, Image, Info, Locking, OpenOptions};
 
 use crate::disk::Disk;
+use crate::output;
 use crate::probe;
 use crate::reason::reason;
 use crate::source::{BackingOverride, Locks, Source};
@@ -134,7 +135,7 @@ impl Chain {
         };
         let image = image.map_err(|error| anyhow!("{}", reason(&error, &source.path)))?;
         for message in image.repaired().iter().flat_map(|repair| &repair.messages) {
-            eprintln!("{message}");
+            output::notice(message);
         }
         Ok(match below {
             Some(below) => (image.over(Arc::new(below)), guessed),
@@ -276,9 +277,9 @@ fn known(name: &str) -> Result<Format> {
 }
 
 fn warn_guessed_raw(name: &str) {
-    eprintln!(
+    output::notice(format_args!(
         "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
          Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
          Specify the 'raw' format explicitly to remove the restrictions."
-    );
+    ));
 }

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 
+use crate::output;
+
 /// Progress of one command, in percent.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -60,13 +62,13 @@ impl Progress {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .current;
-        eprintln!("    ({current:.2}/100%)");
+        output::notice(format_args!("    ({current:.2}/100%)"));
     }
 
     /// The line is complete.
     pub(crate) fn end(&self) {
         if self.shown {
-            println!();
+            output::line("");
         }
     }
 }

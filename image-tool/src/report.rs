@@ -6,6 +6,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use crate::output;
+
 static PROGRAM: OnceLock<String> = OnceLock::new();
 
 /// The name under which a script knows the tool it stands in for.
@@ -43,12 +45,12 @@ pub(crate) fn version() -> String {
 
 /// One error line.
 pub(crate) fn error(message: impl fmt::Display) {
-    eprintln!("{}: {message}", program());
+    output::notice(format_args!("{}: {message}", program()));
 }
 
 /// One warning line.
 pub(crate) fn warning(message: impl fmt::Display) {
-    eprintln!("{}: warning: {message}", program());
+    output::notice(format_args!("{}: warning: {message}", program()));
 }
 
 /// An error with the lines that follow it, unprefixed.
@@ -102,7 +104,7 @@ impl std::error::Error for Usage {}
 /// Prints whatever a verb ended with.
 pub(crate) fn failure(failure: &anyhow::Error) {
     match failure.downcast_ref::<Usage>() {
-        Some(usage) => eprintln!("{usage}"),
+        Some(usage) => output::notice(usage),
         None if failure.to_string().is_empty() => {}
         None => error(format_args!("{failure:#}")),
     }

@@ -1,6 +1,13 @@
 //! Command lines that qemu-img refuses are refused in the same words and with the same status.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
 use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
 
 mod pair;
 
@@ -224,4 +231,57 @@ fn option_values_that_do_not_go_together() {
     ]);
     pair.same(&["create", "-f", "raw", "-o", "preallocation=foo", "x", "1M"]);
     pair.same(&["create", "-f", "qcow2", "/nope/x", "1M"]);
+}
+
+#[test]
+fn nobody_has_to_listen() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[
+        &["qemu-img", "create", "-q", "-f", "qcow2", "image", "1M"],
+        &["truncate", "-s", "1000", "raw"],
+    ]);
+    for (arguments, outputs) in [
+        ("info missing", "2>/dev/full"),
+        ("info -z image", "2>/dev/full"),
+        ("resize image 1k", "2>/dev/full"),
+        ("resize -q raw 5000", "2>/dev/full"),
+        ("convert -p image copy", ">/dev/full 2>/dev/full"),
+        ("info --output=json image", ">/dev/full"),
+        ("info --output=json image", ">&- 2>&-"),
+        ("info missing", ">&- 2>&-"),
+    ] {
+        let status = |tool: &Path, folder: &Path| {
+            let line = format!("\"$0\" {arguments} {outputs}");
+            let mut shell = Command::new("sh");
+            let shell = shell.arg("-c").arg(line).arg(tool).current_dir(folder);
+            shell.status().unwrap().code()
+        };
+        let ours = status(Path::new(env!("CARGO_BIN_EXE_image-tool")), &pair.ours());
+        let theirs = status(Path::new("qemu-img"), &pair.theirs());
+        assert_eq!(ours, theirs, "{arguments} {outputs}");
+    }
+}
+
+#[test]
+fn options_end_at_the_first_operand_where_posix_is_asked_for() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[&["qemu-img", "create", "-q", "-f", "qcow2", "image", "1M"]]);
+    let said = |tool: &Path| {
+        let mut command = Command::new(tool);
+        let command = command.args(["info", "image", "--output=json"]);
+        let output = command
+            .env("POSIXLY_CORRECT", "1")
+            .current_dir(pair.theirs())
+            .output();
+        output.unwrap().status.code()
+    };
+    let ours = said(Path::new(env!("CARGO_BIN_EXE_image-tool")));
+    assert_eq!(ours, said(Path::new("qemu-img")));
+    assert_eq!(ours, Some(1));
 }

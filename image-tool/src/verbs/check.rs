@@ -139,7 +139,7 @@ fn check_once(opened: &Opened, repair: Repair) -> Result<CheckResult> {
         {
             report::error(message);
         } else {
-            eprintln!("{message}");
+            output::notice(message);
         }
     }
     if let Some(why) = &result.unfinished {
