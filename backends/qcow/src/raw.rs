@@ -96,13 +96,19 @@ impl Raw {
     }
 
     pub(crate) fn resize(&self, size: u64) -> Result<()> {
+        let is_device = || Error::unsupported("Cannot resize device files");
         self.storage
             .set_len(size)
-            .map_err(|error| match error.raw_os_error() {
-                Some(_) => Error::io("cannot resize", error),
+            .map_err(|error| match (error.raw_os_error(), error.kind()) {
+                (Some(_), _) => Error::io("cannot resize", error),
+                (None, io::ErrorKind::StorageFull) => is_device(),
                 // The storage itself says that it cannot.
-                None => Error::unsupported(error.to_string()),
+                (None, _) => Error::unsupported(error.to_string()),
             })?;
+        if self.storage.len().map_err(failed("cannot find the size"))? != size {
+            // It is longer than an image on it has to be, and stays that.
+            return Err(is_device());
+        }
         self.size.store(size, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }

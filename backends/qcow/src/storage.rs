@@ -191,7 +191,10 @@ impl Storage for HostFile {
             return if len <= self.len()? {
                 Ok(())
             } else {
-                Err(io::ErrorKind::StorageFull.into())
+                Err(io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    "Cannot grow device files",
+                ))
             };
         }
         Ok(rustix::fs::ftruncate(&self.file, len)?)

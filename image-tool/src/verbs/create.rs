@@ -215,6 +215,7 @@ pub(crate) fn create_reason(error: &qcow::Error, format: Format, target: &Target
                 format!("The image size is too large for file format '{format}'")
             }
             Some(libc::EINVAL) => "Could not resize file: Invalid argument".to_owned(),
+            None if target.is_device() => "Cannot grow device files".to_owned(),
             _ => reason(error, target.path()),
         };
     }

@@ -2,6 +2,10 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
@@ -106,7 +110,8 @@ fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
         }
         let file_size = match source.windows.is_empty() {
             true => info.file_size,
-            false => std::fs::metadata(&source.path)?.len(),
+            // Not from its metadata: the size of a device is where its end is.
+            false => File::open(&source.path)?.seek(SeekFrom::End(0))?,
         };
         told.push(Told {
             source,
@@ -121,7 +126,7 @@ impl Told {
     /// The name of the format, or `file` where there is none.
     fn format(&self) -> &'static str {
         match self.source.is_protocol {
-            true => "file",
+            true => protocol(&self.source.path),
             false => self.info.format.name(),
         }
     }
@@ -131,10 +136,21 @@ impl Told {
     }
 }
 
+const FILE: &str = "file";
+const HOST_DEVICE: &str = "host_device";
+
+/// The driver that reaches what has this path.
+fn protocol(path: &Path) -> &'static str {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.file_type().is_block_device() => HOST_DEVICE,
+        _ => FILE,
+    }
+}
+
 /// One node under an image, down to the file.
 struct Under {
     name: String,
-    /// `file` for the file itself.
+    /// `file` or `host_device` for the file itself.
     format: &'static str,
     size: u64,
 }
@@ -146,7 +162,7 @@ fn under(told: &Told) -> Vec<Under> {
     }
     let mut nodes = vec![Under {
         name: told.source.path.to_string_lossy().into_owned(),
-        format: "file",
+        format: protocol(&told.source.path),
         size: told.file_size,
     }];
     let mut size = told.file_size;
@@ -204,7 +220,7 @@ fn human(told: &Told, local: &LocalTime) -> String {
         indent.push_str("    ");
         let size = whole_sectors(node.size);
         let (kind, what, length) = match node.format {
-            "file" => ("filename", "protocol type", "file length"),
+            FILE | HOST_DEVICE => ("filename", "protocol type", "file length"),
             _ => ("image", "file format", "virtual size"),
         };
         let _ = write!(
@@ -356,7 +372,7 @@ fn json_children(nodes: &[Under], actual_size: u64) -> Vec<Value> {
     let Some((node, below)) = nodes.split_first() else {
         return Vec::new();
     };
-    let is_file = node.format == "file";
+    let is_file = matches!(node.format, FILE | HOST_DEVICE);
     let specific = Object::new()
         .with("type", "file")
         .with("data", Object::new());
