@@ -10,6 +10,7 @@ use crate::getopt::Matches;
 use crate::output::Format;
 use crate::report::Usage;
 use crate::size::{self, SizeError};
+use crate::source::Source;
 
 /// A verb's command, with `--help`.
 pub(crate) fn command(name: &'static str, about: &'static str) -> Command {
@@ -154,6 +155,15 @@ pub(crate) fn secrets(matches: &Matches) -> Result<Vec<String>> {
         secrets.push(id.to_owned());
     }
     Ok(secrets)
+}
+
+/// The image of this name, in the format and as the kind of name that the options say.
+pub(crate) fn source(matches: &Matches, name: &OsStr) -> Result<Source> {
+    Source::parse(
+        name,
+        matches.text("format").as_deref(),
+        matches.flag("image-opts"),
+    )
 }
 
 /// The one operand of a verb that takes one image.

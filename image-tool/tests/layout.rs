@@ -31,18 +31,7 @@ fn bitmaps_are_stored_anew_together_and_the_file_ends_with_their_directory() {
     if !reference_is_there() {
         return;
     }
-    let pair = Pair::new();
-    pair.prepare(&[&[
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "cluster_size=2M",
-        "image",
-        "2T",
-    ]]);
+    let pair = Pair::prepared(&["qemu-img create -q -f qcow2 -o cluster_size=2M image 2T"]);
     for args in [
         ["-g", "512", "image", "first"],
         ["-g", "2M", "image", "second"],
@@ -241,18 +230,7 @@ fn too_many_snapshots_can_be_removed_and_the_check_says_so() {
     if !reference_is_there() {
         return;
     }
-    let pair = Pair::new();
-    pair.prepare(&[&[
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "compat=0.10",
-        "image",
-        "64M",
-    ]]);
+    let pair = Pair::prepared(&["qemu-img create -q -f qcow2 -o compat=0.10 image 64M"]);
     poke(&pair, "image", 64, &(1u64 << 20).to_be_bytes());
     poke(&pair, "image", 60, &65600u32.to_be_bytes());
     poke(&pair, "image", (1 << 20) + 40 * 65600, &[0]);
@@ -265,10 +243,9 @@ fn a_snapshots_name_ends_where_a_c_string_does() {
     if !reference_is_there() {
         return;
     }
-    let pair = Pair::new();
-    pair.prepare(&[
-        &["qemu-img", "create", "-q", "-f", "qcow2", "image", "64M"],
-        &["qemu-img", "snapshot", "-c", "before-after", "image"],
+    let pair = Pair::prepared(&[
+        "qemu-img create -q -f qcow2 image 64M",
+        "qemu-img snapshot -c before-after image",
     ]);
     let table = u64::from_be_bytes(
         fs::read(pair.theirs().join("image")).unwrap()[64..72]
@@ -350,8 +327,7 @@ fn what_is_shared_is_not_written() {
     if !reference_is_there() {
         return;
     }
-    let pair = Pair::new();
-    pair.prepare(&[&["qemu-img", "create", "-q", "-f", "qcow2", "image", "1M"]]);
+    let pair = Pair::prepared(&["qemu-img create -q -f qcow2 image 1M"]);
     pair.same(&["check", "-U", "-r", "all", "image"]);
     let node = "driver=qcow2,file.filename=image,force-share=on";
     pair.same(&["resize", "--image-opts", node, "2M"]);
@@ -378,10 +354,9 @@ fn what_does_not_go_together_is_refused_in_the_same_words() {
     if !reference_is_there() {
         return;
     }
-    let pair = Pair::new();
-    pair.prepare(&[
-        &["qemu-img", "create", "-q", "-f", "raw", "raw", "1M"],
-        &["qemu-img", "create", "-q", "-f", "qcow2", "image", "1M"],
+    let pair = Pair::prepared(&[
+        "qemu-img create -q -f raw raw 1M",
+        "qemu-img create -q -f qcow2 image 1M",
     ]);
     for args in [
         &[

@@ -195,8 +195,8 @@ const FILE: [Spec; 3] = [
     ),
 ];
 
-/// What `amend` can change of a qcow2 image.
-pub(crate) const AMEND_QCOW2: [Spec; 13] = [
+/// What is added or removed with a key of an encrypted image.
+const KEYSLOTS: [Spec; 5] = [
     spec(
         "encrypt.state",
         Kind::Text,
@@ -227,50 +227,12 @@ pub(crate) const AMEND_QCOW2: [Spec; 13] = [
         None,
         "Time to spend in PBKDF in milliseconds",
     ),
-    spec("size", Kind::Size, None, "Virtual disk size"),
-    spec(
-        "compat",
-        Kind::Text,
-        None,
-        "Compatibility level (v2 [0.10] or v3 [1.1])",
-    ),
-    spec(
-        "backing_file",
-        Kind::Text,
-        None,
-        "File name of a base image",
-    ),
-    spec(
-        "backing_fmt",
-        Kind::Text,
-        None,
-        "Image format of the base image",
-    ),
-    spec(
-        "data_file",
-        Kind::Text,
-        None,
-        "File name of an external data file",
-    ),
-    spec(
-        "data_file_raw",
-        Kind::Bool,
-        None,
-        "The external data file must stay valid as a raw image",
-    ),
-    spec(
-        "lazy_refcounts",
-        Kind::Bool,
-        Some("off"),
-        "Postpone refcount updates",
-    ),
-    spec(
-        "refcount_bits",
-        Kind::Number,
-        Some("16"),
-        "Width of a reference count entry in bits",
-    ),
 ];
+
+/// What `amend` can change of a qcow2 image.
+pub(crate) fn amendable() -> Vec<Spec> {
+    KEYSLOTS.into_iter().chain(QCOW2_HEADER).collect()
+}
 
 /// The options a format takes by itself.
 pub(crate) fn own(format: Format) -> Vec<Spec> {

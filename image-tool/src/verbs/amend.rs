@@ -9,7 +9,7 @@ use qcow::{Format, Preallocation};
 
 use crate::cache::Cache;
 use crate::confine;
-use crate::format_options::{self, AMEND_QCOW2, FormatOptions};
+use crate::format_options::{self, FormatOptions, amendable};
 use crate::getopt::Matches;
 use crate::keyval;
 use crate::open::{self, Opened, Opening};
@@ -18,7 +18,6 @@ use crate::output;
 use crate::progress::Progress;
 use crate::reason::reason;
 use crate::report::{Hinted, Usage};
-use crate::source::Source;
 use crate::verbs::close;
 use crate::verbs::resize::resize;
 use crate::watch::Watch;
@@ -60,11 +59,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         bail!("Expecting one image file name");
     };
     options::cache(matches, "cache", Cache::Durable, "cache option")?;
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let watch = Watch::new()?;
     let opened = open::open(
         &source,
@@ -110,7 +105,7 @@ fn help(format: &str) -> Result<ExitCode> {
     check_format(format)?;
     let text = format!(
         "Amend options for '{format}':\n{}",
-        format_options::explain(&AMEND_QCOW2)
+        format_options::explain(&amendable())
     );
     output::line(text.trim_end());
     Ok(ExitCode::SUCCESS)
@@ -118,11 +113,11 @@ fn help(format: &str) -> Result<ExitCode> {
 
 /// Options that exist only for creation are told apart from those that do not exist.
 fn parse(list: &str) -> Result<FormatOptions> {
-    let mut options = FormatOptions::new(AMEND_QCOW2.to_vec());
+    let mut options = FormatOptions::new(amendable());
     let Err(error) = options.parse(list) else {
         return Ok(options);
     };
-    let mut table = AMEND_QCOW2.to_vec();
+    let mut table = amendable();
     table.extend(format_options::own(Format::Qcow2));
     if FormatOptions::new(table).parse(list).is_ok() {
         return Err(Hinted {

@@ -17,7 +17,6 @@ use crate::open::{self, Opening};
 use crate::options::{self, flag, value};
 use crate::output;
 use crate::reason::cause;
-use crate::source::Source;
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "bench";
@@ -201,11 +200,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     if run.flush_interval > 0 && run.flush_interval < run.depth {
         bail!("Flush interval can't be smaller than depth");
     }
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let share = matches.flag("force-share");
     let opened = open::open(
         &source,

@@ -123,11 +123,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let [name, bitmap] = matches.operands() else {
         bail!("Expecting filename and bitmap name");
     };
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let opened = open::open(
         &source,
         &Opening {

@@ -14,7 +14,6 @@ use crate::open::{self, Opened, Opening};
 use crate::options;
 use crate::output;
 use crate::report::{self, Usage};
-use crate::source::Source;
 use crate::verbs::close;
 use crate::{confine, reason};
 
@@ -55,11 +54,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
     options::cache(matches, "cache", Cache::Durable, "source cache option")?;
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let opened = open::open(
         &source,
         &Opening {

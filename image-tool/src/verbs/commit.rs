@@ -64,11 +64,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let name = options::one_image(NAME, matches)?;
     options::cache(matches, "cache", Cache::Durable, "cache option")?;
     let watch = Watch::new()?;
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let depth = depth_of_base(&source, matches.text("base").as_deref())?;
     let top = open::open(
         &source,

@@ -104,11 +104,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         bail!("Must specify both input and output files");
     };
     let watch = Watch::new()?;
-    let source = Source::parse(
-        input,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, input)?;
     let opened = open::open(
         &source,
         &Opening {

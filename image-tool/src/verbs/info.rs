@@ -44,11 +44,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let form = options::output_of(NAME, matches)?;
     options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let chain = matches.flag("backing-chain");
     let local = LocalTime::new();
     let infos = collect(source, chain, matches.flag("force-share"))?;

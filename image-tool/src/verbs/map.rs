@@ -53,11 +53,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let max_length = size("max-length", "max length")?;
     options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let opened = open::open(
         &source,
         &Opening {

@@ -16,7 +16,6 @@ use crate::output;
 use crate::reason::cause;
 use crate::report;
 use crate::snapshot_param::SnapshotParam;
-use crate::source::Source;
 
 pub(crate) const NAME: &str = "measure";
 
@@ -116,11 +115,7 @@ fn open_input(
     name: &std::ffi::OsStr,
     snapshot: Option<&SnapshotParam>,
 ) -> Result<Opened> {
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let mut opening = Opening {
         share: matches.flag("force-share"),
         ..Opening::default()

@@ -99,11 +99,7 @@ fn rebase(
         "source cache option",
     )?;
     let watch = Watch::new()?;
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let overlay = open::open(
         &source,
         &Opening {

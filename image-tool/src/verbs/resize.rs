@@ -14,7 +14,6 @@ use crate::options::{self, flag, value};
 use crate::output;
 use crate::reason::{cause, reason};
 use crate::report::{self, Usage};
-use crate::source::Source;
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "resize";
@@ -66,11 +65,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         _ => return Err(Usage::of(NAME, "Expecting image file name and size")),
     };
     let change = Change::parse(&size)?;
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let opened = open::open(
         &source,
         &Opening {

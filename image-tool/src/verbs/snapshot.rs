@@ -14,7 +14,6 @@ use crate::output;
 use crate::reason::cause;
 use crate::report::Usage;
 use crate::snapshot_list::{self, LocalTime};
-use crate::source::Source;
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "snapshot";
@@ -74,11 +73,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let action = Action::of(matches)?;
     options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
-    let source = Source::parse(
-        name,
-        matches.text("format").as_deref(),
-        matches.flag("image-opts"),
-    )?;
+    let source = options::source(matches, name)?;
     let writable = !matches!(action, Action::List);
     let share = matches.flag("force-share");
     if writable && share {

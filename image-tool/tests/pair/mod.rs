@@ -119,6 +119,17 @@ impl Pair {
         self.copy_theirs();
     }
 
+    /// A pair prepared by commands whose words have no spaces.
+    pub fn prepared(commands: &[&str]) -> Self {
+        let pair = Self::new();
+        let commands: Vec<Vec<&str>> = commands
+            .iter()
+            .map(|line| line.split(' ').collect())
+            .collect();
+        pair.prepare(&commands.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        pair
+    }
+
     /// Makes image-tool's folder a copy of qemu-img's.
     pub fn copy_theirs(&self) {
         fs::remove_dir_all(self.ours()).unwrap();

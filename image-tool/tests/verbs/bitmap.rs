@@ -144,12 +144,11 @@ fn bitmaps_of_disks_of_different_sizes_are_not_merged() {
     if !reference_is_there() {
         return;
     }
-    let pair = Pair::new();
-    pair.prepare(&[
-        &["qemu-img", "create", "-q", "-f", "qcow2", "a", "1M"],
-        &["qemu-img", "create", "-q", "-f", "qcow2", "b", "2M"],
-        &["qemu-img", "bitmap", "--add", "a", "b0"],
-        &["qemu-img", "bitmap", "--add", "b", "b0"],
+    let pair = Pair::prepared(&[
+        "qemu-img create -q -f qcow2 a 1M",
+        "qemu-img create -q -f qcow2 b 2M",
+        "qemu-img bitmap --add a b0",
+        "qemu-img bitmap --add b b0",
     ]);
 
     let merged = pair.same(&[

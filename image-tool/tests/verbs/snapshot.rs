@@ -61,10 +61,9 @@ fn a_snapshot_is_deleted_by_its_name_and_not_by_its_id() {
     if !reference_is_there() {
         return;
     }
-    let pair = Pair::new();
-    pair.prepare(&[
-        &["qemu-img", "create", "-q", "-f", "qcow2", "a", "1M"],
-        &["qemu-img", "snapshot", "-c", "kept", "a"],
+    let pair = Pair::prepared(&[
+        "qemu-img create -q -f qcow2 a 1M",
+        "qemu-img snapshot -c kept a",
     ]);
 
     assert_eq!(pair.same(&["snapshot", "-d", "1", "a"]).status, Some(1));
@@ -76,11 +75,10 @@ fn a_snapshot_is_not_applied_under_bitmaps() {
     if !reference_is_there() {
         return;
     }
-    let pair = Pair::new();
-    pair.prepare(&[
-        &["qemu-img", "create", "-q", "-f", "qcow2", "a", "1M"],
-        &["qemu-img", "snapshot", "-c", "kept", "a"],
-        &["qemu-img", "bitmap", "--add", "a", "b0"],
+    let pair = Pair::prepared(&[
+        "qemu-img create -q -f qcow2 a 1M",
+        "qemu-img snapshot -c kept a",
+        "qemu-img bitmap --add a b0",
     ]);
 
     assert_eq!(pair.same(&["snapshot", "-a", "kept", "a"]).status, Some(1));
