@@ -82,8 +82,8 @@ impl Session<'_> {
         }
     }
 
-    /// Copies what the backing file shows, and names it no more.
-    pub(crate) fn flatten(self) -> Option<Self> {
+    /// Copies what the backing file shows, and names it no more. What it shows in snapshots is lost.
+    pub(crate) fn flatten(mut self) -> Option<Self> {
         let size = self.image.virtual_size();
         if self.image.backing().is_none() || size > LARGEST {
             return Some(self);
@@ -91,6 +91,9 @@ impl Session<'_> {
         let copied = copy_up(&self.image, size).is_ok();
         if !copied || self.image.change_backing_file(None, None).is_err() {
             return Some(self);
+        }
+        if let Some(model) = &mut self.model {
+            model.snapshots.clear();
         }
         self.reopen()
     }
