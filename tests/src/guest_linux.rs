@@ -19,7 +19,7 @@ const PREAMBLE: &str = include_str!("guest-init.sh");
 /// The guest's part of the demo. Its settings are `CPUS`, `KNOWN_HASH`, `NEW_MIB`, `URL` and `PAGE_HASH`.
 pub const DEMO_SCRIPT: &str = include_str!("guest-demo.sh");
 
-/// Makes the initramfs of a guest that runs `script` (after [`PREAMBLE`]) as its first process.
+/// Makes the initramfs of a guest that runs `script` (after the preamble) as its first process.
 ///
 /// `settings` become variables of the script; their values must not need quoting.
 pub fn build(kernel: &Kernel, script: &str, settings: &[(&str, &str)], path: &Path) -> Result<()> {

@@ -118,7 +118,9 @@
 //! # Inside
 //!
 //! `engine` holds what the tables mean and in which order they may be written, and does no I/O; `qcow2` drives it with plain system
-//! calls. Each other file is one concept of the specification, by its name there.
+//! calls. `check` walks all tables of a file, for checks, repairs and what exchanges tables as a whole: snapshots, and refcounts of another
+//! width. `image` is what callers have of either format. Each other file is one concept of the specification, by its name there, or
+//! of the host: files, locks, memory.
 //!
 //! Whoever has many requests under way at a time (an io_uring) asks [`Image::plan_read`], [`Image::plan_write`] and
 //! [`Image::plan_flush`] where their data is, and moves it by his own means. The same engine answers, at once and without I/O; where it
