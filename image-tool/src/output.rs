@@ -17,7 +17,7 @@ pub(crate) fn notice(text: impl Display) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// As [`line`], and nothing when quiet.
+/// As [`line()`], and nothing when quiet.
 pub(crate) fn unless(quiet: bool, text: &str) {
     if !quiet {
         line(text);

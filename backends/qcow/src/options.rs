@@ -178,7 +178,7 @@ impl OpenOptions {
         self
     }
 
-    /// Open even what is damaged as far as [`Image::check`] needs it; no automatic repair of a dirty image.
+    /// Open even what is damaged as far as [`crate::Image::check`] needs it; no automatic repair of a dirty image.
     pub fn for_check(mut self, for_check: bool) -> Self {
         self.for_check = for_check;
         self

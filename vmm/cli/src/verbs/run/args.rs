@@ -24,6 +24,10 @@ pub(crate) struct Args {
     /// Kernel command line
     #[arg(long, default_value = "console=ttyS0")]
     pub(crate) cmdline: String,
+    #[allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "the brackets are of the help"
+    )]
     /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off]; a comma in PATH is written twice
     #[arg(long, value_name = "PATH[,…]")]
     pub(crate) disk: Vec<Disk>,
