@@ -36,7 +36,7 @@ use session::Session;
 pub struct FrontendConfig {
     /// The backend's socket.
     pub socket: PathBuf,
-    /// The virtio device type, see [`device_type`].
+    /// The virtio device type, see [`device_type()`].
     pub device_type: u16,
     /// How many queues; without, what is usual for the type.
     pub num_queues: Option<u16>,
