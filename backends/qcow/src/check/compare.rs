@@ -280,7 +280,11 @@ impl Check<'_> {
 
     /// Lowers counts that are too high, in blocks given by their offset and the first cluster they describe.
     fn lower(&mut self, blocks: &[(u64, u64)]) -> Result<()> {
-        let end = if self.beyond { self.clusters } else { u64::MAX };
+        let end = if self.beyond.is_some() {
+            self.clusters
+        } else {
+            u64::MAX
+        };
         for (offset, first) in blocks {
             let mut block = self.read_block(*offset)?;
             let mut changed = false;
@@ -299,7 +303,7 @@ impl Check<'_> {
     /// Counts of clusters beyond the end of the file are no leaks, because nothing takes space there; they would be once the file
     /// grows, so a repair takes them away without a word. If tables lead there, those clusters must not be given to others.
     pub(super) fn clear_beyond_end(&mut self) -> Result<()> {
-        if self.result.check_errors > 0 || self.rebuild || self.beyond {
+        if self.result.check_errors > 0 || self.rebuild || self.beyond.is_some() {
             return Ok(());
         }
         let per_block = self.geometry.refcount_block_entries();

@@ -5,12 +5,15 @@
 //! what only the old trees used is free. So refcounts and flags, which lie in different clusters, are right at any instant,
 //! whatever the version: no bit is needed that says they may not be.
 
+use rustix::io::Errno;
+
 use crate::address::{ClusterIndex, HostOffset};
 use crate::check::Check;
 use crate::check::counts::Counts;
+use crate::check::home::Home;
 use crate::engine::{Freed, to_bytes};
 use crate::error::{Error, Result};
-use crate::geometry::{COPIED, MAX_L1_BYTES, OFFSET_MASK};
+use crate::geometry::{COPIED, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, OFFSET_MASK};
 use crate::header::Header;
 use crate::l2::L2Entry;
 use crate::snapshot_table::{MAX_TABLE_BYTES, Snapshot};
@@ -52,6 +55,7 @@ impl Check<'_> {
     /// then, unless it is `lost` what is on the medium.
     pub(crate) fn exchange(mut self, mut trees: Trees, lost: &mut bool) -> Result<Exchanged> {
         self.count_old()?;
+        let home = Home::of(&self);
         let places = self.choose_places(&trees)?;
         if let Some(last) = trees.snapshots.as_mut().and_then(|list| list.last_mut())
             && trees.fresh_l1.is_some()
@@ -59,7 +63,8 @@ impl Check<'_> {
             last.l1_offset = places.fresh_l1;
         }
         let table = self.encode_snapshots(&trees);
-        self.count_new(&trees, &places, table.as_ref().map(Vec::len))?;
+        let table_len = table.as_ref().map(Vec::len);
+        self.count_new(&trees, &places, table_len)?;
         for (_, from, to) in &places.l2 {
             self.copy_l2(*from, *to)?;
         }
@@ -87,6 +92,13 @@ impl Check<'_> {
         self.sync()?;
         self.write_header()?;
         *lost = false;
+        if trees.fresh_l1.is_some()
+            && let Some(list) = &trees.snapshots
+        {
+            self.snapshots.clone_from(list);
+            self.snapshot_bytes = table_len.unwrap_or(0) as u64;
+            self.go_home(&home, &trees.l1, lost)?;
+        }
         Ok(Exchanged {
             freed: self.freed(),
             header: self.header,
@@ -120,6 +132,19 @@ impl Check<'_> {
         if self.result.corruptions + self.result.check_errors == 0 {
             return Ok(());
         }
+        if let Some(offset) = self.beyond {
+            // Nothing has been changed, so nothing need be marked; in QEMU, too, this is no more than an error, and one of two.
+            let per_block = self.geometry.refcount_block_entries();
+            let block = (offset >> self.geometry.cluster_bits) / per_block;
+            let why = match block < MAX_REFCOUNT_TABLE_BYTES / 8 {
+                true => Errno::AGAIN,
+                false => Errno::FBIG,
+            };
+            return Err(Error::io(
+                format!("the tables lead to {offset:#x}, beyond the end of the file"),
+                why.into(),
+            ));
+        }
         let what = self.result.messages.last().map_or("", |message| message);
         Err(Error::corrupt(format!(
             "the tables of the image are damaged: {what}"
@@ -130,19 +155,6 @@ impl Check<'_> {
     fn choose_places(&mut self, trees: &Trees) -> Result<Places> {
         let geometry = self.geometry;
         let offset = |cluster| geometry.offset_of(ClusterIndex(cluster)).0;
-        let mut free = 1;
-        let mut l2 = Vec::new();
-        for (index, entry) in trees.l1.iter().enumerate() {
-            if entry & OFFSET_MASK != 0 {
-                let (cluster, _) = self.take_free(1, free);
-                free = cluster + 1;
-                l2.push((index, entry & OFFSET_MASK, offset(cluster)));
-            }
-        }
-        let mut table = |bytes: u64| match geometry.clusters_for(bytes) {
-            0 => 0,
-            clusters => offset(self.take_free(clusters, 1).0),
-        };
         let l1_bytes = trees.l1.len() as u64 * 8;
         if l1_bytes > MAX_L1_BYTES {
             return Err(Error::corrupt("Active L1 table too large"));
@@ -155,11 +167,27 @@ impl Check<'_> {
         if encoded > MAX_TABLE_BYTES {
             return Err(Error::invalid("the snapshot table would be too large"));
         }
+        let table = |check: &mut Self, bytes: u64| match geometry.clusters_for(bytes) {
+            0 => 0,
+            clusters => offset(check.take_free(clusters, 1).0),
+        };
+        // What stays where it is first.
+        let fresh_l1 = table(self, fresh * 8);
+        let snapshots = table(self, encoded);
+        let mut free = 1;
+        let mut l2 = Vec::new();
+        for (index, entry) in trees.l1.iter().enumerate() {
+            if entry & OFFSET_MASK != 0 {
+                let (cluster, _) = self.take_free(1, free);
+                free = cluster + 1;
+                l2.push((index, entry & OFFSET_MASK, offset(cluster)));
+            }
+        }
         Ok(Places {
             l2,
-            l1: table(l1_bytes),
-            fresh_l1: table(fresh * 8),
-            snapshots: table(encoded),
+            l1: table(self, l1_bytes),
+            fresh_l1,
+            snapshots,
         })
     }
 
@@ -216,7 +244,7 @@ impl Check<'_> {
     }
 
     /// Copies an L2 table of the disk, with the flags that the new counts ask for.
-    fn copy_l2(&mut self, from: u64, to: u64) -> Result<()> {
+    pub(super) fn copy_l2(&mut self, from: u64, to: u64) -> Result<()> {
         let mut table = vec![0u8; self.geometry.cluster_size() as usize];
         self.each_piece(from, table.len() as u64, |_, at, piece| {
             let place = table.get_mut(at as usize..at as usize + piece.len());

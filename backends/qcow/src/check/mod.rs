@@ -12,6 +12,7 @@ mod compare;
 mod copied;
 mod counts;
 mod exchange;
+mod home;
 mod rebuild;
 mod snapshots;
 mod structure;
@@ -57,8 +58,9 @@ pub(crate) struct Check<'a> {
     file_len: u64,
     /// Clusters to be looked at: those of the file, and a cluster begun beyond its end.
     clusters: u64,
-    /// Tables lead to clusters beyond those, as in a file that was cut off: they are not counted, and keep their refcounts.
-    beyond: bool,
+    /// Tables lead to clusters beyond those, as in a file that was cut off: they are not counted, and keep their refcounts. The
+    /// first of them.
+    beyond: Option<u64>,
     /// The refcount table.
     table: Vec<u64>,
     /// The refcount structure itself is damaged: single counts cannot be put right.
@@ -99,12 +101,12 @@ impl<'a> Check<'a> {
             taken: Counts::default(),
             file_len: 0,
             clusters: 0,
-            beyond: false,
             table: Vec::new(),
             rebuild: false,
             highest: 0,
             walked: HashMap::new(),
             extents: Extents::default(),
+            beyond: None,
         };
         check.measure()?;
         Ok(check)
@@ -221,7 +223,7 @@ impl<'a> Check<'a> {
         let end = offset.saturating_add(len);
         // The last cluster of the file may have been begun only.
         if end >= self.file_len.saturating_add(self.geometry.cluster_size()) {
-            self.beyond = true;
+            self.beyond.get_or_insert(offset);
             return self.corruptions(
                 uses,
                 format!(

@@ -145,7 +145,7 @@ impl Check<'_> {
         }
     }
 
-    fn write_block(&mut self, offset: u64, first: u64) -> Result<()> {
+    pub(super) fn write_block(&mut self, offset: u64, first: u64) -> Result<()> {
         let per_block = self.geometry.refcount_block_entries();
         let mut block = Block::new(
             vec![0u8; self.geometry.cluster_size() as usize],

@@ -351,6 +351,11 @@ impl Engine {
         Ok(table)
     }
 
+    /// Makes the L2 table for `guest`, if there is none that may be changed.
+    pub(crate) fn own_l2_table(&mut self, guest: GuestOffset) -> Result<(), Stop> {
+        self.writable_l2_table(guest).map(|_| ())
+    }
+
     /// All words of the table in one cluster.
     pub(super) fn table_words(&mut self, table: HostOffset) -> Result<Vec<u64>, Stop> {
         self.words(table.0, self.geometry.cluster_size() / 8)

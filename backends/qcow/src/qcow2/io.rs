@@ -404,6 +404,8 @@ impl Qcow2 {
         let len = packed.len() as u64;
         let host = self.run(|engine| {
             engine.check_usable()?;
+            // The table comes first, as QEMU lays it.
+            engine.own_l2_table(GuestOffset(guest))?;
             engine.allocate_bytes(len)
         })?;
         let written = self

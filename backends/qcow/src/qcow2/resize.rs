@@ -9,6 +9,7 @@ use crate::header::Header;
 use crate::options::Preallocation;
 use crate::qcow2::Qcow2;
 use crate::raw;
+use crate::storage::Storage;
 
 impl Qcow2 {
     /// Changes the size of the disk.
@@ -47,6 +48,7 @@ impl Qcow2 {
         }
         let raw = engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0;
         let backed = engine.header.backing.is_some();
+        let reads_zero = !backed && !self.external && !engine.geometry().extended_l2;
         drop(engine);
         self.zero_growth(below, old, size, backed)?;
         self.set_size(size)?;
@@ -55,10 +57,18 @@ impl Qcow2 {
             Preallocation::Off if raw => Preallocation::Metadata,
             asked => asked,
         };
-        if preallocation != Preallocation::Off {
-            self.allocate_cut_cluster(below, old, size)?;
+        let mut start = old;
+        if preallocation != Preallocation::Off && self.is_cut_cluster_absent(old, size)? {
+            let reserves = matches!(preallocation, Preallocation::Falloc | Preallocation::Full);
+            if reads_zero && reserves {
+                // In one piece with the rest.
+                start -= old % self.cluster_size;
+            } else {
+                let zeroes = vec![0u8; (self.cut_cluster(old, size).end - old) as usize];
+                self.write_allocating(below, old, &&zeroes[..], zeroes.len())?;
+            }
         }
-        self.preallocate_unlocked(old, size, preallocation)
+        self.preallocate_unlocked(start, size, preallocation)
     }
 
     fn set_size(&self, size: u64) -> Result<()> {
@@ -259,7 +269,7 @@ impl Qcow2 {
             return Ok(());
         }
         let size = self.cluster_size;
-        let storage: &dyn crate::storage::Storage = self
+        let storage: &dyn Storage = self
             .data
             .as_ref()
             .map_or(&*self.storage, |(data, _)| &**data);
@@ -278,7 +288,7 @@ impl Qcow2 {
                 if !self.external && storage.len().map_err(failed)? > host {
                     storage.write_zeroes(host, len, true).map_err(failed)?;
                 }
-                self.reserve_tables(storage, host, reserve);
+                self.reserve_with_tables(storage, host + len, reserve);
                 raw::preallocate(storage, host, host + len, reserve)?;
                 if storage
                     .len()
@@ -295,33 +305,35 @@ impl Qcow2 {
         self.flush_all()
     }
 
-    /// Allocates the cluster that the old end of the disk cut off, unless it is.
-    fn allocate_cut_cluster(&self, below: Option<&dyn Below>, old: u64, size: u64) -> Result<()> {
+    /// The cluster that the old end of the disk cut off, as far as it is part of the new one.
+    fn cut_cluster(&self, old: u64, size: u64) -> std::ops::Range<u64> {
         let start = old - old % self.cluster_size;
-        let end = (start + self.cluster_size).min(size);
-        if start == old {
-            return Ok(());
-        }
-        let pieces = self.run(|engine| engine.map(GuestOffset(start), end - start))?;
-        let absent = |piece: &Piece| matches!(piece.place, Where::Unallocated);
-        if !pieces.iter().all(absent) {
-            return Ok(());
-        }
-        let zeroes = vec![0u8; (end - old) as usize];
-        self.write_allocating(below, old, &&zeroes[..], zeroes.len())
+        start..(start + self.cluster_size).min(size)
     }
 
-    /// Reserves what lies between the end of the file and the clusters at `host`: tables that are not written yet. In one
-    /// piece with the data, so that the file system has fewer pieces to keep account of.
-    fn reserve_tables(&self, storage: &dyn crate::storage::Storage, host: u64, how: Preallocation) {
+    /// Whether the old end of the disk cut off a cluster that is not allocated.
+    fn is_cut_cluster_absent(&self, old: u64, size: u64) -> Result<bool> {
+        let cut = self.cut_cluster(old, size);
+        if cut.start == old {
+            return Ok(false);
+        }
+        let pieces = self.run(|engine| engine.map(GuestOffset(cut.start), cut.end - cut.start))?;
+        let absent = |piece: &Piece| matches!(piece.place, Where::Unallocated);
+        Ok(pieces.iter().all(absent))
+    }
+
+    /// Reserves what the file does not have yet, up to `end`: the tables that are not written yet in one piece with the data, so that
+    /// the file system has fewer pieces to keep account of.
+    fn reserve_with_tables(&self, storage: &dyn Storage, end: u64, how: Preallocation) {
         if self.external || how == Preallocation::Off {
             return;
         }
         // It is no more than a favour.
-        if let Ok(end) = storage.len()
-            && end < host
+        if let Ok(len) = storage.len()
+            && len.next_multiple_of(self.cluster_size) < end
         {
-            let _ = storage.allocate(end, host - end);
+            let start = len.next_multiple_of(self.cluster_size);
+            let _ = storage.allocate(start, end - start);
         }
     }
 
