@@ -78,7 +78,13 @@ pub(crate) fn info(image: &Image) -> Result<Info> {
 
 /// Opens the image a user named.
 pub(crate) fn open(source: &Source, how: &Opening) -> Result<Opened> {
-    open_unnamed(source, how).map_err(|error| anyhow!("Could not open '{}': {error}", source.text))
+    open_unnamed(source, how).map_err(|error| {
+        // The image is there; it is the snapshot that is not.
+        if how.snapshot.is_some() && error.to_string().starts_with("Snapshot L1 table ") {
+            return anyhow!("Failed to load snapshot: {error}");
+        }
+        anyhow!("Could not open '{}': {error}", source.text)
+    })
 }
 
 /// As [`open`], and the error does not begin with the image's name.

@@ -51,6 +51,17 @@ pub(crate) fn cause(error: &qcow::Error, image: &Path) -> String {
     }
 }
 
+/// What is wrong with a snapshot's L1 table, and the system's word for it: QEMU says both.
+pub(crate) fn snapshot_l1(error: &qcow::Error, image: &Path) -> Option<(String, String)> {
+    let text = reason(error, image);
+    let what = text.strip_prefix("Snapshot L1 table ")?;
+    let number = match what {
+        "too large" => libc::EFBIG,
+        _ => libc::EINVAL,
+    };
+    Some((text, os(&io::Error::from_raw_os_error(number))))
+}
+
 fn locked(text: &str, image: &Path) -> String {
     let what = text
         .find("cannot get ")

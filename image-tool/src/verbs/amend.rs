@@ -16,8 +16,8 @@ use crate::open::{self, Opened, Opening};
 use crate::options::{self, flag, value};
 use crate::output;
 use crate::progress::Progress;
-use crate::reason::reason;
-use crate::report::{Hinted, Usage};
+use crate::reason::{reason, snapshot_l1};
+use crate::report::{self, Hinted, Usage};
 use crate::verbs::close;
 use crate::verbs::resize::resize;
 use crate::watch::Watch;
@@ -175,7 +175,13 @@ fn amend(opened: &Opened, options: &FormatOptions, progress: &Progress) -> Resul
         let mut report = |done: u64, of: u64| progress.set(done as f32 * 100.0 / of as f32);
         image
             .set_version_reporting(version, &mut report)
-            .map_err(told)?;
+            .map_err(|error| match snapshot_l1(&error, image.path()) {
+                Some((what, why)) => {
+                    report::error(what);
+                    anyhow!("Failed to turn zero into data clusters: {why}")
+                }
+                None => told(error),
+            })?;
     }
     Ok(())
 }

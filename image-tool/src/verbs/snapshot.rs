@@ -11,8 +11,8 @@ use crate::getopt::Matches;
 use crate::open::{self, Opening};
 use crate::options::{self, flag, value};
 use crate::output;
-use crate::reason::cause;
-use crate::report::Usage;
+use crate::reason::{cause, snapshot_l1};
+use crate::report::{self, Usage};
 use crate::snapshot_list::{self, LocalTime};
 use crate::verbs::close;
 
@@ -129,6 +129,9 @@ fn create(image: &Image, name: &str) -> Result<()> {
     image
         .snapshot_create(&kept)
         .map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput if error.to_string().ends_with("snapshots already") => {
+                failed("File too large")
+            }
             ErrorKind::InvalidInput => failed("Invalid argument"),
             _ => failed(&cause(&error, image.path())),
         })
@@ -148,7 +151,13 @@ fn apply(image: &Image, name: &str) -> Result<()> {
         .snapshot_apply(name)
         .map_err(|error| match error.kind() {
             ErrorKind::NotFound => failed("Failed to load snapshot: No such file or directory"),
-            _ => failed(&cause(&error, image.path())),
+            _ => match snapshot_l1(&error, image.path()) {
+                Some((what, why)) => {
+                    report::error(what);
+                    failed(&format!("Failed to load snapshot: {why}"))
+                }
+                None => failed(&cause(&error, image.path())),
+            },
         })
 }
 
