@@ -76,7 +76,7 @@ fn a_write_that_would_hit_metadata_marks_the_image_corrupt_instead() {
                 .unwrap()
                 .corrupt
         );
-        refused(&path, &writable(), ErrorKind::Corrupt, "marked corrupt");
+        refused(&path, &writable(), ErrorKind::Corrupt, "Image is corrupt");
     }
 }
 
