@@ -8,8 +8,11 @@
 
 mod pair;
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::process::Command;
 
 use pair::{Pair, must, reference_is_there};
 
@@ -119,4 +122,25 @@ fn no_source_is_its_own_target() {
         assert_eq!(refused.status, Some(1), "{arguments:?}");
         assert_eq!(fs::read(pair.ours().join("a")).unwrap().len(), 4096);
     }
+}
+
+#[test]
+fn a_name_need_not_be_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = OsStr::from_bytes(b"n\xff\xfe");
+    for arguments in [
+        ["create", "-f", "qcow2"].as_slice(),
+        &["info"],
+        &["snapshot", "-c", "s"],
+        &["check"],
+    ] {
+        let size = (arguments[0] == "create").then_some("1M");
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_image-tool"));
+        let tool = tool.args(arguments).arg(name).args(size);
+        let output = tool.current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    }
+    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+    assert_eq!(names.len(), 1);
+    assert_eq!(names[0].as_ref().unwrap().file_name(), name);
 }

@@ -1,5 +1,6 @@
 //! `create`: a new, empty image.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -88,6 +89,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         matches,
         format_name: &format_name,
         list: list.as_deref(),
+        name,
         filename: &filename,
         size,
         secrets: &secrets,
@@ -131,6 +133,8 @@ struct Asked<'a> {
     matches: &'a Matches,
     format_name: &'a str,
     list: Option<&'a str>,
+    name: &'a OsStr,
+    /// The name, for messages.
     filename: &'a str,
     size: Option<u64>,
     secrets: &'a [String],
@@ -141,13 +145,14 @@ fn create(asked: &Asked<'_>) -> Result<()> {
         matches,
         format_name,
         list,
+        name,
         filename,
         size,
         secrets,
     } = *asked;
     let format = format_options::new_format(format_name)
         .ok_or_else(|| format_options::not_creatable(format_name))?;
-    let path = local_path(filename.as_ref())?;
+    let path = local_path(name)?;
     let mut options = FormatOptions::new(format_options::creatable(format));
     if let Some(list) = list {
         options.parse(list)?;
