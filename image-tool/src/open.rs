@@ -246,13 +246,12 @@ pub(crate) fn open_file(path: &Path, writable: bool) -> Result<File> {
         .write(writable)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::EISDIR) => not_a_file(path),
-            _ => anyhow!(
+        .map_err(|error| {
+            anyhow!(
                 "Could not open '{}': {}",
                 path.display(),
                 crate::reason::os(&error)
-            ),
+            )
         })?;
     let kind = file.metadata()?.file_type();
     if kind.is_file() || std::os::unix::fs::FileTypeExt::is_block_device(&kind) {

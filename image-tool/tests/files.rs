@@ -144,3 +144,26 @@ fn a_name_need_not_be_text() {
     assert_eq!(names.len(), 1);
     assert_eq!(names[0].as_ref().unwrap().file_name(), name);
 }
+
+#[test]
+fn a_folder_is_no_image() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.prepare(&[&["mkdir", "folder"], &["truncate", "-s", "1M", "source"]]);
+    for arguments in [
+        ["info", "folder"].as_slice(),
+        &["check", "folder"],
+        &["check", "-r", "all", "folder"],
+        &["resize", "folder", "1M"],
+        &["snapshot", "-c", "name", "folder"],
+        &["bitmap", "--add", "folder", "name"],
+        &["convert", "source", "folder"],
+        &["convert", "-n", "-O", "raw", "source", "folder"],
+        &["dd", "if=source", "of=folder"],
+        &["create", "folder", "1M"],
+    ] {
+        pair.same(arguments);
+    }
+}
