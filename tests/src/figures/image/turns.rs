@@ -1,5 +1,6 @@
 //! Two programs in turn, and what each took: time, processor time, memory.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -14,8 +15,8 @@ const MEMORY: f64 = 64.0;
 /// Rounds that count. One before them warms the caches.
 const ROUNDS: usize = 7;
 
-/// As much memory as a program may need in the page cache.
-const TOUCHED: usize = 2 << 30;
+/// As much memory as a program may need in the page cache, in MiB.
+const TOUCHED: usize = 2048;
 
 /// What one run took.
 #[derive(Debug, Clone, Copy)]
@@ -157,15 +158,20 @@ impl<'a> Turns<'a> {
             std::fs::copy(self.kept(file), target).context("copy")?;
         }
         rustix::fs::sync();
-        touch_memory();
-        Ok(())
+        self.touch_memory()
     }
-}
 
-/// Takes memory and gives it back. A virtual machine's host gives memory when it is first touched, which may take longer
-/// than all that is measured; whoever comes first would pay for it.
-fn touch_memory() {
-    drop(std::hint::black_box(vec![1u8; TOUCHED]));
+    /// Takes memory for page cache and gives it back. A virtual machine's host gives memory when it is first touched, which
+    /// may take longer than all that is measured; whoever comes first would pay for it.
+    fn touch_memory(&self) -> Result<()> {
+        let path = self.folder.join("touched");
+        let mut file = std::fs::File::create(&path).context("touched")?;
+        let piece = vec![1; 1 << 20];
+        for _ in 0..TOUCHED {
+            file.write_all(&piece).context("touched")?;
+        }
+        std::fs::remove_file(&path).context("touched")
+    }
 }
 
 /// Runs a command to its end.
