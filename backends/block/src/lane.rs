@@ -190,14 +190,15 @@ impl Lane {
     ) -> Result<(), RingError> {
         let room = self.ring.as_ref().map_or(0, Operations::room);
         let write = self.ring.as_ref().and_then(Operations::write_kind);
-        let write_through = device.disk.is_write_through();
+        let write = write.filter(|_| !device.disk.is_write_through());
         let disk = Arc::clone(&device.disk);
         let (kind, plan) = match self.slot(number)?.request {
             _ if room == 0 => (Kind::Read, Ok(None)),
             Request::Read(range) => (Kind::Read, plan_read(&disk, range)),
-            Request::Write(range) if write.is_some() && !write_through => {
-                (write.unwrap_or(Kind::Write), plan_write(&disk, range))
-            }
+            Request::Write(range) => match write {
+                Some(kind) => (kind, plan_write(&disk, range)),
+                None => (Kind::Write, Ok(None)),
+            },
             Request::Flush => match disk.image.plan_flush() {
                 Ok(Some(files)) if files.len() <= room => {
                     return self.start_flush(queue, number, &files);

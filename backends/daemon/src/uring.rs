@@ -120,14 +120,12 @@ impl Uring {
     /// When the segments are not in memory, or there is no room.
     pub fn write(
         &mut self,
-        (file, offset): (u32, u64),
+        place: (u32, u64),
         memory: &Arc<GuestMemoryMmap>,
         segments: &[Segment],
         token: u64,
     ) -> Result<(), RingError> {
-        let iovecs = iovecs(memory, segments)?;
-        let entry = writev(file, offset, &iovecs).build();
-        self.push(entry, iovecs, Some(Arc::clone(memory)), token)
+        self.write_with(0, place, memory, segments, token)
     }
 
     /// As [`write`](Self::write), but the operation ends with EAGAIN where it had to wait, or where the file system does not write
@@ -137,14 +135,26 @@ impl Uring {
     /// When the segments are not in memory, or there is no room.
     pub fn write_at_once(
         &mut self,
+        place: (u32, u64),
+        memory: &Arc<GuestMemoryMmap>,
+        segments: &[Segment],
+        token: u64,
+    ) -> Result<(), RingError> {
+        self.write_with(libc::RWF_NOWAIT, place, memory, segments, token)
+    }
+
+    fn write_with(
+        &mut self,
+        flags: i32,
         (file, offset): (u32, u64),
         memory: &Arc<GuestMemoryMmap>,
         segments: &[Segment],
         token: u64,
     ) -> Result<(), RingError> {
         let iovecs = iovecs(memory, segments)?;
-        let entry = writev(file, offset, &iovecs)
-            .rw_flags(libc::RWF_NOWAIT)
+        let entry = opcode::Writev::new(types::Fixed(file), iovecs.as_ptr(), count(&iovecs))
+            .offset(offset)
+            .rw_flags(flags)
             .build();
         self.push(entry, iovecs, Some(Arc::clone(memory)), token)
     }
@@ -310,10 +320,6 @@ fn iovecs(memory: &GuestMemoryMmap, segments: &[Segment]) -> Result<Box<[libc::i
     }
     iovecs.truncate(MAX_CHAIN);
     Ok(iovecs.into())
-}
-
-fn writev(file: u32, offset: u64, iovecs: &[libc::iovec]) -> opcode::Writev {
-    opcode::Writev::new(types::Fixed(file), iovecs.as_ptr(), count(iovecs)).offset(offset)
 }
 
 fn count(iovecs: &[libc::iovec]) -> u32 {

@@ -64,7 +64,6 @@ struct Shared<'a> {
     done: AtomicU64,
     failure: Mutex<Option<Failure>>,
     started: Instant,
-    written: AtomicU64,
     writeback: Option<Writeback>,
 }
 
@@ -79,7 +78,6 @@ pub(crate) fn run(copy: &Copy<'_>, plan: Plan) -> Result<(), Failure> {
         done: AtomicU64::new(0),
         failure: Mutex::new(None),
         started: Instant::now(),
-        written: AtomicU64::new(0),
         writeback: copy.durable.then(Writeback::default),
     };
     thread::scope(|scope| {
@@ -229,8 +227,8 @@ impl Shared<'_> {
         if let Some(writeback) = &self.writeback {
             writeback.wrote(piece.len);
         }
-        self.throttle(piece.len);
         let done = self.done.fetch_add(piece.len, Ordering::Relaxed) + piece.len;
+        self.throttle(done);
         self.copy
             .progress
             .set((100.0 * done as f64 / self.copy.total.max(1) as f64) as f32);
@@ -282,12 +280,11 @@ impl Shared<'_> {
             .map_err(|error| Failure::Write(offset, error))
     }
 
-    fn throttle(&self, len: u64) {
+    fn throttle(&self, done: u64) {
         let Some(rate) = self.copy.rate.filter(|&rate| rate > 0) else {
             return;
         };
-        let written = self.written.fetch_add(len, Ordering::Relaxed) + len;
-        let due = Duration::from_secs_f64(written as f64 / rate as f64);
+        let due = Duration::from_secs_f64(done as f64 / rate as f64);
         thread::sleep(due.saturating_sub(self.started.elapsed()));
     }
 }
