@@ -12,6 +12,10 @@ use bulkhead_fuzz::{hostile, program, sound};
 
 const WHOLE: &[&str] = &["image_open", "image_check", "image_repair"];
 const PROGRAMS: &[&str] = &["image_read", "image_write"];
+/// The header says that there are no snapshots: all that is theirs alone is leaked.
+const NO_SNAPSHOTS: [u8; 12] = [14, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// A check that repairs all it finds.
+const REPAIR_ALL: [u8; 8] = [26, 2, 0, 0, 0, 0, 0, 0];
 /// Longer images are recipes only: a fuzzer does little with them.
 const LONGEST: usize = 24 << 10;
 
@@ -35,6 +39,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             for target in PROGRAMS {
                 write(folder, target, &name, &input)?;
             }
+        }
+        if image.name.contains("snapshots") {
+            let mut steps = steps(index);
+            steps[0] = REPAIR_ALL;
+            let input = program::join(&steps, &hostile::recipe(index, &[NO_SNAPSHOTS]));
+            write(
+                folder,
+                "image_write",
+                &format!("{}-leaks", image.name),
+                &input,
+            )?;
         }
     }
     Ok(())
