@@ -85,6 +85,33 @@ fn preallocation_includes_the_cluster_that_the_old_end_cut_off() {
 }
 
 #[test]
+fn what_is_reserved_in_subclusters_is_not_said_to_be_stored() {
+    if !reference_is_there() {
+        return;
+    }
+    for backing in ["", ",backing_file=base,backing_fmt=qcow2"] {
+        for mode in ["metadata", "falloc", "full"] {
+            let create =
+                format!("qemu-img create -q -f qcow2 -o extended_l2=on{backing} image 2000k");
+            let pair = Pair::prepared(&["qemu-img create -q -f qcow2 base 3M", &create]);
+            let folder = pair.ours();
+            let preallocation = format!("--preallocation={mode}");
+            let grow = ["resize", "-q", "-f", "qcow2", &preallocation, "image", "+80k"];
+            pair.same(&grow);
+            if backing.is_empty() {
+                pair.same(&["map", "--output=json", "image"]);
+            }
+            // A guest's write to it finds everything in its place.
+            let reserved = fs::metadata(folder.join("image")).unwrap().len();
+            let write = "write -P 2 2000k 80k";
+            must("write", &folder, &["qemu-io", "-c", write, "image"]);
+            let len = fs::metadata(folder.join("image")).unwrap().len();
+            assert_eq!(len, reserved, "{mode} {backing}");
+        }
+    }
+}
+
+#[test]
 fn what_grows_within_a_cluster_becomes_zero_subclusters() {
     if !reference_is_there() {
         return;

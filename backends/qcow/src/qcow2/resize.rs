@@ -48,7 +48,7 @@ impl Qcow2 {
         }
         let raw = engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0;
         let backed = engine.header.backing.is_some();
-        let reads_zero = !backed && !self.external && !engine.geometry().extended_l2;
+        let subclusters = engine.geometry().extended_l2;
         drop(engine);
         self.zero_growth(below, old, size, backed)?;
         self.set_size(size)?;
@@ -58,9 +58,11 @@ impl Qcow2 {
             asked => asked,
         };
         let mut start = old;
-        if preallocation != Preallocation::Off && self.is_cut_cluster_absent(old, size)? {
+        if preallocation != Preallocation::Off && self.is_cut_cluster_empty(old, size)? {
             let reserves = matches!(preallocation, Preallocation::Falloc | Preallocation::Full);
-            if reads_zero && reserves {
+            // What subclusters hold is still said beside their place.
+            let keeps = subclusters || !backed && reserves;
+            if keeps && !self.external {
                 // In one piece with the rest.
                 start -= old % self.cluster_size;
             } else {
@@ -311,15 +313,15 @@ impl Qcow2 {
         start..(start + self.cluster_size).min(size)
     }
 
-    /// Whether the old end of the disk cut off a cluster that is not allocated.
-    fn is_cut_cluster_absent(&self, old: u64, size: u64) -> Result<bool> {
+    /// Whether the old end of the disk cut off a cluster in which nothing is stored.
+    fn is_cut_cluster_empty(&self, old: u64, size: u64) -> Result<bool> {
         let cut = self.cut_cluster(old, size);
         if cut.start == old {
             return Ok(false);
         }
         let pieces = self.run(|engine| engine.map(GuestOffset(cut.start), cut.end - cut.start))?;
-        let absent = |piece: &Piece| matches!(piece.place, Where::Unallocated);
-        Ok(pieces.iter().all(absent))
+        let empty = |piece: &Piece| matches!(piece.place, Where::Unallocated | Where::Zero(None));
+        Ok(pieces.iter().all(empty))
     }
 
     /// Reserves what the file does not have yet, up to `end`: the tables that are not written yet in one piece with the data, so that
