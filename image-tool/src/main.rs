@@ -17,6 +17,7 @@ mod getopt;
 mod json;
 mod keyval;
 mod node;
+mod object;
 mod open;
 mod operand;
 mod options;

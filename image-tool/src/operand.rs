@@ -84,15 +84,8 @@ impl Source {
 
     fn from_json(text: &str, json: &str, format: Option<&str>) -> Result<Self> {
         let failed = |error: String| anyhow!("Could not open '{text}': {error}");
-        let value: serde_json::Value =
-            serde_json::from_str(&double_quoted(json)).map_err(|error| {
-                let why = match error.classify() {
-                    _ if json.trim().is_empty() => "Expecting a JSON value".to_owned(),
-                    Category::Eof => "JSON parse error, premature EOI".to_owned(),
-                    _ => format!("JSON parse error, {error}"),
-                };
-                failed(format!("Could not parse the JSON options: {why}"))
-            })?;
+        let value = self::json(json)
+            .map_err(|why| failed(format!("Could not parse the JSON options: {why}")))?;
         let serde_json::Value::Object(members) = value else {
             return Err(failed("Invalid JSON object given".to_owned()));
         };
@@ -113,6 +106,15 @@ impl Source {
         }
         node.into_source(text)
     }
+}
+
+/// JSON as QEMU takes it.
+pub(crate) fn json(text: &str) -> Result<serde_json::Value> {
+    serde_json::from_str(&double_quoted(text)).map_err(|error| match error.classify() {
+        _ if text.trim().is_empty() => anyhow!("Expecting a JSON value"),
+        Category::Eof => anyhow!("JSON parse error, premature EOI"),
+        _ => anyhow!("JSON parse error, {error}"),
+    })
 }
 
 /// QEMU takes strings in single quotes, too; the parser wants double ones.

@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, Command, ValueHint};
 
 use crate::cache::Cache;
 use crate::getopt::Matches;
+use crate::object;
 use crate::output::Format;
 use crate::report::Usage;
 use crate::size::{self, SizeError};
@@ -136,25 +137,9 @@ pub(crate) fn output_of(verb: &'static str, matches: &Matches) -> Result<Format>
     }
 }
 
-/// `--object` defines secrets, which nothing here reads, and other things, which nothing here has. Returns the ids of the secrets.
+/// The ids of the secrets that `--object` defines.
 pub(crate) fn secrets(matches: &Matches) -> Result<Vec<String>> {
-    let mut secrets = Vec::new();
-    for object in matches.texts("object") {
-        let kind = object.split(',').next().unwrap_or_default();
-        let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
-        if !matches!(kind, "secret" | "secret_keyring") {
-            return Err(anyhow!(
-                "Parameter 'qom-type' does not accept value '{kind}'"
-            ));
-        }
-        let value = |key: &str| object.split(',').find_map(|item| item.strip_prefix(key));
-        let id = value("id=").ok_or_else(|| anyhow!("Parameter 'id' is missing"))?;
-        if kind == "secret" && value("data=").or(value("file=")).is_none() {
-            return Err(anyhow!("Either 'file' or 'data' must be provided"));
-        }
-        secrets.push(id.to_owned());
-    }
-    Ok(secrets)
+    object::secrets(&matches.texts("object"))
 }
 
 /// The image of this name, in the format and as the kind of name that the options say.

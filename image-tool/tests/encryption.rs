@@ -92,6 +92,44 @@ fn a_key_that_is_not_there_is_told_alike() {
 }
 
 #[test]
+fn a_secret_is_defined_or_refused_alike() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::prepared(&["qemu-img create -q -f qcow2 image 1M"]);
+    for definition in [
+        "secret,id=key,data=a",
+        "secret,id=key,data=",
+        "secret,id=key,data=a,,b",
+        "secret,id=key,data=a,format=raw",
+        "secret,id=key,data=YQ==,format=base64",
+        "data=a,id=key,qom-type=secret",
+        "{\"qom-type\":\"secret\",\"id\":\"key\",\"data\":\"a\"}",
+        "{'qom-type':'secret','id':'key','data':'a'}",
+        "",
+        "secret",
+        "secret,id=key",
+        "secret,id=",
+        "secret,id=1key,data=a",
+        "secret,id=key,data",
+        "secret,data=a,other,id=key",
+        "secret,id=key,data=a,other=b",
+        "secret,id=key,data=a,format=other",
+        "secret,id=key,data=a,file=b",
+        "secret,id=key,data=a,keyid=other",
+        "secret_keyring,id=key",
+        "other,id=key",
+        "{",
+        "{\"qom-type\":1}",
+        "{\"qom-type\":\"secret\",\"id\":\"key\",\"data\":1}",
+        "{\"qom-type\":\"secret\",\"id\":\"key\",\"data\":\"a\",\"other\":1}",
+    ] {
+        pair.same(&["check", "--object", definition, "image"]);
+    }
+    pair.same(&["check", "--object", SECRET, "--object", SECRET, "image"]);
+}
+
+#[test]
 fn what_would_have_to_be_encrypted_is_refused_by_name() {
     let pair = Pair::new();
     fs::write(pair.ours().join("raw"), [1; 4096]).unwrap();

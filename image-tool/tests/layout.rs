@@ -96,7 +96,15 @@ fn what_is_reserved_in_subclusters_is_not_said_to_be_stored() {
             let pair = Pair::prepared(&["qemu-img create -q -f qcow2 base 3M", &create]);
             let folder = pair.ours();
             let preallocation = format!("--preallocation={mode}");
-            let grow = ["resize", "-q", "-f", "qcow2", &preallocation, "image", "+80k"];
+            let grow = [
+                "resize",
+                "-q",
+                "-f",
+                "qcow2",
+                &preallocation,
+                "image",
+                "+80k",
+            ];
             pair.same(&grow);
             if backing.is_empty() {
                 pair.same(&["map", "--output=json", "image"]);

@@ -75,6 +75,27 @@ pub(crate) fn creation(
     Ok(create)
 }
 
+/// What `measure` takes of the options, and in which words it refuses them: it looks at nothing that does not change its answer.
+pub(crate) fn measured(options: &FormatOptions) -> Result<CreateOptions> {
+    let mut create = CreateOptions::new(Format::Qcow2, 0);
+    create.extended_l2 = options.boolean("extended_l2").unwrap_or(false);
+    create.cluster_size = options.number("cluster_size").unwrap_or(65536);
+    check_cluster_size(create.cluster_size)?;
+    check_subclusters(&create)?;
+    let mode = options.text("preallocation");
+    create.preallocation = preallocation(mode)
+        .map_err(|_| anyhow!("invalid parameter value: {}", mode.unwrap_or_default()))?;
+    create.version = match options.text("compat") {
+        Some("0.10") => 2,
+        None | Some("1.1") => 3,
+        Some(other) => bail!("Invalid compatibility level: '{other}'"),
+    };
+    create.refcount_bits = refcount_bits(options.number("refcount_bits"))?;
+    check_refcount_bits(&create, "compat=1.1")?;
+    create.backing_file = options.text("backing_file").map(str::to_owned);
+    Ok(create)
+}
+
 fn backing_format(name: &str) -> Result<Format> {
     known_format(name)
         .ok_or_else(|| anyhow!("Parameter 'backing-fmt' does not accept value '{name}'"))
@@ -130,6 +151,31 @@ fn refcount_bits(bits: Option<u64>) -> Result<u32> {
     }
 }
 
+fn check_cluster_size(size: u64) -> Result<()> {
+    ensure!(
+        size.is_power_of_two() && (512..=2 << 20).contains(&size),
+        "Cluster size must be a power of two between 512 and 2048k"
+    );
+    Ok(())
+}
+
+fn check_subclusters(create: &CreateOptions) -> Result<()> {
+    ensure!(
+        !create.extended_l2 || create.cluster_size >= 16384,
+        "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes"
+    );
+    Ok(())
+}
+
+/// `instead` is the option that would allow it.
+fn check_refcount_bits(create: &CreateOptions, instead: &str) -> Result<()> {
+    ensure!(
+        create.version >= 3 || create.refcount_bits == 16,
+        "Different refcount widths than 16 bits require compatibility level 1.1 or above (use {instead} or greater)"
+    );
+    Ok(())
+}
+
 fn check(create: &CreateOptions) -> Result<()> {
     let needs_v3 = |what: &str, verb: &str, asked: bool| {
         ensure!(
@@ -138,18 +184,13 @@ fn check(create: &CreateOptions) -> Result<()> {
         );
         Ok(())
     };
-    let size = create.cluster_size;
-    ensure!(
-        size.is_power_of_two() && (512..=2 << 20).contains(&size),
-        "Cluster size must be a power of two between 512 and 2048k"
-    );
-    if create.extended_l2 {
-        needs_v3("Extended L2 entries are only", "supported with", true)?;
-        ensure!(
-            size >= 16384,
-            "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes"
-        );
-    }
+    check_cluster_size(create.cluster_size)?;
+    needs_v3(
+        "Extended L2 entries are only",
+        "supported with",
+        create.extended_l2,
+    )?;
+    check_subclusters(create)?;
     ensure!(
         create.preallocation == Preallocation::Off
             || create.backing_file.is_none()
@@ -165,10 +206,7 @@ fn check(create: &CreateOptions) -> Result<()> {
         "supported with",
         create.lazy_refcounts,
     )?;
-    ensure!(
-        create.version >= 3 || create.refcount_bits == 16,
-        "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)"
-    );
+    check_refcount_bits(create, "version=v3")?;
     ensure!(
         !create.data_file_raw || create.data_file.is_some(),
         "data-file-raw requires data-file"

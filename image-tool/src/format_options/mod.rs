@@ -13,8 +13,8 @@ use crate::report::Hinted;
 use crate::size::{self, SizeError};
 
 pub(crate) use creation::{
-    FILE, check_preallocation, creation, is_driver, is_only_read, known_format, new_format,
-    not_creatable, preallocation,
+    FILE, check_preallocation, creation, is_driver, is_only_read, known_format, measured,
+    new_format, not_creatable, preallocation,
 };
 pub(crate) use encryption::{
     Encryption, check_secret, encryption, luks_header_len, not_encrypting,

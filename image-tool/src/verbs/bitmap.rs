@@ -198,7 +198,8 @@ fn add(image: &Image, bitmap: &str, granularity: Option<u64>) -> Result<()> {
     if bitmap.is_empty() {
         bail!("Bitmap name cannot be empty");
     }
-    if granularity.is_some_and(|bytes| bytes < 512 || !bytes.is_power_of_two()) {
+    let allowed = |bytes: u64| bytes.is_power_of_two() && (512..=1 << 31).contains(&bytes);
+    if granularity.is_some_and(|bytes| !allowed(bytes)) {
         bail!("Granularity must be power of 2 and at least 512");
     }
     if image.format() == Format::Raw {

@@ -94,6 +94,10 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 fn depth_of_base(source: &Source, base: Option<&str>) -> Result<usize> {
     let opened = open::open(source, &Opening::default())?;
     let chain = chain(&opened);
+    if chain.len() < 2 {
+        // It is not opened for writing any more, which is when this would be said.
+        open::warn_if_guessed(source, &opened);
+    }
     let Some(base) = base else {
         if chain.len() < 2 {
             bail!("Image does not have a backing file");

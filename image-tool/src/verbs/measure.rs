@@ -178,12 +178,7 @@ fn qcow2(
     secrets: &[String],
     size: u64,
 ) -> Result<Measured> {
-    if let Some(mode) = options.text("preallocation") {
-        format_options::preallocation(Some(mode))
-            .map_err(|_| anyhow!("invalid parameter value: {mode}"))?;
-    }
-    // A size that no image could have must not hide what is wrong with the other options.
-    let create = format_options::creation(Format::Qcow2, options, 0)?;
+    let create = format_options::measured(options)?;
     let cluster = create.cluster_size;
     let round = |size: u64| size.checked_next_multiple_of(cluster).ok_or_else(too_large);
     // Only LUKS takes space of its own.

@@ -19,6 +19,7 @@ fn bitmaps_are_changed_and_copied_alike() {
         "bitmap --add base b0",
         "bitmap --add -g 3 base b3",
         "bitmap --add -g 100 base b3",
+        "bitmap --add -g 4G base b3",
         "bitmap --remove base nope",
         "bitmap --clear base nope",
         "bitmap --enable base nope",

@@ -39,3 +39,19 @@ fn commit_moves_the_same_content() {
         );
     }
 }
+
+#[test]
+fn that_the_format_of_a_raw_image_was_guessed_is_said() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::prepared(&["qemu-img create -q -f raw image 1M"]);
+    for line in [
+        "commit image",
+        "commit -q image",
+        "commit -b other image",
+        "commit -f raw image",
+    ] {
+        pair.same(&line.split(' ').collect::<Vec<_>>());
+    }
+}

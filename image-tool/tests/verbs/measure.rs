@@ -47,6 +47,19 @@ fn measure_gives_the_same_sizes() {
         "measure -O qcow2 -l nope top",
         "measure -O qcow2 -o size=1G",
         "measure -O qcow2 --size 1G -o cluster_size=512,refcount_bits=64",
+        "measure -O qcow2 --size 1G -o compat=0.10,refcount_bits=1",
+        "measure -O qcow2 --size 1G -o compat=0.9",
+        "measure -O qcow2 --size 1G -o compat=v3",
+        "measure -O qcow2 --size 1G -o extended_l2=on,cluster_size=4k",
+        // What does not change the answer may be anything.
+        "measure -O qcow2 --size 1G -o compat=0.10,lazy_refcounts=on",
+        "measure -O qcow2 --size 1G -o compat=0.10,extended_l2=on",
+        "measure -O qcow2 --size 1G -o compat=0.10,compression_type=zstd",
+        "measure -O qcow2 --size 1G -o compat=0.10,data_file=x",
+        "measure -O qcow2 --size 1G -o data_file_raw=on",
+        "measure -O qcow2 --size 1G -o compression_type=other",
+        "measure -O qcow2 --size 1G -o backing_fmt=other",
+        "measure -O qcow2 -o preallocation=metadata,backing_file=x base",
     ] {
         pair.same_reading(&line.split(' ').collect::<Vec<_>>());
     }
