@@ -5,6 +5,7 @@
 
 mod peer;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use peer::Rng;
@@ -62,7 +63,7 @@ fn open(medium: &Medium, cache_bytes: usize) -> Image {
 
 /// A write, or zeroes: which sectors, of what, and when.
 struct Done {
-    sectors: std::ops::Range<usize>,
+    sectors: Range<usize>,
     value: u64,
     begun: usize,
     done: usize,
@@ -73,18 +74,32 @@ fn work(medium: &Medium, memory: &Memory, seed: u64) -> Vec<Done> {
     let mut rng = Rng(seed);
     let image = open(medium, *rng.pick(&[8 << 10, 1 << 20]));
     image.set_journal(Some(Box::new(memory.clone()))).unwrap();
+    let done = write(&image, memory, &mut rng, 1..250, 70);
+    // Killed: nothing is closed, nothing flushed.
+    std::mem::forget(image);
+    done
+}
+
+/// Writes these numbers, zeroes and flushes: data so many times of a hundred.
+fn write(
+    image: &Image,
+    memory: &Memory,
+    rng: &mut Rng,
+    numbers: Range<u64>,
+    data: u64,
+) -> Vec<Done> {
     let mut done = Vec::new();
-    for number in 1..250u64 {
+    for number in numbers {
         let start = rng.below(SECTORS as u64) as usize;
         let len = 1 + rng.below((SECTORS - start).min(40) as u64) as usize;
         let (offset, begun) = ((start * SECTOR) as u64, memory.now());
         let value = match rng.below(100) {
-            0..70 => {
+            dice if dice < data => {
                 let bytes = number.to_le_bytes().repeat(SECTOR / 8 * len);
                 image.write_at(offset, &bytes).unwrap();
                 number
             }
-            70..90 => {
+            ..90 => {
                 let unmap = rng.chance(70);
                 image
                     .write_zeroes(offset, (len * SECTOR) as u64, unmap)
@@ -107,20 +122,16 @@ fn work(medium: &Medium, memory: &Memory, seed: u64) -> Vec<Done> {
             done: memory.now(),
         });
     }
-    // Killed: nothing is closed, nothing flushed.
-    std::mem::forget(image);
     done
 }
 
 /// What there is after `moment` things have happened: the file, and the memory.
 fn at_moment(
-    start: &[u8],
-    words: usize,
+    (mut bytes, mut kept): (Vec<u8>, Vec<u64>),
     log: &[Event],
     memory: &Memory,
     moment: usize,
 ) -> (Vec<u8>, Vec<u64>) {
-    let (mut bytes, mut kept) = (start.to_vec(), vec![0; words]);
     let stores = memory.stores.lock().unwrap();
     let (mut events, mut stored) = (0, 0);
     while events + stored < moment {
@@ -164,7 +175,7 @@ fn wherever_a_process_is_killed_the_next_one_finds_what_was_written() {
         let mut rng = Rng(seed + 77);
         for _ in 0..40 {
             let moment = rng.below(memory.now() as u64 + 1) as usize;
-            let (bytes, kept) = at_moment(&start, words, &log, &memory, moment);
+            let (bytes, kept) = at_moment((start.clone(), vec![0; words]), &log, &memory, moment);
             let medium = Medium::with(bytes);
             let image = open(&medium, 1 << 20);
             let next = Memory::new(kept, &medium);
@@ -194,6 +205,137 @@ fn wherever_a_process_is_killed_the_next_one_finds_what_was_written() {
             image.close().unwrap();
         }
     }
+}
+
+/// What each sector may hold.
+fn disk_of(image: &Image) -> Vec<u64> {
+    let mut disk = vec![0; SECTORS * SECTOR];
+    image.read_at(0, &mut disk).unwrap();
+    disk.chunks(SECTOR).map(value_of).collect()
+}
+
+#[test]
+fn processes_that_are_killed_one_after_the_other_lose_nothing() {
+    for seed in 0..20 {
+        let mut rng = Rng(1000 + seed);
+        let words = 8 << 10;
+        let mut file = made(seed).state().bytes.clone();
+        let mut kept = vec![0; words];
+        let mut expected = vec![vec![0]; SECTORS];
+        for life in 0..8u64 {
+            let medium = Medium::with(file.clone());
+            let memory = Memory::new(kept.clone(), &medium);
+            let image = open(&medium, *rng.pick(&[8 << 10, 1 << 20]));
+            image.set_journal(Some(Box::new(memory.clone()))).unwrap();
+            let ready = memory.now();
+            // It writes what is unwritten, first of all.
+            if rng.chance(50) {
+                let found = image.check(Repair::None).unwrap();
+                let damage = found.corruptions + found.check_errors;
+                assert_eq!(damage, 0, "seed {seed}, {life}: {:?}", found.messages);
+            }
+            let disk = disk_of(&image);
+            for (sector, (value, expected)) in disk.iter().zip(&expected).enumerate() {
+                assert!(
+                    expected.contains(value),
+                    "seed {seed}, {life}, sector {sector}: {value}, not {expected:?}"
+                );
+            }
+            let first = 1 + 100 * life;
+            let count = rng.below(12);
+            let done = write(&image, &memory, &mut rng, first..first + count, 50);
+            std::mem::forget(image);
+
+            // At any moment, and often in the midst of taking over what the former process left.
+            let moment = match rng.chance(40) {
+                true => rng.below(ready as u64 + 1),
+                false => rng.below(memory.now() as u64 + 1),
+            } as usize;
+            if moment >= ready {
+                expected = disk.into_iter().map(|value| vec![value]).collect();
+            }
+            for done in done.iter().filter(|done| done.begun < moment) {
+                for sector in &mut expected[done.sectors.clone()] {
+                    if done.done <= moment {
+                        sector.clear();
+                    }
+                    sector.push(done.value);
+                }
+            }
+            let log = medium.state().log.clone();
+            (file, kept) = at_moment((file, kept), &log, &memory, moment);
+        }
+    }
+}
+
+#[test]
+fn what_is_given_up_is_given_up_once_however_many_processes_are_killed() {
+    let words = 8 << 10;
+    let medium = made(3);
+    let memory = Memory::new(vec![0; words], &medium);
+    let image = open(&medium, 1 << 20);
+    image.set_journal(Some(Box::new(memory.clone()))).unwrap();
+    image.write_at(0, &[1; 4 << 10]).unwrap();
+    image.flush().unwrap();
+    image.flush().unwrap();
+    image.write_zeroes(0, 4 << 10, true).unwrap();
+    std::mem::forget(image);
+    let left = (
+        medium.state().bytes.clone(),
+        memory.words.lock().unwrap().clone(),
+    );
+
+    let medium = Medium::with(left.0.clone());
+    let memory = Memory::new(left.1.clone(), &medium);
+    let image = open(&medium, 1 << 20);
+    image.set_journal(Some(Box::new(memory.clone()))).unwrap();
+    // Where that was.
+    image.write_at(1 << 19, &[2; 4 << 10]).unwrap();
+    let written = memory.now();
+    image.flush().unwrap();
+    image.flush().unwrap();
+    std::mem::forget(image);
+
+    let log = medium.state().log.clone();
+    for moment in 0..=memory.now() {
+        let (bytes, kept) = at_moment(left.clone(), &log, &memory, moment);
+        let medium = Medium::with(bytes);
+        let memory = Memory::new(kept, &medium);
+        let image = open(&medium, 1 << 20);
+        let taken = image.set_journal(Some(Box::new(memory)));
+        assert!(taken.is_ok(), "{moment}: {taken:?}");
+        let found = image.check(Repair::None).unwrap();
+        let damage = found.corruptions + found.check_errors;
+        assert_eq!(damage, 0, "{moment}: {:?}", found.messages);
+        let disk = disk_of(&image);
+        assert_eq!(disk[0], 0, "{moment}");
+        let last = disk[(1 << 19) / SECTOR];
+        assert!(
+            moment < written || last == 0x0202_0202_0202_0202,
+            "{moment}"
+        );
+    }
+}
+
+#[test]
+fn what_was_unwritten_when_notes_began_does_not_keep_them_from_being_found() {
+    let medium = made(5);
+    let memory = Memory::new(vec![0; 32 << 10], &medium);
+    let image = open(&medium, 1 << 20);
+    image.write_at(0, &[1; 64 << 10]).unwrap();
+    image.flush().unwrap();
+    // Once this is in the file, there are refcounts to write.
+    image.write_zeroes(0, 64 << 10, true).unwrap();
+    image.set_journal(Some(Box::new(memory.clone()))).unwrap();
+    image.write_at(1 << 19, &[7; 512]).unwrap();
+    assert!(!image.is_ahead());
+    std::mem::forget(image);
+
+    let image = open(&medium, 1 << 20);
+    image.set_journal(Some(Box::new(memory))).unwrap();
+    let mut bytes = [0; 512];
+    image.read_at(1 << 19, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 512]);
 }
 
 #[test]

@@ -102,6 +102,10 @@ impl Change {
 /// The notes.
 pub(crate) struct Journal {
     memory: Box<dyn Keep>,
+    /// Which file the notes are about.
+    identity: [u64; 2],
+    /// The memory holds these notes. Until then it holds those of a former process, which may still be needed.
+    begun: bool,
     current: usize,
     counts: [usize; 2],
     /// Not everything that belongs to this half is noted.
@@ -122,12 +126,14 @@ impl Journal {
         }
         let journal = Self {
             memory,
+            identity,
+            begun: false,
             current: 0,
             counts: [0; 2],
             incomplete: [false; 2],
             split: false,
         };
-        let left = journal.read(identity);
+        let left = journal.read();
         Some((journal, left))
     }
 
@@ -139,7 +145,7 @@ impl Journal {
         HEADER + (half * self.capacity() + record) * RECORD
     }
 
-    fn read(&self, identity: [u64; 2]) -> Result<Vec<Change>> {
+    fn read(&self) -> Result<Vec<Change>> {
         let load = |at| self.memory.load(at);
         if load(MAGIC_AT) == 0 {
             return Ok(Vec::new());
@@ -149,7 +155,7 @@ impl Journal {
             return Ok(Vec::new());
         }
         let damaged = || Error::invalid("the tables that a former process left are damaged");
-        let of_this = load(IDENTITY_AT) == identity[0] && load(IDENTITY_AT + 1) == identity[1];
+        let of_this = [load(IDENTITY_AT), load(IDENTITY_AT + 1)] == self.identity;
         if load(MAGIC_AT) != MAGIC || !of_this {
             return Err(Error::invalid(
                 "a former process left tables of another image",
@@ -171,27 +177,25 @@ impl Journal {
         Ok(changes)
     }
 
-    /// Begins anew: nothing is unwritten.
-    pub(crate) fn reset(&mut self, identity: [u64; 2]) {
+    /// Begins: nothing is unwritten, and what a former process noted is not needed any more.
+    pub(crate) fn begin(&mut self) {
         self.counts = [0; 2];
+        self.incomplete = [false; 2];
         self.memory.store(COUNTS_AT, 0);
         self.memory.store(COUNTS_AT + 1, 0);
-        self.memory.store(IDENTITY_AT, identity[0]);
-        self.memory.store(IDENTITY_AT + 1, identity[1]);
+        self.memory.store(IDENTITY_AT, self.identity[0]);
+        self.memory.store(IDENTITY_AT + 1, self.identity[1]);
         self.memory.store(CURRENT_AT, self.current as u64);
         self.memory.store(MAGIC_AT, MAGIC);
-    }
-
-    /// There is something unwritten that is not noted.
-    pub(crate) fn lack(&mut self) {
-        self.incomplete[self.current] = true;
+        self.begun = true;
     }
 
     /// Notes changes that belong together.
     pub(crate) fn note(&mut self, changes: &[Change]) {
         let half = self.current;
         let count = self.counts[half];
-        if self.incomplete[half] || count + changes.len() > self.capacity() {
+        let fits = count + changes.len() <= self.capacity();
+        if !self.begun || self.incomplete[half] || !fits {
             self.incomplete[half] = true;
             return;
         }
@@ -206,7 +210,9 @@ impl Journal {
 
     fn set_count(&mut self, half: usize, count: usize) {
         self.counts[half] = count;
-        self.memory.store(COUNTS_AT + half, count as u64);
+        if self.begun {
+            self.memory.store(COUNTS_AT + half, count as u64);
+        }
     }
 
     /// All that was noted is about to be written; what comes from now on belongs to the next time.
@@ -215,7 +221,9 @@ impl Journal {
         self.split = self.counts[other] == 0 && !self.incomplete[other];
         if self.split {
             self.current = other;
-            self.memory.store(CURRENT_AT, other as u64);
+            if self.begun {
+                self.memory.store(CURRENT_AT, other as u64);
+            }
         } else {
             // The time before, it could not be written: both halves have something. What comes now cannot be kept apart.
             self.incomplete[self.current] = true;
@@ -230,11 +238,14 @@ impl Journal {
         if !self.split {
             self.set_count(self.current, 0);
         }
+        if !self.begun && self.incomplete == [false; 2] {
+            self.begin();
+        }
     }
 
     /// Whether all that is unwritten is noted.
     pub(crate) fn is_complete(&self) -> bool {
-        self.incomplete == [false; 2]
+        self.begun && self.incomplete == [false; 2]
     }
 }
 
@@ -289,7 +300,7 @@ mod tests {
     fn fresh(memory: &Memory) -> Journal {
         let (mut journal, left) = Journal::open(Box::new(memory.clone()), IDENTITY).unwrap();
         assert_eq!(left.unwrap(), []);
-        journal.reset(IDENTITY);
+        journal.begin();
         journal
     }
 

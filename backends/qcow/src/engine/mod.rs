@@ -223,12 +223,12 @@ impl Engine {
     }
 
     /// Other tables were written, and all there is, is on the medium: goes on with those.
-    pub(crate) fn exchange(&mut self, header: Header, identity: [u64; 2]) {
+    pub(crate) fn exchange(&mut self, header: Header) {
         let journal = self.journal.take();
         self.restart(header);
         self.journal = journal;
         if let Some(journal) = &mut self.journal {
-            journal.reset(identity);
+            journal.begin();
         }
     }
 

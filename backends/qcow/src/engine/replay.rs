@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::address::{ClusterIndex, HostOffset};
 use crate::engine::journal::{Change, Journal};
-use crate::engine::{Engine, Stop, Undo};
+use crate::engine::{Engine, Freed, Stop, Undo};
 use crate::error::Error;
 
 impl Engine {
@@ -44,8 +44,8 @@ impl Engine {
     }
 
     /// Makes changes that a former process had made, of which any part may be in the file. If somebody else has written to the tables
-    /// meanwhile, none is made.
-    pub(crate) fn replay(&mut self, changes: &[Change]) -> Result<(), Stop> {
+    /// meanwhile, none is made. Returns what no table uses any more once they are on the medium.
+    pub(crate) fn replay(&mut self, changes: &[Change]) -> Result<Vec<Freed>, Stop> {
         self.check_usable()?;
         let size = self.geometry.cluster_size();
         let mut created = HashSet::new();
@@ -81,6 +81,7 @@ impl Engine {
                 return Err(misfit());
             }
         }
+        let mut unused = Vec::new();
         for change in changes {
             match *change {
                 Change::Word {
@@ -90,10 +91,17 @@ impl Engine {
                     self.pages.create(table, offset, len, &mut self.undo);
                     self.mark_metadata(self.geometry.cluster_of(HostOffset(offset)));
                 }
-                Change::Freed(freed) => self.free_later(freed.host, freed.clusters),
+                Change::Freed(freed) => unused.push(freed),
             }
         }
-        Ok(())
+        Ok(unused)
+    }
+
+    /// What a replay said that no table uses any more.
+    pub(crate) fn give_up(&mut self, unused: &[Freed]) {
+        for freed in unused {
+            self.free_later(freed.host, freed.clusters);
+        }
     }
 }
 

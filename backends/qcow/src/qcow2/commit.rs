@@ -248,24 +248,28 @@ impl Qcow2 {
         let (Some(memory), false) = (memory, engine.header.lazy_refcounts()) else {
             return Ok(());
         };
-        let identity = self.storage.identity();
-        let Some((mut journal, left)) = Journal::open(memory, identity) else {
+        // What the first time gave up has changed refcounts.
+        if !engine.is_clean() {
+            self.commit(&mut engine, false)?;
+        }
+        let Some((mut journal, left)) = Journal::open(memory, self.storage.identity()) else {
             return Ok(());
         };
         let made = left.and_then(|changes| {
-            if changes.is_empty() {
-                return Ok(());
-            }
-            self.run_locked(&mut engine, |engine| engine.replay(&changes))?;
-            self.commit(&mut engine, false)
+            let freed = self.run_locked(&mut engine, |engine| engine.replay(&changes))?;
+            self.commit(&mut engine, false).map(|()| freed)
         });
         if engine.is_clean() {
-            journal.reset(identity);
-        } else {
-            journal.lack();
+            journal.begin();
         }
         engine.set_journal(Some(journal));
-        made
+        // Only now: the notes say it, and would be followed once more if this process is killed, too. At worst it leaks.
+        let unused = made?;
+        self.run_locked(&mut engine, |engine| {
+            engine.give_up(&unused);
+            Ok(())
+        })?;
+        self.commit(&mut engine, false)
     }
 
     /// Puts everything on the medium.

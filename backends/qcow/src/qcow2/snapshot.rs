@@ -52,7 +52,7 @@ impl Qcow2 {
             snapshots,
             freed,
         } = exchanged?;
-        engine.exchange(header, self.storage.identity());
+        engine.exchange(header);
         self.size.store(size, std::sync::atomic::Ordering::Release);
         if let Some(snapshots) = snapshots {
             *self.snapshot_list() = snapshots;
