@@ -6,6 +6,8 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::Command;
 use clap_complete::Shell;
 
+use crate::output;
+
 /// The README holds the one table of knowing differences; the man page shows the same.
 const README: &str = include_str!("../README.md");
 
@@ -17,13 +19,27 @@ pub(crate) fn completions(mut command: Command, shell: &str) -> Result<()> {
         )
     })?;
     let name = command.get_name().to_owned();
-    clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, &name, &mut script);
+    let mut script = String::from_utf8(script).context("completions that are not text")?;
+    if shell == Shell::Bash {
+        script = with_one_name(&script, &name);
+    }
+    output::line(script.trim_end());
     Ok(())
+}
+
+/// clap_complete 4.6 writes a dash in the program's name in one way where it finds out the verb and in another where it
+/// lists the verb's options, which then are never found.
+fn with_one_name(script: &str, name: &str) -> String {
+    script.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"))
 }
 
 /// Writes the man page of the program, and one for each verb, into a folder.
 pub(crate) fn man_pages(command: Command, folder: &Path) -> Result<()> {
     let command = command.after_long_help(differences());
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("Could not create '{}'", folder.display()))?;
     clap_mangen::generate_to(command, folder)
         .with_context(|| format!("Could not write man pages to '{}'", folder.display()))
 }

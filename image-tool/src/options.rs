@@ -43,7 +43,23 @@ pub(crate) fn value(
         .value_name(what)
         .help(help)
         .allow_hyphen_values(true);
+    let arg = match offered(what) {
+        none if none.is_empty() => arg,
+        values => arg.value_parser(values).hide_possible_values(true),
+    };
     with_short(arg, short.into())
+}
+
+/// The values that completions offer, by what a value is called.
+fn offered(what: &'static str) -> Vec<&'static str> {
+    const CACHES: [&str; 5] = ["none", "writeback", "writethrough", "directsync", "unsafe"];
+    match what {
+        "PREALLOC" => vec!["off", "metadata", "falloc", "full"],
+        _ if what.ends_with("FMT") => vec!["qcow2", "raw"],
+        _ if what.contains("CACHE") => CACHES.to_vec(),
+        _ if what.contains('|') => what.split('|').collect(),
+        _ => Vec::new(),
+    }
 }
 
 fn with_short(arg: Arg, short: Option<char>) -> Arg {

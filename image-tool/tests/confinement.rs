@@ -245,25 +245,3 @@ fn info_opens_neither_backing_nor_data_file() {
         assert!(run(&["check", "--output=json", image]).contains("\"check-errors\": 0"));
     }
 }
-
-#[test]
-fn completions_and_man_pages_come_from_the_definitions() {
-    let folder = tempfile::tempdir().unwrap();
-    let run = |args: &[&str]| {
-        Command::new(env!("CARGO_BIN_EXE_image-tool"))
-            .args(args)
-            .output()
-            .unwrap()
-    };
-    let bash = String::from_utf8(run(&["--completions", "bash"]).stdout).unwrap();
-    assert!(bash.contains("--backing-format") && bash.contains("snapshot"));
-    assert!(!run(&["--completions", "nosuch"]).status.success());
-    assert!(
-        run(&["--man-pages", &folder.path().to_string_lossy()])
-            .status
-            .success()
-    );
-    let page = fs::read_to_string(folder.path().join("image-tool.1")).unwrap();
-    assert!(page.contains("Knowing differences"), "{page}");
-    assert!(folder.path().join("image-tool-convert.1").exists());
-}

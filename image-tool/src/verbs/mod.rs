@@ -88,6 +88,7 @@ pub(crate) fn program() -> Command {
         .about("Disk images: create, convert, inspect, check")
         .disable_help_flag(true)
         .disable_version_flag(true)
+        .disable_help_subcommand(true)
         .arg(flag("help", 'h', "print this help and exit"))
         .arg(flag("version", 'V', "print the version and exit"))
         .arg(value(
