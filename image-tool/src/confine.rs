@@ -29,6 +29,7 @@ const OPEN_FILES: &[libc::c_long] = &[
 
 /// Giving the finished file its name, or removing it.
 const NAMES: &[libc::c_long] = &[
+    libc::SYS_linkat,
     libc::SYS_rename,
     libc::SYS_renameat,
     libc::SYS_renameat2,

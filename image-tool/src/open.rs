@@ -41,6 +41,8 @@ pub(crate) struct Opening {
     pub(crate) writable_at: Option<usize>,
     /// Data is left to the kernel to write out.
     pub(crate) unsynced: bool,
+    /// The image's file, if it has no name yet.
+    pub(crate) file: Option<Arc<File>>,
 }
 
 /// An open image and what was learnt on the way.
@@ -111,7 +113,10 @@ impl Chain {
         if how.writable && (how.share || source.force_share) {
             bail!("force-share=on can only be used with read-only images");
         }
-        let file = open_file(&source.path, how.writable)?;
+        let file = match &how.file {
+            Some(file) => file.try_clone()?,
+            None => open_file(&source.path, how.writable)?,
+        };
         self.remember(&file, &source.path)?;
         let (format, guessed) = format_of(source, &file)?;
         if guessed && format == Format::Raw && how.writable {

@@ -1,13 +1,17 @@
-//! The file a command creates. It is written under another name in the same folder and takes its own name once it is
-//! whole, so that no failure, signal or crash leaves something there that opens as an image and is not one.
+//! The file a command creates. It is written without a name, or where the file system cannot do that under another one in
+//! the same folder, and takes its own name once it is whole, so that no failure, signal or crash leaves something
+//! there that opens as an image and is not one.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, fchown};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, anyhow};
-use qcow::{Format, Image, OpenOptions};
+use qcow::{CreateOptions, Format, Image, OpenOptions};
+use rustix::fs::{AtFlags, CWD, linkat};
+use rustix::io::Errno;
 
 use crate::reason::{os, reason};
 
@@ -26,6 +30,8 @@ pub(crate) struct Target {
 
 #[derive(Debug)]
 enum Staging {
+    /// Without a name: what is not finished goes with the process.
+    Unnamed(File),
     /// Under another name.
     Beside(PathBuf),
     /// Under its own: a device, a file with several names, a folder that cannot be written.
@@ -45,7 +51,10 @@ impl Target {
             Ok(metadata) => metadata,
             Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(cannot(error)),
             Err(_) => {
-                let staging = beside(&name, path)?;
+                let staging = match unnamed(&name, None) {
+                    Some(file) => Staging::Unnamed(file),
+                    None => beside(&name, path)?,
+                };
                 return Ok(Self {
                     name,
                     staging,
@@ -75,37 +84,49 @@ impl Target {
         let lock = OpenOptions::new(Format::Raw).writable(true);
         let replaced = Image::open_file(file, path, &lock)
             .map_err(|error| anyhow!("{}", reason(&error, path)))?;
-        let staging = if metadata.nlink() == 1 {
-            beside(&name, path)
+        let staging = if metadata.nlink() > 1 {
+            Staging::InPlace
+        } else if let Some(file) = unnamed(&name, Some(&metadata)) {
+            Staging::Unnamed(file)
         } else {
-            Ok(Staging::InPlace)
+            beside(&name, path).unwrap_or(Staging::InPlace)
         };
-        match staging {
-            Ok(Staging::Beside(staged)) => Ok(Self {
-                name,
-                staging: Staging::Beside(staged),
-                replaced: Some(replaced),
-            }),
-            // Writing in place takes the lock by itself.
-            _ => Ok(Self {
-                name,
-                staging: Staging::InPlace,
-                replaced: None,
-            }),
+        // Writing in place takes the lock by itself.
+        let replaced = Some(replaced).filter(|_| !matches!(staging, Staging::InPlace));
+        Ok(Self {
+            name,
+            staging,
+            replaced,
+        })
+    }
+
+    /// Makes the image.
+    pub(crate) fn create(&self, options: &CreateOptions) -> qcow::Result<()> {
+        match &self.staging {
+            Staging::Unnamed(file) => qcow::create_file(file, &self.name, options),
+            _ => qcow::create(self.path(), options),
         }
     }
 
-    /// Where to write.
+    /// The file, if it cannot be opened by its path.
+    pub(crate) fn open_file(&self) -> Result<Option<Arc<File>>> {
+        match &self.staging {
+            Staging::Unnamed(file) => Ok(Some(Arc::new(file.try_clone()?))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Where to write, and what names in the image are relative to.
     pub(crate) fn path(&self) -> &Path {
         match &self.staging {
             Staging::Beside(staged) => staged,
-            Staging::InPlace | Staging::Finished => &self.name,
+            Staging::Unnamed(_) | Staging::InPlace | Staging::Finished => &self.name,
         }
     }
 
-    /// Whether the file has another name until it is whole.
+    /// Whether nobody finds the file by its name until it is whole.
     pub(crate) fn is_hidden(&self) -> bool {
-        matches!(self.staging, Staging::Beside(_))
+        matches!(self.staging, Staging::Unnamed(_) | Staging::Beside(_))
     }
 
     /// Whether it is a device, which holds what was on it before.
@@ -123,23 +144,48 @@ impl Target {
 
     /// The file is whole: gives it its name.
     pub(crate) fn finish(mut self) -> Result<()> {
-        if let Staging::Beside(staged) = &self.staging {
-            fs::rename(staged, &self.name).map_err(|error| {
-                anyhow!("Could not create '{}': {}", self.name.display(), os(&error))
-            })?;
-            forget(staged);
-        }
+        self.take_name().map_err(|error| {
+            anyhow!("Could not create '{}': {}", self.name.display(), os(&error))
+        })?;
         self.staging = Staging::Finished;
         Ok(())
     }
 
+    fn take_name(&self) -> std::io::Result<()> {
+        let staged = match &self.staging {
+            Staging::Beside(staged) => staged.clone(),
+            Staging::Unnamed(file) => {
+                // Never in the place of another file, which a link cannot take.
+                if self.replaced.is_none() {
+                    match link(file, &self.name) {
+                        Err(Errno::EXIST) => {}
+                        done => return Ok(done?),
+                    }
+                }
+                let staged = staged_name(&self.name);
+                remember(&staged);
+                link(file, &staged).inspect_err(|_| forget(&staged))?;
+                staged
+            }
+            Staging::InPlace | Staging::Finished => return Ok(()),
+        };
+        let renamed = fs::rename(&staged, &self.name);
+        if renamed.is_err() && matches!(self.staging, Staging::Unnamed(_)) {
+            // The error that led here is the one to report.
+            let _ = fs::remove_file(&staged);
+        }
+        forget(&staged);
+        renamed
+    }
+
     /// Gives the new file the mode and owner of the one it replaces. Before confinement: it opens the file once more.
     pub(crate) fn inherit(&self) -> Result<()> {
-        let (Staging::Beside(staged), Some(_)) = (&self.staging, &self.replaced) else {
-            return Ok(());
+        let new = match (&self.staging, &self.replaced) {
+            (Staging::Beside(staged), Some(_)) => File::options().write(true).open(staged)?,
+            (Staging::Unnamed(file), Some(_)) => file.try_clone()?,
+            _ => return Ok(()),
         };
         let old = fs::metadata(&self.name)?;
-        let new = File::options().write(true).open(staged)?;
         new.set_permissions(old.permissions())?;
         let present = new.metadata()?;
         if (present.uid(), present.gid()) != (old.uid(), old.gid()) {
@@ -158,7 +204,7 @@ impl Drop for Target {
                 let _ = fs::remove_file(staged);
                 forget(staged);
             }
-            Staging::InPlace | Staging::Finished => {}
+            Staging::Unnamed(_) | Staging::InPlace | Staging::Finished => {}
         }
     }
 }
@@ -177,8 +223,38 @@ fn end_of_links(path: &Path) -> PathBuf {
     name
 }
 
+/// A file without a name in the folder of `name`, if it can be given that name in the end, be it in the place of `old`.
+fn unnamed(name: &Path, old: Option<&fs::Metadata>) -> Option<File> {
+    // It is to have the old one's owner, and who does not own a file may not give it names.
+    if old.is_some_and(|old| old.uid() != rustix::process::geteuid().as_raw()) {
+        return None;
+    }
+    let folder = name
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .open(folder.unwrap_or(Path::new(".")))
+        .ok()?;
+    // Its name is given through this one, which is not there without /proc.
+    let seen = fs::metadata(link_to(&file)).ok()?;
+    let itself = file.metadata().ok()?;
+    ((seen.dev(), seen.ino()) == (itself.dev(), itself.ino())).then_some(file)
+}
+
+/// Where the kernel shows an open file.
+fn link_to(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn link(file: &File, name: &Path) -> rustix::io::Result<()> {
+    linkat(CWD, link_to(file), CWD, name, AtFlags::SYMLINK_FOLLOW)
+}
+
 /// A name beside `name` that nobody uses.
-fn beside(name: &Path, shown: &Path) -> Result<Staging> {
+fn staged_name(name: &Path) -> PathBuf {
     let file_name = name
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
@@ -187,16 +263,25 @@ fn beside(name: &Path, shown: &Path) -> Result<Staging> {
     let kept: String = file_name.chars().take(60).collect();
     let mut staged = name.to_owned();
     staged.set_file_name(format!(".{kept}.{}.unfinished", std::process::id()));
+    staged
+}
+
+fn beside(name: &Path, shown: &Path) -> Result<Staging> {
+    let staged = staged_name(name);
     File::options()
         .write(true)
         .create_new(true)
         .open(&staged)
         .map_err(|error| anyhow!("Could not create '{}': {}", shown.display(), os(&error)))?;
+    remember(&staged);
+    Ok(Staging::Beside(staged))
+}
+
+fn remember(staged: &Path) {
     UNFINISHED
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .push(staged.clone());
-    Ok(Staging::Beside(staged))
+        .push(staged.to_owned());
 }
 
 fn forget(staged: &Path) {

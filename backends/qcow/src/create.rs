@@ -1,5 +1,6 @@
 //! Creating images.
 
+use std::fs::File;
 use std::path::Path;
 
 use crate::address::{ClusterIndex, HostOffset};
@@ -26,7 +27,7 @@ pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
     let path = path.as_ref();
     check(options)?;
     let existed = path.exists();
-    let done = create_file(path, options);
+    let done = create_named(path, options);
     if done.is_err() && !existed {
         // The first error is the one to report.
         let _ = std::fs::remove_file(path);
@@ -34,7 +35,7 @@ pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
     done
 }
 
-fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
+fn create_named(path: &Path, options: &CreateOptions) -> Result<()> {
     let file = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -42,8 +43,26 @@ fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
         .truncate(false)
         .open(path)
         .map_err(|error| Error::io(format!("cannot create {}", path.display()), error))?;
-    let lock = FileLock::acquire(&file, Use::Write, path)?;
-    let storage = HostFile::new(file).map_err(|error| Error::io("cannot stat", error))?;
+    fill(&file, path, options)
+}
+
+/// Creates an image in an open file, which need not have a name yet; `path` is the one it goes by in messages, and
+/// what the name of an external data file is relative to.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_file(file: &File, path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
+    check(options)?;
+    fill(file, path.as_ref(), options)
+}
+
+fn fill(file: &File, path: &Path, options: &CreateOptions) -> Result<()> {
+    let lock = FileLock::acquire(file, Use::Write, path)?;
+    let again = || {
+        let error = |error| Error::io("cannot duplicate the file", error);
+        file.try_clone().map_err(error)
+    };
+    let storage = HostFile::new(again()?).map_err(|error| Error::io("cannot stat", error))?;
     let failed = |error| Error::io(format!("{}: cannot truncate", path.display()), error);
     storage.set_len(0).map_err(failed)?;
     match options.format {
@@ -65,12 +84,17 @@ fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
             }
             // The lock belongs to the open file, which both hold.
             drop((lock, storage));
-            preallocate(path, options, preallocation)
+            preallocate(again()?, path, options, preallocation)
         }
     }
 }
 
-fn preallocate(path: &Path, options: &CreateOptions, preallocation: Preallocation) -> Result<()> {
+fn preallocate(
+    file: File,
+    path: &Path,
+    options: &CreateOptions,
+    preallocation: Preallocation,
+) -> Result<()> {
     let data = if options.data_file.is_some() {
         DataFile::Open
     } else {
@@ -80,7 +104,7 @@ fn preallocate(path: &Path, options: &CreateOptions, preallocation: Preallocatio
         .writable(true)
         .data_file(data)
         .locking(Locking::Exclusive);
-    let image = Image::open(path, &open)?;
+    let image = Image::open_file(file, path, &open)?;
     image.preallocate(0, options.size, preallocation)?;
     image.close()
 }

@@ -161,7 +161,7 @@ mod window;
 
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use buffer::{Destination, Source};
-pub use create::{create, create_in};
+pub use create::{create, create_file, create_in};
 pub use engine::Keep;
 pub use error::{Error, ErrorKind, Result};
 pub use image::Image;

@@ -14,10 +14,12 @@ use crate::keyval;
 use crate::open::{self, Opening};
 use crate::options;
 use crate::output;
+use crate::progress::Progress;
 use crate::reason::reason;
 use crate::report::{Hinted, Usage};
 use crate::source::{Source, local_path};
 use crate::target::Target;
+use crate::watch::Watch;
 
 pub(crate) const NAME: &str = "create";
 
@@ -205,8 +207,11 @@ fn create(asked: &Asked<'_>) -> Result<()> {
     if format == Format::Qcow2 && i64::try_from(create.size).is_err() {
         bail!("Could not resize image: Image size cannot be negative");
     }
+    let watch = Watch::new()?;
     let target = Target::prepare(&path)?;
-    qcow::create(target.path(), &create)
+    watch.start(Progress::new(false, 0.0).into())?;
+    target
+        .create(&create)
         .map_err(|error| anyhow!("{}", create_reason(&error, format, &target)))?;
     target.inherit()?;
     target.finish()

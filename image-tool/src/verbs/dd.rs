@@ -141,12 +141,14 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let rounded = length
         .checked_next_multiple_of(512)
         .ok_or_else(|| anyhow!("Image size is too large"))?;
-    qcow::create(target.path(), &CreateOptions::new(format, rounded)).map_err(|error| {
-        failed(anyhow!(
-            "{}",
-            create::create_reason(&error, format, &target)
-        ))
-    })?;
+    target
+        .create(&CreateOptions::new(format, rounded))
+        .map_err(|error| {
+            failed(anyhow!(
+                "{}",
+                create::create_reason(&error, format, &target)
+            ))
+        })?;
     target.inherit()?;
     let written = Source {
         text: shown.to_string(),
@@ -156,6 +158,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         &written,
         &Opening {
             writable: true,
+            file: target.open_file()?,
             ..Opening::default()
         },
     )?;

@@ -38,6 +38,20 @@ impl Image {
         self.amend("refcounts", |qcow2| qcow2.set_refcount_bits(bits))
     }
 
+    /// Marks the image as one whose content is being replaced (`true`) or is whole again (`false`), durably, together with
+    /// all that was written before. Meanwhile it has the corrupt bit, so that after a failure or a crash nobody writes it, and
+    /// [`crate::Qcow2Info::corrupt`] tells; a repair takes the mark away. Returns whether the image can say so: raw images and
+    /// version 2 cannot.
+    pub fn set_incomplete(&self, incomplete: bool) -> Result<bool> {
+        self.check_writable()?;
+        match &self.layer {
+            Layer::Raw(_) => Ok(false),
+            Layer::Qcow2(qcow2) => qcow2
+                .set_incomplete(incomplete)
+                .map_err(|error| error.within(self.path.display())),
+        }
+    }
+
     /// The external data file is no longer a raw image of the disk that others may write.
     pub fn clear_data_file_raw(&self) -> Result<()> {
         self.amend("external data file", |qcow2| qcow2.clear_data_file_raw())

@@ -13,7 +13,7 @@ use crate::disk::Disk;
 use crate::format_options::{self, FormatOptions};
 use crate::open::{self, Opened, Opening};
 use crate::reason::reason;
-use crate::report::Hinted;
+use crate::report::{self, Hinted};
 use crate::source::{Source, local_path};
 use crate::target::Target;
 use crate::verbs::{close, create};
@@ -78,7 +78,7 @@ impl Destination {
             return Err(failed(format_options::not_encrypting(&options)));
         }
         let target = Target::prepare(&path).map_err(failed)?;
-        qcow::create(target.path(), &creation).map_err(|error| {
+        target.create(&creation).map_err(|error| {
             failed(anyhow!(
                 "{}",
                 create::create_reason(&error, format, &target)
@@ -96,6 +96,7 @@ impl Destination {
             &Opening {
                 writable: true,
                 unsynced,
+                file: target.open_file()?,
                 ..Opening::default()
             },
         )?;
@@ -162,6 +163,31 @@ impl Destination {
     /// Folders in which a name will change.
     pub(crate) fn folders(&self) -> Vec<PathBuf> {
         self.target.iter().map(Target::folder).collect()
+    }
+
+    /// Marks an image that has its name already as incomplete, where it can say so: nothing else hides what a failure or a
+    /// crash leaves of it.
+    pub(crate) fn mark(&self) -> Result<bool> {
+        let marked = self.image().set_incomplete(true);
+        marked.map_err(|error| anyhow!("{}", reason(&error, self.image().path())))
+    }
+
+    /// What is there is whole again.
+    pub(crate) fn unmark(&self) -> Result<()> {
+        let unmarked = self.image().set_incomplete(false);
+        let told = |error: qcow::Error| anyhow!("{}", reason(&error, self.image().path()));
+        unmarked.map(drop).map_err(told)
+    }
+
+    /// The error that left a marked image as it is.
+    pub(crate) fn incomplete(&self, error: &anyhow::Error) -> anyhow::Error {
+        let hint = format!(
+            "'{}' is incomplete, and marked corrupt until '{} check -r all' is told to take it as it is.",
+            self.image().path().display(),
+            report::program()
+        );
+        let message = error.to_string();
+        Hinted { message, hint }.into()
     }
 
     /// The copy is complete: closes the image and gives it its name.

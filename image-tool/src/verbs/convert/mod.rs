@@ -260,11 +260,35 @@ fn convert(
         progress,
         total: total(settings, &input, &plan)?,
     };
-    copy::run(&copy, plan).map_err(|failure| explain(&failure, &input, target))?;
-    if settings.bitmaps {
-        copy_bitmaps(sources, target, settings.skip_broken_bitmaps)?;
-    }
+    fill(settings, sources, &destination, || {
+        copy::run(&copy, plan).map_err(|failure| explain(&failure, &input, target))
+    })?;
     destination.finish()
+}
+
+/// Copies the disk and what belongs to it, under a mark if the target has its name already.
+fn fill(
+    settings: &Settings,
+    sources: &[Opened],
+    destination: &Destination,
+    copy: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let target = destination.image();
+    let is_marked = settings.no_create && destination.mark()?;
+    copy().map_err(|error| match is_marked {
+        true => destination.incomplete(&error),
+        false => error,
+    })?;
+    let bitmaps = match settings.bitmaps {
+        true => copy_bitmaps(sources, target, settings.skip_broken_bitmaps),
+        false => Ok(()),
+    };
+    // Without its bitmaps, too, the disk is whole.
+    let unmarked = match is_marked {
+        true => destination.unmark(),
+        false => Ok(()),
+    };
+    bitmaps.and(unmarked)
 }
 
 /// How much there is to do, when somebody is told how far it is.

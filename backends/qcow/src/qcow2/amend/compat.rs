@@ -112,6 +112,29 @@ impl Qcow2 {
         self.update_header(&mut engine, header)
     }
 
+    /// Sets the corrupt bit while the disk's content is replaced, or clears it: whoever meets an incomplete copy, after a
+    /// crash too, is told so, and none can write it. Version 2 has no such bit.
+    pub(crate) fn set_incomplete(&self, incomplete: bool) -> Result<bool> {
+        let _guard = self.ranges.exclusive(0..u64::MAX);
+        let mut engine = self.engine();
+        engine.check_usable()?;
+        if engine.header.version < 3 {
+            return Ok(false);
+        }
+        while !engine.is_clean() {
+            self.commit(&mut engine, true)?;
+        }
+        self.sync_data()?;
+        let mut header = engine.header.clone();
+        if incomplete {
+            header.incompatible |= feature::CORRUPT;
+        } else {
+            header.incompatible &= !feature::CORRUPT;
+        }
+        self.update_header(&mut engine, header)?;
+        Ok(true)
+    }
+
     /// Counts all clusters anew, in counts of another width, and switches to them with one write of the header.
     pub(crate) fn set_refcount_bits(&self, bits: u32) -> Result<()> {
         if !bits.is_power_of_two() || bits > 64 {
