@@ -63,16 +63,14 @@ pub(crate) fn snapshot_l1(error: &qcow::Error, image: &Path) -> Option<(String, 
 }
 
 fn locked(text: &str, image: &Path) -> String {
-    let what = text
-        .find("cannot get ")
-        .and_then(|at| text.get(at + "cannot get ".len()..));
-    let lock = what
-        .and_then(|what| what.split(" lock").next())
-        .unwrap_or("\"write\"");
-    format!(
-        "Failed to get {lock} lock\nIs another process using the image [{}]?",
-        image.display()
-    )
+    let (file, what) = text.split_once("cannot get ").unwrap_or(("", text));
+    let lock = what.split(" lock").next().unwrap_or_default();
+    let file = match file.strip_suffix(": ") {
+        // Another one than the image: its data file.
+        Some(other) => other.to_owned(),
+        None => image.display().to_string(),
+    };
+    format!("Failed to get {lock} lock\nIs another process using the image [{file}]?")
 }
 
 fn without_number(text: &str) -> String {

@@ -167,3 +167,56 @@ fn a_folder_is_no_image() {
         pair.same(arguments);
     }
 }
+
+#[test]
+fn a_data_file_in_use_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data.raw");
+    let raw = qcow::CreateOptions::new(qcow::Format::Raw, 1 << 20);
+    qcow::create(&data, &raw).unwrap();
+    let writable = qcow::OpenOptions::new(qcow::Format::Raw).writable(true);
+    let user = qcow::Image::open(&data, &writable).unwrap();
+
+    let refused = Command::new(env!("CARGO_BIN_EXE_image-tool"))
+        .args([
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            "data_file=data.raw",
+            "x",
+            "1M",
+        ])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        message.ends_with("lock\nIs another process using the image [data.raw]?\n"),
+        "{message}"
+    );
+    user.close().unwrap();
+}
+
+#[test]
+fn a_name_in_an_image_does_not_command_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("x");
+    let mut overlay = qcow::CreateOptions::new(qcow::Format::Qcow2, 1 << 20);
+    overlay.backing_file = Some("\u{1b}]0;title\u{7}\u{9b}2Jbase".to_owned());
+    overlay.backing_format = Some(qcow::Format::Raw);
+    qcow::create(&image, &overlay).unwrap();
+    for line in ["info x", "map x", "info --output=json x"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_image-tool"))
+            .args(line.split(' '))
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(told.contains("2Jbase"), "{line}: {told:?}");
+        let is_command = |c: char| c.is_control() && c != '\n';
+        assert!(!told.contains(is_command), "{line}: {told:?}");
+    }
+}
