@@ -54,6 +54,14 @@ fn items(list: &str) -> Vec<String> {
     items
 }
 
+/// What a bare name switches: itself on, or with `no` in front the rest of it off.
+pub(crate) fn switch(name: &str) -> (&str, &'static str) {
+    match name.strip_prefix("no") {
+        Some(rest) => (rest, "off"),
+        None => (name, "on"),
+    }
+}
+
 /// Whether several of such lists, joined by commas, mean the same as one after the other.
 pub(crate) fn is_joinable(list: &str) -> bool {
     let trailing = list.bytes().rev().take_while(|&b| b == b',').count();
@@ -108,6 +116,13 @@ mod tests {
                 ("driver".into(), Some("raw".into()))
             ]
         );
+    }
+
+    #[test]
+    fn a_bare_name_is_a_switch() {
+        assert_eq!(switch("read-only"), ("read-only", "on"));
+        assert_eq!(switch("noread-only"), ("read-only", "off"));
+        assert_eq!(switch("nocow"), ("cow", "off"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail, ensure};
 
 use crate::format_options::{FormatOptions, Kind, Spec};
 use crate::json::{Object, Value};
@@ -29,6 +29,8 @@ pub(crate) struct Node {
     data_file: Option<Box<Node>>,
     backing: Option<Box<Node>>,
     no_backing: bool,
+    /// The name of a node that is to be in this one's place.
+    reference: Option<String>,
 }
 
 /// `offset` and `size` are read as options of those names would be.
@@ -70,7 +72,31 @@ impl Node {
                 self.no_backing = true;
                 Ok(())
             }
-            None => bail!("Cannot find device='{0}' nor node-name='{0}'", value.text),
+            None => {
+                child.get_or_insert_default().reference = Some(value.text);
+                Ok(())
+            }
+        }
+    }
+
+    /// Refuses references: there are no nodes beside those that are described here.
+    fn check_references(&self) -> Result<()> {
+        if let Some(name) = &self.reference {
+            let alone = self.driver.is_none() && self.own.is_empty() && self.file.is_none();
+            ensure!(
+                alone,
+                "Cannot reference an existing block device with additional options or a new filename"
+            );
+            bail!("Cannot find device='{name}' nor node-name='{name}'");
+        }
+        for child in [&self.file, &self.data_file].into_iter().flatten() {
+            child.check_references()?;
+        }
+        match &self.backing {
+            Some(backing) => backing
+                .check_references()
+                .map_err(|error| anyhow!("Could not open backing file: {error}")),
+            None => Ok(()),
         }
     }
 
@@ -92,6 +118,7 @@ impl Node {
 
     /// The image this describes; `text` is what the user wrote.
     pub(crate) fn into_source(self, text: &str) -> Result<Source> {
+        self.check_references()?;
         if self.driver.is_none() && self.file.is_none() {
             bail!("Must specify either driver or file");
         }
@@ -186,9 +213,13 @@ impl Node {
         if self.file.is_some() || self.backing.is_some() || self.data_file.is_some() {
             bail!("Block protocol 'file' doesn't support the option 'file.driver'");
         }
-        let filename = self
-            .own("filename")
-            .ok_or_else(|| anyhow!("A block device must be specified for \"file\""))?;
+        let filename = match self.own("filename") {
+            None if self.driver.is_none() => {
+                bail!("A block device must be specified for \"file\"")
+            }
+            None | Some("") => bail!("The 'file' block driver requires a file name"),
+            Some(filename) => filename,
+        };
         let mut source = Source::of_file(PathBuf::from(filename), format);
         text.clone_into(&mut source.text);
         source.locks = match self.own("locking") {

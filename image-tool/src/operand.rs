@@ -10,7 +10,7 @@ use serde_json::error::Category;
 
 use crate::keyval;
 use crate::node::{Given, Node};
-use crate::report::Hinted;
+use crate::report::{self, Hinted};
 use crate::source::{Source, local_path, relative_to};
 
 /// Whether `json:` names that images record are followed; the user says so before anything is opened.
@@ -74,8 +74,11 @@ impl Source {
         let options = keyval::split(text, Some("file"))
             .into_iter()
             .map(|item| {
-                let text = item.value.unwrap_or_else(|| "on".to_owned());
-                (item.key, Given { text, bare: false })
+                let (key, text) = match item.value {
+                    Some(text) => (item.key, text),
+                    None => switched(&item.key),
+                };
+                (key, Given { text, bare: false })
             })
             .collect();
         Self::from_flat(text, options, None)
@@ -106,6 +109,15 @@ impl Source {
         }
         node.into_source(text)
     }
+}
+
+/// What a name without a value means, and a warning that it may mean nothing one day.
+fn switched(name: &str) -> (String, String) {
+    let (key, value) = keyval::switch(name);
+    report::warning(format_args!(
+        "short-form boolean option '{name}' deprecated\nPlease use {key}={value} instead"
+    ));
+    (key.to_owned(), value.to_owned())
 }
 
 /// JSON as QEMU takes it.

@@ -210,6 +210,7 @@ fn option_values_that_do_not_go_together() {
         "data_file_raw=on",
         "data_file=d,data_file_raw=on,backing_file=b,backing_fmt=qcow2",
         "preallocation=full,backing_file=b,backing_fmt=qcow2",
+        "nocow",
         "backing_fmt=raw",
     ] {
         let ours = pair.run_ours(&["create", "-f", "qcow2", "-o", options, "x", "1M"]);

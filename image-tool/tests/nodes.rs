@@ -80,6 +80,32 @@ fn options_that_tune_are_checked_alike() {
 }
 
 #[test]
+fn what_is_no_node_is_told_alike() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = prepared();
+    for options in [
+        "driver=qcow2,file.filename=a.q,read-only",
+        "driver=qcow2,file.filename=a.q,noread-only",
+        "driver=qcow2,file.filename=a.q,nothing",
+        "driver=qcow2,file=x",
+        "driver=qcow2,file=x,file.filename=a.q",
+        "driver=qcow2,file.filename=a.q,backing=x",
+        "driver=qcow2,file.filename=a.q,backing=x,backing.driver=raw",
+        "driver=qcow2,file.filename=a.q,data-file=x",
+        "driver=qcow2,file.filename=a.q,data-file.filename=c.raw",
+        "driver=qcow2",
+        "driver=file",
+        "file.driver=file",
+        "file.filename=",
+        "driver=qcow2,file.driver=file",
+    ] {
+        pair.same_reading(&["map", "--image-opts", options]);
+    }
+}
+
+#[test]
 fn nodes_are_opened_and_shown_alike() {
     if !reference_is_there() {
         return;

@@ -143,11 +143,10 @@ fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen)
         if let Some(data_path) = data_path {
             attach_data_file(&mut image, data_path, options)?;
         }
-    } else if let DataFile::Path(data_path) = &options.data_file {
+    } else if let DataFile::Path(_) = &options.data_file {
         let message = format!(
-            "{}: uses no external data file, so {} is of no use",
-            path.display(),
-            data_path.display()
+            "{}: 'data-file' can only be set for images with an external data file",
+            path.display()
         );
         return Err(Error::invalid(message));
     }

@@ -46,25 +46,13 @@ impl FormatOptions {
     /// Reads an option list; a later value replaces an earlier one.
     pub(crate) fn parse(&mut self, list: &str) -> Result<()> {
         for item in keyval::split(list, None) {
-            let (key, value) = match item.value {
-                Some(value) => (item.key, value),
-                None => self.bare(item.key),
+            let (key, value) = match &item.value {
+                Some(value) => (&*item.key, &**value),
+                None => keyval::switch(&item.key),
             };
-            self.set(&key, &value)?;
+            self.set(key, value)?;
         }
         Ok(())
-    }
-
-    /// A name alone switches something on, with `no` in front off.
-    fn bare(&self, key: String) -> (String, String) {
-        if self.spec(&key).is_none()
-            && let Some(positive) = key
-                .strip_prefix("no")
-                .filter(|rest| self.spec(rest).is_some())
-        {
-            return (positive.to_owned(), "off".to_owned());
-        }
-        (key, "on".to_owned())
     }
 
     fn spec(&self, key: &str) -> Option<&Spec> {

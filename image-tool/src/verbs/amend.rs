@@ -51,7 +51,18 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let list = format_options::joined(&matches.texts("options"))?;
     options::secrets(matches)?;
     let list = list.ok_or_else(|| Usage::of(NAME, "Must specify options (-o)"))?;
-    let asks_for_help = keyval::asks_for_help(&list);
+    let progress = Arc::new(Progress::new(
+        matches.flag("progress") && !matches.flag("quiet"),
+        1.0,
+    ));
+    // Its line ends however far it came.
+    let outcome = amend_named(matches, &list, &progress);
+    progress.end();
+    outcome
+}
+
+fn amend_named(matches: &Matches, list: &str, progress: &Arc<Progress>) -> Result<ExitCode> {
+    let asks_for_help = keyval::asks_for_help(list);
     if let (true, Some(format)) = (asks_for_help, matches.text("format")) {
         return help(&format);
     }
@@ -72,17 +83,12 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         return help(opened.image.format().name());
     }
     confine::enter(&[])?;
-    let progress = Arc::new(Progress::new(
-        matches.flag("progress") && !matches.flag("quiet"),
-        1.0,
-    ));
     watch.start(progress.clone())?;
     check_format(opened.image.format().name())?;
-    let options = parse(&list).inspect_err(|_| progress.end())?;
+    let options = parse(list)?;
     progress.set(0.0);
-    let outcome = amend(&opened, &options, &progress);
+    let outcome = amend(&opened, &options, progress);
     progress.set(100.0);
-    progress.end();
     outcome?;
     close(opened)?;
     Ok(ExitCode::SUCCESS)

@@ -65,7 +65,14 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     options::cache(matches, "cache", Cache::Durable, "cache option")?;
     let watch = Watch::new()?;
     let source = options::source(matches, name)?;
-    let depth = depth_of_base(&source, matches.text("base").as_deref())?;
+    let progress = Arc::new(Progress::new(matches.flag("progress") && !quiet, 1.0));
+    let opened = open::open(&source, &Opening::default())?;
+    let depth = depth_of_base(&source, &opened, matches.text("base").as_deref());
+    drop(opened);
+    let depth = depth.inspect_err(|_| {
+        progress.set(0.0);
+        progress.end();
+    })?;
     let top = open::open(
         &source,
         &Opening {
@@ -75,7 +82,6 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         },
     )?;
     confine::enter(&[])?;
-    let progress = Arc::new(Progress::new(matches.flag("progress") && !quiet, 1.0));
     watch.start(progress.clone())?;
     progress.set(0.0);
     // Committing to an image further down leaves those between as they are, and so the overlay.
@@ -91,12 +97,11 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 }
 
 /// How far below the overlay the base is.
-fn depth_of_base(source: &Source, base: Option<&str>) -> Result<usize> {
-    let opened = open::open(source, &Opening::default())?;
-    let chain = chain(&opened);
+fn depth_of_base(source: &Source, opened: &Opened, base: Option<&str>) -> Result<usize> {
+    let chain = chain(opened);
     if chain.len() < 2 {
         // It is not opened for writing any more, which is when this would be said.
-        open::warn_if_guessed(source, &opened);
+        open::warn_if_guessed(source, opened);
     }
     let Some(base) = base else {
         if chain.len() < 2 {

@@ -63,3 +63,29 @@ fn amend_changes_the_same() {
         }
     }
 }
+
+#[test]
+fn a_line_of_progress_ends_however_far_it_came() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::prepared(&[
+        "qemu-img create -q -f qcow2 image 1M",
+        "qemu-img create -q -f raw raw 1M",
+    ]);
+    for line in [
+        "amend -p -o compat=1.1 nothing",
+        "amend -p -f raw -o compat=1.1 raw",
+        "amend -p -f other -o compat=1.1 image",
+        "amend -p -o other=1 image",
+        "amend -p -o help image",
+        "amend -p -q -o compat=1.1 nothing",
+        "amend -p image",
+        "commit -p image",
+        "commit -p -b other image",
+        "commit -p nothing",
+        "commit -p -q image",
+    ] {
+        pair.same(&line.split(' ').collect::<Vec<_>>());
+    }
+}
