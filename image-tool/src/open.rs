@@ -286,13 +286,6 @@ fn known(name: &str) -> Result<Format> {
     name.parse().map_err(|_| anyhow!("Unknown driver '{name}'"))
 }
 
-/// Says of a raw image that its format was guessed.
-pub(crate) fn warn_if_guessed(source: &Source, opened: &Opened) {
-    if opened.guessed && opened.image.format() == Format::Raw {
-        warn_guessed_raw(&source.text);
-    }
-}
-
 fn warn_guessed_raw(name: &str) {
     output::notice(format_args!(
         "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \

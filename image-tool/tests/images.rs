@@ -385,6 +385,10 @@ fn an_image_that_another_process_writes_is_refused() {
         &["convert", "a.raw", "base"],
         &["convert", "-n", "-O", "qcow2", "a.raw", "base"],
         &["create", "-f", "qcow2", "base", "1M"],
+        &["commit", "base"],
+        &["amend", "-o", "compat=1.1", "base"],
+        &["resize", "base", "+1M"],
+        &["snapshot", "-l", "base"],
     ] {
         let outcome = pair.same_reading(args);
         assert!(

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -22,6 +23,10 @@ const PERMISSIONS: [&str; 4] = ["consistent read", "write", "write unchanged", "
 const CONSISTENT_READ: u8 = 1 << 0;
 const WRITE: u8 = 1 << 1;
 const RESIZE: u8 = 1 << 3;
+
+/// How long somebody else's locks are waited for, and how often they are looked at.
+const PATIENCE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A lock on an image; it ends when this is dropped.
 #[derive(Debug)]
@@ -67,11 +72,16 @@ pub(crate) enum Use {
 }
 
 impl FileLock {
-    /// Locks for `usage`.
+    /// Locks for `usage`. It waits a moment for whoever is in the way: a process that was just killed holds its locks until the
+    /// system has cleared it away.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if another process holds or forbids what is wanted.
     pub(crate) fn acquire(file: &File, usage: Use, path: &Path) -> Result<Self> {
+        patiently(|| Self::attempt(file, usage, path))
+    }
+
+    fn attempt(file: &File, usage: Use, path: &Path) -> Result<Self> {
         let (held, unshared) = match usage {
             Use::Write => (CONSISTENT_READ | WRITE | RESIZE, WRITE | RESIZE),
             Use::Read => (CONSISTENT_READ, WRITE | RESIZE),
@@ -106,6 +116,20 @@ impl FileLock {
     }
 }
 
+/// Tries until it is no lock that is in the way, or for as long as a process takes to die.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == ErrorKind::Locked && start.elapsed() < PATIENCE => {
+                // Nothing is held meanwhile, so nobody is in anybody's way.
+                std::thread::sleep(PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 fn conflict(name: &str, shared: &str, path: &Path) -> Error {
     let message = format!(
         "{}: cannot get {shared}\"{name}\" lock: is another process using the image?",
@@ -127,4 +151,52 @@ fn taken(file: &File, byte: i64) -> Result<bool> {
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))
         .map_err(|error| Error::io("cannot test the file's locks", io::Error::from(error)))?;
     Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::unwrap_used,
+        reason = "a test that cannot be set up has failed"
+    )]
+
+    use super::*;
+
+    fn open(path: &Path) -> File {
+        File::options().read(true).write(true).open(path).unwrap()
+    }
+
+    #[test]
+    fn a_lock_that_goes_is_waited_for() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let path = image.path();
+        let mut killed = Some(FileLock::acquire(&open(path), Use::Write, path).unwrap());
+        let mut attempts = 0;
+        let file = open(path);
+        let lock = patiently(|| {
+            attempts += 1;
+            if attempts == 3 {
+                killed.take();
+            }
+            FileLock::attempt(&file, Use::Read, path)
+        });
+        assert!(lock.is_ok() && attempts == 3);
+    }
+
+    #[test]
+    fn a_lock_that_stays_is_not_waited_for_long_and_no_other_error_at_all() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let path = image.path();
+        let _running = FileLock::acquire(&open(path), Use::Write, path).unwrap();
+        let start = Instant::now();
+        let error = FileLock::acquire(&open(path), Use::Read, path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Locked);
+        assert!(start.elapsed() >= PATIENCE);
+        let mut attempts = 0;
+        let refused = patiently(|| {
+            attempts += 1;
+            Err::<(), _>(Error::invalid("not this"))
+        });
+        assert!(refused.is_err() && attempts == 1);
+    }
 }

@@ -66,9 +66,13 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let watch = Watch::new()?;
     let source = options::source(matches, name)?;
     let progress = Arc::new(Progress::new(matches.flag("progress") && !quiet, 1.0));
-    let opened = open::open(&source, &Opening::default())?;
+    let writable = Opening {
+        writable: true,
+        ..Opening::default()
+    };
+    let opened = open::open(&source, &writable)?;
     let depth = depth_of_base(&source, &opened, matches.text("base").as_deref());
-    drop(opened);
+    close(opened)?;
     let depth = depth.inspect_err(|_| {
         progress.set(0.0);
         progress.end();
@@ -76,9 +80,8 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let top = open::open(
         &source,
         &Opening {
-            writable: true,
             writable_at: Some(depth),
-            ..Opening::default()
+            ..writable
         },
     )?;
     confine::enter(&[])?;
@@ -99,10 +102,6 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 /// How far below the overlay the base is.
 fn depth_of_base(source: &Source, opened: &Opened, base: Option<&str>) -> Result<usize> {
     let chain = chain(opened);
-    if chain.len() < 2 {
-        // It is not opened for writing any more, which is when this would be said.
-        open::warn_if_guessed(source, opened);
-    }
     let Some(base) = base else {
         if chain.len() < 2 {
             bail!("Image does not have a backing file");
