@@ -5,7 +5,7 @@
 mod peer;
 
 use peer::medium::Medium;
-use qcow::{CheckResult, CreateOptions, Format, Image, OpenOptions, Repair};
+use qcow::{CheckResult, CreateOptions, Format, Image, OpenOptions, Preallocation, Repair};
 
 const CLUSTER: u64 = 4096;
 const COPIED: u64 = 1 << 63;
@@ -249,4 +249,30 @@ fn a_file_that_is_nearly_all_hole_is_mapped_at_once() {
 
     assert!(extent.data && extent.length == 512);
     assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
+}
+
+#[test]
+fn what_a_smaller_overlay_left_behind_its_end_is_no_zero_cluster_of_version_2() {
+    let below = Medium::with(vec![0x42; 64 << 10]);
+    let below = std::sync::Arc::new(below.open(&OpenOptions::new(Format::Raw)));
+    let medium = Medium::silent().created(&CreateOptions {
+        cluster_size: 512,
+        backing_file: Some("below".into()),
+        backing_format: Some(Format::Raw),
+        ..CreateOptions::new(Format::Qcow2, 32 << 10)
+    });
+    let image = medium.open(&writable()).over(below);
+    image.write_at(16 << 10, &[1; 4096]).unwrap();
+    // Zeroes where the data was: nothing of what is below shows there.
+    image.resize(8 << 10, Preallocation::Off).unwrap();
+    image.set_version(2).unwrap();
+    image.resize(32 << 10, Preallocation::Off).unwrap();
+
+    let mut bytes = vec![9; 24 << 10];
+    image.read_at(8 << 10, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0));
+    image.write_at(16 << 10, &[2; 512]).unwrap();
+    image.close().unwrap();
+    let found = checked(&medium, Repair::None);
+    assert!(found.is_sound() && found.leaks == 0, "{found:?}");
 }

@@ -33,10 +33,13 @@ impl Qcow2 {
         self.expand_in_snapshots(&mut |done| report(done, total))?;
         let (size, span) = (self.size(), self.engine().l2_end(GuestOffset(0)));
         let backed = self.references().backing.is_some();
+        let cluster_end = size.next_multiple_of(self.cluster_size);
         for index in 0..active {
-            let start = index.saturating_mul(span).min(size);
-            let end = start.saturating_add(span).min(size);
-            self.expand_range(below, backed, start, end)?;
+            let start = index.saturating_mul(span);
+            let end = start.saturating_add(span);
+            self.expand_range(below, backed, start.min(size), end.min(size))?;
+            // What a shrink left behind the end: if the disk grows again, it must be possible to read it.
+            self.expand_range(below, false, start.max(cluster_end), end)?;
             report(kept + index + 1, total);
         }
         Ok(())
