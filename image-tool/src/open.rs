@@ -3,13 +3,14 @@
 //! The chain is opened here, image by image, rather than by the library, because the user may replace parts of it and
 //! because each message has to name the file it is about.
 
+use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use qcow::{DataFile, Discard, Format, Image, Info, Locking, OpenOptions};
+use qcow::{DataFile, Discard, ErrorKind, Format, Image, Info, Locking, OpenOptions};
 
 use crate::disk::Disk;
 use crate::output;
@@ -71,6 +72,16 @@ impl Opened {
     }
 }
 
+/// An image is there, and the snapshot that was asked for is damaged; how, in words.
+#[derive(Debug)]
+struct SnapshotDamaged(String);
+
+impl fmt::Display for SnapshotDamaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The facts of an image.
 pub(crate) fn info(image: &Image) -> Result<Info> {
     image
@@ -82,7 +93,7 @@ pub(crate) fn info(image: &Image) -> Result<Info> {
 pub(crate) fn open(source: &Source, how: &Opening) -> Result<Opened> {
     open_unnamed(source, how).map_err(|error| {
         // The image is there; it is the snapshot that is not.
-        if how.snapshot.is_some() && error.to_string().starts_with("Snapshot L1 table ") {
+        if error.is::<SnapshotDamaged>() {
             return anyhow!("Failed to load snapshot: {error}");
         }
         anyhow!("Could not open '{}': {error}", source.text)
@@ -144,7 +155,13 @@ impl Chain {
         } else {
             Image::open_file(file, &source.path, &options)
         };
-        let image = image.map_err(|error| anyhow!("{}", reason(&error, &source.path)))?;
+        let image = image.map_err(|error| {
+            let words = reason(&error, &source.path);
+            match error.kind() {
+                ErrorKind::SnapshotL1(_) => anyhow::Error::msg(SnapshotDamaged(words)),
+                _ => anyhow::Error::msg(words),
+            }
+        })?;
         for message in image.repaired().iter().flat_map(|repair| &repair.messages) {
             output::notice(message);
         }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use qcow::ErrorKind;
+use qcow::{ErrorKind, TableFault};
 
 /// The system's text for an error, without its number.
 pub(crate) fn os(error: &io::Error) -> String {
@@ -53,13 +53,13 @@ pub(crate) fn cause(error: &qcow::Error, image: &Path) -> String {
 
 /// What is wrong with a snapshot's L1 table, and the system's word for it: QEMU says both.
 pub(crate) fn snapshot_l1(error: &qcow::Error, image: &Path) -> Option<(String, String)> {
-    let text = reason(error, image);
-    let what = text.strip_prefix("Snapshot L1 table ")?;
-    let number = match what {
-        "too large" => libc::EFBIG,
-        _ => libc::EINVAL,
+    let number = match error.kind() {
+        ErrorKind::SnapshotL1(TableFault::TooLarge) => libc::EFBIG,
+        ErrorKind::SnapshotL1(TableFault::Misplaced) => libc::EINVAL,
+        _ => return None,
     };
-    Some((text, os(&io::Error::from_raw_os_error(number))))
+    let why = os(&io::Error::from_raw_os_error(number));
+    Some((reason(error, image), why))
 }
 
 fn locked(text: &str, image: &Path) -> String {

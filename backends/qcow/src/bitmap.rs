@@ -1,7 +1,7 @@
 //! The bitmap directory: persistent dirty bitmaps as they are described in the file.
 
 use crate::big_endian::{be32, be64};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TableFault};
 use crate::extension::kind;
 use crate::feature;
 use crate::geometry::{Geometry, HOST_LIMIT, OFFSET_MASK};
@@ -70,7 +70,9 @@ impl BitmapsExtension {
         }
         let geometry = header.geometry();
         let (offset, size) = (extension.directory_offset, extension.directory_size);
-        geometry.check_table("bitmap directory", offset, size, MAX_DIRECTORY_BYTES)?;
+        geometry
+            .check_table(offset, size, MAX_DIRECTORY_BYTES)
+            .map_err(|fault| fault.of("bitmap directory"))?;
         Ok(Some(extension))
     }
 
@@ -201,15 +203,13 @@ impl Bitmap {
     pub(crate) fn check(&self, geometry: &Geometry, size: u64) -> Result<()> {
         let what = format!("table of bitmap '{}'", self.name);
         if self.table_size > MAX_TABLE_ENTRIES {
-            return Err(Error::corrupt(format!("{what} too large")));
+            return Err(TableFault::TooLarge.of(&what));
         }
         if self.table_size > 0 {
-            geometry.check_table(
-                &what,
-                self.table_offset,
-                u64::from(self.table_size) * 8,
-                u64::MAX,
-            )?;
+            let table_bytes = u64::from(self.table_size) * 8;
+            geometry
+                .check_table(self.table_offset, table_bytes, u64::MAX)
+                .map_err(|fault| fault.of(&what))?;
         }
         let bytes = self.data_bytes(size);
         if bytes > MAX_DATA_BYTES

@@ -221,7 +221,7 @@ impl Layout {
     fn new(geometry: &Geometry, size: u64) -> Result<Self> {
         let l1_bytes = geometry.l1_entries_for(size) * 8;
         if l1_bytes > MAX_L1_BYTES {
-            return Err(Error::invalid(
+            return Err(Error::too_large(
                 "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
             ));
         }
@@ -240,7 +240,7 @@ impl Layout {
         if refcount_table * geometry.cluster_size()
             > MAX_REFCOUNT_TABLE_BYTES.max(geometry.cluster_size())
         {
-            return Err(Error::invalid(
+            return Err(Error::too_large(
                 "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
             ));
         }

@@ -27,6 +27,28 @@ pub enum ErrorKind {
     Locked,
     /// A backing chain that is too deep, loops, lacks a format, or was not opened.
     Backing,
+    /// More is asked for than the format has room for: a disk, or snapshots.
+    TooLarge,
+    /// The L1 table of a snapshot is not where one can be. What else there is in the image may be sound.
+    SnapshotL1(TableFault),
+}
+
+/// What is wrong with a table, as can be told from where it is said to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TableFault {
+    /// It is larger than one of its kind may be.
+    #[error("too large")]
+    TooLarge,
+    /// It begins where none can, or ends behind the end of the largest file.
+    #[error("offset invalid")]
+    Misplaced,
+}
+
+impl TableFault {
+    /// As an error: the image is damaged.
+    pub(crate) fn of(self, table: &str) -> Error {
+        Error::corrupt(format!("{table} {self}"))
+    }
 }
 
 /// An error: its kind, and one line that names what was wrong, the system's error included if there is one; that is not
@@ -71,6 +93,10 @@ impl Error {
         Self::new(ErrorKind::InvalidInput, message)
     }
 
+    pub(crate) fn too_large(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::TooLarge, message)
+    }
+
     /// Puts `what: ` in front of the message, usually the name of the file.
     pub(crate) fn within(mut self, what: impl fmt::Display) -> Self {
         self.message = format!("{what}: {}", self.message);
@@ -96,10 +122,14 @@ impl From<Error> for io::Error {
                 None => io::ErrorKind::Other,
             },
             ErrorKind::NotFound => io::ErrorKind::NotFound,
-            ErrorKind::InvalidInput | ErrorKind::OutOfRange => io::ErrorKind::InvalidInput,
+            ErrorKind::InvalidInput | ErrorKind::OutOfRange | ErrorKind::TooLarge => {
+                io::ErrorKind::InvalidInput
+            }
             ErrorKind::ReadOnly => io::ErrorKind::PermissionDenied,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
-            ErrorKind::NotThisFormat | ErrorKind::Corrupt => io::ErrorKind::InvalidData,
+            ErrorKind::NotThisFormat | ErrorKind::Corrupt | ErrorKind::SnapshotL1(_) => {
+                io::ErrorKind::InvalidData
+            }
             ErrorKind::Locked | ErrorKind::Backing => io::ErrorKind::Other,
         };
         Self::new(kind, error)

@@ -1,7 +1,7 @@
 //! Sizes that follow from the header: clusters, tables, entries.
 
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
-use crate::error::{Error, Result};
+use crate::error::TableFault;
 
 /// Host offsets have 56 bits in table entries.
 pub(crate) const HOST_LIMIT: u64 = 1 << 56;
@@ -103,20 +103,19 @@ impl Geometry {
     /// Checks the place of a table: aligned, not at 0, below the limit of host offsets, no larger than `max_bytes`.
     pub(crate) fn check_table(
         &self,
-        what: &str,
         offset: u64,
         bytes: u64,
         max_bytes: u64,
-    ) -> Result<()> {
+    ) -> Result<(), TableFault> {
         if bytes > max_bytes {
-            return Err(Error::corrupt(format!("{what} too large")));
+            return Err(TableFault::TooLarge);
         }
         let end = offset.checked_add(bytes);
         if offset == 0
             || !offset.is_multiple_of(self.cluster_size())
             || end.is_none_or(|end| end > HOST_LIMIT)
         {
-            return Err(Error::corrupt(format!("{what} offset invalid")));
+            return Err(TableFault::Misplaced);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 pub(crate) mod place;
 
 use crate::big_endian::{be32, be64};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, TableFault};
 use crate::extension::{Extension, kind};
 use crate::feature;
 use crate::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS};
@@ -164,7 +164,9 @@ impl Header {
             return Err(Error::corrupt("L1 table is too small"));
         }
         if self.l1_size > 0 {
-            geometry.check_table("Active L1 table", self.l1_offset, l1_bytes, MAX_L1_BYTES)?;
+            geometry
+                .check_table(self.l1_offset, l1_bytes, MAX_L1_BYTES)
+                .map_err(|fault| fault.of("Active L1 table"))?;
         }
         Ok(())
     }
@@ -180,15 +182,13 @@ impl Header {
     }
 
     /// Checks the place of the snapshot table; apart, because a check says more of what is wrong with it.
-    pub(crate) fn check_snapshot_table(&self, what: &str) -> Result<()> {
-        if self.snapshots > MAX_SNAPSHOTS {
-            return Err(Error::corrupt(format!("{what} too large")));
-        }
+    pub(crate) fn check_snapshot_table(&self) -> Result<(), TableFault> {
         match self.snapshots {
             0 => Ok(()),
-            _ => self
+            1..=MAX_SNAPSHOTS => self
                 .geometry()
-                .check_table(what, self.snapshots_offset, 0, u64::MAX),
+                .check_table(self.snapshots_offset, 0, u64::MAX),
+            _ => Err(TableFault::TooLarge),
         }
     }
 
@@ -202,12 +202,9 @@ impl Header {
         }
         // QEMU's limit is on the bytes of the table; clusters may be larger than that.
         let max = MAX_REFCOUNT_TABLE_BYTES.max(1 << self.cluster_bits);
-        self.geometry().check_table(
-            "Reference count table",
-            self.refcount_table_offset,
-            bytes,
-            max,
-        )
+        self.geometry()
+            .check_table(self.refcount_table_offset, bytes, max)
+            .map_err(|fault| fault.of("Reference count table"))
     }
 
     pub(crate) fn geometry(&self) -> Geometry {

@@ -163,7 +163,7 @@ pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use buffer::{Destination, Source};
 pub use create::{create, create_file, create_in};
 pub use engine::Keep;
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Result, TableFault};
 pub use image::Image;
 pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, Format, Locking, OpenOptions,

@@ -1,7 +1,7 @@
 //! The snapshot table.
 
 use crate::big_endian::{be32, be64};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{Geometry, MAX_L1_BYTES};
 use crate::header::Header;
 use crate::report::SnapshotInfo;
@@ -187,7 +187,12 @@ impl Snapshot {
         let bytes = u64::from(self.l1_size) * 8;
         match bytes {
             0 => Ok(()),
-            _ => geometry.check_table("Snapshot L1 table", self.l1_offset, bytes, MAX_L1_BYTES),
+            _ => geometry
+                .check_table(self.l1_offset, bytes, MAX_L1_BYTES)
+                .map_err(|fault| {
+                    let message = format!("Snapshot L1 table {fault}");
+                    Error::new(ErrorKind::SnapshotL1(fault), message)
+                }),
         }
     }
 

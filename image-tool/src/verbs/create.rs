@@ -230,8 +230,7 @@ pub(crate) fn create_reason(error: &qcow::Error, format: Format, target: &Target
         };
     }
     let text = reason(error, target.path());
-    let is_too_large = error.kind() == qcow::ErrorKind::InvalidInput && text.contains("too large");
-    if is_too_large || error.raw_os_error() == Some(libc::EFBIG) {
+    if error.kind() == qcow::ErrorKind::TooLarge || error.raw_os_error() == Some(libc::EFBIG) {
         return format!(
             "The image size is too large for file format '{format}' (try using a larger cluster size)"
         );

@@ -129,9 +129,7 @@ fn create(image: &Image, name: &str) -> Result<()> {
     image
         .snapshot_create(&kept)
         .map_err(|error| match error.kind() {
-            ErrorKind::InvalidInput if error.to_string().ends_with("snapshots already") => {
-                failed("File too large")
-            }
+            ErrorKind::TooLarge => failed("File too large"),
             ErrorKind::InvalidInput => failed("Invalid argument"),
             _ => failed(&cause(&error, image.path())),
         })

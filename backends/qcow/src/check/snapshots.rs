@@ -1,7 +1,7 @@
 //! The snapshot table, and the trees it leads to.
 
 use crate::check::Check;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TableFault};
 use crate::geometry::MAX_L1_BYTES;
 use crate::geometry::MAX_SNAPSHOTS;
 use crate::report::Repair;
@@ -19,19 +19,23 @@ impl Check<'_> {
             self.header.snapshots = MAX_SNAPSHOTS;
         }
         let reading = if all { Reading::Mend } else { Reading::Strict };
-        let table = match self.header.check_snapshot_table("snapshot table") {
-            Ok(()) => SnapshotTable::read(self.storage, &self.header, reading)
-                .map_err(|error| format!("ERROR failed to read the snapshot table: {error}")),
-            Err(error) => Err(format!("ERROR {error}{}", self.hint())),
+        let table = match self.header.check_snapshot_table() {
+            Ok(()) => SnapshotTable::read(self.storage, &self.header, reading).map_err(|error| {
+                let message = format!("ERROR failed to read the snapshot table: {error}");
+                (message, TableFault::TooLarge)
+            }),
+            Err(fault) => {
+                let hint = self.hint();
+                Err((format!("ERROR snapshot table {fault}{hint}"), fault))
+            }
         };
-        let table = table.map_err(|message| {
+        let table = table.map_err(|(message, fault)| {
             self.result.check_errors += 1;
-            let why = match message.contains("invalid") {
-                true => "Invalid argument",
-                false => "File too large",
-            };
             self.tell(message);
-            Error::corrupt(why)
+            Error::corrupt(match fault {
+                TableFault::Misplaced => "Invalid argument",
+                TableFault::TooLarge => "File too large",
+            })
         })?;
         for message in &table.findings {
             self.tell(message.clone());

@@ -76,13 +76,9 @@ impl Qcow2 {
         }
         let snapshots = if options.for_check {
             // The check reads them itself, and says what is wrong with them.
-            let table = header
-                .check_snapshot_table("Snapshot table")
-                .and_then(|()| SnapshotTable::read(&*storage, &header, Reading::Strict));
-            table.map_or_else(|_| Vec::new(), |table| table.entries)
+            read_snapshots(&*storage, &header).unwrap_or_default()
         } else {
-            header.check_snapshot_table("Snapshot table")?;
-            SnapshotTable::read(&*storage, &header, Reading::Strict)?.entries
+            read_snapshots(&*storage, &header)?
         };
         if let Some(wanted) = &options.snapshot {
             select_snapshot(&mut header, &snapshots, wanted)?;
@@ -321,6 +317,13 @@ pub(crate) fn read_header(storage: &dyn Storage) -> Result<Header> {
         .read(0, &mut &mut cluster[..], 0, len)
         .map_err(failed)?;
     Header::parse(&cluster)
+}
+
+fn read_snapshots(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapshot>> {
+    header
+        .check_snapshot_table()
+        .map_err(|fault| fault.of("Snapshot table"))?;
+    Ok(SnapshotTable::read(storage, header, Reading::Strict)?.entries)
 }
 
 /// Makes the header's disk that of a snapshot.

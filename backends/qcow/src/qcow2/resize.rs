@@ -35,7 +35,7 @@ impl Qcow2 {
         let mut engine = self.engine();
         let entries = engine.geometry().l1_entries_for(size);
         if entries * 8 > MAX_L1_BYTES {
-            return Err(Error::invalid(
+            return Err(Error::too_large(
                 "The new size is too large for the cluster size of the image",
             ));
         }

@@ -72,7 +72,7 @@ impl Qcow2 {
         self.check_snapshots_possible(&engine)?;
         let mut snapshots = self.snapshot_list().clone();
         if snapshots.len() >= MAX_SNAPSHOTS as usize {
-            return Err(Error::invalid(format!(
+            return Err(Error::too_large(format!(
                 "the image has {MAX_SNAPSHOTS} snapshots already"
             )));
         }
@@ -269,7 +269,7 @@ impl Qcow2 {
             snapshot.encode(&mut bytes, header.size);
         }
         if bytes.len() as u64 > MAX_TABLE_BYTES {
-            return Err(Error::invalid("the snapshot table would be too large"));
+            return Err(Error::too_large("the snapshot table would be too large"));
         }
         let clusters = engine.geometry().clusters_for(bytes.len() as u64);
         header.snapshots = snapshots.len() as u32;

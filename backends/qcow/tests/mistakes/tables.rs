@@ -1,6 +1,6 @@
 //! What tables say: never followed out of bounds or into other metadata, and accepted as far as the format allows.
 
-use qcow::{ErrorKind, Image, Repair};
+use qcow::{ErrorKind, Image, Repair, TableFault};
 
 use crate::peer::medium::Medium;
 use crate::peer::{check, qemu_img, text};
@@ -147,4 +147,36 @@ fn a_compressed_cluster_cannot_grow_beyond_a_cluster() {
     patch(&path, 20, &15u32.to_be_bytes());
     let image = Image::open(&path, &read_only().for_check(true)).unwrap();
     let _ = image.read_at(0, &mut [0; 32768]);
+}
+
+#[test]
+fn a_snapshot_whose_l1_table_is_nowhere_is_told_from_a_damaged_image() {
+    for (field, value, fault) in [
+        (8, &0x1000_0000u32.to_be_bytes()[..], TableFault::TooLarge),
+        (0, &12_345u64.to_be_bytes()[..], TableFault::Misplaced),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = plain(dir.path());
+        Image::open(&path, &writable())
+            .unwrap()
+            .snapshot_create("kept")
+            .unwrap();
+        patch(&path, be64(&path, 64) + field, value);
+        let kind = ErrorKind::SnapshotL1(fault);
+        let says = format!("Snapshot L1 table {fault}");
+        let of_snapshot = read_only().snapshot(Some("kept".into()));
+        refused(&path, &of_snapshot, kind, &says);
+        let image = Image::open(&path, &writable()).unwrap();
+        let refusals = [
+            image.snapshot_apply("kept"),
+            image.snapshot_delete("kept"),
+            image.set_version(2),
+        ];
+        for refusal in refusals {
+            assert_eq!(refusal.unwrap_err().kind(), kind);
+        }
+        // The disk itself is as good as before.
+        image.write_at(0, &[1; 512]).unwrap();
+        image.close().unwrap();
+    }
 }
