@@ -339,6 +339,26 @@ fn what_was_unwritten_when_notes_began_does_not_keep_them_from_being_found() {
 }
 
 #[test]
+fn who_takes_no_more_notes_leaves_none() {
+    let medium = made(6);
+    let memory = Memory::new(vec![0; 8 << 10], &medium);
+    let image = open(&medium, 1 << 20);
+    image.set_journal(Some(Box::new(memory.clone()))).unwrap();
+    image.write_at(0, &[1; 4 << 10]).unwrap();
+    image.flush().unwrap();
+    image.write_zeroes(0, 4 << 10, true).unwrap();
+    image.set_journal(None).unwrap();
+    // What is done now makes another image of it than the notes were about.
+    image.write_at(0, &[2; 4 << 10]).unwrap();
+    image.close().unwrap();
+
+    let image = open(&medium, 1 << 20);
+    image.set_journal(Some(Box::new(memory))).unwrap();
+    assert_eq!(disk_of(&image)[0], 0x0202_0202_0202_0202);
+    assert!(image.check(Repair::None).unwrap().is_sound());
+}
+
+#[test]
 fn writes_that_allocate_wait_for_no_sync() {
     let medium = made(1);
     let memory = Memory::new(vec![0; 32 << 10], &medium);

@@ -241,17 +241,16 @@ impl Qcow2 {
     /// See [`crate::Image::set_journal`].
     pub(crate) fn set_journal(&self, memory: Option<Box<dyn Keep>>) -> Result<()> {
         let mut engine = self.engine();
-        if !engine.is_clean() {
-            self.commit(&mut engine, false)?;
+        // The second time for the refcounts that the first lowered. Then no notes are left.
+        for _ in 0..2 {
+            if !engine.is_clean() {
+                self.commit(&mut engine, false)?;
+            }
         }
         engine.set_journal(None);
         let (Some(memory), false) = (memory, engine.header.lazy_refcounts()) else {
             return Ok(());
         };
-        // What the first time gave up has changed refcounts.
-        if !engine.is_clean() {
-            self.commit(&mut engine, false)?;
-        }
         let Some((mut journal, left)) = Journal::open(memory, self.storage.identity()) else {
             return Ok(());
         };
