@@ -345,8 +345,14 @@ fn stress(image: &Path, queues: usize, aio: &str, seed: u64) {
     let more = ["--num-queues", number.as_str(), "--aio", aio];
     let mut backend = Backend::start(image, "qcow2", &more);
     let mut driver = Driver::new(&backend, queues, SECTORS, seed);
-    for life in 0..4 {
-        let end = driver.done + 300 + driver.numbers.below(200);
+    const LIVES: u32 = 12;
+    for life in 0..LIVES {
+        // Many a one is killed before it has done much more than to take over.
+        let requests = match life % 3 {
+            0 => 200 + driver.numbers.below(200),
+            _ => driver.numbers.below(12),
+        };
+        let end = driver.done + requests;
         while driver.done < end {
             driver.fill();
             if driver.numbers.below(50) == 0 {
@@ -359,7 +365,7 @@ fn stress(image: &Path, queues: usize, aio: &str, seed: u64) {
             }
             driver.wait();
         }
-        if life < 3 {
+        if life + 1 < LIVES {
             driver.fill();
             backend.child.kill().unwrap();
             backend.child.wait().unwrap();
