@@ -4,7 +4,7 @@
 
 use bulkhead_fuzz::memory::Memory;
 use bulkhead_fuzz::program::{self, Session};
-use bulkhead_fuzz::{data_file, for_check, hostile, open};
+use bulkhead_fuzz::{data_file, for_check, hostile, is_marked_corrupt, open};
 use qcow::Repair;
 
 /// Whether a check finds damage; `None` when it cannot be made.
@@ -21,7 +21,12 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Some(mut session) = Session::open(&memory, program::writable(input), sound) else {
         return;
     };
+    let untouched = hostile::is_untouched(image);
     for step in steps {
+        assert!(
+            !untouched || !is_marked_corrupt(&memory),
+            "a sound image is said to be corrupt"
+        );
         // What a full disk or a damaged table refuses is refused; the rest goes on.
         let Some(next) = session.change(step) else {
             return;

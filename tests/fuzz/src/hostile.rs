@@ -33,6 +33,11 @@ pub fn image(input: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(bytes)
 }
 
+/// Whether the image of an input is one of the sound ones, as it was made.
+pub fn is_untouched(input: &[u8]) -> bool {
+    !input.starts_with(MAGIC) && input.len() <= PATCH
+}
+
 /// An input that stands for the sound image of this number with patches.
 pub fn recipe(index: u8, patches: &[[u8; PATCH]]) -> Vec<u8> {
     std::iter::once(index)

@@ -40,6 +40,13 @@ pub fn open_whole(memory: &Memory, options: OpenOptions) -> qcow::Result<Image> 
     })
 }
 
+/// Whether the image has been marked: somebody was about to write and found damage.
+pub fn is_marked_corrupt(memory: &Memory) -> bool {
+    const CORRUPT: u64 = 2;
+    let bytes = memory.bytes();
+    places::word(&bytes, 4, 4) >= 3 && places::word(&bytes, 72, 8) & CORRUPT != 0
+}
+
 /// As qemu-img check opens an image.
 pub fn for_check() -> OpenOptions {
     OpenOptions::new(Format::Qcow2).for_check(true)

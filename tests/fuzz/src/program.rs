@@ -5,7 +5,7 @@ use qcow::{Discard, Format, Image, OpenOptions, Preallocation};
 use crate::journal::Journal;
 use crate::memory::Memory;
 use crate::model::{Model, Now};
-use crate::open_whole;
+use crate::{is_marked_corrupt, open_whole};
 
 /// Bytes of one operation.
 const STEP: usize = 8;
@@ -351,11 +351,14 @@ pub(crate) struct Left<'a> {
 }
 
 impl<'a> Left<'a> {
-    /// Opens the image again. One that was sound can be.
+    /// Opens the image again. One that was sound can be, unless two tables of different kinds are one: no check tells of that, but who is
+    /// about to write notices, and marks the image.
     pub(crate) fn enter(self) -> Option<Session<'a>> {
         let image = match open_whole(self.memory, self.options.clone()) {
             Ok(image) => image,
-            Err(error) if self.sound => panic!("a sound image cannot be opened again: {error}"),
+            Err(error) if self.sound && !is_marked_corrupt(self.memory) => {
+                panic!("a sound image cannot be opened again: {error}")
+            }
             Err(_) => return None,
         };
         Some(Session {
