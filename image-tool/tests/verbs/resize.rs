@@ -54,3 +54,22 @@ fn resize_changes_the_same() {
     pair.same(&["resize", "a", "b", "c"]);
     pair.same(&["resize", "--preallocation=foo", "base", "20M"]);
 }
+
+#[test]
+fn what_is_new_over_a_longer_backing_file_is_marked_as_zeroes() {
+    if !reference_is_there() {
+        return;
+    }
+    for (options, mode) in [
+        ("cluster_size=4k", "off"),
+        ("extended_l2=on,cluster_size=16k", "off"),
+        ("cluster_size=64k", "metadata"),
+    ] {
+        let overlay = format!("qemu-img create -q -f qcow2 -o {options} -b base -F qcow2 image 1M");
+        let pair = Pair::prepared(&["qemu-img create -q -f qcow2 base 3M", &overlay]);
+        let preallocation = format!("--preallocation={mode}");
+        pair.same(&["resize", "-f", "qcow2", &preallocation, "image", "40M"]);
+        pair.same(&["map", "--output=json", "image"]);
+        pair.same_image("image", "qcow2");
+    }
+}

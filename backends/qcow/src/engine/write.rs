@@ -268,27 +268,25 @@ impl Engine {
     }
 
     /// Gives the clusters of (the beginning of) a range that have none a place, without writing to it; returns up to where
-    /// that went, and the host ranges. The caller has the range for itself.
+    /// that went, and the host ranges. With `stays_zero`, what is marked as zeroes goes on being marked so. The caller has the
+    /// range for itself.
     pub(crate) fn preallocate(
         &mut self,
         guest: GuestOffset,
         len: u64,
+        stays_zero: bool,
     ) -> Result<(u64, Vec<(HostOffset, u64)>), Stop> {
         let plan = self.plan_write(guest, len)?;
         for update in &plan.updates {
-            // With subclusters the place alone is recorded: what they hold is still found below.
-            let bitmap = if self.geometry.extended_l2 {
-                self.l2_entry(update.slot)?.bitmap
-            } else {
-                0
-            };
-            self.set_l2_entry(
-                update.slot,
-                L2Entry {
-                    word: update.entry.word,
-                    bitmap,
-                },
-            )?;
+            let old = self.l2_entry(update.slot)?;
+            let mut entry = update.entry;
+            if self.geometry.extended_l2 {
+                // The place alone is recorded: what the subclusters hold is still found below.
+                entry.bitmap = old.bitmap;
+            } else if stays_zero && old.word & crate::l2::COMPRESSED == 0 {
+                entry.word |= old.word & crate::l2::ZERO;
+            }
+            self.set_l2_entry(update.slot, entry)?;
         }
         let size = self.geometry.cluster_size();
         let runs = match self.external() {

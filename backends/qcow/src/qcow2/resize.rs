@@ -128,15 +128,18 @@ impl Qcow2 {
             None if backed => new,
             None => 0,
         };
+        // All of it, if a backing file shows through at all: what that may become is no part of this disk.
+        let marked_end = if backing_end > old { new } else { end };
         let mut at = end;
-        while at < backing_end {
+        while at < marked_end {
             match self
                 .run(|engine| engine.drop_range(GuestOffset(at), new - at, Drop::ZeroAndFree, true))
             {
                 Ok(next) => at = next,
                 Err(error) if error.kind() == ErrorKind::Unsupported => {
-                    self.write_zero_data(below, at, backing_end)?;
-                    at = backing_end;
+                    // Version 2: only what must be.
+                    self.write_zero_data(below, at, backing_end.max(at))?;
+                    at = marked_end;
                 }
                 Err(error) => return Err(error),
             }
@@ -276,9 +279,11 @@ impl Qcow2 {
             .as_ref()
             .map_or(&*self.storage, |(data, _)| &**data);
         let end = end.next_multiple_of(size);
+        let stays_zero = preallocation == Preallocation::Metadata && !self.external;
         let mut at = start.next_multiple_of(size);
         while at < end {
-            let (next, runs) = self.run(|engine| engine.preallocate(GuestOffset(at), end - at))?;
+            let (next, runs) =
+                self.run(|engine| engine.preallocate(GuestOffset(at), end - at, stays_zero))?;
             for (HostOffset(host), len) in runs {
                 let reserve = if preallocation == Preallocation::Metadata {
                     Preallocation::Off
