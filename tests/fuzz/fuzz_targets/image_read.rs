@@ -1,37 +1,35 @@
-//! Reading from a hostile image: L1, L2, subclusters, compressed clusters, snapshots, bitmaps. The file must stay as it is.
+//! Reading from a hostile image, and from hostile images below it: L1, L2, subclusters, compressed clusters, snapshots, bitmaps, extents
+//! and plans. What is told in two ways must agree, and the file must stay as it is.
 
 #![no_main]
 
-use bulkhead_fuzz::memory::Memory;
-use bulkhead_fuzz::{data_file, hostile, open_whole, program};
+use bulkhead_fuzz::host::Host;
+use bulkhead_fuzz::input::Input;
 use qcow::{Format, OpenOptions};
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    let (steps, bytes) = program::split(input);
-    let bytes = hostile::image(bytes);
-    let memory = Memory::new(&bytes);
-    data_file::reset();
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let input = Input::of(bytes);
+    let host = Host::new(&input);
     let read_only = OpenOptions::new(Format::Qcow2);
-    if let Ok(image) = open_whole(&memory, read_only.clone()) {
-        for step in &steps {
-            step.read(&image);
-        }
-        let bitmaps = image.info().ok().and_then(|info| info.qcow2);
-        for bitmap in bitmaps.map(|facts| facts.bitmaps).iter().flatten().take(4) {
-            let _ = image.bitmap_ranges(&bitmap.name);
-        }
-        for snapshot in image.snapshots().unwrap_or_default().iter().take(4) {
-            let options = read_only.clone().snapshot(Some(snapshot.id.clone()));
-            if let Ok(image) = open_whole(&memory, options) {
-                for step in &steps {
-                    step.read(&image);
+    let Ok(image) = host.open(read_only.clone()) else {
+        return;
+    };
+    for step in &input.steps {
+        step.look(&host, &image);
+    }
+    for snapshot in image.snapshots().unwrap_or_default().iter().take(4) {
+        for name in [&snapshot.id, &snapshot.name] {
+            let options = read_only.clone().snapshot(Some(name.clone()));
+            if let Ok(image) = host.open(options) {
+                for step in &input.steps {
+                    step.look(&host, &image);
                 }
             }
         }
-        drop(image);
-        assert!(
-            memory.bytes() == *bytes,
-            "a read-only open changed the file"
-        );
     }
+    drop(image);
+    assert!(
+        host.file.bytes() == *input.image,
+        "a read-only open changed the file"
+    );
 });

@@ -1,44 +1,32 @@
-//! Writing to a hostile image. Where the image was consistent before, it is afterwards, and holds what was written.
+//! Writing to a hostile image, and over hostile images. Where the image was consistent before, it is afterwards, and holds what was
+//! written.
 
 #![no_main]
 
-use bulkhead_fuzz::memory::Memory;
-use bulkhead_fuzz::program::{self, Session};
-use bulkhead_fuzz::{data_file, for_check, hostile, is_marked_corrupt, open};
-use qcow::Repair;
+use bulkhead_fuzz::host::Host;
+use bulkhead_fuzz::input::Input;
+use bulkhead_fuzz::program::Session;
 
-/// Whether a check finds damage; `None` when it cannot be made.
-fn damaged(memory: &Memory) -> Option<bool> {
-    let result = open(memory, for_check()).ok()?.check(Repair::None).ok()?;
-    Some(result.corruptions > 0 || result.check_errors > 0)
-}
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    let (steps, image) = program::split(input);
-    let memory = Memory::new(&hostile::image(image));
-    data_file::reset();
-    let sound = damaged(&memory) == Some(false);
-    let Some(mut session) = Session::open(&memory, program::writable(input), sound) else {
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let input = Input::of(bytes);
+    let host = Host::new(&input);
+    let sound = host.damaged() == Some(false);
+    let Some(mut session) = Session::open(&host, input.writable(), sound) else {
         return;
     };
-    let untouched = hostile::is_untouched(image);
-    for step in steps {
+    for step in &input.steps {
         assert!(
-            !untouched || !is_marked_corrupt(&memory),
+            !input.is_untouched || !host.is_marked_corrupt(),
             "a sound image is said to be corrupt"
         );
         // What a full disk or a damaged table refuses is refused; the rest goes on.
-        let Some(next) = session.change(step) else {
+        let Some(next) = session.change(*step) else {
             return;
         };
         session = next;
         step.read(session.image());
     }
     if session.close() && sound {
-        assert_eq!(
-            damaged(&memory),
-            Some(false),
-            "writing damaged a sound image"
-        );
+        assert_eq!(host.damaged(), Some(false), "writing damaged a sound image");
     }
 });

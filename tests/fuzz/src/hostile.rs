@@ -34,7 +34,7 @@ pub fn image(input: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// Whether the image of an input is one of the sound ones, as it was made.
-pub fn is_untouched(input: &[u8]) -> bool {
+pub(crate) fn is_untouched(input: &[u8]) -> bool {
     !input.starts_with(MAGIC) && input.len() <= PATCH
 }
 
@@ -43,6 +43,16 @@ pub fn recipe(index: u8, patches: &[[u8; PATCH]]) -> Vec<u8> {
     std::iter::once(index)
         .chain(patches.iter().flatten().copied())
         .collect()
+}
+
+/// Bytes of a recipe with so many patches.
+pub(crate) fn recipe_len(patches: usize) -> usize {
+    1 + PATCH * patches
+}
+
+/// Patches in a recipe.
+pub(crate) fn patches_of(recipe: &[u8]) -> usize {
+    recipe.len() / PATCH
 }
 
 /// One change of metadata.

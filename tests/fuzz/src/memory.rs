@@ -24,6 +24,8 @@ pub struct Memory {
 struct Inner {
     pages: BTreeMap<u64, Page>,
     len: u64,
+    /// Changes that are still made, if not all are; those after them fail.
+    left: Option<u64>,
 }
 
 impl Memory {
@@ -53,18 +55,52 @@ impl Memory {
         bytes
     }
 
-    /// Another file with the same content.
+    /// Another file with the same content. All changes of it are made.
     pub fn copy(&self) -> Self {
-        let inner = self.lock().clone();
+        let inner = Inner {
+            left: None,
+            ..self.lock().clone()
+        };
         Self {
             inner: Arc::new(Mutex::new(inner)),
         }
+    }
+
+    /// Only so many changes are made from now on, as if whoever makes them were killed then; those after them fail.
+    pub fn only(&self, changes: u64) {
+        self.lock().left = Some(changes);
+    }
+
+    /// All changes are made again.
+    pub fn all(&self) {
+        self.lock().left = None;
+    }
+
+    /// Whether only so many changes are made.
+    pub fn is_limited(&self) -> bool {
+        self.lock().left.is_some()
+    }
+
+    /// Whether a change has failed for want of more.
+    pub fn is_spent(&self) -> bool {
+        self.lock().left == Some(0)
     }
 
     /// Makes the content that of another file.
     pub fn become_like(&self, other: &Self) {
         let inner = other.lock().clone();
         *self.lock() = inner;
+    }
+
+    /// The file, for a change of it.
+    fn change(&self) -> io::Result<MutexGuard<'_, Inner>> {
+        let mut inner = self.lock();
+        match &mut inner.left {
+            Some(0) => return Err(io::Error::other("no more changes are made")),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        Ok(inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -141,7 +177,7 @@ impl Storage for Memory {
     }
 
     fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
-        let mut inner = self.lock();
+        let mut inner = self.change()?;
         let end = offset
             .checked_add(len as u64)
             .ok_or(io::ErrorKind::StorageFull)?;
@@ -153,7 +189,7 @@ impl Storage for Memory {
     }
 
     fn sync(&self) -> io::Result<()> {
-        Ok(())
+        self.change().map(drop)
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -161,7 +197,7 @@ impl Storage for Memory {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut inner = self.lock();
+        let mut inner = self.change()?;
         if len < inner.len {
             let cut = inner.len - len;
             inner.zero(len, cut);
@@ -172,19 +208,19 @@ impl Storage for Memory {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<()> {
-        let mut inner = self.lock();
+        let mut inner = self.change()?;
         inner.grow(offset.checked_add(len).ok_or(io::ErrorKind::StorageFull)?)?;
         inner.zero(offset, len);
         Ok(())
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.lock().zero(offset, len);
+        self.change()?.zero(offset, len);
         Ok(())
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.lock()
+        self.change()?
             .grow(offset.checked_add(len).ok_or(io::ErrorKind::StorageFull)?)
     }
 

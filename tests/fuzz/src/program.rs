@@ -1,68 +1,36 @@
-//! An input: a few operations, then the image they are done to.
+//! Operations, and an image that they are done to.
 
-use qcow::{Discard, Format, Image, OpenOptions, Preallocation};
+use qcow::{Format, Image, OpenOptions, Preallocation};
 
+use crate::host::Host;
 use crate::journal::Journal;
-use crate::memory::Memory;
 use crate::model::{Model, Now};
-use crate::{is_marked_corrupt, open_whole};
 
-/// Bytes of one operation.
-const STEP: usize = 8;
 /// The longest single read or write, so that a step stays cheap.
 const LONGEST: u64 = 64 << 10;
 /// The largest disk an image is resized to: a table of megabytes in clusters of 512 bytes takes longer than a fuzzer waits.
 pub(crate) const LARGEST: u64 = 64 << 20;
 /// Kinds of change.
-pub const KINDS: u8 = 33;
-/// The most steps of an input.
-pub const MOST_STEPS: u8 = 31;
-/// In the first byte of an input: what is discarded is not given back to the host.
-const KEEP: u8 = 32;
-
+pub const KINDS: u8 = 34;
 /// One operation on an image.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
-    kind: u8,
-    pub(crate) fill: u8,
-    pub(crate) place: u32,
-    pub(crate) len: u16,
-}
-
-/// Splits an input: its first byte has the number of steps, the image is what follows them.
-pub fn split(input: &[u8]) -> (Vec<Step>, &[u8]) {
-    let Some((&count, rest)) = input.split_first() else {
-        return (Vec::new(), input);
-    };
-    let length = (usize::from(count & MOST_STEPS) * STEP).min(rest.len() / STEP * STEP);
-    let (steps, image) = rest.split_at(length);
-    (steps.chunks_exact(STEP).map(Step::new).collect(), image)
-}
-
-/// How an input has its image opened for writing.
-pub fn writable(input: &[u8]) -> OpenOptions {
-    let keep = input.first().is_some_and(|first| first & KEEP != 0);
-    let discard = if keep {
-        Discard::Ignore
-    } else {
-        Discard::Unmap
-    };
-    OpenOptions::new(Format::Qcow2)
-        .writable(true)
-        .discard(discard)
-}
-
-/// Joins steps and image as [`split`] takes them apart.
-pub fn join(steps: &[[u8; STEP]], image: &[u8]) -> Vec<u8> {
-    let count = u8::try_from(steps.len()).unwrap_or(u8::MAX);
-    let mut input = vec![count];
-    input.extend(steps.iter().flatten());
-    input.extend(image);
-    input
+    /// Which one.
+    pub kind: u8,
+    /// With what.
+    pub fill: u8,
+    /// Where.
+    pub place: u32,
+    /// How much.
+    pub len: u16,
 }
 
 impl Step {
-    fn new(bytes: &[u8]) -> Self {
+    /// Bytes of one.
+    pub const LEN: usize = 8;
+
+    /// The operation that these bytes are.
+    pub fn new(bytes: &[u8]) -> Self {
         Self {
             kind: bytes[0],
             fill: bytes[1],
@@ -94,26 +62,38 @@ impl Step {
 
 /// An image that is written, what it must hold if it was sound, and what becomes of it.
 pub struct Session<'a> {
-    pub(crate) memory: &'a Memory,
+    pub(crate) host: &'a Host,
     options: OpenOptions,
     pub(crate) image: Image,
     pub(crate) sound: bool,
+    /// It may be that two places of the disk lie in one cluster.
+    pub(crate) shares: bool,
     pub(crate) model: Option<Model>,
     pub(crate) journal: Option<Journal>,
 }
 
 impl<'a> Session<'a> {
-    /// Opens the image for writing, by what [`writable`] says. One that was sound is followed.
-    pub fn open(memory: &'a Memory, options: OpenOptions, sound: bool) -> Option<Self> {
-        let image = open_whole(memory, options.clone()).ok()?;
+    /// Opens the image for writing, by what [`crate::input::Input::writable`] says. One that was sound is followed.
+    pub fn open(host: &'a Host, options: OpenOptions, sound: bool) -> Option<Self> {
+        let image = host.open(options.clone()).ok()?;
         let model = sound.then(|| Model::of(&image)).flatten();
         Some(Self {
-            memory,
+            host,
             options,
             image,
             sound,
+            shares: false,
             model,
             journal: None,
+        })
+    }
+
+    /// As [`Session::open`], of an image that was repaired.
+    pub fn open_repaired(host: &'a Host, options: OpenOptions) -> Option<Self> {
+        let session = Self::open(host, options, true)?;
+        Some(Self {
+            shares: true,
+            ..session
         })
     }
 
@@ -123,17 +103,32 @@ impl<'a> Session<'a> {
     }
 
     /// Closes the image, and looks whether a new reader finds what must be there. False if it could not be closed.
-    pub fn close(self) -> bool {
-        if let Some(model) = &self.model {
+    pub fn close(mut self) -> bool {
+        // Of what could not be written nobody knows for how long it can be read.
+        if let Some(model) = &mut self.model
+            && !self.host.file.is_spent()
+        {
+            if self.host.file.is_limited() {
+                // Nor can be told what they say while they cannot be written.
+                model.bitmaps.clear();
+            }
             model.compare(&self.image);
         }
-        if self.image.close().is_err() {
+        let host = self.host;
+        let (image, left) = self.leave();
+        let closed = image.close().is_ok();
+        if host.file.is_spent() {
+            let again = left.enter_cut_off();
+            return again.is_some_and(|session| session.image.close().is_ok());
+        }
+        if !closed {
             return false;
         }
-        let Some(model) = self.model else {
+        host.file.all();
+        let Some(model) = left.model else {
             return true;
         };
-        let read = |options| open_whole(self.memory, options).expect("an image that was closed");
+        let read = |options| host.open(options).expect("an image that was closed");
         model.compare(&read(OpenOptions::new(Format::Qcow2)));
         for (name, disk) in &model.snapshots {
             let options = OpenOptions::new(Format::Qcow2).snapshot(Some(name.clone()));
@@ -204,6 +199,7 @@ impl<'a> Session<'a> {
                 let _ = image.set_data_file_name("another");
                 let _ = image.clear_data_file_raw();
             }
+            33 => self.host.file.only(u64::from(step.len % 128)),
             _ => step.read(image),
         }
         Some(self)
@@ -225,16 +221,20 @@ impl<'a> Session<'a> {
 
     pub(crate) fn reopen(self) -> Option<Self> {
         let (image, left) = self.leave();
-        image.close().ok()?;
-        left.enter()
+        let closed = image.close().is_ok();
+        match left.host.file.is_spent() {
+            true => left.enter_cut_off(),
+            false => closed.then(|| left.enter()).flatten(),
+        }
     }
 
     /// Lets go of the image, which must be opened again by [`Left::enter`].
     pub(crate) fn leave(self) -> (Image, Left<'a>) {
         let left = Left {
-            memory: self.memory,
+            host: self.host,
             options: self.options,
             sound: self.sound,
+            shares: self.shares,
             model: self.model,
         };
         (self.image, left)
@@ -344,28 +344,41 @@ impl<'a> Session<'a> {
 
 /// What there is of a session between two times that the image is open.
 pub(crate) struct Left<'a> {
-    pub(crate) memory: &'a Memory,
+    pub(crate) host: &'a Host,
     options: OpenOptions,
     pub(crate) sound: bool,
+    shares: bool,
     pub(crate) model: Option<Model>,
 }
 
 impl<'a> Left<'a> {
+    /// Opens an image again of which the last changes failed, because no more were to be made. What was not flushed may be lost.
+    fn enter_cut_off(self) -> Option<Session<'a>> {
+        self.host.file.all();
+        let mut session = self.enter()?;
+        if let Some(model) = &mut session.model {
+            model.bitmaps.clear();
+        }
+        session.reload();
+        Some(session)
+    }
+
     /// Opens the image again. One that was sound can be, unless two tables of different kinds are one: no check tells of that, but who is
     /// about to write notices, and marks the image.
     pub(crate) fn enter(self) -> Option<Session<'a>> {
-        let image = match open_whole(self.memory, self.options.clone()) {
+        let image = match self.host.open(self.options.clone()) {
             Ok(image) => image,
-            Err(error) if self.sound && !is_marked_corrupt(self.memory) => {
+            Err(error) if self.sound && !self.host.is_marked_corrupt() => {
                 panic!("a sound image cannot be opened again: {error}")
             }
             Err(_) => return None,
         };
         Some(Session {
-            memory: self.memory,
+            host: self.host,
             options: self.options,
             image,
             sound: self.sound,
+            shares: self.shares,
             model: self.model,
             journal: None,
         })

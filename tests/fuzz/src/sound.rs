@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use qcow::{CompressionType, CreateOptions, Format, Image, OpenOptions, Preallocation, Result};
+use qcow::{
+    CompressionType, CreateOptions, DataFile, Format, Image, OpenOptions, Preallocation, Result,
+};
 
 use crate::memory::Memory;
-use crate::{data_file, open, places};
+use crate::places;
 
 /// An image, and where its metadata is.
 #[derive(Debug)]
@@ -16,6 +18,16 @@ pub struct Sound {
     pub bytes: Vec<u8>,
     /// Offsets of metadata.
     pub places: Vec<usize>,
+}
+
+impl Sound {
+    fn new(name: &str, bytes: Vec<u8>) -> Self {
+        Self {
+            places: places::of(&bytes),
+            bytes,
+            name: name.to_owned(),
+        }
+    }
 }
 
 /// What is below an image that names a backing file: shorter than most, and nowhere zero.
@@ -72,11 +84,7 @@ fn make() -> Result<Vec<Sound>> {
         };
         for (what, content) in contents {
             let bytes = image(&options, *content)?;
-            images.push(Sound {
-                places: places::of(&bytes),
-                bytes,
-                name: format!("{name}-{what}"),
-            });
+            images.push(Sound::new(&format!("{name}-{what}"), bytes));
         }
     }
     let marked: Vec<Sound> = images
@@ -85,7 +93,61 @@ fn make() -> Result<Vec<Sound>> {
         .filter_map(with_unknown_extension)
         .collect();
     images.extend(marked);
+    images.push(encrypted_by_aes()?);
+    images.push(encrypted_by_luks(&images[0])?);
     Ok(images)
+}
+
+/// An image that can only be looked at.
+fn encrypted_by_aes() -> Result<Sound> {
+    let memory = Memory::default();
+    let options = CreateOptions {
+        cluster_size: 512,
+        aes: true,
+        ..CreateOptions::new(Format::Qcow2, 200 << 10)
+    };
+    qcow::create_in(&memory, &options)?;
+    Ok(Sound::new("encrypted-aes", memory.bytes()))
+}
+
+/// As many bytes as a LUKS header takes.
+const LUKS_LEN: usize = 592;
+
+/// An image that says it is encrypted, with a LUKS header at its end.
+fn encrypted_by_luks(plain: &Sound) -> Result<Sound> {
+    let mut bytes = plain.bytes.clone();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    let at = bytes.len();
+    let mut header = vec![0; LUKS_LEN.next_multiple_of(512)];
+    let mut put = |at: usize, field: &[u8]| header[at..at + field.len()].copy_from_slice(field);
+    put(0, b"LUKS\xba\xbe\0\x01");
+    put(8, b"aes");
+    put(40, b"xts-plain64");
+    put(72, b"sha256");
+    put(104, &2068u32.to_be_bytes());
+    put(108, &64u32.to_be_bytes());
+    put(164, &150_000u32.to_be_bytes());
+    put(168, b"f3a2b1c0-0000-4000-8000-0123456789ab");
+    for slot in 0..8 {
+        let state: u32 = if slot == 0 { 0x00ac_71f3 } else { 0x0000_dead };
+        put(208 + slot * 48, &state.to_be_bytes());
+        put(212 + slot * 48, &150_000u32.to_be_bytes());
+        put(248 + slot * 48, &(8 + 504 * slot as u32).to_be_bytes());
+        put(252 + slot * 48, &4000u32.to_be_bytes());
+    }
+    bytes.extend(header);
+    bytes[32..36].copy_from_slice(&2u32.to_be_bytes());
+    let mut extension = 0x0537_be77_u32.to_be_bytes().to_vec();
+    extension.extend(16u32.to_be_bytes());
+    extension.extend((at as u64).to_be_bytes());
+    extension.extend((LUKS_LEN as u64).to_be_bytes());
+    // In front of the others, which follow where the header ends.
+    let start = places::word(&bytes, 100, 4) as usize;
+    bytes.copy_within(start..512 - extension.len(), start + extension.len());
+    bytes[start..start + extension.len()].copy_from_slice(&extension);
+    let mut sound = Sound::new("encrypted-luks", bytes);
+    sound.places.extend((at..at + LUKS_LEN).step_by(4));
+    Ok(sound)
 }
 
 /// Ways to lay an image out.
@@ -165,6 +227,13 @@ fn layouts() -> Vec<(&'static str, CreateOptions)> {
                 options.size = 1 << 40;
             }),
         ),
+        (
+            "backed-qcow2",
+            with(&|options| {
+                backed(options);
+                options.backing_format = Some(Format::Qcow2);
+            }),
+        ),
     ]
 }
 
@@ -181,11 +250,8 @@ fn image(options: &CreateOptions, content: Content) -> Result<Vec<u8>> {
     };
     qcow::create_in(&memory, &first)?;
     let mut how = OpenOptions::new(Format::Qcow2).writable(true);
-    if first.data_file.is_some() {
-        data_file::reset();
-        how = how.data_file(data_file::at_hand());
-    }
-    let mut image = open(&memory, how)?;
+    how = how.data_file(DataFile::Use(Arc::new(Memory::default())));
+    let mut image = Image::open_storage(Box::new(memory.clone()), "image.qcow2", &how)?;
     if first.backing_file.is_some() {
         image = image.over(below());
     }
@@ -260,32 +326,37 @@ fn with_unknown_extension(sound: &Sound) -> Option<Sound> {
         return None;
     }
     room.copy_from_slice(&extension);
-    Some(Sound {
-        name: format!("{}-extension", sound.name),
-        places: places::of(&bytes),
-        bytes,
-    })
+    Some(Sound::new(&format!("{}-extension", sound.name), bytes))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{for_check, open_whole};
+    use crate::for_check;
+    use crate::host::Host;
+    use crate::input::Input;
     use qcow::Repair;
 
     #[test]
     fn they_are_sound_and_can_be_read() {
         for sound in images() {
-            let memory = Memory::new(&sound.bytes);
-            let checked = open(&memory, for_check()).unwrap().check(Repair::None);
+            let bytes = crate::input::join(&[], &sound.bytes);
+            let host = Host::new(&Input::of(&bytes));
+            if sound.name.starts_with("encrypted") {
+                let options = OpenOptions::new(Format::Qcow2).for_info(true);
+                let facts = host.open_alone(options).unwrap().info().unwrap();
+                assert!(facts.qcow2.unwrap().encryption.is_some(), "{}", sound.name);
+                continue;
+            }
+            let checked = host.open_alone(for_check()).unwrap().check(Repair::None);
             let checked = checked.unwrap();
-            let left_open = sound.name.ends_with("left-open");
+            let left_open = sound.name.contains("left-open");
             assert!(
                 left_open || checked.corruptions + checked.check_errors + checked.leaks == 0,
                 "{}: {checked:?}",
                 sound.name
             );
-            let image = open_whole(&memory, OpenOptions::new(Format::Qcow2)).unwrap();
+            let image = host.open(OpenOptions::new(Format::Qcow2)).unwrap();
             let mut disk = vec![0; image.virtual_size().min(1 << 20) as usize];
             image.read_at(0, &mut disk).unwrap();
             assert!(

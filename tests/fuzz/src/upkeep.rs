@@ -4,6 +4,7 @@
 use qcow::{Image, Place, Plan, Preallocation, Repair, Storage};
 
 use crate::journal::Journal;
+use crate::mended::is_harmless;
 use crate::model::Now;
 use crate::program::{Session, Step};
 
@@ -61,7 +62,7 @@ impl Session<'_> {
             return;
         };
         assert!(
-            !self.sound || found.corruptions + found.check_errors == 0,
+            !self.sound || found.is_sound() || (self.shares && is_harmless(&found)),
             "an image in use is damaged: {:?}",
             found.messages
         );
@@ -123,12 +124,14 @@ impl Session<'_> {
     /// The process ends at once, and another one opens the image. What was flushed is there, and with a journal all that was written.
     pub(crate) fn kill(mut self, step: Step) -> Option<Self> {
         let flushed = step.fill & 1 != 0 && self.image.flush().is_ok();
-        let kept = self.journal.take().map(|journal| journal.copy());
+        // One whose changes failed on the way notes no more.
+        let fails = self.host.file.is_spent();
+        let kept = (self.journal.take().filter(|_| !fails)).map(|journal| journal.copy());
         let all_there = flushed || (kept.is_some() && !self.image.is_ahead());
-        let file = self.memory.copy();
+        let file = self.host.file.copy();
         let (image, mut left) = self.leave();
         drop(image);
-        left.memory.become_like(&file);
+        left.host.file.become_like(&file);
         let lies = kept.is_some() && step.fill & 8 != 0;
         if lies {
             left.sound = false;
@@ -157,31 +160,21 @@ impl Session<'_> {
 
     /// Reads, or writes, where the image says that its data is.
     pub(crate) fn by_plan(&mut self, step: Step) {
-        let (offset, len) = step.range(self.image.virtual_size());
         if step.fill & 1 == 0 {
-            let Ok(Some(plan)) = self.image.plan_read(offset, len as usize) else {
-                return;
-            };
-            let Some(planned) = self.read_by(&plan, len as usize) else {
-                return;
-            };
-            drop(plan);
-            let mut bytes = vec![0; len as usize];
-            if self.image.read_at(offset, &mut bytes).is_ok() {
-                assert!(bytes == planned, "a plan leads elsewhere");
-            }
-            return;
+            return step.read_by_plan(self.host, &self.image);
         }
+        let (offset, len) = step.range(self.image.virtual_size());
         let Ok(Some(plan)) = self.image.plan_write(offset, len as usize) else {
             return;
         };
         let bytes = vec![step.fill; len as usize];
         for part in &plan.parts {
-            let Place::File { file: 0, offset } = part.place else {
+            let Place::File { file, offset } = part.place else {
                 return self.reload_after(plan);
             };
             let piece = &bytes[part.at..part.at + part.len];
-            if self.memory.write(offset, &piece, 0, part.len).is_err() {
+            let file = self.host.file(file);
+            if file.is_none_or(|file| file.write(offset, &piece, 0, part.len).is_err()) {
                 return self.reload_after(plan);
             }
         }
@@ -192,22 +185,6 @@ impl Session<'_> {
     fn reload_after(&mut self, plan: Plan) {
         drop(plan);
         self.reload();
-    }
-
-    /// What a plan leads to, if that is all in the image's own file.
-    fn read_by(&self, plan: &Plan, len: usize) -> Option<Vec<u8>> {
-        let mut bytes = vec![0; len];
-        for part in &plan.parts {
-            match part.place {
-                Place::Zero => {}
-                Place::File { file: 0, offset } => {
-                    let mut piece = &mut bytes[part.at..part.at + part.len];
-                    self.memory.read(offset, &mut piece, 0, part.len).ok()?;
-                }
-                Place::File { .. } => return None,
-            }
-        }
-        Some(bytes)
     }
 }
 

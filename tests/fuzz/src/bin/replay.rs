@@ -1,12 +1,16 @@
-//! Tells what an input is: the image it stands for, and, of an input of `image_write`, what a check finds after each step.
+//! Tells what an input is: the image it stands for, and, of a target that changes it, what a check finds after each step.
 //!
-//! `replay TARGET INPUT [IMAGE]` also writes the image to a file of that name.
+//! `replay TARGET INPUT [IMAGE]` also writes the image to a file `IMAGE.0`, and what it is after each step to the next ones.
 
 use libfuzzer_sys as _;
 
-use bulkhead_fuzz::memory::Memory;
-use bulkhead_fuzz::program::{self, Session};
-use bulkhead_fuzz::{data_file, for_check, hostile, open};
+use std::path::{Path, PathBuf};
+
+use bulkhead_fuzz::for_check;
+use bulkhead_fuzz::host::Host;
+use bulkhead_fuzz::input::Input;
+use bulkhead_fuzz::mended::repair;
+use bulkhead_fuzz::program::{Session, Step};
 use qcow::Repair;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,36 +18,66 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (Some(target), Some(input)) = (arguments.next(), arguments.next()) else {
         return Err("usage: replay TARGET INPUT [IMAGE]".into());
     };
-    let input = std::fs::read(input)?;
-    let (steps, image) = match target == "image_write" || target == "image_read" {
-        true => program::split(&input),
-        false => (Vec::new(), &input[..]),
-    };
-    let memory = Memory::new(&hostile::image(image));
-    data_file::reset();
-    if let Some(path) = arguments.next() {
-        std::fs::write(path, memory.bytes())?;
+    let bytes = std::fs::read(input)?;
+    let input = Input::of(&bytes);
+    let host = Host::new(&input);
+    let path = arguments.next().map(PathBuf::from);
+    keep(&host, path.as_deref(), 0)?;
+    println!(
+        "{} layers below, steps {:?}",
+        input.below.len(),
+        input.steps
+    );
+    println!("before: {}", checked(&host));
+    println!("{:#?}", host.open_alone(for_check())?.info()?);
+    if target == "image_write" {
+        return change(&host, &input, &input.steps, path.as_deref());
     }
-    println!("before: {}", checked(&memory));
-    println!("{:#?}", open(&memory, for_check())?.info()?);
-    if target != "image_write" {
-        return Ok(());
+    if target == "image_repair" {
+        let (_, steps) = input.way();
+        for what in [Repair::Leaks, Repair::All, Repair::All] {
+            println!("{what:?}: {:#?}", repair(&host, what));
+            println!("  {}", checked(&host));
+        }
+        return change(&host, &input, steps, path.as_deref());
     }
-    let mut session =
-        Session::open(&memory, program::writable(&input), false).ok_or("cannot be opened")?;
-    for step in steps {
-        println!("{step:?}");
-        session = session.change(step).ok_or("cannot be closed")?;
-        session.image().flush()?;
-        println!("  {}", checked(&memory));
-    }
-    session.close();
-    println!("closed: {}", checked(&memory));
     Ok(())
 }
 
-fn checked(memory: &Memory) -> String {
-    match open(memory, for_check()).and_then(|image| image.check(Repair::None)) {
+fn change(
+    host: &Host,
+    input: &Input<'_>,
+    steps: &[Step],
+    path: Option<&Path>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut session = Session::open(host, input.writable(), false).ok_or("cannot be opened")?;
+    for (number, step) in (1..).zip(steps) {
+        println!("{number}: {step:?}");
+        session = session.change(*step).ok_or("cannot be closed")?;
+        session.image().flush()?;
+        println!("  {}", checked(host));
+        keep(host, path, number)?;
+    }
+    session.close();
+    println!("closed: {}", checked(host));
+    Ok(())
+}
+
+fn keep(host: &Host, path: Option<&Path>, number: usize) -> std::io::Result<()> {
+    match path {
+        Some(path) => std::fs::write(
+            path.with_added_extension(number.to_string()),
+            host.file.bytes(),
+        ),
+        None => Ok(()),
+    }
+}
+
+fn checked(host: &Host) -> String {
+    let found = host
+        .open_alone(for_check())
+        .and_then(|image| image.check(Repair::None));
+    match found {
         Ok(found) => format!(
             "{} errors, {} corruptions, {} leaks: {:?}",
             found.check_errors, found.corruptions, found.leaks, found.messages

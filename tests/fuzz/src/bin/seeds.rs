@@ -1,5 +1,5 @@
 //! Writes the seed corpus: for each target, sound images with every feature of the format, some as their bytes, all as recipes
-//! with and without patches.
+//! with and without patches, and over others; done to in every way the target has.
 //!
 //! `seeds FOLDER` makes `FOLDER/TARGET/NAME` for each.
 
@@ -8,10 +8,11 @@ use libfuzzer_sys as _;
 
 use std::path::Path;
 
+use bulkhead_fuzz::input::{MOST_STEPS, join, put_below};
 use bulkhead_fuzz::{hostile, program, sound};
 
-const WHOLE: &[&str] = &["image_open", "image_check", "image_repair"];
-const PROGRAMS: &[&str] = &["image_read", "image_write"];
+type Steps = Vec<[u8; 8]>;
+
 /// The header says that there are no snapshots: all that is theirs alone is leaked.
 const NO_SNAPSHOTS: [u8; 12] = [14, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// A check that repairs all it finds.
@@ -22,7 +23,8 @@ const LONGEST: usize = 24 << 10;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args_os().nth(1).ok_or("usage: seeds FOLDER")?;
     let folder = Path::new(&folder);
-    for (index, image) in (0..).zip(sound::images()) {
+    let images = sound::images();
+    for (index, image) in (0..).zip(images) {
         let mut inputs = vec![
             ("recipe", hostile::recipe(index, &[])),
             ("patched", hostile::recipe(index, &patches())),
@@ -31,28 +33,47 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             inputs.push(("bytes", image.bytes.clone()));
         }
         for (kind, input) in inputs {
-            let name = format!("{}-{kind}", image.name);
-            for target in WHOLE {
-                write(folder, target, &name, &input)?;
+            for (target, steps) in targets(index) {
+                let name = format!("{}-{kind}", image.name);
+                write(folder, target, &name, &join(&steps, &input))?;
             }
-            let input = program::join(&steps(index), &input);
-            for target in PROGRAMS {
-                write(folder, target, &name, &input)?;
+        }
+        if image.name.contains("backed") {
+            for (target, steps) in targets(index) {
+                let mut input = join(&steps, &hostile::recipe(index, &[]));
+                // Another backed one, patched, and at the end of the chain one that is not.
+                let below = [
+                    hostile::recipe(index, &patches()),
+                    hostile::recipe(index + 1, &[]),
+                    hostile::recipe(0, &patches()),
+                ];
+                put_below(&mut input, &below);
+                write(folder, target, &format!("{}-chain", image.name), &input)?;
             }
         }
         if image.name.contains("snapshots") {
-            let mut steps = steps(index);
-            steps[0] = REPAIR_ALL;
-            let input = program::join(&steps, &hostile::recipe(index, &[NO_SNAPSHOTS]));
-            write(
-                folder,
-                "image_write",
-                &format!("{}-leaks", image.name),
-                &input,
-            )?;
+            let leaks = hostile::recipe(index, &[NO_SNAPSHOTS]);
+            for (target, mut steps) in targets(index) {
+                if target == "image_write" {
+                    steps[0] = REPAIR_ALL;
+                }
+                let name = format!("{}-leaks", image.name);
+                write(folder, target, &name, &join(&steps, &leaks))?;
+            }
         }
     }
     Ok(())
+}
+
+/// What each target does to the image of this number.
+fn targets(index: u8) -> [(&'static str, Steps); 5] {
+    [
+        ("image_open", ways_to_open(index)),
+        ("image_read", looks(index)),
+        ("image_check", Vec::new()),
+        ("image_repair", after(repair(index), changes(index))),
+        ("image_write", changes(index)),
+    ]
 }
 
 fn write(folder: &Path, target: &str, name: &str, content: &[u8]) -> std::io::Result<()> {
@@ -70,13 +91,50 @@ fn patches() -> [[u8; 12]; 3] {
     ]
 }
 
+fn after(first: [u8; 8], rest: Steps) -> Steps {
+    let mut steps = vec![first];
+    steps.extend(rest);
+    steps.truncate(MOST_STEPS.into());
+    steps
+}
+
 /// As many kinds of change as there is room for, in an order and at places of this seed's own.
-fn steps(seed: u8) -> Vec<[u8; 8]> {
-    (0..program::MOST_STEPS)
+fn changes(seed: u8) -> Steps {
+    (0..MOST_STEPS)
         .map(|index| {
             let kind = index.wrapping_mul(7).wrapping_add(seed) % program::KINDS;
             let place = kind.wrapping_mul(8);
             [kind, 0x33 + index, kind, place, 0, 0, index, 2]
         })
         .collect()
+}
+
+/// Each kind of question at a few places.
+fn looks(seed: u8) -> Steps {
+    (0..24)
+        .map(|index: u8| {
+            let place = index.wrapping_mul(seed | 1);
+            [
+                index,
+                0,
+                place,
+                index / 8,
+                u8::from(index > 15),
+                0,
+                place,
+                8,
+            ]
+        })
+        .collect()
+}
+
+/// Some way to open an image, and questions.
+fn ways_to_open(seed: u8) -> Steps {
+    let way = [seed.wrapping_mul(37), seed, 0, 2, 0, 0, seed, 2];
+    after(way, looks(seed).split_off(16))
+}
+
+/// Some way to repair an image.
+fn repair(seed: u8) -> [u8; 8] {
+    [0, seed, seed, 0, 0, 0, seed.wrapping_mul(11), 0]
 }
