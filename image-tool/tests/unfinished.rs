@@ -102,10 +102,15 @@ fn interrupt(mut child: Child, signal: &str, has_begun: impl Fn(&Child) -> bool)
 
 /// Runs image-tool with files limited to 32 KiB.
 fn run_limited(folder: &Path, line: &str) -> Outcome {
+    run_limited_to(folder, 64, line)
+}
+
+/// Runs image-tool with files limited to so many blocks of 512 bytes.
+fn run_limited_to(folder: &Path, blocks: u64, line: &str) -> Outcome {
     Command::new("sh")
         .arg("-c")
         .arg(format!(
-            "ulimit -f 64; trap '' XFSZ; exec {} {line}",
+            "ulimit -f {blocks}; trap '' XFSZ; exec {} {line}",
             env!("CARGO_BIN_EXE_image-tool")
         ))
         .current_dir(folder)
@@ -295,5 +300,51 @@ fn what_cannot_be_marked_is_filled_all_the_same() {
         let args: Vec<_> = line.split(' ').collect();
         let outcome = pair.run_ours(&args);
         assert_eq!(outcome.status, Some(0), "{line}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_resize_for_which_there_is_no_space_leaves_the_disk_as_it_was() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = disks();
+    let folder = pair.ours();
+    for (image, line) in [
+        ("overlay", "resize --preallocation=full overlay +4M"),
+        ("overlay", "resize --preallocation=falloc overlay +4M"),
+        ("base", "resize --preallocation=full base +4M"),
+        ("base", "resize --preallocation=falloc base +4M"),
+        ("base", "resize --preallocation=metadata base +4M"),
+        ("a.raw", "resize -f raw --preallocation=full a.raw +4M"),
+    ] {
+        let facts = || {
+            must(
+                "info",
+                &folder,
+                &["qemu-img", "info", "--output=json", image],
+            )
+        };
+        let size = |facts: &str| {
+            let line = facts.lines().rfind(|line| line.contains("virtual-size"));
+            line.unwrap().to_owned()
+        };
+        must("copy", &folder, &["cp", image, "before"]);
+        // Room for tables, not for the data.
+        let blocks = fs::metadata(folder.join(image)).unwrap().len() / 512 + 512;
+        let before = facts();
+
+        let failed = run_limited_to(&folder, blocks, line);
+
+        assert_eq!(failed.status, Some(1), "{line}: {failed:?}");
+        assert_eq!(size(&facts()), size(&before), "{line}");
+        if image != "a.raw" {
+            must(line, &folder, &["qemu-img", "check", image]);
+        }
+        must(
+            line,
+            &folder,
+            &["qemu-img", "compare", "-s", image, "before"],
+        );
     }
 }

@@ -19,7 +19,10 @@ impl Image {
                     raw::allocate_first_block(&*raw.storage, size)
                         .map_err(|error| Error::io("write error", error))?;
                 }
-                raw::preallocate(&*raw.storage, old, size, preallocation)
+                raw::preallocate(&*raw.storage, old, size, preallocation).inspect_err(|_| {
+                    // The first error is the one to report.
+                    let _ = raw.resize(old);
+                })
             }
             Layer::Qcow2(qcow2) => qcow2.resize(self.below(), size, preallocation),
         }

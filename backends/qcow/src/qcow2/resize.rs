@@ -48,7 +48,6 @@ impl Qcow2 {
         }
         let raw = engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0;
         let backed = engine.header.backing.is_some();
-        let subclusters = engine.geometry().extended_l2;
         drop(engine);
         self.zero_growth(below, old, size, backed)?;
         self.set_size(size)?;
@@ -56,6 +55,25 @@ impl Qcow2 {
             // As when it was created.
             Preallocation::Off if raw => Preallocation::Metadata,
             asked => asked,
+        };
+        self.preallocate_growth(below, old, preallocation)
+            .inspect_err(|_| {
+                // There is no space: the disk stays as it was. The first error is the one to report.
+                let _ = self.shrink(size, old);
+            })
+    }
+
+    fn preallocate_growth(
+        &self,
+        below: Option<&dyn Below>,
+        old: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        let size = self.size();
+        let (backed, subclusters) = {
+            let engine = self.engine();
+            let backed = engine.header.backing.is_some();
+            (backed, engine.geometry().extended_l2)
         };
         let mut start = old;
         if preallocation != Preallocation::Off && self.is_cut_cluster_empty(old, size)? {
@@ -284,28 +302,25 @@ impl Qcow2 {
         while at < end {
             let (next, runs) =
                 self.run(|engine| engine.preallocate(GuestOffset(at), end - at, stays_zero))?;
+            let failed = |error| Error::io("cannot preallocate", error);
+            let len_before = storage.len().map_err(failed)?;
+            // First: a hole needs no space, and should there be none the tables do not lead beyond the end.
+            let last = runs.iter().map(|(host, len)| host.0 + len).max();
+            if let Some(last) = last.filter(|last| *last > len_before) {
+                storage.set_len(last).map_err(failed)?;
+            }
             for (HostOffset(host), len) in runs {
                 let reserve = if preallocation == Preallocation::Metadata {
                     Preallocation::Off
                 } else {
                     preallocation
                 };
-                let failed = |error| Error::io("cannot preallocate", error);
                 // Space used before may hold anything.
-                if !self.external && storage.len().map_err(failed)? > host {
+                if !self.external && len_before > host {
                     storage.write_zeroes(host, len, true).map_err(failed)?;
                 }
-                self.reserve_with_tables(storage, host + len, reserve);
+                self.reserve_with_tables(storage, (len_before, host + len), reserve);
                 raw::preallocate(storage, host, host + len, reserve)?;
-                if storage
-                    .len()
-                    .map_err(|error| Error::io("cannot find the size", error))?
-                    < host + len
-                {
-                    storage
-                        .set_len(host + len)
-                        .map_err(|error| Error::io("cannot resize", error))?;
-                }
             }
             at = next;
         }
@@ -329,17 +344,20 @@ impl Qcow2 {
         Ok(pieces.iter().all(empty))
     }
 
-    /// Reserves what the file does not have yet, up to `end`: the tables that are not written yet in one piece with the data, so that
+    /// Reserves what the file did not have before, up to `end`: the tables that are not written yet in one piece with the data, so that
     /// the file system has fewer pieces to keep account of.
-    fn reserve_with_tables(&self, storage: &dyn Storage, end: u64, how: Preallocation) {
+    fn reserve_with_tables(
+        &self,
+        storage: &dyn Storage,
+        (len, end): (u64, u64),
+        how: Preallocation,
+    ) {
         if self.external || how == Preallocation::Off {
             return;
         }
         // It is no more than a favour.
-        if let Ok(len) = storage.len()
-            && len.next_multiple_of(self.cluster_size) < end
-        {
-            let start = len.next_multiple_of(self.cluster_size);
+        let start = len.next_multiple_of(self.cluster_size);
+        if start < end {
             let _ = storage.allocate(start, end - start);
         }
     }
