@@ -48,6 +48,12 @@ impl Disk<'_> {
         if offset < end {
             return map(self.0, offset, len.min(end - offset));
         }
+        // Where the file goes on, of which the disk may be a part.
+        let last = end.checked_sub(1);
+        let last = last.map(|last| self.0.map_layer(last, 1)).transpose()?;
+        let start = last
+            .and_then(|last| last.offset?.checked_sub(last.start))
+            .unwrap_or(0);
         Ok(Extent {
             start: offset,
             length: len,
@@ -56,7 +62,7 @@ impl Disk<'_> {
             zero: true,
             data: false,
             compressed: false,
-            offset: Some(offset),
+            offset: offset.checked_add(start),
             file: Some(self.0.path().to_owned()),
         })
     }

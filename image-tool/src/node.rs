@@ -116,6 +116,15 @@ impl Node {
         )
     }
 
+    /// Whether it is, or leads to, an image rather than a file.
+    fn is_image(&self) -> bool {
+        match self.driver.as_deref() {
+            Some("qcow2") => true,
+            Some("raw") => self.file.as_deref().is_some_and(Self::is_image),
+            _ => false,
+        }
+    }
+
     /// The image this describes; `text` is what the user wrote.
     pub(crate) fn into_source(self, text: &str) -> Result<Source> {
         self.check_references()?;
@@ -147,14 +156,14 @@ impl Node {
                 _ => anyhow!("A block device must be specified for \"file\""),
             });
         };
-        let mut source = match (driver, file.driver.as_deref()) {
-            // raw over another format shows what that shows.
-            (Some("raw"), Some("qcow2")) if self.window()?.is_none() => file.resolve(text)?,
-            _ => Source {
-                format: driver.map(str::to_owned),
-                ..file.storage(text)?
-            },
+        let mut source = match file.is_image() {
+            true => Source::within(Source {
+                shown: file.needs_tree().then(|| file.tree()),
+                ..file.resolve(text)?
+            }),
+            false => file.storage(text)?,
         };
+        source.format = driver.map(str::to_owned);
         match driver {
             Some("raw") => self.check_options("raw", &["offset", "size"])?,
             _ => self.check_options(driver.unwrap_or("qcow2"), &[])?,
@@ -203,7 +212,8 @@ impl Node {
             }
             None => self.host_file(text, None),
             Some(_) if self.is_file() => self.host_file(text, None),
-            Some("qcow2") => bail!("Image is not in qcow2 format"),
+            // Only a data file comes here with it.
+            Some("qcow2") => bail!("An image cannot take the place of a data file"),
             Some(other) => bail!("Unknown driver '{other}'"),
         }
     }

@@ -5,7 +5,8 @@
 
 use std::fmt;
 use std::fs::File;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -118,18 +119,61 @@ struct Chain {
     paths: Vec<PathBuf>,
 }
 
+/// What an image lies in.
+#[derive(Debug)]
+enum Under {
+    File(File),
+    /// The disk of another image.
+    Image(Arc<Image>),
+}
+
+impl Under {
+    fn open(
+        self,
+        path: &Path,
+        options: &OpenOptions,
+        unsynced: bool,
+    ) -> Result<qcow::Result<Image>> {
+        Ok(match self {
+            Self::File(file) if unsynced => {
+                Image::open_storage(Box::new(Unsynced::new(file)?), path, options)
+            }
+            Self::File(file) => Image::open_file(file, path, options),
+            Self::Image(image) => Image::open_storage(Box::new(image), path, options),
+        })
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::File(file) => Self::File(file.try_clone()?),
+            Self::Image(image) => Self::Image(image.clone()),
+        })
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.read_at(buffer, offset),
+            Self::Image(image) => {
+                let inside = image.virtual_size().saturating_sub(offset);
+                let len = buffer
+                    .len()
+                    .min(usize::try_from(inside).unwrap_or(usize::MAX));
+                let part = buffer.get_mut(..len).unwrap_or_default();
+                let read = image.read_at(offset, part);
+                read.map(|()| len).map_err(io::Error::other)
+            }
+        }
+    }
+}
+
 impl Chain {
     fn open(&mut self, source: &Source, how: &Opening) -> Result<(Image, bool)> {
         source.format.as_deref().map(known).transpose()?;
         if how.writable && (how.share || source.force_share) {
             bail!("force-share=on can only be used with read-only images");
         }
-        let file = match &how.file {
-            Some(file) => file.try_clone()?,
-            None => open_file(&source.path, how.writable)?,
-        };
-        self.remember(&file, &source.path)?;
-        let (format, guessed) = format_of(source, &file)?;
+        let storage = self.storage(source, how)?;
+        let (format, guessed) = format_of(source, &storage)?;
         if guessed && format == Format::Raw && how.writable {
             warn_guessed_raw(&source.text);
         }
@@ -147,14 +191,10 @@ impl Chain {
         if !how.alone {
             options = options.data_file(self.data_file(source));
             if !how.no_backing {
-                below = self.below(source, format, &file, how)?;
+                below = self.below(source, format, &storage, how)?;
             }
         }
-        let image = if how.unsynced {
-            Image::open_storage(Box::new(Unsynced::new(file)?), &source.path, &options)
-        } else {
-            Image::open_file(file, &source.path, &options)
-        };
+        let image = storage.open(&source.path, &options, how.unsynced)?;
         let image = image.map_err(|error| {
             let words = reason(&error, &source.path);
             match error.kind() {
@@ -169,6 +209,27 @@ impl Chain {
             Some(below) => (image.over(Arc::new(below)), guessed),
             None => (image, guessed),
         })
+    }
+
+    /// What the image lies in.
+    fn storage(&mut self, source: &Source, how: &Opening) -> Result<Under> {
+        if let Some(under) = &source.under {
+            let how = Opening {
+                writable: how.writable,
+                share: how.share,
+                no_writers: how.no_writers,
+                alone: how.alone,
+                ..Opening::default()
+            };
+            let (image, _) = self.open(under, &how)?;
+            return Ok(Under::Image(Arc::new(image)));
+        }
+        let file = match &how.file {
+            Some(file) => file.try_clone()?,
+            None => open_file(&source.path, how.writable)?,
+        };
+        self.remember(&file, &source.path)?;
+        Ok(Under::File(file))
     }
 
     fn remember(&mut self, file: &File, path: &Path) -> Result<()> {
@@ -199,14 +260,14 @@ impl Chain {
         &mut self,
         source: &Source,
         format: Format,
-        file: &File,
+        storage: &Under,
         how: &Opening,
     ) -> Result<Option<Image>> {
         let below = match &source.backing {
             BackingOverride::None => return Ok(None),
             BackingOverride::Image(below) => Source::clone(below),
             BackingOverride::AsRecorded if format == Format::Raw => return Ok(None),
-            BackingOverride::AsRecorded => match recorded_backing(source, file)? {
+            BackingOverride::AsRecorded => match recorded_backing(source, storage)? {
                 Some(below) => below,
                 None => return Ok(None),
             },
@@ -226,7 +287,7 @@ impl Chain {
 }
 
 /// The backing file an image names, as a source of its own.
-fn recorded_backing(source: &Source, file: &File) -> Result<Option<Source>> {
+fn recorded_backing(source: &Source, storage: &Under) -> Result<Option<Source>> {
     let mut header = OpenOptions::new(Format::Qcow2)
         .locking(Locking::Off)
         .for_check(true);
@@ -234,8 +295,8 @@ fn recorded_backing(source: &Source, file: &File) -> Result<Option<Source>> {
         header = header.window(window.offset, window.size);
     }
     let told = |error: &qcow::Error| anyhow!("{}", reason(error, &source.path));
-    let image =
-        Image::open_file(file.try_clone()?, &source.path, &header).map_err(|error| told(&error))?;
+    let image = storage.try_clone()?.open(&source.path, &header, false)?;
+    let image = image.map_err(|error| told(&error))?;
     let info = image.info().map_err(|error| told(&error))?;
     let Some(name) = info.backing_filename else {
         return Ok(None);
@@ -289,12 +350,18 @@ fn not_a_file(path: &Path) -> anyhow::Error {
     )
 }
 
-fn format_of(source: &Source, file: &File) -> Result<(Format, bool)> {
+fn format_of(source: &Source, storage: &Under) -> Result<(Format, bool)> {
     match &source.format {
         Some(name) => Ok((known(name)?, false)),
         None => {
             let start = source.windows.iter().map(|window| window.offset).sum();
-            Ok((known(probe::format_of(file, start)?)?, true))
+            Ok((
+                known(probe::format_of(
+                    |at, buffer| storage.read_at(at, buffer),
+                    start,
+                )?)?,
+                true,
+            ))
         }
     }
 }

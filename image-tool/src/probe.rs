@@ -1,8 +1,6 @@
 //! Guessing the format of a file that was named without one: qemu-img's habit, kept for images that are read.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 /// Names of formats with the bytes they begin with, and at which offset.
 const MAGICS: [(&str, usize, &[u8]); 14] = [
@@ -23,11 +21,14 @@ const MAGICS: [(&str, usize, &[u8]); 14] = [
 ];
 
 /// The name of the format that the bytes from `start` on speak of; `raw` when they speak of none.
-pub(crate) fn format_of(file: &File, start: u64) -> io::Result<&'static str> {
+pub(crate) fn format_of(
+    read_at: impl Fn(u64, &mut [u8]) -> io::Result<usize>,
+    start: u64,
+) -> io::Result<&'static str> {
     let mut head = [0u8; 512];
     let mut filled = 0;
     while let Some(rest) = head.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, start.saturating_add(filled as u64)) {
+        match read_at(start.saturating_add(filled as u64), rest) {
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -27,6 +27,8 @@ pub(crate) struct Source {
     pub(crate) direct: bool,
     /// It is the file itself, without a format above it.
     pub(crate) is_protocol: bool,
+    /// The image whose disk takes the place of the file.
+    pub(crate) under: Option<Box<Source>>,
     /// The parts of the file that the image lies in, from the file upwards.
     pub(crate) windows: Vec<Window>,
     /// How the image is shown when its path does not say all.
@@ -78,8 +80,19 @@ impl Source {
             locks: Locks::Auto,
             direct: false,
             is_protocol: false,
+            under: None,
             windows: Vec::new(),
             shown: None,
+        }
+    }
+
+    /// The image that lies in another one.
+    pub(crate) fn within(under: Self) -> Self {
+        Self {
+            text: under.text.clone(),
+            force_share: under.force_share,
+            under: Some(Box::new(under.clone())),
+            ..Self::of_file(under.path, None)
         }
     }
 

@@ -332,3 +332,127 @@ fn other_drivers_in_an_image_are_never_followed() {
         );
     }
 }
+
+/// `in.q`: a qcow2 image; `nest.q`: one whose disk begins with the qcow2 image of `a.q`.
+fn nested() -> Pair {
+    let pair = prepared();
+    pair.prepare(&[
+        &["qemu-img", "create", "-q", "-f", "qcow2", "in.q", "4M"],
+        &[
+            "qemu-io",
+            "-c",
+            "write -P 5 1M 64k",
+            "-c",
+            "write -P 6 3M 100k",
+            "in.q",
+        ],
+        &["qemu-img", "create", "-q", "-f", "qcow2", "nest.q", "8M"],
+        &[
+            "qemu-img",
+            "convert",
+            "-n",
+            "--image-opts",
+            "--target-image-opts",
+            "driver=raw,file.filename=a.q",
+            "driver=raw,file.driver=qcow2,file.file.filename=nest.q",
+        ],
+    ]);
+    pair
+}
+
+#[test]
+fn an_image_takes_the_place_of_a_file() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = nested();
+    let within = "driver=qcow2,file.driver=qcow2,file.file.filename=nest.q";
+    let part = "driver=raw,offset=65536,file.driver=qcow2,file.file.filename=in.q";
+    let parts = "driver=raw,size=64k,file.driver=raw,file.offset=1M,file.file.driver=qcow2,file.file.file.filename=in.q";
+    let whole = "driver=raw,file.driver=qcow2,file.file.filename=in.q";
+    let guessed = "file.driver=qcow2,file.file.filename=nest.q";
+    for node in [within, part, parts, whole, guessed] {
+        for verb in [
+            &["info"][..],
+            &["info", "--output=json"],
+            &["map", "--output=json"],
+            &["map"],
+            &["measure", "-O", "qcow2"],
+            &["check"],
+            &["snapshot", "-l"],
+        ] {
+            pair.same_reading(&[verb, &["--image-opts", node]].concat());
+        }
+    }
+    for node in [within, part, parts, whole, guessed] {
+        pair.same(&["convert", "-O", "raw", "--image-opts", node, "copy"]);
+        pair.same_image("copy", "raw");
+    }
+    pair.same(&[
+        "compare",
+        "--image-opts",
+        within,
+        "driver=qcow2,file.filename=a.q",
+    ]);
+}
+
+#[test]
+fn an_image_in_another_is_written() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = nested();
+    let within = "driver=qcow2,file.driver=qcow2,file.file.filename=nest.q";
+    let part = "driver=raw,offset=1M,file.driver=qcow2,file.file.filename=in.q";
+    let start = "driver=raw,offset=1M,size=1M,file.driver=qcow2,file.file.filename=in.q";
+    for line in [
+        vec!["snapshot", "-q", "--image-opts", "-c", "s", within],
+        vec![
+            "bench",
+            "-q",
+            "-w",
+            "-c",
+            "20",
+            "--pattern=9",
+            "--image-opts",
+            within,
+        ],
+        vec!["resize", "-q", "--image-opts", within, "3M"],
+        vec!["bitmap", "--add", "--image-opts", within, "b"],
+        vec!["resize", "-q", "--image-opts", part, "9M"],
+    ] {
+        let written = pair.run_ours(&line);
+        assert_eq!(written.status, Some(0), "{line:?}: {written:?}");
+    }
+    let data = ["convert", "-n", "--target-image-opts", "c.raw", part];
+    assert_eq!(pair.run_ours(&data).status, Some(0));
+    for args in [
+        &["check", "nest.q"][..],
+        &["check", "in.q"],
+        &["check", "--image-opts", within],
+        &[
+            "compare",
+            "--image-opts",
+            start,
+            "driver=raw,size=1M,file.filename=c.raw",
+        ],
+    ] {
+        let line = [&["qemu-img"], args].concat();
+        must("the reference", &pair.ours(), &line);
+    }
+}
+
+#[test]
+fn the_padding_of_a_part_lies_where_the_file_goes_on() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = prepared();
+    pair.prepare(&[&["truncate", "-s", "1000001", "odd.raw"]]);
+    pair.same_reading(&[
+        "map",
+        "--output=json",
+        "--image-opts",
+        "driver=raw,offset=512k,file.filename=odd.raw",
+    ]);
+}

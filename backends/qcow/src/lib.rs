@@ -149,6 +149,7 @@ mod l2;
 mod lock;
 mod luks;
 mod names;
+mod nested;
 mod options;
 mod plan;
 mod qcow2;

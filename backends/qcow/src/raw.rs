@@ -1,10 +1,12 @@
 //! Raw images: the file is the disk.
 
 use std::io;
+use std::path::Path;
 
 use crate::buffer::{Destination, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Preallocation;
+use crate::report::Extent;
 use crate::storage::Storage;
 
 /// A raw image.
@@ -93,6 +95,26 @@ impl Raw {
             Some((start, _)) => Ok((start.min(end) - offset, false)),
             None => Ok((len, false)),
         }
+    }
+
+    /// The first extent at `offset`: the storage's own, where that tells more than data from holes.
+    pub(crate) fn map(&self, offset: u64, len: u64, path: &Path) -> Result<Extent> {
+        let known = self.storage.extent(offset, len);
+        if let Some(extent) = known.map_err(failed("cannot find holes"))? {
+            return Ok(Extent { depth: 0, ..extent });
+        }
+        let (length, data) = self.status(offset, len)?;
+        Ok(Extent {
+            start: offset,
+            length,
+            depth: 0,
+            present: true,
+            zero: !data,
+            data,
+            compressed: false,
+            offset: Some(self.place(offset)),
+            file: Some(path.to_path_buf()),
+        })
     }
 
     pub(crate) fn resize(&self, size: u64) -> Result<()> {

@@ -12,6 +12,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::buffer::{Destination, Source};
+use crate::report::Extent;
 
 /// A file: bytes at offsets. All methods may be called from several threads at once.
 pub trait Storage: Send + Sync {
@@ -47,6 +48,11 @@ pub trait Storage: Send + Sync {
 
     /// The next range that may hold data at or after `offset`: its start and end. `None` if only a hole follows.
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
+
+    /// How the beginning of a range is stored, if that is known better than by where data is: the first extent.
+    fn extent(&self, _offset: u64, _len: u64) -> io::Result<Option<Extent>> {
+        Ok(None)
+    }
 
     /// What tells the file from others.
     fn identity(&self) -> [u64; 2] {

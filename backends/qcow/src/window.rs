@@ -4,6 +4,7 @@ use std::io;
 
 use crate::buffer::{Destination, Source};
 use crate::error::{Error, Result};
+use crate::report::Extent;
 use crate::storage::Storage;
 
 /// What a raw image of a fixed size says to whoever wants another one.
@@ -140,6 +141,18 @@ impl Storage for Window {
         };
         let (start, end) = (bound(start), bound(end));
         Ok((start < end).then_some((start, end)))
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> io::Result<Option<Extent>> {
+        let inside = self.inside(offset, len);
+        let Some(from) = offset.checked_add(self.offset).filter(|_| inside > 0) else {
+            return Ok(None);
+        };
+        let found = self.file.extent(from, inside)?;
+        Ok(found.map(|extent| Extent {
+            start: offset,
+            ..extent
+        }))
     }
 
     fn allocated(&self) -> io::Result<u64> {

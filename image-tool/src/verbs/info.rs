@@ -52,7 +52,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let text = match form {
         Format::Human => infos
             .iter()
-            .map(|info| human(info, &local))
+            .map(|info| human(info, &local, ""))
             .collect::<Vec<_>>()
             .join("\n"),
         Format::Json => {
@@ -75,6 +75,8 @@ struct Told {
     info: Info,
     /// Length of the whole file, of which the image may be a part.
     file_size: u64,
+    /// The image that it lies in.
+    under: Option<Box<Told>>,
 }
 
 /// The facts of the image, then of those below it.
@@ -89,13 +91,7 @@ fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
                 source.path.display()
             );
         }
-        let opening = Opening {
-            share,
-            alone: true,
-            for_info: true,
-            ..Opening::default()
-        };
-        let info = open::open(&source, &opening)?.info()?;
+        let (info, file_size, under) = facts(&source, share)?;
         if chain && let Some(name) = &info.backing_filename {
             let below = Source::recorded(&source.path, name, info.backing_format.as_deref());
             next = Some(below.map_err(|why| {
@@ -104,18 +100,46 @@ fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
                 )
             })?);
         }
-        let file_size = match source.windows.is_empty() {
-            true => info.file_size,
-            // Not from its metadata: the size of a device is where its end is.
-            false => File::open(&source.path)?.seek(SeekFrom::End(0))?,
-        };
         told.push(Told {
             source,
             info,
             file_size,
+            under,
         });
     }
     Ok(told)
+}
+
+/// The facts of one image, the length of the file it lies in, and the image that takes that file's place.
+fn facts(source: &Source, share: bool) -> Result<(Info, u64, Option<Box<Told>>)> {
+    let opening = Opening {
+        share,
+        alone: true,
+        for_info: true,
+        ..Opening::default()
+    };
+    let mut info = open::open(source, &opening)?.info()?;
+    if let Some(under) = &source.under {
+        let (inner, file_size, next) = facts(under, share)?;
+        if info.cluster_size.is_none() {
+            // raw shows that of what it lies in.
+            info.cluster_size = inner.cluster_size;
+        }
+        let length = inner.virtual_size;
+        let told = Told {
+            source: Source::clone(under),
+            info: inner,
+            file_size,
+            under: next,
+        };
+        return Ok((info, length, Some(Box::new(told))));
+    }
+    let file_size = match source.windows.is_empty() {
+        true => info.file_size,
+        // Not from its metadata: the size of a device is where its end is.
+        false => File::open(&source.path)?.seek(SeekFrom::End(0))?,
+    };
+    Ok((info, file_size, None))
 }
 
 impl Told {
@@ -174,11 +198,15 @@ fn under(told: &Told) -> Vec<Under> {
         // The last of them is the image.
         nodes.pop();
     }
+    if told.under.is_some() {
+        // It is told of as an image.
+        nodes.remove(0);
+    }
     nodes.reverse();
     nodes
 }
 
-fn human(told: &Told, local: &LocalTime) -> String {
+fn human(told: &Told, local: &LocalTime, path: &str) -> String {
     let mut text = String::new();
     let (info, name) = (&told.info, told.shown());
     let _ = write!(
@@ -209,7 +237,7 @@ fn human(told: &Told, local: &LocalTime) -> String {
         text.push_str("Format specific information:\n");
         human_object(&mut text, &specific(qcow2), 1);
     }
-    let (mut path, mut indent) = (String::new(), String::new());
+    let (mut path, mut indent) = (path.to_owned(), String::new());
     for node in under(told) {
         path.push_str("/file");
         let _ = writeln!(text, "{indent}Child node '{path}':");
@@ -227,6 +255,13 @@ fn human(told: &Told, local: &LocalTime) -> String {
             size::human(size),
             size::human(info.actual_size),
         );
+    }
+    if let Some(under) = &told.under {
+        path.push_str("/file");
+        let _ = writeln!(text, "{indent}Child node '{path}':");
+        for line in human(under, local, &path).lines() {
+            let _ = writeln!(text, "{indent}    {line}");
+        }
     }
     text
 }
@@ -364,9 +399,10 @@ fn encryption(encryption: &Encryption) -> Object {
 }
 
 /// The nodes from this one on, as the list of an image's children.
-fn json_children(nodes: &[Under], actual_size: u64) -> Vec<Value> {
+fn json_children(nodes: &[Under], told: &Told) -> Vec<Value> {
     let Some((node, below)) = nodes.split_first() else {
-        return Vec::new();
+        let child = |under: &Told| Object::new().with("name", "file").with("info", json(under));
+        return told.under.iter().map(|under| child(under).into()).collect();
     };
     let is_file = matches!(node.format, FILE | HOST_DEVICE);
     let specific = Object::new()
@@ -376,10 +412,10 @@ fn json_children(nodes: &[Under], actual_size: u64) -> Vec<Value> {
         .with("filename", node.name.as_str())
         .with("format", node.format)
         .with("dirty-flag", false)
-        .with("actual-size", actual_size)
+        .with("actual-size", told.info.actual_size)
         .with("virtual-size", whole_sectors(node.size))
         .with_some("format-specific", is_file.then_some(specific))
-        .with("children", json_children(below, actual_size));
+        .with("children", json_children(below, told));
     vec![Object::new().with("name", "file").with("info", info).into()]
 }
 
@@ -419,6 +455,6 @@ fn json(told: &Told) -> Value {
         .with_some("backing-filename-format", info.backing_format.as_deref())
         .with_some("snapshots", (!snapshots.is_empty()).then_some(snapshots))
         .with_some("format-specific", format_specific)
-        .with("children", json_children(&under(told), info.actual_size))
+        .with("children", json_children(&under(told), told))
         .into()
 }

@@ -14,17 +14,7 @@ impl Image {
             return Err(Error::invalid("cannot map a range of 0 bytes"));
         }
         match &self.layer {
-            Layer::Raw(raw) => raw.status(offset, len).map(|(length, data)| Extent {
-                start: offset,
-                length,
-                depth: 0,
-                present: true,
-                zero: !data,
-                data,
-                compressed: false,
-                offset: Some(raw.place(offset)),
-                file: Some(self.path.clone()),
-            }),
+            Layer::Raw(raw) => raw.map(offset, len, &self.path),
             Layer::Qcow2(qcow2) => qcow2.map(offset, len, &self.path),
         }
         .map_err(|error| error.within(self.path.display()))
