@@ -91,6 +91,9 @@
 //! zstd), zero clusters, preallocation, external data files, internal snapshots, persistent bitmaps, lazy refcounts, check and repair.
 //! Encrypted images are refused by name. Raw files are handled as sparse.
 //!
+//! An image lies in a [`Storage`]: a file ([`HostFile`]), one of the caller's own ([`Image::open_storage`]), or the disk of another
+//! image (an `Arc<Image>`).
+//!
 //! # Threads and durability
 //!
 //! All methods take `&self`; an [`Image`] is `Send` and `Sync`, and any number of threads may use it at once. A write is durable
