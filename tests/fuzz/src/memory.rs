@@ -66,9 +66,10 @@ impl Memory {
         }
     }
 
-    /// Only so many changes are made from now on, as if whoever makes them were killed then; those after them fail.
+    /// Only so many changes are made from now on, as if whoever makes them were killed then; those after them fail. Who is dead
+    /// stays so.
     pub fn only(&self, changes: u64) {
-        self.lock().left = Some(changes);
+        self.lock().left.get_or_insert(changes);
     }
 
     /// All changes are made again.
