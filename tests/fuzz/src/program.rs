@@ -11,7 +11,7 @@ const LONGEST: u64 = 64 << 10;
 /// The largest disk an image is resized to: a table of megabytes in clusters of 512 bytes takes longer than a fuzzer waits.
 pub(crate) const LARGEST: u64 = 64 << 20;
 /// Kinds of change.
-pub const KINDS: u8 = 34;
+pub const KINDS: u8 = 33;
 /// One operation on an image.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
@@ -199,7 +199,6 @@ impl<'a> Session<'a> {
                 let _ = image.set_data_file_name("another");
                 let _ = image.clear_data_file_raw();
             }
-            33 => self.host.file.only(u64::from(step.len % 128)),
             _ => step.read(image),
         }
         Some(self)
