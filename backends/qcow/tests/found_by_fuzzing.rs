@@ -276,3 +276,23 @@ fn what_a_smaller_overlay_left_behind_its_end_is_no_zero_cluster_of_version_2() 
     let found = checked(&medium, Repair::None);
     assert!(found.is_sound() && found.leaks == 0, "{found:?}");
 }
+
+#[test]
+fn what_tables_list_behind_the_end_is_no_part_of_a_larger_disk() {
+    let medium = image();
+    // Data in the second cluster, and a disk that ends before it.
+    let end = CLUSTER - 512;
+    medium.state().bytes[24..32].copy_from_slice(&end.to_be_bytes());
+    let image = medium.open(&writable());
+    assert_eq!(image.virtual_size(), end);
+
+    image.resize(1 << 20, Preallocation::Off).unwrap();
+
+    let mut disk = vec![0xee; 1 << 20];
+    image.read_at(0, &mut disk).unwrap();
+    assert!(disk[..end as usize].iter().all(|byte| *byte == 1));
+    assert!(disk[end as usize..].iter().all(|byte| *byte == 0));
+    image.close().unwrap();
+    let found = checked(&medium, Repair::None);
+    assert_eq!((found.corruptions, found.leaks), (0, 0), "{found:?}");
+}

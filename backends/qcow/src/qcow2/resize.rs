@@ -39,6 +39,7 @@ impl Qcow2 {
                 "The new size is too large for the cluster size of the image",
             ));
         }
+        let listed = u64::from(engine.header.l1_size) * engine.geometry().l2_span();
         if entries > u64::from(engine.header.l1_size) {
             self.grow_l1(&mut engine, entries)?;
         }
@@ -49,7 +50,8 @@ impl Qcow2 {
         let raw = engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0;
         let backed = engine.header.backing.is_some();
         drop(engine);
-        self.zero_growth(below, old, size, backed)?;
+        let marked = self.zero_growth(below, old, size, backed)?;
+        self.unlist_growth(marked, listed.min(size))?;
         self.set_size(size)?;
         let preallocation = match preallocation {
             // As when it was created.
@@ -121,14 +123,14 @@ impl Qcow2 {
     }
 
     /// Makes what becomes part of the disk read as zeroes: the rest of the cluster that the old end cut off, which may hold
-    /// anything, and what a larger backing file holds there.
+    /// anything, and what a larger backing file holds there. Returns up to where it does, whatever the tables said.
     fn zero_growth(
         &self,
         below: Option<&dyn Below>,
         old: u64,
         new: u64,
         backed: bool,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let end = old.next_multiple_of(self.cluster_size).min(new);
         let step = self.glance().geometry().subcluster_size();
         let zeroes = if backed && !self.external {
@@ -161,6 +163,20 @@ impl Qcow2 {
                 }
                 Err(error) => return Err(error),
             }
+        }
+        Ok(at)
+    }
+
+    /// What tables list behind the old end, where nobody writes, does not become part of the disk.
+    fn unlist_growth(&self, start: u64, end: u64) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            at = self.run(|engine| {
+                if engine.l2_is_absent(GuestOffset(at))? {
+                    return Ok(engine.l2_end(GuestOffset(at)));
+                }
+                engine.drop_range(GuestOffset(at), end - at, Drop::Unallocate, true)
+            })?;
         }
         Ok(())
     }
