@@ -470,3 +470,27 @@ fn a_header_lies_as_the_references_does() {
     pair.same(&["create", "-q", "-f", "qcow2", "-o", data, "image", "1M"]);
     assert!(header(&pair.ours().join("image")) == header(&pair.theirs().join("image")));
 }
+
+#[test]
+fn headers_are_the_same_for_all_sizes_of_clusters() {
+    if !reference_is_there() {
+        return;
+    }
+    for size in ["512", "2k", "4k", "8k", "64k", "2M"] {
+        for compat in ["0.10", "1.1"] {
+            let pair = Pair::new();
+            let options = format!("cluster_size={size},compat={compat}");
+            pair.same(&["create", "-q", "-f", "qcow2", "-o", &options, "image", "1M"]);
+            let options = format!("{options},backing_file=image,backing_fmt=qcow2");
+            pair.same(&["create", "-q", "-f", "qcow2", "-o", &options, "above"]);
+            for name in ["image", "above"] {
+                let [ours, theirs] = [pair.ours(), pair.theirs()].map(|side| {
+                    let mut header = fs::read(side.join(name)).unwrap();
+                    header.truncate(512);
+                    header
+                });
+                assert_eq!(ours, theirs, "{name}, {options}");
+            }
+        }
+    }
+}

@@ -166,9 +166,9 @@ impl<'a> Parts<'a> {
         let whole_list = self.far.is_empty();
         let end_mark = if whole_list { HEAD } else { 0 };
         let end = beyond.min(SECTOR).saturating_sub(end_mark);
-        let names = match self.header.version {
-            3.. => feature::name_table(end.saturating_sub(out.len() + HEAD)),
-            _ => Vec::new(),
+        let names = match has_names(self.header) {
+            true => feature::name_table(end.saturating_sub(out.len() + HEAD)),
+            false => Vec::new(),
         };
         if !whole_list || !names.is_empty() {
             let len = match whole_list {
@@ -181,6 +181,11 @@ impl<'a> Parts<'a> {
         }
         out
     }
+}
+
+/// Whether the features are named in the image: in small clusters QEMU leaves the room to other things.
+fn has_names(header: &Header) -> bool {
+    header.version >= 3 && header.cluster_bits > 12
 }
 
 /// Extensions in the order in which they are written. Names of features are not among them.
@@ -212,7 +217,7 @@ fn as_usual(header: &Header) -> Option<Vec<u8>> {
     before
         .iter()
         .for_each(|extension| extension.encode(&mut list));
-    if header.version >= 3 {
+    if has_names(header) {
         let names = Extension {
             kind: kind::FEATURE_NAMES,
             data: feature::name_table(usize::MAX),
