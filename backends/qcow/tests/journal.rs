@@ -359,6 +359,25 @@ fn who_takes_no_more_notes_leaves_none() {
 }
 
 #[test]
+fn no_notes_are_relied_on_once_refcounts_may_be_stale() {
+    let medium = made(7);
+    let memory = Memory::new(vec![0; 8 << 10], &medium);
+    let image = open(&medium, 1 << 20);
+    image.set_journal(Some(Box::new(memory.clone()))).unwrap();
+    image.set_lazy_refcounts(true).unwrap();
+    image.write_at(1 << 19, &[7; 4 << 10]).unwrap();
+    if image.is_ahead() {
+        image.flush().unwrap();
+    }
+    std::mem::forget(image);
+
+    let image = open(&medium, 1 << 20);
+    image.set_journal(Some(Box::new(memory))).unwrap();
+    let disk = disk_of(&image);
+    assert_eq!(disk[(1 << 19) / SECTOR], 0x0707_0707_0707_0707);
+}
+
+#[test]
 fn writes_that_allocate_wait_for_no_sync() {
     let medium = made(1);
     let memory = Memory::new(vec![0; 32 << 10], &medium);

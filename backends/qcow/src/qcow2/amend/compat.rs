@@ -104,6 +104,8 @@ impl Qcow2 {
         }
         let mut header = engine.header.clone();
         if lazy {
+            // Whoever opens it after a crash counts anew by the tables in the file, before he could follow any notes.
+            engine.set_journal(None);
             header.compatible |= feature::LAZY_REFCOUNTS;
         } else {
             header.compatible &= !feature::LAZY_REFCOUNTS;
