@@ -104,6 +104,10 @@ impl<'a> Session<'a> {
 
     /// Closes the image, and looks whether a new reader finds what must be there. False if it could not be closed.
     pub fn close(mut self) -> bool {
+        // Who was about to write and found damage writes no more, and what was not flushed until then is lost.
+        if self.image.flush().is_err() {
+            self.model = None;
+        }
         // Of what could not be written nobody knows for how long it can be read.
         if let Some(model) = &mut self.model
             && !self.host.file.is_spent()
