@@ -60,6 +60,22 @@ fn image() -> (Frail, Image) {
 }
 
 #[test]
+fn closing_tells_of_what_was_lost() {
+    let medium = Medium::silent().created(&CreateOptions::new(Format::Qcow2, 1 << 20));
+    let frail = Frail::new(medium, &[Access::Sync]);
+    let image = frail.open();
+    image.write_at(0, &[1; 512]).unwrap();
+    frail.fail_after(0);
+    image.flush().unwrap_err();
+    // Nobody knows what is on the medium now, though syncs succeed again.
+    frail.recover();
+
+    let error = image.close().unwrap_err();
+
+    assert!(error.to_string().contains("no longer writable"), "{error}");
+}
+
+#[test]
 fn writes_that_fail_leak_nothing() {
     let (frail, image) = image();
     let text: Vec<u8> = (0..CLUSTER).map(|at| (at / 16 % 200) as u8).collect();

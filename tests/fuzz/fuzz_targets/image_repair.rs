@@ -44,7 +44,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if repair_all(&host) == Outcome::GivenUp {
         return;
     }
-    let Some(mut session) = Session::open_repaired(&host, input.writable()) else {
+    let Some(mut session) = Session::open_shared(&host, input.writable(), true) else {
         return;
     };
     for step in steps {

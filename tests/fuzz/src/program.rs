@@ -88,9 +88,9 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// As [`Session::open`], of an image that was repaired.
-    pub fn open_repaired(host: &'a Host, options: OpenOptions) -> Option<Self> {
-        let session = Self::open(host, options, true)?;
+    /// As [`Session::open`], of an image in which two places may lie in one cluster, as a repair leaves them.
+    pub fn open_shared(host: &'a Host, options: OpenOptions, sound: bool) -> Option<Self> {
+        let session = Self::open(host, options, sound)?;
         Some(Self {
             shares: true,
             ..session

@@ -225,8 +225,16 @@ impl Qcow2 {
 
     /// Flushes, brings refcounts up to date, and clears the dirty bit.
     pub(crate) fn close(&self) -> Result<()> {
-        if !self.writable || self.engine().check_usable().is_err() {
+        if !self.writable {
             return Ok(());
+        }
+        {
+            let engine = self.look();
+            match engine.check_usable() {
+                // It is no longer written, and nothing is missing.
+                Err(_) if engine.is_clean() => return Ok(()),
+                usable => usable?,
+            }
         }
         self.store_bitmaps()?;
         let mut engine = self.engine();
