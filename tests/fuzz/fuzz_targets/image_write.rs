@@ -31,6 +31,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         session = next;
         step.read(session.image());
     }
+    let sound = session.is_sound();
     if session.close() && sound {
         let found = host.check();
         let unharmed = found

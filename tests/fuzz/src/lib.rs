@@ -12,6 +12,7 @@ pub mod host;
 pub mod hostile;
 pub mod input;
 pub mod journal;
+pub mod kinds;
 mod look;
 pub mod memory;
 pub mod mended;

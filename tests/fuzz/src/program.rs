@@ -4,6 +4,7 @@ use qcow::{Format, Image, OpenOptions, Preallocation};
 
 use crate::host::Host;
 use crate::journal::Journal;
+use crate::kinds::overlap;
 use crate::model::{Model, Now};
 
 /// The longest single read or write, so that a step stays cheap.
@@ -76,6 +77,7 @@ impl<'a> Session<'a> {
     /// Opens the image for writing, by what [`crate::input::Input::writable`] says. One that was sound is followed.
     pub fn open(host: &'a Host, options: OpenOptions, sound: bool) -> Option<Self> {
         let image = host.open(options.clone()).ok()?;
+        let sound = sound && !overlap(&host.file.bytes());
         let model = sound.then(|| Model::of(&image)).flatten();
         Some(Self {
             host,
@@ -100,6 +102,11 @@ impl<'a> Session<'a> {
     /// The image.
     pub fn image(&self) -> &Image {
         &self.image
+    }
+
+    /// Whether nothing is wrong with the image, and nobody has been told lies about it.
+    pub fn is_sound(&self) -> bool {
+        self.sound
     }
 
     /// Closes the image, and looks whether a new reader finds what must be there. False if it could not be closed.

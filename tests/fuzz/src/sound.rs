@@ -356,6 +356,7 @@ mod tests {
                 "{}: {checked:?}",
                 sound.name
             );
+            assert!(!crate::kinds::overlap(&sound.bytes), "{}", sound.name);
             let image = host.open(OpenOptions::new(Format::Qcow2)).unwrap();
             let mut disk = vec![0; image.virtual_size().min(1 << 20) as usize];
             image.read_at(0, &mut disk).unwrap();
