@@ -64,7 +64,10 @@ fn fill(file: &File, path: &Path, options: &CreateOptions) -> Result<()> {
     };
     let storage = HostFile::new(again()?).map_err(|error| Error::io("cannot stat", error))?;
     let failed = |error| Error::io(format!("{}: cannot truncate", path.display()), error);
-    storage.set_len(0).map_err(failed)?;
+    // Not a file that is empty: ext4 takes what is truncated for a file that is replaced, and closing it would wait for the medium.
+    if storage.len().map_err(failed)? != 0 {
+        storage.set_len(0).map_err(failed)?;
+    }
     match options.format {
         Format::Raw => {
             storage.set_len(options.size).map_err(failed)?;
