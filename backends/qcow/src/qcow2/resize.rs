@@ -1,5 +1,7 @@
 //! The size of the disk, and space reserved for it.
 
+use std::ops::Range;
+
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 use crate::below::Below;
 use crate::engine::{Drop, Engine, Freed, Piece, Where};
@@ -51,7 +53,8 @@ impl Qcow2 {
         let backed = engine.header.backing.is_some();
         drop(engine);
         let marked = self.zero_growth(below, old, size, backed)?;
-        self.unlist_growth(marked, listed.min(size))?;
+        // What tables list behind the old end, where nobody writes, does not become part of the disk.
+        self.drop_listed(marked..listed.min(size), Drop::Unallocate)?;
         self.set_size(size)?;
         let preallocation = match preallocation {
             // As when it was created.
@@ -167,15 +170,15 @@ impl Qcow2 {
         Ok(at)
     }
 
-    /// What tables list behind the old end, where nobody writes, does not become part of the disk.
-    fn unlist_growth(&self, start: u64, end: u64) -> Result<()> {
-        let mut at = start;
-        while at < end {
+    /// Does `what` to all that tables list in a range; where there is no table there is nothing to do.
+    pub(super) fn drop_listed(&self, range: Range<u64>, what: Drop) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
             at = self.run(|engine| {
                 if engine.l2_is_absent(GuestOffset(at))? {
                     return Ok(engine.l2_end(GuestOffset(at)));
                 }
-                engine.drop_range(GuestOffset(at), end - at, Drop::Unallocate, true)
+                engine.drop_range(GuestOffset(at), range.end - at, what, false)
             })?;
         }
         Ok(())
@@ -202,16 +205,7 @@ impl Qcow2 {
                 false => Drop::Unallocate,
             }
         };
-        let mut at = cluster_end;
-        while at < old {
-            let end = old.next_multiple_of(self.cluster_size);
-            at = self.run(|engine| {
-                if engine.l2_is_absent(GuestOffset(at))? {
-                    return Ok(engine.l2_end(GuestOffset(at)));
-                }
-                engine.drop_range(GuestOffset(at), end - at, what, false)
-            })?;
-        }
+        self.drop_listed(cluster_end..old.next_multiple_of(self.cluster_size), what)?;
         self.set_size(size)?;
         if let Some((data, _)) = &self.data {
             data.set_len(size)
@@ -344,7 +338,7 @@ impl Qcow2 {
     }
 
     /// The cluster that the old end of the disk cut off, as far as it is part of the new one.
-    fn cut_cluster(&self, old: u64, size: u64) -> std::ops::Range<u64> {
+    fn cut_cluster(&self, old: u64, size: u64) -> Range<u64> {
         let start = old - old % self.cluster_size;
         start..(start + self.cluster_size).min(size)
     }

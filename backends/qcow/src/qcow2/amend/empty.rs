@@ -1,6 +1,5 @@
 //! Emptying an overlay: everything it holds is dropped, so that the backing file shows again.
 
-use crate::address::GuestOffset;
 use crate::engine::Drop;
 use crate::error::Result;
 use crate::qcow2::Qcow2;
@@ -11,15 +10,7 @@ impl Qcow2 {
         self.note_change(0, self.size())?;
         let _guard = self.ranges.exclusive(0..u64::MAX);
         let end = self.size().next_multiple_of(self.cluster_size);
-        let mut at = 0;
-        while at < end {
-            at = self.run(|engine| {
-                if engine.l2_is_absent(GuestOffset(at))? {
-                    return Ok(engine.l2_end(GuestOffset(at)));
-                }
-                engine.drop_range(GuestOffset(at), end - at, Drop::Unallocate, true)
-            })?;
-        }
+        self.drop_listed(0..end, Drop::Unallocate)?;
         let mut engine = self.engine();
         self.commit(&mut engine, true)
     }
