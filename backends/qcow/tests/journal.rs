@@ -382,12 +382,13 @@ fn writes_that_allocate_wait_for_no_sync() {
     let medium = made(1);
     let memory = Memory::new(vec![0; 32 << 10], &medium);
     let image = open(&medium, 1 << 20);
-    image.set_journal(Some(Box::new(memory))).unwrap();
     let syncs = || {
         let is_sync = |event: &&Event| matches!(event, Event::Sync);
         medium.state().log.iter().filter(is_sync).count()
     };
     let before = syncs();
+    image.set_journal(Some(Box::new(memory))).unwrap();
+    assert_eq!(syncs(), before, "there was nothing to write");
 
     for cluster in 0..100 {
         image.write_at(cluster * 4096, &[7; 512]).unwrap();

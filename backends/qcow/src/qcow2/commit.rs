@@ -93,7 +93,17 @@ impl Qcow2 {
         self.commit_by_steps(engine, finish)
     }
 
-    /// The same for one who has no turn, nor the engine locked: others go on with it, and if somebody else commits anyway, that serves.
+    /// Commits what there is, and then the refcounts that the first time lowered. Does nothing where there is nothing to write.
+    pub(super) fn commit_all(&self, engine: &mut Engine, finish: bool) -> Result<()> {
+        for _ in 0..2 {
+            if !engine.is_clean() {
+                self.commit(engine, finish)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same as [`Qcow2::commit`] for one who has no turn, nor the engine locked: others go on with it, and if somebody else commits anyway, that serves.
     pub(super) fn commit_meanwhile(&self) -> Result<()> {
         let Some(turn) = self.turns.take_unless_written() else {
             return Ok(());
@@ -241,12 +251,8 @@ impl Qcow2 {
     /// See [`crate::Image::set_journal`].
     pub(crate) fn set_journal(&self, memory: Option<Box<dyn Keep>>) -> Result<()> {
         let mut engine = self.engine();
-        // The second time for the refcounts that the first lowered. Then no notes are left.
-        for _ in 0..2 {
-            if !engine.is_clean() {
-                self.commit(&mut engine, false)?;
-            }
-        }
+        // Then no notes are left.
+        self.commit_all(&mut engine, false)?;
         engine.set_journal(None);
         let (Some(memory), false) = (memory, engine.header.lazy_refcounts()) else {
             return Ok(());
@@ -256,7 +262,7 @@ impl Qcow2 {
         };
         let made = left.and_then(|changes| {
             let freed = self.run_locked(&mut engine, |engine| engine.replay(&changes))?;
-            self.commit(&mut engine, false).map(|()| freed)
+            self.commit_all(&mut engine, false).map(|()| freed)
         });
         if engine.is_clean() {
             journal.begin();
@@ -268,7 +274,7 @@ impl Qcow2 {
             engine.give_up(&unused);
             Ok(())
         })?;
-        self.commit(&mut engine, false)
+        self.commit_all(&mut engine, false)
     }
 
     /// Puts everything on the medium.

@@ -238,12 +238,7 @@ impl Qcow2 {
         }
         self.store_bitmaps()?;
         let mut engine = self.engine();
-        // The second time for the refcounts that the first lowered.
-        for _ in 0..2 {
-            if !engine.is_clean() {
-                self.commit(&mut engine, true)?;
-            }
-        }
+        self.commit_all(&mut engine, true)?;
         if engine.header.incompatible & feature::DIRTY != 0 && !self.for_check {
             let mut header = engine.header.clone();
             header.incompatible &= !feature::DIRTY;

@@ -126,7 +126,6 @@ impl Qcow2 {
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;
         }
-        self.sync_data()?;
         let mut header = engine.header.clone();
         if incomplete {
             header.incompatible |= feature::CORRUPT;
