@@ -6,6 +6,7 @@
 use bulkhead_fuzz::folder;
 use bulkhead_fuzz::host::Host;
 use bulkhead_fuzz::input::Input;
+use bulkhead_fuzz::kinds::overlap;
 use bulkhead_fuzz::program::Step;
 use qcow::{Discard, Format, Image, OpenOptions};
 
@@ -59,7 +60,11 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         host = host.within(before as usize, after.into(), way.fill & 1 != 0);
     }
     let before = host.file.bytes();
-    let sound = has(WRITABLE) && !has(FOR_CHECK) && !has(RAW) && host.damaged() == Some(false);
+    let sound = has(WRITABLE)
+        && !has(FOR_CHECK)
+        && !has(RAW)
+        && host.damaged() == Some(false)
+        && !overlap(&input.image);
     let opened = match has(ALONE) {
         true => host.open_alone(options(way)),
         false => host.open(options(way)),

@@ -1,11 +1,12 @@
 //! Repairing a hostile image: to the end, or killed on the way and begun again. What is left is sound, and can be changed in every
-//! way; and giving up leaked clusters loses nothing that could be read.
+//! way; and giving up leaked clusters loses nothing that could be read, unless what counts them holds data, too.
 
 #![no_main]
 
 use bulkhead_fuzz::content::Content;
 use bulkhead_fuzz::host::Host;
 use bulkhead_fuzz::input::Input;
+use bulkhead_fuzz::kinds::overlap;
 use bulkhead_fuzz::mended::{Outcome, is_harmless, repair, repair_all};
 use bulkhead_fuzz::program::{Session, Step};
 use qcow::Repair;
@@ -23,6 +24,9 @@ fn give_up_leaks(host: &Host, way: Step) {
     }
     let repaired = repair(&other, Repair::Leaks);
     let other = other.copy();
+    if overlap(&host.file.bytes()) {
+        return;
+    }
     Content::of(&other).is_kept(&before, "after leaks were repaired");
     if repaired.is_some_and(|repaired| repaired.is_sound()) {
         assert_eq!(other.damaged(), Some(false), "repairing leaks damaged it");

@@ -1,5 +1,5 @@
-//! What each cluster of an image is used as. In a hostile one a cluster may be used in two ways at once, counted twice as it should be:
-//! no check tells of that, and what the disk holds there changes with the tables.
+//! What each cluster of an image is used as. In a hostile one a cluster may have two uses at once, counted twice as it should be: no
+//! check tells of that, and what the disk holds in one place changes with another, or with the tables.
 
 use std::collections::HashMap;
 
@@ -19,23 +19,27 @@ enum Kind {
     L1,
     L2,
     Data,
+    Compressed,
     SnapshotTable,
     Bitmaps,
     BitmapTable,
     BitmapData,
 }
 
-/// Whether some cluster is used as two kinds of things.
+/// What a cluster is, and which one of these.
+type Use = (Kind, u64);
+
+/// Whether some cluster has two uses. Snapshots share tables and data of the same place; compressed data of many places share a cluster.
 pub fn overlap(bytes: &[u8]) -> bool {
     let mut uses = Uses {
         bytes,
         cluster: cluster_size(bytes),
-        kinds: HashMap::new(),
+        known: HashMap::new(),
         overlap: false,
     };
-    uses.add(0, uses.cluster, Kind::Header);
+    uses.add(0, uses.cluster, (Kind::Header, 0));
     uses.refcounts();
-    uses.tree(uses.word(40, 8), uses.word(36, 4));
+    uses.tree(uses.word(40, 8), uses.word(36, 4), 0);
     uses.snapshots();
     uses.bitmaps();
     uses.overlap
@@ -44,7 +48,7 @@ pub fn overlap(bytes: &[u8]) -> bool {
 struct Uses<'a> {
     bytes: &'a [u8],
     cluster: u64,
-    kinds: HashMap<u64, Kind>,
+    known: HashMap<u64, Use>,
     overlap: bool,
 }
 
@@ -56,45 +60,49 @@ impl Uses<'_> {
         })
     }
 
-    fn add(&mut self, offset: u64, len: u64, kind: Kind) {
-        let end = offset.saturating_add(len).min(self.bytes.len() as u64);
+    fn add(&mut self, offset: u64, len: u64, what: Use) {
+        // Nothing that is longer than the file can be used.
+        let len = len.min(self.bytes.len() as u64 + self.cluster);
+        let end = offset.saturating_add(len);
         for cluster in offset / self.cluster..end.div_ceil(self.cluster) {
-            let known = *self.kinds.entry(cluster).or_insert(kind);
-            self.overlap |= known != kind;
+            let known = *self.known.entry(cluster).or_insert(what);
+            self.overlap |= known != what;
         }
     }
 
-    /// Entries of a table: as many as there can be in the file.
-    fn entries(&self, table: u64, count: u64, size: u64) -> Vec<u64> {
+    /// Entries of a table with their indices: as many as there can be in the file.
+    fn entries(&self, table: u64, count: u64, size: u64) -> Vec<(u64, u64)> {
         let count = count.min(self.bytes.len() as u64 / size);
         (0..count)
-            .map(|index| self.word(table.saturating_add(index * size), 8))
-            .filter(|entry| *entry != 0)
+            .map(|index| (index, self.word(table.saturating_add(index * size), 8)))
+            .filter(|(_, entry)| *entry != 0)
             .collect()
     }
 
     fn refcounts(&mut self) {
         let (table, len) = (self.word(48, 8), self.word(56, 4) * self.cluster);
-        self.add(table, len, Kind::RefcountTable);
-        for block in self.entries(table, len / 8, 8) {
-            self.add(block & OFFSET, self.cluster, Kind::RefcountBlock);
+        self.add(table, len, (Kind::RefcountTable, 0));
+        for (index, block) in self.entries(table, len / 8, 8) {
+            self.add(block & OFFSET, self.cluster, (Kind::RefcountBlock, index));
         }
     }
 
-    fn tree(&mut self, l1: u64, count: u64) {
+    fn tree(&mut self, l1: u64, count: u64, number: u64) {
         let features = match self.word(4, 4) {
             3.. => self.word(72, 8),
             _ => 0,
         };
         let size = if features & EXTENDED_L2 != 0 { 16 } else { 8 };
-        self.add(l1, count.saturating_mul(8), Kind::L1);
-        for table in self.entries(l1, count, 8) {
-            self.add(table & OFFSET, self.cluster, Kind::L2);
-            for entry in self.entries(table & OFFSET, self.cluster / size, size) {
+        let places = self.cluster / size;
+        self.add(l1, count.saturating_mul(8), (Kind::L1, number));
+        for (index, table) in self.entries(l1, count, 8) {
+            self.add(table & OFFSET, self.cluster, (Kind::L2, index));
+            for (place, entry) in self.entries(table & OFFSET, places, size) {
                 if entry & COMPRESSED != 0 {
                     self.compressed(entry);
                 } else if entry & OFFSET != 0 && features & EXTERNAL_DATA == 0 {
-                    self.add(entry & OFFSET, self.cluster, Kind::Data);
+                    let what = (Kind::Data, index * places + place);
+                    self.add(entry & OFFSET, self.cluster, what);
                 }
             }
         }
@@ -105,18 +113,18 @@ impl Uses<'_> {
         let offset = entry & ((1 << bits) - 1);
         let sectors = ((entry & (COMPRESSED - 1)) >> bits) + 1;
         let end = (offset & !511) + sectors * 512;
-        self.add(offset, end.saturating_sub(offset), Kind::Data);
+        self.add(offset, end.saturating_sub(offset), (Kind::Compressed, 0));
     }
 
     fn snapshots(&mut self) {
         let start = self.word(64, 8);
         let mut at = start;
-        for _ in 0..self.word(60, 4).min(self.bytes.len() as u64 / 40) {
-            self.tree(self.word(at, 8), self.word(at + 8, 4));
+        for index in 0..self.word(60, 4).min(self.bytes.len() as u64 / 40) {
+            self.tree(self.word(at, 8), self.word(at + 8, 4), 1 + index);
             let names = self.word(at + 12, 2) + self.word(at + 14, 2);
             at = (at + 40 + self.word(at + 36, 4) + names).next_multiple_of(8);
         }
-        self.add(start, at - start, Kind::SnapshotTable);
+        self.add(start, at - start, (Kind::SnapshotTable, 0));
     }
 
     fn bitmaps(&mut self) {
@@ -131,19 +139,73 @@ impl Uses<'_> {
             return;
         }
         let (len, directory) = (self.word(at + 16, 8), self.word(at + 24, 8));
-        self.add(directory, len, Kind::Bitmaps);
+        self.add(directory, len, (Kind::Bitmaps, 0));
         let end = directory.saturating_add(len).min(self.bytes.len() as u64);
         let mut at = directory;
         while at < end {
             let (table, count) = (self.word(at, 8), self.word(at + 8, 4));
-            self.add(table, count * 8, Kind::BitmapTable);
-            for entry in self.entries(table, count, 8) {
+            // Each is known by where its entry in the directory is.
+            self.add(table, count * 8, (Kind::BitmapTable, at));
+            for (index, entry) in self.entries(table, count, 8) {
                 if entry & OFFSET != 0 {
-                    self.add(entry & OFFSET, self.cluster, Kind::BitmapData);
+                    let what = (Kind::BitmapData, (at << 32) + index);
+                    self.add(entry & OFFSET, self.cluster, what);
                 }
             }
             let rest = self.word(at + 18, 2) + self.word(at + 20, 4);
             at = (at + 24 + rest).next_multiple_of(8);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An image with data in one more place of its first table, as an entry that is made of the table's offset says.
+    fn with_data(mut bytes: Vec<u8>, entry: impl Fn(&Uses<'_>, u64) -> u64) -> Vec<u8> {
+        let uses = Uses {
+            bytes: &bytes,
+            cluster: cluster_size(&bytes),
+            known: HashMap::new(),
+            overlap: false,
+        };
+        let table = uses.word(uses.word(40, 8), 8) & OFFSET;
+        let entry = entry(&uses, table);
+        let at = (table..table + uses.cluster)
+            .step_by(8)
+            .find(|at| uses.word(*at, 8) == 0)
+            .expect("a place without data") as usize;
+        bytes[at..at + 8].copy_from_slice(&entry.to_be_bytes());
+        bytes
+    }
+
+    fn sound() -> Vec<u8> {
+        crate::sound::images()[0].bytes.clone()
+    }
+
+    #[test]
+    fn data_of_two_places_is_seen() {
+        let two = with_data(sound(), |uses, table| {
+            let entries = uses.entries(table, uses.cluster / 8, 8);
+            let data = entries.iter().find(|(_, entry)| entry & COMPRESSED == 0);
+            data.expect("data").1
+        });
+        assert!(overlap(&two));
+    }
+
+    #[test]
+    fn data_of_two_places_behind_the_end_is_seen() {
+        let end = sound().len() as u64;
+        let behind = |uses: &Uses<'_>, _| end.next_multiple_of(uses.cluster) | 1 << 63;
+        let one = with_data(sound(), behind);
+        assert!(!overlap(&one));
+        assert!(overlap(&with_data(one, behind)));
+    }
+
+    #[test]
+    fn data_that_counts_references_is_seen() {
+        let count = with_data(sound(), |uses, _| uses.word(uses.word(48, 8), 8) | 1 << 63);
+        assert!(overlap(&count));
     }
 }
