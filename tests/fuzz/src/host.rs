@@ -11,7 +11,7 @@ use crate::places::word;
 use crate::sound;
 
 /// Bytes of an external data file that holds something.
-const DATA: [u8; 40_000] = [0x99; 40_000];
+static DATA: [u8; 40_000] = [0x99; 40_000];
 
 /// The files of an image. No other one is opened, whatever the image names.
 pub struct Host {
