@@ -144,6 +144,7 @@ mod create;
 mod engine;
 mod error;
 mod extension;
+mod extent;
 mod feature;
 mod geometry;
 mod header;
@@ -168,6 +169,7 @@ pub use buffer::{Destination, Source};
 pub use create::{create, create_file, create_in};
 pub use engine::Keep;
 pub use error::{Error, ErrorKind, Result, TableFault};
+pub use extent::Extent;
 pub use image::Image;
 pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, Format, Locking, OpenOptions,
@@ -175,7 +177,6 @@ pub use options::{
 };
 pub use plan::{Part, Place, Plan};
 pub use report::{
-    BitmapInfo, CheckResult, Encryption, Extent, Info, LuksInfo, LuksSlot, Qcow2Info, Repair,
-    SnapshotInfo,
+    BitmapInfo, CheckResult, Encryption, Info, LuksInfo, LuksSlot, Qcow2Info, Repair, SnapshotInfo,
 };
 pub use storage::{HostFile, Storage};

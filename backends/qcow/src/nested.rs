@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crate::below::Below as _;
 use crate::buffer::{Destination, Source};
 use crate::error::Error;
+use crate::extent::Extent;
 use crate::image::Image;
 use crate::options::Preallocation;
-use crate::report::Extent;
 use crate::storage::Storage;
 
 /// Disks have whole sectors.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::buffer::{Destination, Source};
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Extent;
 use crate::options::Preallocation;
-use crate::report::Extent;
 use crate::storage::Storage;
 
 /// A raw image.

@@ -1,31 +1,8 @@
-//! What the library tells about an image: extents, facts, the result of a check.
+//! What the library tells about an image: facts, the result of a check.
 
 use std::path::PathBuf;
 
 use crate::options::{CompressionType, Format};
-
-/// A range of the disk that is stored in one way, with qemu-img map's fields.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Extent {
-    /// Guest offset of the first byte.
-    pub start: u64,
-    /// Length in bytes; never 0.
-    pub length: u64,
-    /// How many images below the top one it is found (0 = the image asked). Of the last image asked if it is nowhere.
-    pub depth: u32,
-    /// Some image of the chain decides the content; if not, it reads as zeroes because nothing holds it.
-    pub present: bool,
-    /// It reads as zeroes.
-    pub zero: bool,
-    /// It is stored as data.
-    pub data: bool,
-    /// It is stored compressed.
-    pub compressed: bool,
-    /// Where the data lies in the file, if it lies there as it is.
-    pub offset: Option<u64>,
-    /// The file `offset` refers to: the image's own, or its external data file.
-    pub file: Option<PathBuf>,
-}
 
 /// All facts of an image's header, as `qemu-img info` shows them. Gathered without opening any other file.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::buffer::{Destination, Source};
-use crate::report::Extent;
+use crate::extent::Extent;
 
 /// A file: bytes at offsets. All methods may be called from several threads at once.
 pub trait Storage: Send + Sync {

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::buffer::{Destination, Source};
 use crate::error::{Error, Result};
-use crate::report::Extent;
+use crate::extent::Extent;
 use crate::storage::Storage;
 
 /// What a raw image of a fixed size says to whoever wants another one.

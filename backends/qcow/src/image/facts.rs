@@ -1,9 +1,10 @@
 //! What can be told about an image.
 
 use crate::error::{Error, Result};
+use crate::extent::Extent;
 use crate::image::{Image, Layer};
 use crate::options::Format;
-use crate::report::{CheckResult, Extent, Info, Repair, SnapshotInfo};
+use crate::report::{CheckResult, Info, Repair, SnapshotInfo};
 
 /// Facts.
 impl Image {

@@ -9,13 +9,14 @@ use crate::big_endian::be64;
 use crate::engine::Where;
 use crate::error::{Error, Result};
 use crate::extension::kind;
+use crate::extent::Extent;
 use crate::feature;
 use crate::header::{CRYPT_AES, CRYPT_LUKS, Header};
 use crate::luks;
 use crate::names;
 use crate::options::Format;
 use crate::qcow2::Qcow2;
-use crate::report::{Encryption, Extent, Info, Qcow2Info};
+use crate::report::{Encryption, Info, Qcow2Info};
 
 impl Qcow2 {
     /// The first extent of a range, of this image alone.

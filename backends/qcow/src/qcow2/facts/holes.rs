@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::extent::Extent;
 use crate::qcow2::Qcow2;
-use crate::report::Extent;
 
 impl Qcow2 {
     /// Marks data that lies in a hole of the file as zeroes, and cuts the extent where that changes.
