@@ -10,77 +10,17 @@ mod pair;
 
 use std::fs;
 
+use pair::images::{BASE, OVERLAY, RAW};
 use pair::{Pair, must, reference_is_there};
 
-/// A qcow2 image with data, zeroes and holes, a raw one with holes, and an overlay.
+/// A raw image, a base, an overlay, and what that shows compressed.
 fn sources(pair: &Pair) {
-    pair.prepare(&[
-        &["qemu-img", "create", "-q", "-f", "raw", "a.raw", "9000000"],
-        &[
-            "qemu-io",
-            "-f",
-            "raw",
-            "-c",
-            "write -P 1 0 100k",
-            "-c",
-            "write -P 2 1M 1234567",
-            "-c",
-            "write -z 2M 300k",
-            "a.raw",
-        ],
-        &["qemu-img", "create", "-q", "-f", "qcow2", "base", "8M"],
-        &[
-            "qemu-io",
-            "-f",
-            "qcow2",
-            "-c",
-            "write -P 3 64k 1M",
-            "-c",
-            "write -P 4 5M 1k",
-            "-c",
-            "write -z 6M 1M",
-            "base",
-        ],
-        &[
-            "qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "overlay",
-            "12M",
-        ],
-        &[
-            "qemu-io",
-            "-f",
-            "qcow2",
-            "-c",
-            "write -P 5 0 70k",
-            "-c",
-            "write -z 512k 128k",
-            "-c",
-            "write -P 6 11M 1M",
-            "overlay",
-        ],
-        &["qemu-img", "snapshot", "-c", "first", "overlay"],
-        &["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M", "overlay"],
-        &[
-            "qemu-img",
-            "convert",
-            "-q",
-            "-c",
-            "-O",
-            "qcow2",
-            "overlay",
-            "compressed",
-        ],
-        &[
-            "qemu-img",
-            "convert",
-            "-q",
-            "-c",
-            "-O",
-            "qcow2",
-            "-o",
-            "compression_type=zstd",
-            "overlay",
-            "zstd",
-        ],
+    pair.make(&[
+        RAW,
+        BASE,
+        OVERLAY,
+        "qemu-img convert -q -c -O qcow2 overlay compressed",
+        "qemu-img convert -q -c -O qcow2 -o compression_type=zstd overlay zstd",
     ]);
 }
 

@@ -14,39 +14,13 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use pair::images::{BASE, OVERLAY, RAW};
 use pair::{Outcome, Pair, must, reference_is_there};
 
 /// A raw image, and an overlay with a snapshot.
 fn disks() -> Pair {
     let pair = Pair::new();
-    pair.prepare(&[
-        &["qemu-img", "create", "-q", "-f", "raw", "a.raw", "9000000"],
-        &[
-            "qemu-io",
-            "-f",
-            "raw",
-            "-c",
-            "write -P 1 0 100k",
-            "-c",
-            "write -P 2 1M 1234567",
-            "a.raw",
-        ],
-        &["qemu-img", "create", "-q", "-f", "qcow2", "base", "8M"],
-        &["qemu-io", "-c", "write -P 3 64k 1M", "base"],
-        &[
-            "qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "overlay",
-            "12M",
-        ],
-        &[
-            "qemu-io",
-            "-c",
-            "write -P 5 0 70k",
-            "-c",
-            "write -P 6 11M 1M",
-            "overlay",
-        ],
-        &["qemu-img", "snapshot", "-c", "first", "overlay"],
-    ]);
+    pair.make(&[RAW, BASE, OVERLAY]);
     pair
 }
 

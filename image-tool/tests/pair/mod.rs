@@ -7,6 +7,8 @@
     reason = "a test that cannot be set up has failed"
 )]
 
+pub mod images;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -133,6 +135,16 @@ impl Pair {
         for command in commands {
             must("prepare", &self.theirs(), command);
         }
+        self.copy_theirs();
+    }
+
+    /// As [`Self::prepare`], by lines of a shell.
+    pub fn make(&self, lines: &[&str]) {
+        must(
+            "make",
+            &self.theirs(),
+            &["sh", "-e", "-c", &lines.join("\n")],
+        );
         self.copy_theirs();
     }
 
