@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use pair::{Pair, must, reference_is_there};
+use pair::{Pair, reference_is_there};
 
 fn lengths(pair: &Pair, name: &str) -> [u64; 2] {
     [pair.ours(), pair.theirs()].map(|side| fs::metadata(side.join(name)).unwrap().len())
@@ -41,81 +41,6 @@ fn bitmaps_are_stored_anew_together_and_the_file_ends_with_their_directory() {
         pair.same(&args);
         let [ours, theirs] = lengths(&pair, "image");
         assert_eq!(ours, theirs, "{args:?}");
-    }
-}
-
-#[test]
-fn preallocation_includes_the_cluster_that_the_old_end_cut_off() {
-    if !reference_is_there() {
-        return;
-    }
-    for (options, mode) in [
-        ("cluster_size=64k", "falloc"),
-        ("extended_l2=on", "falloc"),
-        ("extended_l2=on", "full"),
-        ("extended_l2=on", "metadata"),
-    ] {
-        let pair = Pair::new();
-        let folder = pair.ours();
-        let run = |args: &[&str]| {
-            let outcome = pair.run_ours(args);
-            assert_eq!(outcome.status, Some(0), "{args:?}: {}", outcome.stderr);
-        };
-        run(&[
-            "create", "-q", "-f", "qcow2", "-o", options, "image", "2000k",
-        ]);
-        let preallocation = format!("--preallocation={mode}");
-        run(&[
-            "resize",
-            "-q",
-            "-f",
-            "qcow2",
-            &preallocation,
-            "image",
-            "+16k",
-        ]);
-        let len = || fs::metadata(folder.join("image")).unwrap().len();
-        let write = |what: &str| must("write", &folder, &["qemu-io", "-c", what, "image"]);
-        write("write -P 1 0 2000k");
-        let before = len();
-        write("write -P 2 2000k 16k");
-        assert_eq!(len(), before, "{options} {mode}");
-        run(&["check", "-q", "image"]);
-    }
-}
-
-#[test]
-fn what_is_reserved_in_subclusters_is_not_said_to_be_stored() {
-    if !reference_is_there() {
-        return;
-    }
-    for backing in ["", ",backing_file=base,backing_fmt=qcow2"] {
-        for mode in ["metadata", "falloc", "full"] {
-            let create =
-                format!("qemu-img create -q -f qcow2 -o extended_l2=on{backing} image 2000k");
-            let pair = Pair::prepared(&["qemu-img create -q -f qcow2 base 3M", &create]);
-            let folder = pair.ours();
-            let preallocation = format!("--preallocation={mode}");
-            let grow = [
-                "resize",
-                "-q",
-                "-f",
-                "qcow2",
-                &preallocation,
-                "image",
-                "+80k",
-            ];
-            pair.same(&grow);
-            if backing.is_empty() {
-                pair.same(&["map", "--output=json", "image"]);
-            }
-            // A guest's write to it finds everything in its place.
-            let reserved = fs::metadata(folder.join("image")).unwrap().len();
-            let write = "write -P 2 2000k 80k";
-            must("write", &folder, &["qemu-io", "-c", write, "image"]);
-            let len = fs::metadata(folder.join("image")).unwrap().len();
-            assert_eq!(len, reserved, "{mode} {backing}");
-        }
     }
 }
 

@@ -113,6 +113,10 @@ pub(crate) fn resize(opened: &Opened, size: u64, preallocation: Preallocation) -
             return anyhow!("Could not resize file: {why}");
         }
         match reason(&error, opened.image.path()) {
+            // The host's limit, where the table was long enough.
+            why if why.contains("too large") && error.raw_os_error().is_some() => {
+                anyhow!("Allocating clusters failed: File too large")
+            }
             why if why.contains("too large") => {
                 anyhow!("Failed to grow the L1 table: File too large")
             }

@@ -47,6 +47,52 @@ impl Engine {
         Ok(host)
     }
 
+    /// Makes the refcount blocks that the next free clusters lack, if there are `count` in a row: beyond them, so that they are taken
+    /// in one piece. Nothing happens where that is not possible.
+    pub(super) fn describe_next(&mut self, count: u64) -> Result<(), Stop> {
+        let Some(start) = self.next_free(self.hint)? else {
+            return Ok(());
+        };
+        if self.first_used(start, count)?.is_none() {
+            self.describe_from_beyond(start, count)?;
+        }
+        Ok(())
+    }
+
+    /// Whether refcount blocks are missing for any of the `count` clusters from the next free one on.
+    pub(super) fn next_lack_description(&mut self, count: u64) -> Result<bool, Stop> {
+        let per_block = self.geometry.refcount_block_entries();
+        let Some(start) = self.next_free(self.hint)? else {
+            return Ok(false);
+        };
+        for index in start.0 / per_block..(start.0 + count).div_ceil(per_block) {
+            if self
+                .refcount_block(ClusterIndex(index * per_block))?
+                .is_none()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The first free cluster at or after `from`, described or not; nothing if that is past what the refcount table has room for.
+    fn next_free(&mut self, from: u64) -> Result<Option<ClusterIndex>, Stop> {
+        let per_block = self.geometry.refcount_block_entries();
+        let mut cluster = ClusterIndex(from.max(1));
+        while cluster.0 < self.refcount_table_end() {
+            let Some(block) = self.refcount_block(cluster)? else {
+                return Ok(Some(cluster));
+            };
+            let end = (cluster.0 / per_block + 1) * per_block;
+            if let Some(found) = self.scan_block(block, cluster, end)? {
+                return Ok(Some(found));
+            }
+            cluster.0 = end;
+        }
+        Ok(None)
+    }
+
     /// The first cluster in use of so many. Those that no refcount block describes are free.
     fn first_used(
         &mut self,

@@ -276,6 +276,9 @@ impl Engine {
         len: u64,
         stays_zero: bool,
     ) -> Result<(u64, Vec<(HostOffset, u64)>), Stop> {
+        if !self.external() {
+            self.keep_in_one_piece(guest, len)?;
+        }
         let plan = self.plan_write(guest, len)?;
         for update in &plan.updates {
             let old = self.l2_entry(update.slot)?;
@@ -298,6 +301,26 @@ impl Engine {
                 .collect(),
         };
         Ok((plan.end, runs))
+    }
+
+    /// What is preallocated is one piece for each L2 table, as far as it can be: no refcount block lies in it.
+    fn keep_in_one_piece(&mut self, guest: GuestOffset, len: u64) -> Result<(), Stop> {
+        self.check_usable()?;
+        let table = self.writable_l2_table(guest)?;
+        let base = GuestOffset(self.geometry.align_down(guest.0));
+        let end = (guest.0 + len).min(self.l2_end(guest));
+        // The entries are looked at only if it matters.
+        if !self.next_lack_description(self.geometry.clusters_for(end - base.0))? {
+            return Ok(());
+        }
+        let first = self.l2_entry(self.l2_slot(table, base))?;
+        match self.classify(&first, base)? {
+            Cluster::Allocated { copied: true, .. } => Ok(()),
+            _ => {
+                let count = self.count_new_clusters(table, base, end)?;
+                self.describe_next(count)
+            }
+        }
     }
 
     /// Whether nothing is allocated in the part of the disk that one L2 table describes.

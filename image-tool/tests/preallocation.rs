@@ -1,0 +1,160 @@
+//! Space that is reserved: where it lies, what a map says of it, and what becomes of more than the host has.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
+mod pair;
+
+use std::fs::{self, File};
+use std::time::{Duration, Instant};
+
+use pair::{Pair, must, reference_is_there};
+
+#[test]
+fn no_refcount_block_lies_in_what_is_preallocated() {
+    if !reference_is_there() {
+        return;
+    }
+    for (options, size) in [
+        ("cluster_size=512", "2M"),
+        ("cluster_size=2k,refcount_bits=32", "3M"),
+        ("cluster_size=4k", "24M"),
+        ("cluster_size=4k,refcount_bits=64", "24M"),
+    ] {
+        let pair = Pair::new();
+        let options = format!("{options},preallocation=metadata");
+        pair.same(&["create", "-q", "-f", "qcow2", "-o", &options, "image", size]);
+        pair.same(&["map", "--output=json", "image"]);
+        let more = ["resize", "-q", "-f", "qcow2", "--preallocation=metadata"];
+        pair.same(&[&more[..], &["image", "+5M"]].concat());
+        pair.same(&["map", "--output=json", "image"]);
+        pair.same(&["check", "--output=json", "image"]);
+    }
+}
+
+#[test]
+fn behind_the_end_of_the_disk_its_last_cluster_is_stored() {
+    if !reference_is_there() {
+        return;
+    }
+    for size in ["31k", "1000k", "33554944", "1M"] {
+        for mode in ["metadata", "falloc", "full"] {
+            let pair = Pair::new();
+            let options = format!("preallocation={mode}");
+            pair.same(&["create", "-q", "-f", "qcow2", "-o", &options, "image", size]);
+            pair.same(&["map", "--output=json", "image"]);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_the_host_cannot_make_as_long_is_refused_at_once() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    let folder = pair.ours();
+    // Some file systems would take it; then it is a matter of hours.
+    let probe = File::create(folder.join("probe")).unwrap();
+    if probe.set_len(1 << 50).is_ok() {
+        return;
+    }
+    let within_seconds = |args: &[&str]| {
+        let begun = Instant::now();
+        let outcome = pair.run_ours(args);
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert_eq!(outcome.status, Some(1), "{}", outcome.stderr);
+        outcome.stderr
+    };
+    let create = ["create", "-q", "-f", "qcow2"];
+    let options = ["-o", "preallocation=metadata", "image", "1P"];
+    let told = within_seconds(&[&create[..], &options].concat());
+    assert!(told.contains("The image size is too large"), "{told}");
+    assert!(!folder.join("image").exists());
+    pair.run_ours(&[&create[..], &["image", "1G"]].concat());
+    let resize = ["resize", "-f", "qcow2", "--preallocation=metadata"];
+    let told = within_seconds(&[&resize[..], &["image", "1P"]].concat());
+    assert!(
+        told.ends_with(": Allocating clusters failed: File too large\n"),
+        "{told}"
+    );
+    let size = fs::metadata(folder.join("image")).unwrap().len();
+    assert!(size < 64 << 20, "{size}");
+}
+
+#[test]
+fn preallocation_includes_the_cluster_that_the_old_end_cut_off() {
+    if !reference_is_there() {
+        return;
+    }
+    for (options, mode) in [
+        ("cluster_size=64k", "falloc"),
+        ("extended_l2=on", "falloc"),
+        ("extended_l2=on", "full"),
+        ("extended_l2=on", "metadata"),
+    ] {
+        let pair = Pair::new();
+        let folder = pair.ours();
+        let run = |args: &[&str]| {
+            let outcome = pair.run_ours(args);
+            assert_eq!(outcome.status, Some(0), "{args:?}: {}", outcome.stderr);
+        };
+        run(&[
+            "create", "-q", "-f", "qcow2", "-o", options, "image", "2000k",
+        ]);
+        let preallocation = format!("--preallocation={mode}");
+        run(&[
+            "resize",
+            "-q",
+            "-f",
+            "qcow2",
+            &preallocation,
+            "image",
+            "+16k",
+        ]);
+        let len = || fs::metadata(folder.join("image")).unwrap().len();
+        let write = |what: &str| must("write", &folder, &["qemu-io", "-c", what, "image"]);
+        write("write -P 1 0 2000k");
+        let before = len();
+        write("write -P 2 2000k 16k");
+        assert_eq!(len(), before, "{options} {mode}");
+        run(&["check", "-q", "image"]);
+    }
+}
+
+#[test]
+fn what_is_reserved_in_subclusters_is_not_said_to_be_stored() {
+    if !reference_is_there() {
+        return;
+    }
+    for backing in ["", ",backing_file=base,backing_fmt=qcow2"] {
+        for mode in ["metadata", "falloc", "full"] {
+            let create =
+                format!("qemu-img create -q -f qcow2 -o extended_l2=on{backing} image 2000k");
+            let pair = Pair::prepared(&["qemu-img create -q -f qcow2 base 3M", &create]);
+            let folder = pair.ours();
+            let preallocation = format!("--preallocation={mode}");
+            let grow = [
+                "resize",
+                "-q",
+                "-f",
+                "qcow2",
+                &preallocation,
+                "image",
+                "+80k",
+            ];
+            pair.same(&grow);
+            if backing.is_empty() {
+                pair.same(&["map", "--output=json", "image"]);
+            }
+            // A guest's write to it finds everything in its place.
+            let reserved = fs::metadata(folder.join("image")).unwrap().len();
+            let write = "write -P 2 2000k 80k";
+            must("write", &folder, &["qemu-io", "-c", write, "image"]);
+            let len = fs::metadata(folder.join("image")).unwrap().len();
+            assert_eq!(len, reserved, "{mode} {backing}");
+        }
+    }
+}
