@@ -202,6 +202,11 @@ impl Chain {
                 _ => anyhow::Error::msg(words),
             }
         })?;
+        if format == Format::Qcow2 {
+            // Damaged bitmaps keep it from being opened at all, as with QEMU: its facts have them.
+            let told = |error| anyhow!("{}", reason(&error, &source.path));
+            image.info().map_err(told)?;
+        }
         for message in image.repaired().iter().flat_map(|repair| &repair.messages) {
             output::notice(message);
         }

@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     reason = "a test that cannot be set up has failed"
 )]
 
@@ -172,4 +173,85 @@ fn a_snapshot_of_what_no_refcount_counts_is_refused_alike() {
         }
         pair.same(&["snapshot", "-c", "test", "image"]);
     }
+}
+
+/// Where the bitmaps extension of an image lies.
+fn bitmaps_extension(image: &[u8]) -> usize {
+    let magic = [0x23, 0x85, 0x28, 0x75];
+    image.windows(4).position(|word| word == magic).unwrap()
+}
+
+#[test]
+fn an_image_whose_bitmap_directory_is_damaged_is_opened_by_nobody() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::prepared(&[
+        "qemu-img create -q -f qcow2 sound 1M",
+        "qemu-img bitmap --add sound bitmap",
+    ]);
+    let sound = fs::read(pair.theirs().join("sound")).unwrap();
+    let extension = bitmaps_extension(&sound) + 8;
+    let offset: [u8; 8] = sound[extension + 16..extension + 24].try_into().unwrap();
+    let directory = u64::from_be_bytes(offset) as usize;
+    for (what, at, bytes) in [
+        ("a flag that is reserved", directory + 15, &[0x06][..]),
+        ("another one", directory + 15, &[0x82]),
+        ("another type", directory + 16, &[2]),
+        ("large granularity", directory + 17, &[32]),
+        ("small granularity", directory + 17, &[8]),
+        ("a name too long", directory + 18, &[4, 0]),
+        ("extra data behind the end", directory + 20, &[0, 0, 0, 8]),
+        ("a table out of line", directory + 7, &[1]),
+        ("no table", directory + 8, &[0; 4]),
+        ("a table for a larger disk", directory + 8, &[0, 0, 0, 5]),
+        ("a table for none", directory + 8, &[0x7f, 0, 0, 0]),
+        ("no bitmaps", extension, &[0; 4]),
+        ("fewer bitmaps", extension, &[0, 0, 0, 2]),
+        ("a reserved field", extension + 4, &[0, 0, 0, 1]),
+        ("no directory", extension + 8, &[0; 8]),
+        ("a short directory", extension + 15, &[8]),
+        ("a long directory", extension + 12, &[0x40]),
+        ("a directory out of line", extension + 23, &[1]),
+        ("an extension cut off", extension - 1, &[23]),
+    ] {
+        let mut damaged = sound.clone();
+        damaged[at..at + bytes.len()].copy_from_slice(bytes);
+        for folder in [pair.ours(), pair.theirs()] {
+            fs::write(folder.join("image"), &damaged).unwrap();
+        }
+        for args in [
+            &["info", "image"][..],
+            &["check", "image"],
+            &["check", "-r", "all", "image"],
+            &["map", "image"],
+            &["compare", "image", "sound"],
+            &["convert", "-O", "raw", "image", "copy"],
+            &["resize", "-f", "qcow2", "image", "2M"],
+            &["bitmap", "--remove", "image", "bitmap"],
+            &[
+                "bitmap", "--merge", "bitmap", "-b", "image", "sound", "bitmap",
+            ],
+        ] {
+            let outcome = pair.same(args);
+            assert_ne!(outcome.status, Some(0), "{what}: {args:?}");
+        }
+        assert!(
+            fs::read(pair.ours().join("image")).unwrap() == damaged,
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn a_disk_without_bytes_gets_no_bitmap() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::prepared(&["qemu-img create -q -f qcow2 image 0"]);
+    let (ours, theirs) = pair.run_both(&["bitmap", "--add", "image", "bitmap"]);
+    assert_eq!((ours.status, theirs.status), (Some(1), Some(1)));
+    // QEMU does not open an image that describes a bitmap without a table.
+    let info = ["qemu-img", "info", "image"];
+    must("info", &pair.ours(), &info);
 }

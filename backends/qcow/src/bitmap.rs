@@ -12,14 +12,13 @@ use crate::storage::Storage;
 const MAX_BITMAPS: u32 = 65535;
 const MAX_NAME: usize = 1023;
 const MAX_DATA_BYTES: u64 = 512 << 20;
-const MAX_DIRECTORY_BYTES: u64 = 65535 * (24 + 1023 + 1);
+const MAX_DIRECTORY_BYTES: u64 = 65535 * 1024;
 /// Largest bitmap table, in entries.
 const MAX_TABLE_ENTRIES: u32 = 0x800_0000;
 const FIXED: usize = 24;
 
 const IN_USE: u32 = 1 << 0;
 const AUTO: u32 = 1 << 1;
-const EXTRA_COMPATIBLE: u32 = 1 << 2;
 /// A bitmap table entry without a cluster: all ones instead of all zeroes.
 pub(crate) const ALL_ONES: u64 = 1;
 
@@ -31,7 +30,6 @@ pub(crate) struct Bitmap {
     pub(crate) flags: u32,
     pub(crate) granularity_bits: u8,
     pub(crate) name: String,
-    extra: Vec<u8>,
 }
 
 /// The bitmaps extension of the header.
@@ -51,28 +49,42 @@ impl BitmapsExtension {
         if header.autoclear & feature::BITMAPS == 0 {
             return Ok(None);
         }
+        let wrong = |what: String| Err(Error::corrupt(format!("bitmaps_ext: {what}")));
         if data.len() != 24 {
-            return Err(Error::corrupt(format!(
-                "bitmaps extension has {} bytes, not 24",
-                data.len()
-            )));
+            return wrong("Invalid extension length".into());
         }
         let extension = Self {
             count: be32(data, 0),
             directory_size: be64(data, 8),
             directory_offset: be64(data, 16),
         };
-        if extension.count == 0 || extension.count > MAX_BITMAPS {
-            return Err(Error::corrupt(format!(
-                "invalid number of bitmaps: {}",
-                extension.count
-            )));
+        let (count, size) = (extension.count, extension.directory_size);
+        if be32(data, 4) != 0 {
+            return wrong("Reserved field is not zero".into());
         }
-        let geometry = header.geometry();
-        let (offset, size) = (extension.directory_offset, extension.directory_size);
-        geometry
-            .check_table(offset, size, MAX_DIRECTORY_BYTES)
-            .map_err(|fault| fault.of("bitmap directory"))?;
+        if count > MAX_BITMAPS {
+            return wrong(format!(
+                "Image has {count} bitmaps, exceeding the supported maximum of {MAX_BITMAPS}"
+            ));
+        }
+        if count == 0 {
+            return Err(Error::corrupt("found bitmaps extension with zero bitmaps"));
+        }
+        match header
+            .geometry()
+            .check_table(extension.directory_offset, size, MAX_DIRECTORY_BYTES)
+        {
+            Ok(()) => {}
+            Err(TableFault::Misplaced) => return wrong("invalid bitmap directory offset".into()),
+            Err(TableFault::TooLarge) => {
+                return wrong(format!(
+                    "bitmap directory size ({size}) exceeds the maximum supported size ({MAX_DIRECTORY_BYTES})"
+                ));
+            }
+        }
+        if size == 0 {
+            return Err(Error::corrupt("Requested bitmap directory size is zero"));
+        }
         Ok(Some(extension))
     }
 
@@ -105,51 +117,44 @@ impl Bitmap {
             flags: if enabled { AUTO } else { 0 },
             granularity_bits: granularity.trailing_zeros() as u8,
             name: name.to_owned(),
-            extra: Vec::new(),
         })
     }
 
+    /// The first entry of a directory, and how long it is.
     fn parse(bytes: &[u8]) -> Result<(Self, usize)> {
-        let cut = || Error::corrupt("the bitmap directory is cut off");
-        let fixed = bytes.get(..FIXED).ok_or_else(cut)?;
+        let broken = || Error::corrupt("Broken bitmap directory");
+        let fixed = bytes.get(..FIXED).ok_or_else(broken)?;
         let name_len = usize::from(fixed[18]) << 8 | usize::from(fixed[19]);
         let extra_len = be32(fixed, 20) as usize;
-        let extra = bytes
-            .get(FIXED..FIXED.saturating_add(extra_len))
-            .ok_or_else(cut)?;
+        let name_at = FIXED.saturating_add(extra_len);
+        let len = name_at.saturating_add(name_len).next_multiple_of(8);
         let name = bytes
-            .get(FIXED + extra_len..FIXED + extra_len + name_len)
-            .ok_or_else(cut)?;
-        let flags = be32(fixed, 12);
-        let name = String::from_utf8_lossy(name).into_owned();
-        if fixed[16] != 1 {
-            return Err(Error::unsupported(format!(
-                "bitmap '{name}' has unknown type {}",
-                fixed[16]
-            )));
-        }
-        if name_len > MAX_NAME
-            || !(9..=31).contains(&fixed[17])
-            || flags & !(IN_USE | AUTO | EXTRA_COMPATIBLE) != 0
-        {
-            return Err(Error::corrupt(format!(
-                "bitmap '{name}' has an invalid directory entry"
-            )));
-        }
-        if extra_len > 0 && flags & EXTRA_COMPATIBLE == 0 {
-            return Err(Error::unsupported(format!(
-                "bitmap '{name}' has unknown extra data"
-            )));
+            .get(name_at..name_at.saturating_add(name_len))
+            .filter(|_| len <= bytes.len())
+            .ok_or_else(broken)?;
+        if extra_len > 0 {
+            return Err(Error::unsupported("Bitmap extra data is not supported"));
         }
         let bitmap = Self {
             table_offset: be64(fixed, 0),
             table_size: be32(fixed, 8),
-            flags,
+            flags: be32(fixed, 12),
             granularity_bits: fixed[17],
-            name,
-            extra: extra.to_vec(),
+            name: String::from_utf8_lossy(name).into_owned(),
         };
-        Ok((bitmap, (FIXED + extra_len + name_len).next_multiple_of(8)))
+        if !(1..=MAX_NAME).contains(&name_len)
+            || fixed[16] != 1
+            || !(9..=31).contains(&bitmap.granularity_bits)
+            || bitmap.flags & !(IN_USE | AUTO) != 0
+        {
+            return Err(bitmap.outside_limits());
+        }
+        Ok((bitmap, len))
+    }
+
+    fn outside_limits(&self) -> Error {
+        let name = &self.name;
+        Error::corrupt(format!("Bitmap '{name}' doesn't satisfy the constraints"))
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
@@ -159,8 +164,7 @@ impl Bitmap {
         out.extend_from_slice(&self.flags.to_be_bytes());
         out.extend_from_slice(&[1, self.granularity_bits]);
         out.extend_from_slice(&(self.name.len() as u16).to_be_bytes());
-        out.extend_from_slice(&(self.extra.len() as u32).to_be_bytes());
-        out.extend_from_slice(&self.extra);
+        out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(self.name.as_bytes());
         let len = out.len() - start;
         out.resize(start + len.next_multiple_of(8), 0);
@@ -201,29 +205,22 @@ impl Bitmap {
 
     /// Checks the table against the size of the disk.
     pub(crate) fn check(&self, geometry: &Geometry, size: u64) -> Result<()> {
-        let what = format!("table of bitmap '{}'", self.name);
-        if self.table_size > MAX_TABLE_ENTRIES {
-            return Err(TableFault::TooLarge.of(&what));
-        }
-        if self.table_size > 0 {
-            let table_bytes = u64::from(self.table_size) * 8;
-            geometry
-                .check_table(self.table_offset, table_bytes, u64::MAX)
-                .map_err(|fault| fault.of(&what))?;
-        }
+        let table_bytes = u64::from(self.table_size) * 8;
+        let room = u64::from(self.table_size) << geometry.cluster_bits;
         let bytes = self.data_bytes(size);
-        if bytes > MAX_DATA_BYTES
-            || u64::from(self.table_size) << geometry.cluster_bits > 2 * MAX_DATA_BYTES
+        if !(1..=MAX_TABLE_ENTRIES).contains(&self.table_size)
+            || room > MAX_DATA_BYTES
+            || geometry
+                .check_table(self.table_offset, table_bytes, u64::MAX)
+                .is_err()
+            || !self.in_use() && bytes > room
         {
-            return Err(Error::corrupt(format!(
-                "bitmap '{}' is too large",
-                self.name
-            )));
+            return Err(self.outside_limits());
         }
         if !self.in_use() && geometry.clusters_for(bytes) != u64::from(self.table_size) {
+            let name = &self.name;
             return Err(Error::corrupt(format!(
-                "bitmap '{}' does not fit the size of the disk",
-                self.name
+                "Could not read bitmap '{name}' from image: Invalid argument"
             )));
         }
         Ok(())
@@ -293,14 +290,19 @@ pub(crate) fn read_directory(storage: &dyn Storage, header: &Header) -> Result<V
         .map_err(|error| Error::io("cannot read the bitmap directory", error))?;
     let (mut rest, mut bitmaps) = (&bytes[..], Vec::new());
     while !rest.is_empty() {
+        if bitmaps.len() == extension.count as usize && rest.len() >= FIXED {
+            return Err(Error::corrupt(
+                "More bitmaps found than specified in header extension",
+            ));
+        }
         let (bitmap, len) = Bitmap::parse(rest)?;
         bitmap.check(&header.geometry(), header.size)?;
         bitmaps.push(bitmap);
         rest = rest.get(len..).unwrap_or_default();
     }
-    if bitmaps.len() != extension.count as usize {
+    if bitmaps.len() < extension.count as usize {
         return Err(Error::corrupt(
-            "the bitmap directory does not have as many entries as the header says",
+            "Less bitmaps found than specified in header extension",
         ));
     }
     Ok(bitmaps)

@@ -201,6 +201,9 @@ impl Qcow2 {
 
     pub(crate) fn bitmap_add(&self, name: &str, granularity: u64, enabled: bool) -> Result<()> {
         let meta = Bitmap::new(name, granularity, enabled)?;
+        if self.size() == 0 {
+            return Err(empty_disk());
+        }
         self.change_bitmaps(|list| {
             if list.iter().any(|entry| entry.meta.name == name) {
                 return Err(Error::invalid(format!("Bitmap already exists: {name}")));
@@ -291,6 +294,14 @@ impl Qcow2 {
         })
     }
 
+    /// Whether the bitmaps there are can be those of a disk of `size` bytes.
+    pub(super) fn check_bitmaps_of(&self, size: u64) -> Result<()> {
+        match size == 0 && !self.bitmaps.state().list.is_empty() {
+            true => Err(empty_disk()),
+            false => Ok(()),
+        }
+    }
+
     /// Bitmaps follow the size of the disk: takes all into memory before it changes.
     pub(super) fn bitmaps_before_resize(&self) -> Result<Option<Vec<Vec<u8>>>> {
         self.store_bitmaps()?;
@@ -332,6 +343,11 @@ impl Qcow2 {
         }
         self.store_list(engine, &mut state.list, Some(size))
     }
+}
+
+/// Its bitmap would have no table, and an entry of the directory without one is damaged.
+fn empty_disk() -> Error {
+    Error::unsupported("a disk without bytes has no bitmaps")
 }
 
 fn missing(name: &str) -> Error {

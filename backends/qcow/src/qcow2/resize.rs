@@ -26,6 +26,7 @@ impl Qcow2 {
         }
         let _guard = self.ranges.exclusive(0..u64::MAX);
         let old = self.size();
+        self.check_bitmaps_of(size)?;
         if size < old {
             if preallocation != Preallocation::Off {
                 return Err(Error::invalid(
