@@ -1,7 +1,7 @@
 //! `amend`.
 
 use crate::images::{ALL, sources};
-use crate::pair::{Pair, reference_is_there};
+use crate::pair::{Pair, must, reference_is_there};
 
 #[test]
 fn amend_changes_the_same() {
@@ -87,5 +87,38 @@ fn a_line_of_progress_ends_however_far_it_came() {
         "commit -p -q image",
     ] {
         pair.same(&line.split(' ').collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn what_a_version_without_zero_clusters_has_room_for_is_what_was_reserved() {
+    if !reference_is_there() {
+        return;
+    }
+    for reserved in ["off", "metadata", "falloc"] {
+        // Not one copied to the other: a copy has holes elsewhere.
+        let pair = Pair::new();
+        let options = format!("preallocation={reserved}");
+        let create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", &options];
+        for folder in [pair.ours(), pair.theirs()] {
+            must(
+                "create",
+                &folder,
+                &[&create[..], &["image", "4000k"]].concat(),
+            );
+            for what in [
+                "write -P 5 1M 256k",
+                "write -z 0 128k",
+                "write -z 1M 128k",
+                "write -zu 1152k 64k",
+                "write -z 3968k 32k",
+            ] {
+                must("write", &folder, &["qemu-io", "-c", what, "image"]);
+            }
+        }
+        pair.same(&["amend", "-o", "compat=0.10", "image"]);
+        pair.same(&["map", "--output=json", "image"]);
+        pair.same(&["check", "--output=json", "image"]);
+        pair.same_image("image", "qcow2");
     }
 }

@@ -31,7 +31,7 @@ impl Overlap {
 
 impl Engine {
     /// Guest data must not go where metadata is, nor may metadata be given up as if it were data.
-    pub(super) fn check_overlap(&self, host: HostOffset, len: u64) -> Result<()> {
+    pub(crate) fn check_overlap(&self, host: HostOffset, len: u64) -> Result<()> {
         if self.external() {
             return Ok(());
         }

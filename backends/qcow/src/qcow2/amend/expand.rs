@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::address::{GuestOffset, HostOffset};
 use crate::below::Below;
-use crate::engine::{Drop, Engine};
+use crate::engine::{Drop, Engine, Piece, Where};
 use crate::error::{Error, Result};
 use crate::qcow2::Qcow2;
 
@@ -13,7 +13,8 @@ use crate::qcow2::Qcow2;
 pub(crate) type Report<'a> = &'a mut dyn FnMut(u64, u64);
 
 impl Qcow2 {
-    /// What reads as zeroes by a flag becomes unallocated, or where something below would show, clusters of zeroes.
+    /// What reads as zeroes by a flag becomes unallocated, or where it has a place or something below would show, clusters of
+    /// zeroes.
     pub(super) fn expand_zeroes(
         &self,
         below: Option<&dyn Below>,
@@ -58,11 +59,40 @@ impl Qcow2 {
             if extent.zero && extent.present && !extent.data {
                 if backed {
                     self.write_zero_clusters(below, at, at + extent.length)?;
+                } else if extent.offset.is_some() {
+                    self.zero_in_place(below, at, extent.length)?;
                 } else {
                     self.unallocate(at, extent.length)?;
                 }
             }
             at += extent.length;
+        }
+        Ok(())
+    }
+
+    /// What has a place keeps it: it may have been reserved on purpose.
+    fn zero_in_place(&self, below: Option<&dyn Below>, start: u64, len: u64) -> Result<()> {
+        let end = (start + len).next_multiple_of(self.cluster_size);
+        self.run(|engine| engine.own_l2_table(GuestOffset(start)))?;
+        let pieces = self.run(|engine| engine.map(GuestOffset(start), end - start))?;
+        let shared = |piece: &Piece| !piece.copied;
+        if self.external || pieces.iter().any(shared) {
+            return self.write_zero_clusters(below, start, start + len);
+        }
+        let failed = |error| Error::io("cannot write zeroes", error);
+        for piece in &pieces {
+            if let Where::Zero(Some(host)) = piece.place {
+                self.run(|engine| Ok(engine.check_overlap(host, piece.len)?))?;
+                self.storage
+                    .write_zeroes(host.0, piece.len, false)
+                    .map_err(failed)?;
+            }
+        }
+        // Before the tables say that it is what the disk holds.
+        self.storage.sync().map_err(failed)?;
+        let mut at = start;
+        while at < end {
+            (at, _) = self.run(|engine| engine.preallocate(GuestOffset(at), end - at, false))?;
         }
         Ok(())
     }
