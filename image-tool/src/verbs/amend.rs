@@ -167,14 +167,15 @@ fn amend(opened: &Opened, options: &FormatOptions, progress: &Progress) -> Resul
     }
     if let Some(lazy) = options.boolean("lazy_refcounts") {
         ensure!(
-            !lazy || version >= 3,
+            !lazy || version >= 3 || qcow2.lazy_refcounts,
             "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)"
         );
         if version >= 3 {
             image.set_lazy_refcounts(lazy).map_err(told)?;
         }
     }
-    if let Some(size) = options.number("size") {
+    // A size of nothing is as good as none: that is no way to lose a disk.
+    if let Some(size) = options.number("size").filter(|&size| size > 0) {
         resize(opened, size, Preallocation::Off)?;
     }
     if version < qcow2.version {
@@ -204,14 +205,13 @@ fn version(compat: Option<&str>) -> Result<Option<u32>> {
 /// What cannot be changed, before anything is.
 fn check(options: &FormatOptions, opened: &Opened) -> Result<()> {
     let info = opened.info()?;
-    let same = |option: &str, recorded: Option<&str>| {
-        options
-            .text(option)
-            .is_none_or(|wanted| recorded == Some(wanted))
-    };
-    if !same("backing_file", info.backing_filename.as_deref())
-        || !same("backing_fmt", info.backing_format.as_deref())
-    {
+    let wanted = (options.text("backing_file"), options.text("backing_fmt"));
+    let recorded = (
+        info.backing_filename.as_deref(),
+        info.backing_format.as_deref(),
+    );
+    // One of them without the other asks for the other to go.
+    if wanted != (None, None) && wanted != recorded {
         return Err(Hinted {
             message: "Cannot amend the backing file".to_owned(),
             hint: "You can use 'qemu-img rebase' instead.".to_owned(),

@@ -65,6 +65,37 @@ fn amend_changes_the_same() {
 }
 
 #[test]
+fn what_asks_for_no_change_changes_nothing() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.make(&[
+        "qemu-img create -q -f qcow2 below 2M",
+        "qemu-img create -q -f qcow2 -b below -F qcow2 over 1M",
+        "qemu-img create -q -f qcow2 -o lazy_refcounts=on lazy 1M",
+        "qemu-io -c 'write 0 128k' over",
+        "qemu-io -c 'write 0 128k' lazy",
+    ]);
+    for line in [
+        // No way to lose a disk.
+        "amend -o size=0 over",
+        "amend -o size=0,compat=0.10 over",
+        // One of the two without the other asks for the other to go.
+        "amend -o backing_file=below over",
+        "amend -o backing_fmt=qcow2 over",
+        "amend -o backing_file=below,backing_fmt=raw over",
+        "amend -o backing_file=below,backing_fmt=qcow2 over",
+        "amend -o lazy_refcounts=on,compat=0.10 over",
+        "amend -o lazy_refcounts=on,compat=0.10 lazy",
+    ] {
+        pair.same(&line.split(' ').collect::<Vec<_>>());
+        pair.same_image("over", "qcow2");
+        pair.same_image("lazy", "qcow2");
+    }
+}
+
+#[test]
 fn a_line_of_progress_ends_however_far_it_came() {
     if !reference_is_there() {
         return;
