@@ -159,3 +159,22 @@ fn bitmaps_of_disks_of_different_sizes_are_not_merged() {
     let copied = pair.same(&["convert", "-n", "-O", "qcow2", "--bitmaps", "a", "b"]);
     assert_eq!(copied.status, Some(1));
 }
+
+#[test]
+fn version_2_has_no_bitmaps_to_copy() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::prepared(&[
+        "qemu-img create -q -f qcow2 -o compat=0.10 a 1M",
+        "qemu-img snapshot -c then a",
+    ]);
+
+    for line in [
+        "convert --bitmaps -O qcow2 a b",
+        "convert --bitmaps -l then -O qcow2 a b",
+    ] {
+        let outcome = pair.same(&line.split(' ').collect::<Vec<_>>());
+        assert_eq!(outcome.status, Some(1), "{line}");
+    }
+}

@@ -249,13 +249,11 @@ fn check_sources(settings: &Settings, has_backing: bool, sources: &[Opened]) -> 
         if sources.len() > 1 {
             bail!("Copying bitmaps only possible with single source");
         }
-        if sources
-            .iter()
-            .any(|source| source.image.format() == Format::Raw)
-        {
-            bail!("Source lacks bitmap support");
-        }
         for source in sources {
+            let qcow2 = source.info()?.qcow2;
+            if qcow2.is_none_or(|qcow2| qcow2.version < 3) {
+                bail!("Source lacks bitmap support");
+            }
             check_broken(source, settings.skip_broken_bitmaps)?;
         }
     }
