@@ -191,15 +191,7 @@ pub(crate) fn number(what: &str, text: &str, min: u64, max: u64) -> Result<u64> 
     if trimmed.strip_prefix('-').is_some_and(below_zero) {
         return within(what, text, Err(SizeError::OutOfRange), min, max);
     }
-    let parsed = match trimmed.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => trimmed.parse(),
-    };
-    let parsed = parsed.map_err(|error| match error.kind() {
-        std::num::IntErrorKind::PosOverflow => SizeError::OutOfRange,
-        _ => SizeError::Invalid,
-    });
-    within(what, text, parsed, min, max)
+    within(what, text, size::integer(trimmed), min, max)
 }
 
 /// A size; `what` names it when it is wrong.

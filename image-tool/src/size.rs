@@ -27,6 +27,25 @@ pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
     Ok(value)
 }
 
+/// A number as C writes them: `16`, `0x10` and `020` are the same.
+pub(crate) fn integer(text: &str) -> Result<u64, SizeError> {
+    let text = text.strip_prefix('+').unwrap_or(text);
+    let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    let (digits, radix) = match hexadecimal {
+        Some(digits) => (digits, 16),
+        None if text.starts_with('0') => (text, 8),
+        None => (text, 10),
+    };
+    // A second sign would be taken for part of the number.
+    if digits.starts_with('+') {
+        return Err(SizeError::Invalid);
+    }
+    u64::from_str_radix(digits, radix).map_err(|error| match error.kind() {
+        std::num::IntErrorKind::PosOverflow => SizeError::OutOfRange,
+        _ => SizeError::Invalid,
+    })
+}
+
 fn parse_unsigned(text: &str) -> Result<u64, SizeError> {
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -47,7 +66,11 @@ fn parse_unsigned(text: &str) -> Result<u64, SizeError> {
     let fraction_bytes = fraction_of(fraction, shift)?;
     let whole = match whole {
         "" => 0,
-        digits => digits.parse::<u64>().map_err(|_| SizeError::OutOfRange)?,
+        // What follows a number that is too long is not looked at.
+        digits => digits.parse::<u64>().map_err(|_| match rest {
+            "" => SizeError::OutOfRange,
+            _ => SizeError::Invalid,
+        })?,
     };
     let bytes = whole
         .checked_mul(1u64 << shift)
@@ -163,6 +186,7 @@ mod tests {
             assert_eq!(parse(text), Err(SizeError::Invalid), "{text}");
         }
         assert_eq!(parse("18446744073709551616"), Err(SizeError::OutOfRange));
+        assert_eq!(parse("18446744073709551616k"), Err(SizeError::Invalid));
         assert_eq!(parse("16E"), Err(SizeError::OutOfRange));
         assert_eq!(parse("-1"), Err(SizeError::OutOfRange));
         assert_eq!(parse("-0"), Err(SizeError::OutOfRange));

@@ -75,9 +75,12 @@ impl FormatOptions {
                     .ok_or_else(|| anyhow!("Parameter '{key}' expects 'on' or 'off'"))?;
                 None
             }
-            Kind::Number => Some(
-                parse_number(value).ok_or_else(|| anyhow!("Parameter '{key}' expects a number"))?,
-            ),
+            Kind::Number => Some(parse_number(value).map_err(|error| match error {
+                SizeError::OutOfRange => {
+                    anyhow!("Value '{value}' is too large for parameter '{key}'")
+                }
+                SizeError::Invalid => anyhow!("Parameter '{key}' expects a number"),
+            })?),
             Kind::Size => Some(size::parse(value).map_err(|error| not_a_size(key, value, error))?),
         };
         let given = Given {
@@ -166,16 +169,12 @@ pub(crate) fn explain(table: &[Spec]) -> String {
     out
 }
 
-fn parse_number(text: &str) -> Option<u64> {
+fn parse_number(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start();
-    if let Some(digits) = text.strip_prefix('-') {
+    match text.strip_prefix('-') {
         // As C reads it; what is too large is told by its use.
-        return parse_number(digits).map(u64::wrapping_neg);
-    }
-    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None if text.len() > 1 && text.starts_with('0') => u64::from_str_radix(text, 8).ok(),
-        None => text.parse().ok(),
+        Some(digits) => size::integer(digits).map(u64::wrapping_neg),
+        None => size::integer(text),
     }
 }
 

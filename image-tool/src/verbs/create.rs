@@ -23,6 +23,9 @@ use crate::watch::Watch;
 
 pub(crate) const NAME: &str = "create";
 
+/// As long as QEMU's disks can be: what is left of 2^63 bytes is for rounding up.
+const MAX_SIZE: u64 = (1 << 63) - (1 << 30);
+
 pub(crate) fn command() -> Command {
     options::command(NAME, "Create and format new image file")
         .arg(options::quiet())
@@ -206,6 +209,10 @@ fn create(asked: &Asked<'_>) -> Result<()> {
     };
     if format == Format::Qcow2 && i64::try_from(create.size).is_err() {
         bail!("Could not resize image: Image size cannot be negative");
+    }
+    let sectors_end = create.size.next_multiple_of(512);
+    if format == Format::Qcow2 && sectors_end > MAX_SIZE {
+        bail!("Could not resize image: offset({sectors_end}) exceeds maximum({MAX_SIZE})");
     }
     let watch = Watch::new()?;
     let target = Target::prepare(&path)?;

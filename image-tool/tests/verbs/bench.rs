@@ -13,6 +13,9 @@ fn bench_announces_the_same_and_writes_the_same() {
     for line in [
         "bench -c 100 -f raw a.raw",
         "bench -c 100 -d 1 -f qcow2 top",
+        // Numbers as C writes them.
+        "bench -c 0X20 -d 010 -f raw a.raw",
+        "bench -w -c +0144 --pattern=0X5 --flush-interval=0100 -d 020 -f raw a.raw",
         "bench -w -c 300 -S 8k -o 512 --pattern 7 -f qcow2 base",
         "bench -w -c 100 -d 10 --flush-interval=20 -s 64k -f raw a.raw",
         "bench -w -c 100 -d 10 --flush-interval=20 --no-drain -t none -i io_uring -f qcow2 top",
@@ -39,6 +42,10 @@ fn bench_announces_the_same_and_writes_the_same() {
         "bench --flush-interval=64 -f raw a.raw",
         "bench -c 0 a.raw",
         "bench -d 0 a.raw",
+        "bench -c 08 a.raw",
+        "bench -c 0x+5 a.raw",
+        "bench -c 0x a.raw",
+        "bench -c 99999999999999999999 a.raw",
         "bench -s 0 a.raw",
         "bench -S x a.raw",
         "bench -o x a.raw",
