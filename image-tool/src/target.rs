@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,8 +50,10 @@ impl Target {
         };
         let metadata = match fs::metadata(&name) {
             Ok(metadata) => metadata,
-            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(cannot(error)),
-            Err(_) => {
+            Err(error) => {
+                if let Some(error) = never_a_file(&name, error) {
+                    return Err(cannot(error));
+                }
                 let staging = match unnamed(&name, None) {
                     Some(file) => Staging::Unnamed(file),
                     None => beside(&name, path)?,
@@ -221,6 +224,16 @@ fn end_of_links(path: &Path) -> PathBuf {
         name = name.parent().unwrap_or(Path::new("")).join(next);
     }
     name
+}
+
+/// Why no file can have this name, under which there is none: better told now than when all is done and it is to take it.
+fn never_a_file(name: &Path, error: std::io::Error) -> Option<std::io::Error> {
+    let bytes = name.as_os_str().as_bytes();
+    if bytes.is_empty() || error.raw_os_error() != Some(libc::ENOENT) {
+        return Some(error);
+    }
+    let is_folder = bytes.ends_with(b"/");
+    is_folder.then(|| std::io::Error::from_raw_os_error(libc::EISDIR))
 }
 
 /// A file without a name in the folder of `name`, if it can be given that name in the end, be it in the place of `old`.

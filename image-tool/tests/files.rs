@@ -62,6 +62,25 @@ fn a_link_to_a_file_that_is_not_there_stays_a_link() {
 }
 
 #[test]
+fn what_can_be_no_name_is_refused_before_the_work() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::prepared(&["truncate -s 1M source"]);
+    let long = "n".repeat(256);
+    for name in ["", "file:", "folder/", "source/file", &long] {
+        for arguments in [
+            vec!["convert", "source", name],
+            vec!["convert", "-O", "qcow2", "-c", "source", name],
+            vec!["dd", "if=source", &format!("of={name}")],
+            vec!["create", "-f", "qcow2", name, "1M"],
+        ] {
+            pair.same(&arguments);
+        }
+    }
+}
+
+#[test]
 fn a_link_to_itself_is_refused() {
     let pair = Pair::new();
     symlink("b", pair.ours().join("a")).unwrap();
