@@ -142,8 +142,14 @@ fn apply(image: &Image, name: &str) -> Result<()> {
     }
     // They would not tell what is different then.
     let facts = open::info(image)?.qcow2;
-    if facts.is_some_and(|facts| !facts.bitmaps.is_empty()) {
+    if facts
+        .as_ref()
+        .is_some_and(|facts| !facts.bitmaps.is_empty())
+    {
         return Err(failed("Device has active dirty bitmaps"));
+    }
+    if facts.is_some_and(|facts| facts.data_file.is_some()) {
+        return Err(failed("Failed to load snapshot: Operation not supported"));
     }
     image
         .snapshot_apply(name)

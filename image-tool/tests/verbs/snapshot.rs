@@ -71,6 +71,19 @@ fn a_snapshot_is_deleted_by_its_name_and_not_by_its_id() {
 }
 
 #[test]
+fn an_image_with_a_data_file_has_no_snapshots() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::prepared(&["qemu-img create -q -f qcow2 -o data_file=data a 1M"]);
+
+    for option in ["-c", "-a", "-d"] {
+        let outcome = pair.same(&["snapshot", option, "name", "a"]);
+        assert_eq!(outcome.status, Some(1), "{option}");
+    }
+}
+
+#[test]
 fn a_snapshot_is_not_applied_under_bitmaps() {
     if !reference_is_there() {
         return;
