@@ -262,6 +262,18 @@ fn convert_makes_the_same_image() {
 }
 
 #[test]
+fn zeroes_that_are_left_out_do_not_count_against_the_rate() {
+    let pair = Pair::new();
+    fs::write(pair.ours().join("zeroes"), vec![0; 1 << 20]).unwrap();
+
+    // Written, they would take days.
+    for target in [vec!["raw"], vec!["qcow2"], vec!["qcow2", "-c"]] {
+        let line = [&["convert", "-r", "1", "-O"], &target[..], &["zeroes", "a"]].concat();
+        assert_eq!(pair.run_ours(&line).status, Some(0), "{line:?}");
+    }
+}
+
+#[test]
 fn convert_into_an_image_that_exists() {
     if !reference_is_there() {
         return;

@@ -62,6 +62,8 @@ struct Shared<'a> {
     plan: Mutex<Plan>,
     ready: Ready,
     done: AtomicU64,
+    /// Without what is left out: zeroes take no time.
+    written: AtomicU64,
     failure: Mutex<Option<Failure>>,
     started: Instant,
     writeback: Option<Writeback>,
@@ -76,6 +78,7 @@ pub(crate) fn run(copy: &Copy<'_>, plan: Plan) -> Result<(), Failure> {
         plan: Mutex::new(plan),
         ready: Ready::new(BUFFERS.max(2 * threads), buffer_len, copy.order),
         done: AtomicU64::new(0),
+        written: AtomicU64::new(0),
         failure: Mutex::new(None),
         started: Instant::now(),
         writeback: copy.durable.then(Writeback::default),
@@ -228,7 +231,7 @@ impl Shared<'_> {
             writeback.wrote(piece.len);
         }
         let done = self.done.fetch_add(piece.len, Ordering::Relaxed) + piece.len;
-        self.throttle(done);
+        self.throttle();
         self.copy
             .progress
             .set((100.0 * done as f64 / self.copy.total.max(1) as f64) as f32);
@@ -244,6 +247,7 @@ impl Shared<'_> {
                     .target
                     .write_at(at, now)
                     .map_err(|error| Failure::Write(offset, error))?;
+                self.written.fetch_add(now.len() as u64, Ordering::Relaxed);
             } else {
                 self.zero(at, len as u64)?;
             }
@@ -265,6 +269,8 @@ impl Shared<'_> {
                     .target
                     .write_compressed(at, bytes)
                     .map_err(|error| Failure::Write(offset, error))?;
+                self.written
+                    .fetch_add(bytes.len() as u64, Ordering::Relaxed);
             }
         }
         Ok(())
@@ -280,11 +286,12 @@ impl Shared<'_> {
             .map_err(|error| Failure::Write(offset, error))
     }
 
-    fn throttle(&self, done: u64) {
+    fn throttle(&self) {
         let Some(rate) = self.copy.rate.filter(|&rate| rate > 0) else {
             return;
         };
-        let due = Duration::from_secs_f64(done as f64 / rate as f64);
+        let written = self.written.load(Ordering::Relaxed);
+        let due = Duration::from_secs_f64(written as f64 / rate as f64);
         thread::sleep(due.saturating_sub(self.started.elapsed()));
     }
 }
