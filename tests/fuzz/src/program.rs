@@ -12,7 +12,7 @@ const LONGEST: u64 = 64 << 10;
 /// The largest disk an image is resized to: a table of megabytes in clusters of 512 bytes takes longer than a fuzzer waits.
 pub(crate) const LARGEST: u64 = 64 << 20;
 /// Kinds of change.
-pub const KINDS: u8 = 33;
+pub const KINDS: u8 = 34;
 /// One operation on an image.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
@@ -115,14 +115,7 @@ impl<'a> Session<'a> {
         if self.image.flush().is_err() {
             self.model = None;
         }
-        // Of what could not be written nobody knows for how long it can be read.
-        if let Some(model) = &mut self.model
-            && !self.host.file.is_spent()
-        {
-            if self.host.file.is_limited() {
-                // Nor can be told what they say while they cannot be written.
-                model.bitmaps.clear();
-            }
+        if let Some(model) = &self.model {
             model.compare(&self.image);
         }
         let host = self.host;
@@ -210,9 +203,16 @@ impl<'a> Session<'a> {
                 let _ = image.set_data_file_name("another");
                 let _ = image.clear_data_file_raw();
             }
+            33 => self.fail_after(step.len % 256),
             _ => step.read(image),
         }
         Some(self)
+    }
+
+    /// So many changes of the file are made, then all fail until the image is opened again. What it holds then is not followed.
+    fn fail_after(&mut self, changes: u16) {
+        self.host.file.only(changes.into());
+        self.model = None;
     }
 
     pub(crate) fn wrote(&mut self, range: std::ops::Range<u64>, done: bool, now: &Now<'_>) {
@@ -362,15 +362,10 @@ pub(crate) struct Left<'a> {
 }
 
 impl<'a> Left<'a> {
-    /// Opens an image again of which the last changes failed, because no more were to be made. What was not flushed may be lost.
+    /// Opens an image again of which the last changes failed, because no more were to be made.
     fn enter_cut_off(self) -> Option<Session<'a>> {
         self.host.file.all();
-        let mut session = self.enter()?;
-        if let Some(model) = &mut session.model {
-            model.bitmaps.clear();
-        }
-        session.reload();
-        Some(session)
+        self.enter()
     }
 
     /// Opens the image again. One that was sound can be, unless two tables of different kinds are one: no check tells of that, but who is
