@@ -176,6 +176,7 @@ pub use options::{
     Preallocation,
 };
 pub use plan::{Part, Place, Plan};
+pub use qcow2::DirtyRanges;
 pub use report::{
     BitmapInfo, CheckResult, Encryption, Info, LuksInfo, LuksSlot, Qcow2Info, Repair, SnapshotInfo,
 };

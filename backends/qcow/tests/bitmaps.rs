@@ -19,6 +19,10 @@ fn open(path: &Path) -> Image {
     Image::open(path, &OpenOptions::new(Format::Qcow2).writable(true)).unwrap()
 }
 
+fn dirty(disk: &Image, bitmap: &str) -> Vec<(u64, u64)> {
+    disk.bitmap_ranges(bitmap).unwrap().collect()
+}
+
 #[test]
 fn a_bitmap_records_what_is_written_while_it_is_enabled() {
     let dir = tempfile::tempdir().unwrap();
@@ -33,11 +37,11 @@ fn a_bitmap_records_what_is_written_while_it_is_enabled() {
     check(&path);
     let disk = open(&path);
     assert_eq!(
-        disk.bitmap_ranges("b").unwrap(),
+        dirty(&disk, "b"),
         vec![(3 << 20, 65536), (5 << 20, 131_072)]
     );
     disk.bitmap_clear("b").unwrap();
-    assert_eq!(disk.bitmap_ranges("b").unwrap(), vec![]);
+    assert_eq!(dirty(&disk, "b"), vec![]);
     disk.close().unwrap();
     check(&path);
 }
@@ -53,7 +57,7 @@ fn bits_that_qemu_sets_are_read_and_bits_that_we_set_are_known_to_qemu() {
     );
     let disk = open(&path);
     assert_eq!(
-        disk.bitmap_ranges("theirs").unwrap(),
+        dirty(&disk, "theirs"),
         vec![(1 << 20, 65536), (7 << 20, 131_072)]
     );
     disk.bitmap_add("ours", Some(65536), true).unwrap();
@@ -72,14 +76,14 @@ fn bits_that_qemu_sets_are_read_and_bits_that_we_set_are_known_to_qemu() {
     ]);
     qemu_img(&["bitmap", "--merge", "ours", text(&path), "copy"]);
     let disk = open(&path);
-    assert_eq!(disk.bitmap_ranges("copy").unwrap(), vec![(2 << 20, 65536)]);
-    let theirs = disk.bitmap_ranges("theirs").unwrap();
+    assert_eq!(dirty(&disk, "copy"), vec![(2 << 20, 65536)]);
+    let theirs = dirty(&disk, "theirs");
     assert_eq!(
         theirs,
         vec![(1 << 20, 65536), (2 << 20, 65536), (7 << 20, 131_072)]
     );
-    disk.bitmap_merge("copy", &theirs).unwrap();
-    assert_eq!(disk.bitmap_ranges("copy").unwrap(), theirs);
+    disk.bitmap_merge("copy", theirs.iter().copied()).unwrap();
+    assert_eq!(dirty(&disk, "copy"), theirs);
     disk.bitmap_remove("theirs").unwrap();
     let names: Vec<String> = disk
         .info()
@@ -134,15 +138,15 @@ fn bitmaps_follow_the_size_of_the_disk() {
     disk.resize(64 << 20, Preallocation::Off).unwrap();
     disk.write_at((64 << 20) - 512, &[1; 512]).unwrap();
     assert_eq!(
-        disk.bitmap_ranges("b").unwrap(),
+        dirty(&disk, "b"),
         vec![((8 << 20) - 512, 512), ((64 << 20) - 512, 512)]
     );
     disk.resize(1 << 20, Preallocation::Off).unwrap();
-    assert_eq!(disk.bitmap_ranges("b").unwrap(), vec![]);
+    assert_eq!(dirty(&disk, "b"), vec![]);
     disk.close().unwrap();
     check(&path);
     qemu_io(&path, &["write -P 7 0 64k".into()]);
-    assert_eq!(open(&path).bitmap_ranges("b").unwrap(), vec![(0, 65536)]);
+    assert_eq!(dirty(&open(&path), "b"), vec![(0, 65536)]);
 }
 
 #[test]
@@ -158,15 +162,12 @@ fn a_bitmap_takes_no_ranges_from_outside_the_disk() {
         (1 << 32, 1 << 47),
         (u64::MAX, u64::MAX),
     ] {
-        let refused = disk.bitmap_merge("b", &[(0, 512), range]).unwrap_err();
+        let refused = disk.bitmap_merge("b", [(0, 512), range]).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::OutOfRange, "{refused}");
     }
 
-    assert_eq!(disk.bitmap_ranges("b").unwrap(), vec![]);
-    disk.bitmap_merge("b", &[(0, 512), ((8 << 20) - 1, 1), (8 << 20, 0)])
+    assert_eq!(dirty(&disk, "b"), vec![]);
+    disk.bitmap_merge("b", [(0, 512), ((8 << 20) - 1, 1), (8 << 20, 0)])
         .unwrap();
-    assert_eq!(
-        disk.bitmap_ranges("b").unwrap(),
-        vec![(0, 512), ((8 << 20) - 512, 512)]
-    );
+    assert_eq!(dirty(&disk, "b"), vec![(0, 512), ((8 << 20) - 512, 512)]);
 }

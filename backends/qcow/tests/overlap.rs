@@ -49,7 +49,7 @@ fn image(version: u32) -> Medium {
     image.write_at(0, &[2; 3 * CLUSTER as usize]).unwrap();
     if version >= 3 {
         image.bitmap_add("b", Some(512), false).unwrap();
-        image.bitmap_merge("b", &[(0, 1 << 20)]).unwrap();
+        image.bitmap_merge("b", [(0, 1 << 20)]).unwrap();
     }
     image.close().unwrap();
     medium

@@ -234,6 +234,6 @@ pub(crate) fn merge(image: &Image, bitmap: &str, other: &Image, source: &str) ->
         .bitmap_ranges(source)
         .map_err(|error| told(error, other))?;
     image
-        .bitmap_merge(bitmap, &ranges)
+        .bitmap_merge(bitmap, ranges)
         .map_err(|error| told(error, image))
 }

@@ -1,6 +1,7 @@
 //! `bitmap`, and bitmaps that `convert` copies.
 
 use std::fs;
+use std::path::Path;
 
 use crate::images::sources;
 use crate::pair::{Pair, must, reference_is_there};
@@ -177,4 +178,47 @@ fn version_2_has_no_bitmaps_to_copy() {
         let outcome = pair.same(&line.split(' ').collect::<Vec<_>>());
         assert_eq!(outcome.status, Some(1), "{line}");
     }
+}
+
+/// A disk of 8 GiB in a small file, every other sector of which is dirty: all entries of its bitmap's table lead to one cluster.
+fn with_many_ranges(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let word = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let extension = bytes
+        .windows(4)
+        .position(|word| word == [0x23, 0x85, 0x28, 0x75]);
+    let directory = word(&bytes, extension.unwrap() + 24) as usize;
+    let table = word(&bytes, directory) as usize;
+    let first: [u8; 8] = bytes[table..table + 8].try_into().unwrap();
+    let cluster = u64::from_be_bytes(first) as usize;
+    assert_ne!(cluster, 0, "the first sector is dirty");
+    bytes[cluster..cluster + 65536].fill(0xaa);
+    for entry in bytes[table..table + 8 * 32].chunks_mut(8) {
+        entry.copy_from_slice(&first);
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn ranges_of_a_bitmap_are_not_all_in_memory() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.make(&[
+        "qemu-img create -q -f qcow2 many 8G",
+        "qemu-img bitmap --add -g 512 many b",
+        "qemu-io -f qcow2 -c 'write 0 512' many",
+        "qemu-img create -q -f qcow2 other 8G",
+        "qemu-img bitmap --add -g 64k other b",
+    ]);
+    with_many_ranges(&pair.ours().join("many"));
+    // Its bits are 2 MiB, and its ranges would be 128 MiB.
+    let merge = format!(
+        "ulimit -v 100000; exec {} bitmap --merge b -b many -F qcow2 -f qcow2 other b",
+        env!("CARGO_BIN_EXE_image-tool")
+    );
+    must("merge", &pair.ours(), &["sh", "-c", &merge]);
+    let checked = must("check", &pair.ours(), &["qemu-img", "check", "other"]);
+    assert!(checked.starts_with("No errors"), "{checked}");
 }

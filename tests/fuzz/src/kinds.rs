@@ -60,19 +60,26 @@ impl Uses<'_> {
         })
     }
 
-    fn add(&mut self, offset: u64, len: u64, what: Use) {
+    /// Notes a use; whether some of it is new.
+    fn add(&mut self, offset: u64, len: u64, what: Use) -> bool {
         // Nothing that is longer than the file can be used.
         let len = len.min(self.bytes.len() as u64 + self.cluster);
         let end = offset.saturating_add(len);
+        let known = self.known.len();
         for cluster in offset / self.cluster..end.div_ceil(self.cluster) {
             let known = *self.known.entry(cluster).or_insert(what);
             self.overlap |= known != what;
         }
+        self.known.len() > known
     }
 
-    /// Entries of a table with their indices: as many as there can be in the file.
+    /// Entries of a table with their indices: as many as there can be in the file, and none once all is known.
     fn entries(&self, table: u64, count: u64, size: u64) -> Vec<(u64, u64)> {
-        let count = count.min(self.bytes.len() as u64 / size);
+        if self.overlap {
+            return Vec::new();
+        }
+        let there = (self.bytes.len() as u64).saturating_sub(table);
+        let count = count.min(there.div_ceil(size));
         (0..count)
             .map(|index| (index, self.word(table.saturating_add(index * size), 8)))
             .filter(|(_, entry)| *entry != 0)
@@ -96,7 +103,9 @@ impl Uses<'_> {
         let places = self.cluster / size;
         self.add(l1, count.saturating_mul(8), (Kind::L1, number));
         for (index, table) in self.entries(l1, count, 8) {
-            self.add(table & OFFSET, self.cluster, (Kind::L2, index));
+            if !self.add(table & OFFSET, self.cluster, (Kind::L2, index)) {
+                continue;
+            }
             for (place, entry) in self.entries(table & OFFSET, places, size) {
                 if entry & COMPRESSED != 0 {
                     self.compressed(entry);

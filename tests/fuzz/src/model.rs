@@ -202,6 +202,7 @@ impl Model {
         self.disk.compare(image, "the disk");
         for (name, ranges) in &self.bitmaps {
             let told = image.bitmap_ranges(name).expect("a bitmap that was added");
+            let told: Vec<_> = told.collect();
             let is_told = |at: u64| {
                 told.iter()
                     .any(|(start, len)| (*start..start + len).contains(&at))

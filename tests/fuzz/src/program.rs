@@ -341,8 +341,9 @@ impl<'a> Session<'a> {
             1 => drop(image.bitmap_clear(name)),
             2 => drop(image.bitmap_enable(name, step.fill & 4 != 0)),
             _ => {
-                let ranges = image.bitmap_ranges("all").unwrap_or_default();
-                let _ = image.bitmap_merge(name, &ranges);
+                if let Ok(ranges) = image.bitmap_ranges("all") {
+                    let _ = image.bitmap_merge(name, ranges);
+                }
                 return;
             }
         }

@@ -19,7 +19,7 @@ impl Session<'_> {
             let Ok(ranges) = self.image.bitmap_ranges(other) else {
                 return;
             };
-            if self.image.bitmap_merge(name, &ranges).is_ok()
+            if self.image.bitmap_merge(name, ranges).is_ok()
                 && let Some(model) = &mut self.model
             {
                 model.merged(name, Some(other), None);
@@ -31,7 +31,7 @@ impl Session<'_> {
             u64::from(step.place),
             u64::from(step.len) << (step.fill >> 3),
         );
-        let merged = self.image.bitmap_merge(name, &[(start, len)]);
+        let merged = self.image.bitmap_merge(name, [(start, len)]);
         if let (Ok(()), Some(model)) = (merged, &mut self.model) {
             let range = start..start.saturating_add(len).min(size);
             model.merged(name, None, Some(range));

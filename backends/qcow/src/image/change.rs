@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::image::{Image, Layer};
 use crate::options::{Format, Preallocation};
-use crate::qcow2::Qcow2;
+use crate::qcow2::{DirtyRanges, Qcow2};
 use crate::raw;
 
 /// Changes of the image as a whole.
@@ -112,24 +112,29 @@ impl Image {
             .map_err(|error| error.within(self.path.display()))
     }
 
-    /// The ranges (start, length) of the disk that a bitmap says are dirty.
-    pub fn bitmap_ranges(&self, name: &str) -> Result<Vec<(u64, u64)>> {
+    /// The ranges of the disk that a bitmap says are dirty. It is in memory then: up to 512 MiB, a bit for each of its granularity.
+    pub fn bitmap_ranges(&self, name: &str) -> Result<DirtyRanges> {
         self.qcow2("bitmaps")?
             .bitmap_ranges(name)
             .map_err(|error| error.within(self.path.display()))
     }
 
-    /// Marks ranges (start, length) of the disk as dirty in a bitmap: with those of another bitmap, merges that into it.
+    /// Marks ranges (start, length in bytes) of the disk as dirty in a bitmap: with those of another bitmap, merges that into it.
     ///
     /// # Errors
     /// A range is outside the disk: bitmaps of disks of other sizes are not merged.
-    pub fn bitmap_merge(&self, name: &str, ranges: &[(u64, u64)]) -> Result<()> {
+    pub fn bitmap_merge(
+        &self,
+        name: &str,
+        ranges: impl IntoIterator<Item = (u64, u64)>,
+    ) -> Result<()> {
         self.check_writable()?;
-        for (start, len) in ranges {
-            self.check_range(*start, *len)?;
-        }
+        let checked = ranges.into_iter().map(|(start, len)| {
+            self.check_range(start, len)?;
+            Ok((start, len))
+        });
         self.qcow2("bitmaps")?
-            .bitmap_merge(name, ranges)
+            .bitmap_merge(name, checked)
             .map_err(|error| error.within(self.path.display()))
     }
 

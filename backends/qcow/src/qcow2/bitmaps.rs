@@ -4,6 +4,7 @@
 //! switches. The first change of the disk marks enabled bitmaps as in use, so that after a crash nobody trusts them;
 //! closing the image stores them.
 
+mod ranges;
 mod store;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,8 @@ use crate::bitmap::{Bitmap, read_directory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::qcow2::Qcow2;
 use crate::report::BitmapInfo;
+
+pub use ranges::DirtyRanges;
 
 /// Bits of bitmaps held in memory at most, in bytes.
 const MAX_MEMORY: u64 = 64 << 20;
@@ -66,18 +69,6 @@ impl Bitmaps {
     }
 }
 
-/// Sets the bits for a range of the disk.
-fn set_range(bits: &mut [u8], granularity_bits: u8, start: u64, len: u64) {
-    if len == 0 {
-        return;
-    }
-    for bit in start >> granularity_bits..=(start + len - 1) >> granularity_bits {
-        if let Some(byte) = bits.get_mut((bit / 8) as usize) {
-            *byte |= 1 << (bit % 8);
-        }
-    }
-}
-
 impl Qcow2 {
     /// Reads the directory of an image about to be written.
     pub(super) fn load_bitmaps(&self) -> Result<()> {
@@ -128,7 +119,7 @@ impl Qcow2 {
             .filter(|entry| entry.meta.is_enabled())
         {
             if let Bits::Memory(bits) = &mut entry.bits {
-                set_range(bits, entry.meta.granularity_bits, start, len);
+                ranges::set(bits, entry.meta.granularity_bits, start, len);
             }
         }
         Ok(())
@@ -247,7 +238,7 @@ impl Qcow2 {
     }
 
     /// The ranges of the disk that a bitmap says are dirty.
-    pub(crate) fn bitmap_ranges(&self, name: &str) -> Result<Vec<(u64, u64)>> {
+    pub(crate) fn bitmap_ranges(&self, name: &str) -> Result<DirtyRanges> {
         if self.writable && !self.for_check {
             self.store_bitmaps()?;
         }
@@ -259,34 +250,24 @@ impl Qcow2 {
             .ok_or_else(|| missing(name))?;
         check_trusted(meta)?;
         let bits = self.read_bits(meta)?;
-        let (size, granularity) = (self.size(), meta.granularity());
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (index, byte) in (0u64..).zip(&bits) {
-            for bit in (0..8).filter(|bit| byte >> bit & 1 == 1) {
-                let start = (index * 8 + bit) * granularity;
-                if start >= size {
-                    continue;
-                }
-                let len = granularity.min(size - start);
-                match ranges.last_mut() {
-                    Some(last) if last.0 + last.1 == start => last.1 += len,
-                    _ => ranges.push((start, len)),
-                }
-            }
-        }
-        Ok(ranges)
+        Ok(DirtyRanges::new(bits, meta.granularity(), self.size()))
     }
 
-    /// Marks ranges of the disk as dirty in a bitmap.
-    pub(crate) fn bitmap_merge(&self, name: &str, ranges: &[(u64, u64)]) -> Result<()> {
+    /// Marks ranges of the disk as dirty in a bitmap: all, unless one comes as an error.
+    pub(crate) fn bitmap_merge(
+        &self,
+        name: &str,
+        ranges: impl Iterator<Item = Result<(u64, u64)>>,
+    ) -> Result<()> {
         self.store_bitmaps()?;
         let meta = {
             let mut state = self.bitmaps.state();
             usable(&mut state.list, name)?.meta.clone()
         };
         let mut bits = self.read_bits(&meta)?;
-        for (start, len) in ranges {
-            set_range(&mut bits, meta.granularity_bits, *start, *len);
+        for range in ranges {
+            let (start, len) = range?;
+            ranges::set(&mut bits, meta.granularity_bits, start, len);
         }
         self.change_bitmaps(|list| {
             usable(list, name)?.bits = Bits::Memory(bits);

@@ -31,6 +31,8 @@ use crate::storage::Storage;
 use bitmaps::Bitmaps;
 use turn::Turns;
 
+pub use bitmaps::DirtyRanges;
+
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
     storage: Box<dyn Storage>,

@@ -303,7 +303,7 @@ fn look_at_content(workload: &mut Workload, files: &[Medium], context: &str) -> 
     let facts = info.qcow2.unwrap();
     for bitmap in &facts.bitmaps {
         if !bitmap.in_use && bitmap.auto {
-            let ranges = image.bitmap_ranges(&bitmap.name).unwrap();
+            let ranges: Vec<_> = image.bitmap_ranges(&bitmap.name).unwrap().collect();
             workload
                 .model
                 .check_bitmap(&bitmap.name, &values, &ranges, context);

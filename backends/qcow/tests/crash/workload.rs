@@ -380,7 +380,7 @@ impl Workload {
                 // What is said of more than has changed.
                 let len = self.options.size / 2;
                 image
-                    .bitmap_merge(&name, &[(0, len.min(image.virtual_size()))])
+                    .bitmap_merge(&name, [(0, len.min(image.virtual_size()))])
                     .unwrap();
             }
             _ => {
