@@ -7,7 +7,7 @@ mod peer;
 use peer::header::{add_unknown, filling, unknown};
 use peer::medium::{Event, Medium, SECTOR};
 use peer::{check, qemu_img, text};
-use qcow::{CreateOptions, Format, Image, OpenOptions};
+use qcow::{CompressionType, CreateOptions, Format, Image, OpenOptions};
 
 fn open(medium: &Medium, writable: bool) -> Image {
     let options = OpenOptions::new(Format::Qcow2).writable(writable);
@@ -187,4 +187,37 @@ fn an_extension_that_nobody_knows_survives_another_version() {
         assert_eq!(name(&medium), "base");
     }
     image.close().unwrap();
+}
+
+#[test]
+fn what_is_compressed_after_a_downgrade_is_as_version_2_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let options = CreateOptions {
+        compression_type: CompressionType::Zstd,
+        ..CreateOptions::new(Format::Qcow2, 1 << 20)
+    };
+    qcow::create(&path, &options).unwrap();
+    let image = Image::open(&path, &OpenOptions::new(Format::Qcow2).writable(true)).unwrap();
+
+    image.set_version(2).unwrap();
+    image.write_compressed(0, &[7; 65536]).unwrap();
+    let mut read = [0; 65536];
+    image.read_at(0, &mut read).unwrap();
+    image.close().unwrap();
+
+    assert_eq!(read, [7; 65536]);
+    check(&path);
+    // Nobody can read it when it is not what the header says.
+    let raw = dir.path().join("raw");
+    qemu_img(&[
+        "convert",
+        "-f",
+        "qcow2",
+        "-O",
+        "raw",
+        text(&path),
+        text(&raw),
+    ]);
+    assert_eq!(std::fs::read(raw).unwrap()[..65536], [7; 65536]);
 }

@@ -153,3 +153,35 @@ fn what_a_version_without_zero_clusters_has_room_for_is_what_was_reserved() {
         pair.same_image("image", "qcow2");
     }
 }
+
+#[test]
+fn version_2_forgets_a_compression_that_nothing_uses() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.make(&[
+        "qemu-img create -q -f qcow2 -o compression_type=zstd plain 1M",
+        "qemu-io -c 'write 0 128k' plain",
+        "cp plain packed",
+        "qemu-io -c 'write -c 256k 64k' packed",
+        "cp packed kept",
+        "qemu-img snapshot -c then kept",
+        "qemu-io -c 'write 256k 64k' kept",
+    ]);
+
+    assert_eq!(
+        pair.same(&["amend", "-o", "compat=0.10", "plain"]).status,
+        Some(0)
+    );
+    assert_eq!(
+        pair.same(&["amend", "-o", "compat=0.10", "packed"]).status,
+        Some(1)
+    );
+    for image in ["plain", "packed"] {
+        pair.same_image(image, "qcow2");
+    }
+    // The reference does not look at what snapshots keep, and loses it.
+    let outcome = pair.run_ours(&["amend", "-o", "compat=0.10", "kept"]);
+    assert_eq!(outcome.status, Some(1), "{outcome:?}");
+}

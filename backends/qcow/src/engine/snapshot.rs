@@ -94,6 +94,17 @@ impl Engine {
         Ok(zeroes)
     }
 
+    /// Whether an L2 table lists a compressed cluster.
+    pub(crate) fn has_compressed(&mut self, table: HostOffset) -> Result<bool, Stop> {
+        for index in 0..self.geometry.l2_entries() {
+            let slot = table.0 + index * self.geometry.l2_entry_size();
+            if self.l2_entry(slot)?.word & COMPRESSED != 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Replaces an entry of an L2 table that snapshots use by a cluster of data, or by none.
     pub(crate) fn replace_entry(
         &mut self,

@@ -146,7 +146,7 @@ impl Qcow2 {
             self.storage
                 .read(host.0, &mut &mut *input, 0, packed)
                 .map_err(|error| Error::io("cannot read a compressed cluster", error))?;
-            compressed::decompress(self.compression, input, cluster)
+            compressed::decompress(self.compression(), input, cluster)
         })
     }
 
@@ -396,7 +396,7 @@ impl Qcow2 {
         } else {
             cluster
         };
-        let packed = compressed::compress(self.compression, whole)?;
+        let packed = compressed::compress(self.compression(), whole)?;
         let _guard = self.ranges.exclusive(guest..guest + self.cluster_size);
         let Some(packed) = packed else {
             return self.write_allocating(None, guest, &cluster, cluster.len());

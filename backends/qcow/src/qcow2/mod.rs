@@ -12,6 +12,7 @@ mod snapshot;
 mod turn;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::address::HostOffset;
@@ -46,13 +47,14 @@ pub(crate) struct Qcow2 {
     /// Whether clusters in use may lie in holes of the file; found out when it is first asked.
     preallocated: std::sync::OnceLock<bool>,
     /// Size of the disk; kept apart from the engine so that asking for it needs no lock.
-    size: std::sync::atomic::AtomicU64,
+    size: AtomicU64,
     snapshots: Mutex<Vec<Snapshot>>,
     bitmaps: Bitmaps,
     /// What was put right when it was opened, because it had not been closed.
     repaired: std::sync::OnceLock<CheckResult>,
     cluster_size: u64,
-    compression: CompressionType,
+    /// Whether compressed clusters are of zstd; only an image without any changes that.
+    zstd: AtomicBool,
     external: bool,
     encrypted: bool,
     writable: bool,
@@ -88,7 +90,7 @@ impl Qcow2 {
         let image = Self {
             size: header.size.into(),
             cluster_size: 1 << header.cluster_bits,
-            compression: header.compression,
+            zstd: (header.compression == CompressionType::Zstd).into(),
             external: header.external_data(),
             encrypted: header.check_encryption().is_err(),
             engine: RwLock::new(Engine::new(header, options.cache_bytes, options.writable)),
@@ -218,7 +220,14 @@ impl Qcow2 {
     }
 
     pub(crate) fn size(&self) -> u64 {
-        self.size.load(std::sync::atomic::Ordering::Acquire)
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn compression(&self) -> CompressionType {
+        match self.zstd.load(Ordering::Relaxed) {
+            true => CompressionType::Zstd,
+            false => CompressionType::Zlib,
+        }
     }
 
     pub(crate) fn cluster_size(&self) -> u64 {

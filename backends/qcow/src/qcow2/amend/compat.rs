@@ -1,11 +1,15 @@
 //! Changes between versions 2 and 3, and of features that only version 3 has.
 
+use std::sync::atomic::Ordering;
+
 use crate::below::Below;
 use crate::check::Check;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::extension::kind;
 use crate::feature;
 use crate::header::{Header, LENGTH_V3};
+use crate::options::CompressionType;
 use crate::qcow2::Qcow2;
 use crate::qcow2::amend::expand::Report;
 use crate::report::Repair;
@@ -54,12 +58,18 @@ impl Qcow2 {
             check_downgrade(&engine.header)?;
         }
         self.check_snapshots_of_version_2()?;
+        {
+            let _guard = self.ranges.exclusive(0..u64::MAX);
+            self.check_compression_of_version_2(&mut self.engine())?;
+        }
         self.expand_zeroes(below, report)?;
         let _guard = self.ranges.exclusive(0..u64::MAX);
         let mut engine = self.engine();
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;
         }
+        // What was written meanwhile, too.
+        self.check_compression_of_version_2(&mut engine)?;
         let mut header = engine.header.clone();
         header.version = 2;
         header.header_length = 72;
@@ -67,13 +77,39 @@ impl Qcow2 {
         header.compatible = 0;
         header.autoclear = 0;
         header.unknown_fields.clear();
+        header.compression = CompressionType::Zlib;
         header
             .extensions
             .retain(|extension| !matches!(extension.kind, kind::FEATURE_NAMES | kind::DATA_FILE));
         self.update_header(&mut engine, header.clone())?;
         engine.restart(header);
         drop(engine);
+        self.zstd.store(false, Ordering::Relaxed);
         self.register_all_metadata()
+    }
+
+    /// Version 2 knows zlib only: what is compressed otherwise, on the disk or in a snapshot, would be lost.
+    fn check_compression_of_version_2(&self, engine: &mut Engine) -> Result<()> {
+        let snapshots = self.snapshot_list().clone();
+        if engine.header.compression == CompressionType::Zlib {
+            return Ok(());
+        }
+        let active = (engine.header.l1_offset, engine.header.l1_size);
+        let kept = snapshots
+            .iter()
+            .map(|snapshot| (snapshot.l1_offset, snapshot.l1_size));
+        for (offset, entries) in std::iter::once(active).chain(kept) {
+            let l1 =
+                self.run_locked(engine, |engine| engine.snapshot_l1(offset, entries.into()))?;
+            for (_, table) in engine.l2_tables(&l1)? {
+                if self.run_locked(engine, |engine| engine.has_compressed(table))? {
+                    return Err(Error::unsupported(
+                        "Cannot downgrade an image with zstd compression type and existing compressed clusters",
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Version 2 cannot tell how large the disk was in a snapshot, nor of a machine state of 4 GiB and more.
@@ -199,7 +235,7 @@ fn check_downgrade(header: &Header) -> Result<()> {
     if header.external_data() {
         return refuse("Cannot downgrade an image with a data file");
     }
-    let others = header.incompatible & !feature::DIRTY;
+    let others = header.incompatible & !(feature::DIRTY | feature::COMPRESSION);
     if others != 0 {
         return refuse(&format!(
             "Cannot downgrade an image with incompatible features {others:#x} set"
