@@ -10,7 +10,7 @@ mod pair;
 use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
-use pair::{Pair, must, reference_is_there};
+use pair::{Outcome, Pair, must, reference_is_there};
 
 #[test]
 fn no_refcount_block_lies_in_what_is_preallocated() {
@@ -31,6 +31,38 @@ fn no_refcount_block_lies_in_what_is_preallocated() {
         pair.same(&[&more[..], &["image", "+5M"]].concat());
         pair.same(&["map", "--output=json", "image"]);
         pair.same(&["check", "--output=json", "image"]);
+    }
+}
+
+#[test]
+fn what_is_reserved_is_one_piece_however_many_tables_lead_to_it() {
+    if !reference_is_there() {
+        return;
+    }
+    for (options, size) in [
+        ("cluster_size=512", "3M"),
+        ("cluster_size=4k", "9M"),
+        ("cluster_size=2k,refcount_bits=64", "5M"),
+        ("cluster_size=16k,extended_l2=on", "40M"),
+    ] {
+        for mode in ["falloc", "full"] {
+            let pair = Pair::new();
+            let options = format!("{options},preallocation={mode}");
+            pair.same(&["create", "-q", "-f", "qcow2", "-o", &options, "image", size]);
+            let map = pair.read_both(&["map", "--output=json", "image"]);
+            let pieces = |outcome: &Outcome| outcome.stdout.lines().count();
+            assert_eq!(pieces(&map.0), pieces(&map.1), "{options}: {map:?}");
+            pair.same(&["check", "-q", "image"]);
+            let write = ["qemu-io", "-c", "write -P 3 0 3M", "image"];
+            must("write", &pair.ours(), &write);
+            let more = format!("--preallocation={mode}");
+            pair.same(&["resize", "-q", "-f", "qcow2", &more, "image", "+17M"]);
+            pair.same(&["check", "-q", "image"]);
+            let zeroes = format!("read -P 0 {size} 17M");
+            let read = ["qemu-io", "-c", "read -P 3 0 3M", "-c", &zeroes, "image"];
+            let told = must("read", &pair.ours(), &read);
+            assert!(!told.contains("failed"), "{options}: {told}");
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use peer::around::{Access, Around};
 use peer::medium::Medium;
-use qcow::{CreateOptions, ErrorKind, Format, Image, OpenOptions, Repair};
+use qcow::{CreateOptions, ErrorKind, Format, Image, OpenOptions, Preallocation, Repair};
 
 const CLUSTER: usize = 4096;
 
@@ -132,6 +132,49 @@ fn a_snapshot_without_space_changes_nothing() {
     let found = image.check(Repair::None).unwrap();
     assert_eq!((found.leaks, found.corruptions), (0, 0));
     image.close().unwrap();
+}
+
+/// A host that has space again as soon as some is given back.
+#[test]
+fn what_could_not_be_reserved_is_given_back_before_the_tables_are() {
+    let mut given_back = 0;
+    for writes in 1..20 {
+        let medium = Medium::silent().created(&CreateOptions {
+            cluster_size: CLUSTER as u64,
+            ..CreateOptions::new(Format::Qcow2, 5 << 20)
+        });
+        let left = Arc::new(AtomicI64::new(i64::MAX));
+        let count = left.clone();
+        let storage = Around::new(medium, move |kind, access| {
+            match kind {
+                Access::Discard => count.store(i64::MAX, Ordering::Relaxed),
+                Access::Write if count.fetch_sub(1, Ordering::Relaxed) <= 0 => {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                _ => {}
+            }
+            access()
+        });
+        let options = OpenOptions::new(Format::Qcow2).writable(true);
+        let image = Image::open_storage(Box::new(storage), "full", &options).unwrap();
+        // The L1 table stays as long as it is, and none is given back.
+        image.resize(1 << 20, Preallocation::Off).unwrap();
+        left.store(writes, Ordering::Relaxed);
+
+        let resized = image.resize(5 << 20, Preallocation::Full);
+
+        let found_space = left.swap(i64::MAX, Ordering::Relaxed) > i64::MAX / 2;
+        if resized.is_ok() || !found_space {
+            continue;
+        }
+        given_back += 1;
+        assert_eq!(image.virtual_size(), 1 << 20, "after {writes} writes");
+        let found = image.check(Repair::None).unwrap();
+        assert_eq!((found.leaks, found.corruptions), (0, 0), "{writes}");
+        image.close().unwrap();
+    }
+    // One for each piece of the data, and some for the tables.
+    assert!(given_back > 4, "{given_back}");
 }
 
 #[test]

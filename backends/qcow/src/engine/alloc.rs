@@ -59,6 +59,32 @@ impl Engine {
         Ok(())
     }
 
+    /// Makes some of the refcount blocks that the next `count` free clusters lack, in the first of them; returns whether none is missing.
+    pub(crate) fn describe_ahead(&mut self, count: u64) -> Result<bool, Stop> {
+        const AT_A_TIME: u64 = 64;
+        self.check_usable()?;
+        let per_block = self.geometry.refcount_block_entries();
+        let first = self.find_free(self.hint)?;
+        let (mut next, mut made) = (first, 0);
+        for index in first.0 / per_block..(first.0 + count).div_ceil(per_block) {
+            let cluster = ClusterIndex(index * per_block);
+            if cluster.0 >= self.refcount_table_end() {
+                return Err(Stop::RefcountTableFull);
+            }
+            if self.refcount_block(cluster)?.is_some() {
+                continue;
+            }
+            if made == AT_A_TIME {
+                return Ok(false);
+            }
+            self.create_refcount_block_at(cluster, next)?;
+            made += 1;
+            next = self.find_free(next.0 + 1)?;
+        }
+        self.set_hint(next.0);
+        Ok(made == 0)
+    }
+
     /// Whether refcount blocks are missing for any of the `count` clusters from the next free one on.
     pub(super) fn next_lack_description(&mut self, count: u64) -> Result<bool, Stop> {
         let per_block = self.geometry.refcount_block_entries();

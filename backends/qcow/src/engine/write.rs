@@ -303,6 +303,30 @@ impl Engine {
         Ok((plan.end, runs))
     }
 
+    /// Makes the entries of clusters that have no place lead to `count` clusters from `host` on, as many as one L2 table has;
+    /// returns how many. The caller has the range for itself.
+    pub(crate) fn link(
+        &mut self,
+        guest: GuestOffset,
+        host: HostOffset,
+        count: u64,
+    ) -> Result<u64, Stop> {
+        self.check_usable()?;
+        let size = self.geometry.cluster_size();
+        let table = self.writable_l2_table(guest)?;
+        let count = count.min((self.l2_end(guest) - guest.0) / size);
+        for index in 0..count {
+            let slot = self.l2_slot(table, GuestOffset(guest.0 + index * size));
+            let old = self.l2_entry(slot)?;
+            let mut entry = L2Entry::data(&self.geometry, HostOffset(host.0 + index * size));
+            if self.geometry.extended_l2 {
+                entry.bitmap = old.bitmap;
+            }
+            self.set_l2_entry(slot, entry)?;
+        }
+        Ok(count)
+    }
+
     /// What is preallocated is one piece for each L2 table, as far as it can be: no refcount block lies in it.
     fn keep_in_one_piece(&mut self, guest: GuestOffset, len: u64) -> Result<(), Stop> {
         self.check_usable()?;

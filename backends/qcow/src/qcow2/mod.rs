@@ -7,6 +7,7 @@ mod driver;
 mod facts;
 mod io;
 mod plan;
+mod preallocation;
 mod resize;
 mod snapshot;
 mod turn;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::address::{ClusterIndex, GuestOffset, HostOffset};
+use crate::address::{ClusterIndex, GuestOffset};
 use crate::below::Below;
 use crate::engine::{Drop, Engine, Freed, Piece, Where};
 use crate::error::{Error, ErrorKind, Result};
@@ -10,8 +10,6 @@ use crate::geometry::MAX_L1_BYTES;
 use crate::header::Header;
 use crate::options::Preallocation;
 use crate::qcow2::Qcow2;
-use crate::raw;
-use crate::storage::Storage;
 
 impl Qcow2 {
     /// Changes the size of the disk.
@@ -280,98 +278,6 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Reserves clusters for a range of the disk.
-    pub(crate) fn preallocate(
-        &self,
-        start: u64,
-        end: u64,
-        preallocation: Preallocation,
-    ) -> Result<()> {
-        let _guard = self
-            .ranges
-            .exclusive(start..end.next_multiple_of(self.cluster_size));
-        self.preallocate_unlocked(start, end, preallocation)
-    }
-
-    fn preallocate_unlocked(
-        &self,
-        start: u64,
-        end: u64,
-        preallocation: Preallocation,
-    ) -> Result<()> {
-        if preallocation == Preallocation::Off {
-            return Ok(());
-        }
-        let size = self.cluster_size;
-        let (disk_end, end) = (end, end.next_multiple_of(size));
-        let stays_zero = preallocation == Preallocation::Metadata && !self.external;
-        let mut at = start.next_multiple_of(size);
-        self.check_length(end.saturating_sub(at))?;
-        while at < end {
-            let (next, runs) =
-                self.run(|engine| engine.preallocate(GuestOffset(at), end - at, stays_zero))?;
-            self.reserve(&runs, preallocation)?;
-            let fresh: u64 = runs.iter().map(|(_, len)| len).sum();
-            if let Some((HostOffset(host), len)) = runs.last()
-                && (stays_zero && next == end && fresh == next - at)
-            {
-                self.end_in_zeroes(host + len, end - disk_end)?;
-            }
-            at = next;
-        }
-        self.flush_all()
-    }
-
-    /// A file that may not become as long as it would is found out before it is filled with tables.
-    fn check_length(&self, more: u64) -> Result<()> {
-        let failed = |error| Error::io("cannot preallocate", error);
-        let len = self.storage.len().map_err(failed)?;
-        if self.external || more <= len {
-            return Ok(());
-        }
-        let longer = len.saturating_add(more);
-        self.storage.set_len(longer).map_err(failed)?;
-        self.storage.set_len(len).map_err(failed)
-    }
-
-    /// Reserves the space of what was allocated.
-    fn reserve(&self, runs: &[(HostOffset, u64)], preallocation: Preallocation) -> Result<()> {
-        let failed = |error| Error::io("cannot preallocate", error);
-        let data = self.data.as_ref().map(|(data, _)| &**data);
-        let storage: &dyn Storage = data.unwrap_or(&*self.storage);
-        let len_before = storage.len().map_err(failed)?;
-        // First: a hole needs no space, and should there be none the tables do not lead beyond the end.
-        let last = runs.iter().map(|(host, len)| host.0 + len).max();
-        if let Some(last) = last.filter(|last| *last > len_before) {
-            storage.set_len(last).map_err(failed)?;
-        }
-        let reserve = match preallocation {
-            Preallocation::Metadata => Preallocation::Off,
-            other => other,
-        };
-        for &(HostOffset(host), len) in runs {
-            // Space used before may hold anything.
-            if !self.external && len_before > host {
-                storage.write_zeroes(host, len, true).map_err(failed)?;
-            }
-            self.reserve_with_tables(storage, (len_before, host + len), reserve);
-            raw::preallocate(storage, host, host + len, reserve)?;
-        }
-        Ok(())
-    }
-
-    /// What of the last cluster lies behind the end of the disk is stored, as QEMU does it: the host reports a cluster that is
-    /// all hole, and one of which that part is written, differently.
-    fn end_in_zeroes(&self, cluster_end: u64, len: u64) -> Result<()> {
-        if len == 0 || self.glance().geometry().extended_l2 {
-            return Ok(());
-        }
-        let zeroes = vec![0u8; len as usize];
-        self.storage
-            .write(cluster_end - len, &&zeroes[..], 0, zeroes.len())
-            .map_err(|error| Error::io("cannot preallocate", error))
-    }
-
     /// The cluster that the old end of the disk cut off, as far as it is part of the new one.
     fn cut_cluster(&self, old: u64, size: u64) -> Range<u64> {
         let start = old - old % self.cluster_size;
@@ -387,28 +293,5 @@ impl Qcow2 {
         let pieces = self.run(|engine| engine.map(GuestOffset(cut.start), cut.end - cut.start))?;
         let empty = |piece: &Piece| matches!(piece.place, Where::Unallocated | Where::Zero(None));
         Ok(pieces.iter().all(empty))
-    }
-
-    /// Reserves what the file did not have before, up to `end`: the tables that are not written yet in one piece with the data, so that
-    /// the file system has fewer pieces to keep account of.
-    fn reserve_with_tables(
-        &self,
-        storage: &dyn Storage,
-        (len, end): (u64, u64),
-        how: Preallocation,
-    ) {
-        if self.external || how == Preallocation::Off {
-            return;
-        }
-        // It is no more than a favour.
-        let start = len.next_multiple_of(self.cluster_size);
-        if start < end {
-            let _ = storage.allocate(start, end - start);
-        }
-    }
-
-    fn flush_all(&self) -> Result<()> {
-        let mut engine = self.engine();
-        self.commit(&mut engine, true)
     }
 }
