@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
-use qcow::{Format, Preallocation};
+use qcow::{ErrorKind, Format, Preallocation};
 
 use crate::confine;
 use crate::format_options::{FormatOptions, Kind, Spec, check_preallocation, preallocation};
@@ -112,15 +112,11 @@ pub(crate) fn resize(opened: &Opened, size: u64, preallocation: Preallocation) -
             let why = cause(&error, opened.image.path());
             return anyhow!("Could not resize file: {why}");
         }
-        match reason(&error, opened.image.path()) {
+        match (error.kind(), error.raw_os_error()) {
             // The host's limit, where the table was long enough.
-            why if why.contains("too large") && error.raw_os_error().is_some() => {
-                anyhow!("Allocating clusters failed: File too large")
-            }
-            why if why.contains("too large") => {
-                anyhow!("Failed to grow the L1 table: File too large")
-            }
-            why => anyhow!("{why}"),
+            (_, Some(libc::EFBIG)) => anyhow!("Allocating clusters failed: File too large"),
+            (ErrorKind::TooLarge, _) => anyhow!("Failed to grow the L1 table: File too large"),
+            _ => anyhow!("{}", reason(&error, opened.image.path())),
         }
     })
 }
