@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use qcow::{ErrorKind, TableFault};
+use qcow::{Denied, ErrorKind, TableFault};
 
 /// The system's text for an error, without its number.
 pub(crate) fn os(error: &io::Error) -> String {
@@ -12,26 +12,32 @@ pub(crate) fn os(error: &io::Error) -> String {
 
 /// What an error of the library says, without the name of the image in front (the caller names it).
 pub(crate) fn reason(error: &qcow::Error, image: &Path) -> String {
+    match error.denied() {
+        Some(Denied::Lock(file, lock)) => return locked(file, lock),
+        Some(Denied::Open(file)) => return not_had("open", file, error),
+        Some(Denied::Create(file)) => return not_had("create", file, error),
+        _ => {}
+    }
     let text = error.to_string();
     let own_name = format!("{}: ", image.display());
     let text = text.strip_prefix(&own_name).unwrap_or(&text);
-    if error.kind() == ErrorKind::Locked {
-        return locked(text, image);
-    }
     if error.kind() == ErrorKind::NotThisFormat {
         return capitalised(text);
     }
-    let text = without_number(text);
-    file_of(&text, "open")
-        .or_else(|| file_of(&text, "create"))
-        .unwrap_or(text)
+    without_number(text)
 }
 
-/// QEMU's words for a file, other than the image, that cannot be opened or created.
-fn file_of(text: &str, verb: &str) -> Option<String> {
-    let rest = text.strip_prefix("cannot ")?.strip_prefix(verb)?;
-    let (name, why) = rest.strip_prefix(' ')?.rsplit_once(": ")?;
-    Some(format!("Could not {verb} '{name}': {why}"))
+/// QEMU's words for a file that cannot be opened or created.
+fn not_had(verb: &str, file: &Path, error: &qcow::Error) -> String {
+    let number = error.raw_os_error().unwrap_or(libc::EIO);
+    let why = os(&io::Error::from_raw_os_error(number));
+    format!("Could not {verb} '{}': {why}", file.display())
+}
+
+/// QEMU's words for a file that somebody else uses.
+fn locked(file: &Path, lock: &str) -> String {
+    let file = file.display();
+    format!("Failed to get {lock} lock\nIs another process using the image [{file}]?")
 }
 
 fn capitalised(text: &str) -> String {
@@ -60,17 +66,6 @@ pub(crate) fn snapshot_l1(error: &qcow::Error, image: &Path) -> Option<(String, 
     };
     let why = os(&io::Error::from_raw_os_error(number));
     Some((reason(error, image), why))
-}
-
-fn locked(text: &str, image: &Path) -> String {
-    let (file, what) = text.split_once("cannot get ").unwrap_or(("", text));
-    let lock = what.split(" lock").next().unwrap_or_default();
-    let file = match file.strip_suffix(": ") {
-        // Another one than the image: its data file.
-        Some(other) => other.to_owned(),
-        None => image.display().to_string(),
-    };
-    format!("Failed to get {lock} lock\nIs another process using the image [{file}]?")
 }
 
 fn without_number(text: &str) -> String {

@@ -68,7 +68,7 @@ fn open_host_file(path: &Path, writable: bool) -> Result<File> {
         .read(true)
         .write(writable)
         .open(path)
-        .map_err(|error| Error::io(format!("cannot open {}", path.display()), error))
+        .map_err(|error| Error::open(path, error))
 }
 
 fn open_in_chain(file: File, path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Image> {

@@ -42,7 +42,7 @@ fn create_named(path: &Path, options: &CreateOptions) -> Result<()> {
         .create(true)
         .truncate(false)
         .open(path)
-        .map_err(|error| Error::io(format!("cannot create {}", path.display()), error))?;
+        .map_err(|error| Error::create(path, error))?;
     fill(&file, path, options)
 }
 
@@ -366,7 +366,7 @@ fn new_header(options: &CreateOptions) -> Header {
 }
 
 fn create_data_file(path: &Path, options: &CreateOptions) -> Result<()> {
-    let failed = |error| Error::io(format!("cannot create {}", path.display()), error);
+    let failed = |error| Error::create(path, error);
     let file = std::fs::OpenOptions::new()
         .read(true)
         .write(true)

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 
 /// What went wrong, coarse enough to act upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,18 @@ impl TableFault {
     }
 }
 
+/// A file that could not be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Denied {
+    /// It could not be opened.
+    Open(PathBuf),
+    /// It could not be created.
+    Create(PathBuf),
+    /// Somebody else's lock is in the way of this one, named as QEMU names it.
+    Lock(PathBuf, String),
+}
+
 /// An error: its kind, and one line that names what was wrong, the system's error included if there is one; that is not
 /// reported a second time as a source.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +72,7 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     cause: Option<io::Error>,
+    denied: Option<Denied>,
 }
 
 /// The result type of this crate.
@@ -70,6 +84,7 @@ impl Error {
             kind,
             message: message.into(),
             cause: None,
+            denied: None,
         }
     }
 
@@ -78,6 +93,33 @@ impl Error {
             kind: ErrorKind::Io,
             message: message.into(),
             cause: Some(source),
+            denied: None,
+        }
+    }
+
+    pub(crate) fn open(path: &Path, source: io::Error) -> Self {
+        Self {
+            denied: Some(Denied::Open(path.to_owned())),
+            ..Self::io(format!("cannot open {}", path.display()), source)
+        }
+    }
+
+    pub(crate) fn create(path: &Path, source: io::Error) -> Self {
+        Self {
+            denied: Some(Denied::Create(path.to_owned())),
+            ..Self::io(format!("cannot create {}", path.display()), source)
+        }
+    }
+
+    pub(crate) fn lock(path: &Path, lock: String) -> Self {
+        let path = path.to_owned();
+        let message = format!(
+            "{}: cannot get {lock} lock: is another process using the image?",
+            path.display()
+        );
+        Self {
+            denied: Some(Denied::Lock(path, lock)),
+            ..Self::new(ErrorKind::Locked, message)
         }
     }
 
@@ -106,6 +148,11 @@ impl Error {
     /// What kind of error this is.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// The file that could not be had, and how, if that is what went wrong.
+    pub fn denied(&self) -> Option<&Denied> {
+        self.denied.as_ref()
     }
 
     /// The error number of the system call that failed, if one did.

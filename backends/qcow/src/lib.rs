@@ -168,7 +168,7 @@ pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use buffer::{Destination, Source};
 pub use create::{create, create_file, create_in};
 pub use engine::Keep;
-pub use error::{Error, ErrorKind, Result, TableFault};
+pub use error::{Denied, Error, ErrorKind, Result, TableFault};
 pub use extent::Extent;
 pub use image::Image;
 pub use options::{

@@ -131,11 +131,7 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
 }
 
 fn conflict(name: &str, shared: &str, path: &Path) -> Error {
-    let message = format!(
-        "{}: cannot get {shared}\"{name}\" lock: is another process using the image?",
-        path.display()
-    );
-    Error::new(ErrorKind::Locked, message)
+    Error::lock(path, format!("{shared}\"{name}\""))
 }
 
 fn set(file: &File, byte: i64, name: &str, path: &Path) -> Result<()> {
@@ -161,6 +157,7 @@ mod tests {
     )]
 
     use super::*;
+    use crate::error::Denied;
 
     fn open(path: &Path) -> File {
         File::options().read(true).write(true).open(path).unwrap()
@@ -191,6 +188,8 @@ mod tests {
         let start = Instant::now();
         let error = FileLock::acquire(&open(path), Use::Read, path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Locked);
+        let lock = Denied::Lock(path.to_owned(), "shared \"write\"".to_owned());
+        assert_eq!(error.denied(), Some(&lock));
         assert!(start.elapsed() >= PATIENCE);
         let mut attempts = 0;
         let refused = patiently(|| {
