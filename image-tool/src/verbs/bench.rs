@@ -12,6 +12,7 @@ use qcow::Image;
 
 use crate::cache::Cache;
 use crate::confine;
+use crate::disk::Disk;
 use crate::getopt::Matches;
 use crate::open::{self, Opening};
 use crate::options::{self, flag, value};
@@ -147,15 +148,13 @@ impl Run {
         Ok(run)
     }
 
-    /// Where the requests go, in order.
+    /// Where the requests go, in order: at the end of the image they begin anew, and one that goes beyond it fails.
     fn offset_of(&self, index: u64, image_size: u64) -> u64 {
-        let buffer = self.buffer as u64;
-        let room = image_size.saturating_sub(buffer);
-        match (index, room) {
+        match (index, image_size) {
             (0, _) => self.offset,
             (_, 0) => 0,
             _ => (u128::from(self.offset) + u128::from(self.step) * u128::from(index))
-                .rem_euclid(room.into()) as u64,
+                .rem_euclid(image_size.into()) as u64,
         }
     }
 
@@ -178,9 +177,13 @@ impl Run {
     }
 
     fn request(&self, image: &Image, index: u64, buffer: &mut [u8]) -> qcow::Result<()> {
-        let offset = self.offset_of(index, image.virtual_size());
+        let disk = Disk(image);
+        let offset = self.offset_of(index, disk.size());
+        let end = offset.saturating_add(buffer.len() as u64);
         if self.write {
             image.write_at(offset, buffer)?;
+        } else if end <= disk.size() {
+            disk.read(offset, buffer)?;
         } else {
             image.read_at(offset, buffer)?;
         }

@@ -56,3 +56,33 @@ fn bench_announces_the_same_and_writes_the_same() {
         pair.same(&line.split(' ').collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn requests_go_on_from_the_beginning_and_fail_beyond_the_end() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::prepared(&["truncate -s 1M a.raw", "truncate -s 1001 odd.raw"]);
+    for line in [
+        "bench -w -c 16 -s 64k --pattern 1 -f raw a.raw",
+        "bench -w -c 20 -s 64k --pattern 2 -f raw a.raw",
+        "bench -w -c 3 -s 64k -S 960k --pattern 3 -f raw a.raw",
+        "bench -w -c 16 -s 4k -S 60k -o 32k --pattern 4 -f raw a.raw",
+        "bench -w -c 16 -d 1 -s 64k -S 63k --pattern 5 -f raw a.raw",
+        "bench -w -c 17 -d 1 -s 64k -S 63k --pattern 6 -f raw a.raw",
+        "bench -c 2 -s 1M -S 4k -f raw a.raw",
+        "bench -c 2 -s 1M -S 2M -f raw a.raw",
+        // A raw file that ends within a sector is a disk up to the sector's end.
+        "bench -c 3 -s 23 -S 1 -o 999 -f raw odd.raw",
+        "bench -c 4 -s 23 -S 1 -o 999 -f raw odd.raw",
+        "bench -c 3 -s 512 -f raw odd.raw",
+    ] {
+        let (ours, theirs) = pair.run_both(&line.split(' ').collect::<Vec<_>>());
+        assert_eq!(
+            (ours.status, &ours.stderr),
+            (theirs.status, &theirs.stderr),
+            "{line}"
+        );
+        pair.same_image("a.raw", "raw");
+    }
+}
