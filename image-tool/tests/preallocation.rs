@@ -8,6 +8,7 @@
 mod pair;
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use pair::{Outcome, Pair, must, reference_is_there};
@@ -153,6 +154,38 @@ fn preallocation_includes_the_cluster_that_the_old_end_cut_off() {
         write("write -P 2 2000k 16k");
         assert_eq!(len(), before, "{options} {mode}");
         run(&["check", "-q", "image"]);
+    }
+}
+
+#[test]
+fn what_grows_within_a_cluster_that_has_a_place_is_reserved_too() {
+    if !reference_is_there() {
+        return;
+    }
+    for mode in ["falloc", "full"] {
+        let pair = Pair::new();
+        let options = "extended_l2=on,preallocation=metadata";
+        pair.same(&[
+            "create", "-q", "-f", "qcow2", "-o", options, "image", "2000k",
+        ]);
+        let preallocation = format!("--preallocation={mode}");
+        pair.same(&[
+            "resize",
+            "-q",
+            "-f",
+            "qcow2",
+            &preallocation,
+            "image",
+            "+16k",
+        ]);
+        let image = pair.ours().join("image");
+        let write = |what: &str| {
+            must("write", &pair.ours(), &["qemu-io", "-c", what, "image"]);
+            fs::metadata(&image).unwrap().blocks()
+        };
+        let before = write("write 0 2000k");
+        assert_eq!(write("write 2000k 16k"), before, "{mode}");
+        pair.same(&["check", "-q", "image"]);
     }
 }
 

@@ -174,9 +174,18 @@ fn change(image: &Image, backing: Option<&str>, format: Option<&str>) -> Result<
     image
         .record_backing_file(backing, format.filter(|_| backing.is_some()))
         .map_err(|error| match error.kind() {
+            // A raw data file shows the disk without any other.
+            ErrorKind::InvalidInput if backing.is_some() && is_raw_outside(image) => {
+                failed("Invalid argument")
+            }
             ErrorKind::InvalidInput => failed("No space left in the file header"),
             _ => failed(&cause(&error, image.path())),
         })
+}
+
+fn is_raw_outside(image: &Image) -> bool {
+    let facts = image.info().ok().and_then(|info| info.qcow2);
+    facts.is_some_and(|facts| facts.data_file_raw)
 }
 
 /// Copies into the overlay what the new backing file does not show as the old one does.

@@ -56,3 +56,16 @@ fn rebase_keeps_the_content() {
         pair.same(&line.split(' ').collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn a_raw_data_file_gets_no_backing_file() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::prepared(&[
+        "qemu-img create -q -f qcow2 base 1M",
+        "qemu-img create -q -f qcow2 -o data_file=data,data_file_raw=on image 1M",
+    ]);
+    pair.same(&["rebase", "-u", "-b", "base", "-F", "qcow2", "image"]);
+    pair.same(&["check", "-q", "image"]);
+}

@@ -80,8 +80,11 @@ impl Qcow2 {
             (backed, engine.geometry().extended_l2)
         };
         let mut start = old;
+        let reserves = matches!(preallocation, Preallocation::Falloc | Preallocation::Full);
+        if reserves && subclusters {
+            self.reserve_cut_cluster(old, size)?;
+        }
         if preallocation != Preallocation::Off && self.is_cut_cluster_empty(old, size)? {
-            let reserves = matches!(preallocation, Preallocation::Falloc | Preallocation::Full);
             // What subclusters hold is still said beside their place.
             let keeps = subclusters || !backed && reserves;
             if keeps && !self.external {
@@ -293,5 +296,26 @@ impl Qcow2 {
         let pieces = self.run(|engine| engine.map(GuestOffset(cut.start), cut.end - cut.start))?;
         let empty = |piece: &Piece| matches!(piece.place, Where::Unallocated | Where::Zero(None));
         Ok(pieces.iter().all(empty))
+    }
+
+    /// Reserves what the cluster that the old end cut off has a place for and the host perhaps no space yet.
+    fn reserve_cut_cluster(&self, old: u64, size: u64) -> Result<()> {
+        let cut = self.cut_cluster(old, size);
+        if self.external || cut.start == old {
+            return Ok(());
+        }
+        let pieces = self.run(|engine| engine.map(GuestOffset(old), cut.end - old))?;
+        for piece in pieces {
+            let place = match piece.place {
+                Where::Data(host) | Where::Zero(Some(host)) => Some(host),
+                _ => piece.reserved,
+            };
+            if let Some(host) = place {
+                self.storage
+                    .allocate(host.0, piece.len)
+                    .map_err(|error| Error::io("cannot preallocate", error))?;
+            }
+        }
+        Ok(())
     }
 }
