@@ -159,6 +159,12 @@ fn bitmaps_of_disks_of_different_sizes_are_not_merged() {
     assert_eq!(merged.status, Some(1));
     let copied = pair.same(&["convert", "-n", "-O", "qcow2", "--bitmaps", "a", "b"]);
     assert_eq!(copied.status, Some(1));
+    // An empty bitmap would say that nothing has changed.
+    pair.make(&["qemu-img create -q -f qcow2 c 2M"]);
+    let copied = pair.same(&["convert", "-n", "-O", "qcow2", "--bitmaps", "a", "c"]);
+    assert_eq!(copied.status, Some(1));
+    let left = pair.run_ours(&["info", "c"]);
+    assert!(!left.stdout.contains("bitmaps"), "{left:?}");
 }
 
 #[test]

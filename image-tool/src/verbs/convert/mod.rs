@@ -357,8 +357,11 @@ fn copy_bitmaps(sources: &[Opened], target: &Image, skip_broken: bool) -> Result
                     cause(&error, target.path())
                 )
             })?;
-        bitmap::merge(target, name, &source.image, name)
-            .map_err(|error| anyhow!("Failed to populate bitmap {name}: {error}"))?;
+        if let Err(error) = bitmap::merge(target, name, &source.image, name) {
+            // Left there, it would say that nothing has changed.
+            let _ = target.bitmap_remove(name);
+            return Err(anyhow!("Failed to populate bitmap {name}: {error}"));
+        }
         if bitmap.auto {
             target.bitmap_enable(name, true).map_err(|error| {
                 anyhow!(
