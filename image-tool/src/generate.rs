@@ -5,8 +5,14 @@ use std::path::Path;
 use anyhow::{Context as _, Result, anyhow};
 use clap::Command;
 use clap_complete::Shell;
+use qcow::Format;
 
+use crate::format_options;
 use crate::output;
+use crate::verbs::amend;
+
+/// What the status of most verbs means.
+const STATUSES: &str = "Exit status:\n  0  it is done\n  1  it failed";
 
 /// The README holds the one table of knowing differences; the man page shows the same.
 const README: &str = include_str!("../README.md");
@@ -37,11 +43,34 @@ fn with_one_name(script: &str, name: &str) -> String {
 
 /// Writes the man page of the program, and one for each verb, into a folder.
 pub(crate) fn man_pages(command: Command, folder: &Path) -> Result<()> {
-    let command = command.after_long_help(differences());
+    let command = command
+        .mut_subcommands(with_details)
+        .after_long_help(differences());
     std::fs::create_dir_all(folder)
         .with_context(|| format!("Could not create '{}'", folder.display()))?;
     clap_mangen::generate_to(command, folder)
         .with_context(|| format!("Could not write man pages to '{}'", folder.display()))
+}
+
+/// What a page says beside the options of the verb: what its status means, and what `-o` takes.
+fn with_details(verb: Command) -> Command {
+    let own = verb.get_after_long_help().map(ToString::to_string);
+    let mut text = own.unwrap_or_else(|| STATUSES.to_owned());
+    if verb
+        .get_arguments()
+        .any(|argument| argument.get_id() == "options")
+    {
+        let mut table = match verb.get_name() {
+            amend::NAME => format_options::amendable(),
+            _ => format_options::own(Format::Qcow2),
+        };
+        // Those are known only to be refused.
+        table.retain(|spec| !spec.name.starts_with("encrypt"));
+        text.push_str("\n\nWhat -o takes for qcow2:\n");
+        text.push_str(&format_options::explain(&table));
+    }
+    // A page keeps no ends of lines within a paragraph.
+    verb.after_long_help(text.trim_end().replace('\n', "\n\n"))
 }
 
 /// The table of knowing differences as lines of text.

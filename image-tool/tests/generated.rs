@@ -78,5 +78,18 @@ fn the_man_pages_are_written_into_a_folder_that_need_not_be_there() {
     assert!(written.status.success(), "{written:?}");
     let page = fs::read_to_string(pages.join("image-tool.1")).unwrap();
     assert!(page.contains("Knowing differences"), "{page}");
+    for (verb, told) in [
+        ("check", "63  images of this format cannot be checked"),
+        ("compare", "4  an image cannot be read"),
+        ("resize", "1  it failed"),
+        ("create", "cluster_size=<size>"),
+        ("convert", "data_file_raw=<bool"),
+        ("amend", "refcount_bits=<num>"),
+    ] {
+        let page = fs::read_to_string(pages.join(format!("image-tool-{verb}.1"))).unwrap();
+        assert!(page.contains(told), "{verb}: {page}");
+    }
+    let amend = fs::read_to_string(pages.join("image-tool-amend.1")).unwrap();
+    assert!(!amend.contains("cluster_size="), "{amend}");
     assert!(pages.join("image-tool-convert.1").exists());
 }

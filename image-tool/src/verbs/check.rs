@@ -24,8 +24,17 @@ const UNSUPPORTED: u8 = 63;
 const CORRUPT: u8 = 2;
 const LEAKS: u8 = 3;
 
+const STATUSES: &str = "\
+Exit status:
+  0   nothing is wrong, or everything was repaired
+  1   the check could not be completed
+  2   the image is damaged
+  3   clusters are leaked, and nothing else is wrong
+  63  images of this format cannot be checked";
+
 pub(crate) fn command() -> Command {
     options::command(NAME, "Check basic image integrity")
+        .after_long_help(STATUSES)
         .arg(options::quiet())
         .arg(options::format())
         .arg(options::image_opts())

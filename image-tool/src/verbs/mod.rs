@@ -1,6 +1,6 @@
 //! The verbs: one file each, and the one list of them.
 
-mod amend;
+pub(crate) mod amend;
 mod bench;
 mod bitmap;
 mod check;

@@ -26,8 +26,17 @@ pub(crate) const NAME: &str = "compare";
 const DIFFERENT: u8 = 1;
 const NOT_OPENED: u8 = 2;
 
+const STATUSES: &str = "\
+Exit status:
+  0  the images show the same disk
+  1  they differ
+  2  one of them cannot be opened
+  3  what is allocated cannot be found out
+  4  an image cannot be read";
+
 pub(crate) fn command() -> Command {
     options::command(NAME, "Check if two images have the same contents")
+        .after_long_help(STATUSES)
         .arg(options::quiet())
         .arg(options::progress())
         .arg(value("a-format", 'f', "FMT", "format of the first image").alias("left-format"))
