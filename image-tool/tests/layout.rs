@@ -419,3 +419,17 @@ fn headers_are_the_same_for_all_sizes_of_clusters() {
         }
     }
 }
+
+#[test]
+fn the_first_block_of_a_data_file_is_stored() {
+    if !reference_is_there() {
+        return;
+    }
+    for options in ["data_file=data", "data_file=data,data_file_raw=on"] {
+        let pair = Pair::new();
+        pair.same(&["create", "-q", "-f", "qcow2", "-o", options, "image", "6M"]);
+        let [ours, theirs] = [pair.ours(), pair.theirs()]
+            .map(|side| pair.run_ours_in(&side, &["map", "-f", "raw", "--output=json", "data"]));
+        assert_eq!(ours, theirs, "{options}");
+    }
+}

@@ -378,5 +378,6 @@ fn create_data_file(path: &Path, options: &CreateOptions) -> Result<()> {
     let storage = HostFile::new(file).map_err(failed)?;
     // What was in it is no part of the new disk, and would show in the raw view of it.
     storage.set_len(0).map_err(failed)?;
-    storage.set_len(options.size).map_err(failed)
+    storage.set_len(options.size).map_err(failed)?;
+    raw::allocate_first_block(&storage, options.size).map_err(failed)
 }
