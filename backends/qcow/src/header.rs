@@ -120,11 +120,9 @@ impl Header {
             autoclear: if v3 { be64(cluster, 88) } else { 0 },
             refcount_order: if v3 { be32(cluster, 96) } else { 4 },
             compression: compression_type(cluster, v3 && header_length >= 105)?,
-            header_length,
-            unknown_fields: cluster
-                .get(105..header_length as usize)
-                .unwrap_or_default()
-                .to_vec(),
+            // As long as the specification has it, should it not be: the next extension begins at a multiple of 8.
+            header_length: header_length.next_multiple_of(8),
+            unknown_fields: unknown_fields(cluster, header_length as usize),
             extensions,
         };
         header.check()?;
@@ -284,6 +282,13 @@ impl Header {
         }
         out
     }
+}
+
+/// The fields behind those that are known, with zeroes up to a multiple of 8.
+fn unknown_fields(cluster: &[u8], header_length: usize) -> Vec<u8> {
+    let mut fields = cluster.get(105..header_length).unwrap_or_default().to_vec();
+    fields.resize(header_length.next_multiple_of(8).saturating_sub(105), 0);
+    fields
 }
 
 /// Checks where the backing file name lies and returns where the extensions must end.

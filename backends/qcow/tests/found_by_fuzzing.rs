@@ -296,3 +296,32 @@ fn what_tables_list_behind_the_end_is_no_part_of_a_larger_disk() {
     let found = checked(&medium, Repair::None);
     assert_eq!((found.corruptions, found.leaks), (0, 0), "{found:?}");
 }
+
+/// The first extension begins 9 bytes behind the last known field.
+#[test]
+fn a_header_whose_length_is_no_multiple_of_8_is_written_as_one() {
+    let medium = image();
+    {
+        let mut state = medium.state();
+        state.bytes[100..104].copy_from_slice(&113u32.to_be_bytes());
+        state.bytes[112..400].fill(0);
+        let unknown = [
+            0x12, 0x34, 0x56, 0x78, 0, 0, 0, 5, b'h', b'e', b'l', b'l', b'o',
+        ];
+        state.bytes[113..113 + unknown.len()].copy_from_slice(&unknown);
+    }
+
+    let disk = medium.open(&writable());
+    disk.bitmap_add("b", None, true).unwrap();
+    disk.set_lazy_refcounts(true).unwrap();
+    disk.close().unwrap();
+
+    let disk = medium.open(&writable());
+    let bitmaps = disk.info().unwrap().qcow2.unwrap().bitmaps;
+    assert_eq!(bitmaps.len(), 1);
+    disk.close().unwrap();
+    assert_eq!(checked(&medium, Repair::None).corruptions, 0);
+    let header = medium.state().bytes[..512].to_vec();
+    assert!(header.windows(5).any(|bytes| bytes == b"hello"));
+    assert_eq!(header[100..104], 120u32.to_be_bytes());
+}

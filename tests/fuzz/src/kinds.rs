@@ -126,7 +126,7 @@ impl Uses<'_> {
     }
 
     fn snapshots(&mut self) {
-        let start = self.word(64, 8);
+        let start = self.word(64, 8).min(self.bytes.len() as u64);
         let mut at = start;
         for index in 0..self.word(60, 4).min(self.bytes.len() as u64 / 40) {
             self.tree(self.word(at, 8), self.word(at + 8, 4), 1 + index);
@@ -191,6 +191,26 @@ mod tests {
 
     fn sound() -> Vec<u8> {
         crate::sound::images()[0].bytes.clone()
+    }
+
+    #[test]
+    fn offsets_and_lengths_may_be_anything() {
+        for byte in [0xff, 0x7f, 0x80, 0x01] {
+            for version in [2, 3] {
+                let mut bytes = vec![byte; 4096];
+                bytes[4..8].copy_from_slice(&[0, 0, 0, version]);
+                let _ = overlap(&bytes);
+                // Beyond the header extensions, so that bitmaps are found.
+                bytes[72..80].copy_from_slice(&[0x23, 0x85, 0x28, 0x75, 0, 0, 0, 24]);
+                bytes[100..104].copy_from_slice(&[0, 0, 0, 72]);
+                let _ = overlap(&bytes);
+                // Places at the front, full of entries.
+                for at in [40, 48, 64, 96] {
+                    bytes[at..at + 8].copy_from_slice(&[0, 0, 0, 0, 0, 0, 2, 0]);
+                    let _ = overlap(&bytes);
+                }
+            }
+        }
     }
 
     #[test]
