@@ -6,7 +6,6 @@
 use bulkhead_fuzz::content::Content;
 use bulkhead_fuzz::host::Host;
 use bulkhead_fuzz::input::Input;
-use bulkhead_fuzz::kinds::overlap;
 use bulkhead_fuzz::mended::{Outcome, is_harmless, repair, repair_all};
 use bulkhead_fuzz::program::{Session, Step};
 use qcow::Repair;
@@ -24,7 +23,7 @@ fn give_up_leaks(host: &Host, way: Step) {
     }
     let repaired = repair(&other, Repair::Leaks);
     let other = other.copy();
-    if overlap(&host.file.bytes()) {
+    if host.overlaps() {
         return;
     }
     Content::of(&other).is_kept(&before, "after leaks were repaired");

@@ -6,6 +6,7 @@ use qcow::{CheckResult, DataFile, Format, Image, OpenOptions, Repair, Storage};
 
 use crate::for_check;
 use crate::input::Input;
+use crate::kinds::overlap;
 use crate::memory::Memory;
 use crate::places::word;
 use crate::sound;
@@ -124,6 +125,13 @@ impl Host {
         let read = self.file.read(start, &mut &mut header[..], 0, 80);
         read.expect("memory");
         header
+    }
+
+    /// Whether some cluster has two uses, or the file has become too long to tell.
+    pub fn overlaps(&self) -> bool {
+        const LONGEST: u64 = 16 << 20;
+        let len = self.file.len().unwrap_or(u64::MAX);
+        len > LONGEST || overlap(&self.file.bytes())
     }
 
     /// Whether the image has been marked: somebody was about to write and found damage.

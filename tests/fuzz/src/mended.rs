@@ -4,7 +4,6 @@ use qcow::{CheckResult, Repair};
 
 use crate::for_check;
 use crate::host::Host;
-use crate::kinds::overlap;
 
 /// Repairs after which the rest is given up.
 const ROUNDS: usize = 4;
@@ -60,9 +59,6 @@ pub fn repair_all(host: &Host) -> Outcome {
             "a repair finds nothing, a check finds {found:?}"
         );
     }
-    assert!(
-        overlap(&host.file.bytes()),
-        "{ROUNDS} repairs are not enough"
-    );
+    assert!(host.overlaps(), "{ROUNDS} repairs are not enough");
     Outcome::GivenUp
 }

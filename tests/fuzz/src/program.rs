@@ -4,7 +4,6 @@ use qcow::{Format, Image, OpenOptions, Preallocation};
 
 use crate::host::Host;
 use crate::journal::Journal;
-use crate::kinds::overlap;
 use crate::model::{Model, Now};
 
 /// The longest single read or write, so that a step stays cheap.
@@ -77,7 +76,7 @@ impl<'a> Session<'a> {
     /// Opens the image for writing, by what [`crate::input::Input::writable`] says. One that was sound is followed.
     pub fn open(host: &'a Host, options: OpenOptions, sound: bool) -> Option<Self> {
         let image = host.open(options.clone()).ok()?;
-        let sound = sound && !overlap(&host.file.bytes());
+        let sound = sound && !host.overlaps();
         let model = sound.then(|| Model::of(&image)).flatten();
         Some(Self {
             host,
