@@ -13,6 +13,11 @@ use std::time::{Duration, Instant};
 
 use pair::{Outcome, Pair, must, reference_is_there};
 
+/// The command line that makes the image larger by so much, with space reserved in that mode.
+fn growth<'a>(preallocation: &'a str, by: &'a str) -> [&'a str; 7] {
+    ["resize", "-q", "-f", "qcow2", preallocation, "image", by]
+}
+
 #[test]
 fn no_refcount_block_lies_in_what_is_preallocated() {
     if !reference_is_there() {
@@ -28,8 +33,7 @@ fn no_refcount_block_lies_in_what_is_preallocated() {
         let options = format!("{options},preallocation=metadata");
         pair.same(&["create", "-q", "-f", "qcow2", "-o", &options, "image", size]);
         pair.same(&["map", "--output=json", "image"]);
-        let more = ["resize", "-q", "-f", "qcow2", "--preallocation=metadata"];
-        pair.same(&[&more[..], &["image", "+5M"]].concat());
+        pair.same(&growth("--preallocation=metadata", "+5M"));
         pair.same(&["map", "--output=json", "image"]);
         pair.same(&["check", "--output=json", "image"]);
     }
@@ -57,7 +61,7 @@ fn what_is_reserved_is_one_piece_however_many_tables_lead_to_it() {
             let write = ["qemu-io", "-c", "write -P 3 0 3M", "image"];
             must("write", &pair.ours(), &write);
             let more = format!("--preallocation={mode}");
-            pair.same(&["resize", "-q", "-f", "qcow2", &more, "image", "+17M"]);
+            pair.same(&growth(&more, "+17M"));
             pair.same(&["check", "-q", "image"]);
             let zeroes = format!("read -P 0 {size} 17M");
             let read = ["qemu-io", "-c", "read -P 3 0 3M", "-c", &zeroes, "image"];
@@ -138,15 +142,7 @@ fn preallocation_includes_the_cluster_that_the_old_end_cut_off() {
             "create", "-q", "-f", "qcow2", "-o", options, "image", "2000k",
         ]);
         let preallocation = format!("--preallocation={mode}");
-        run(&[
-            "resize",
-            "-q",
-            "-f",
-            "qcow2",
-            &preallocation,
-            "image",
-            "+16k",
-        ]);
+        run(&growth(&preallocation, "+16k"));
         let len = || fs::metadata(folder.join("image")).unwrap().len();
         let write = |what: &str| must("write", &folder, &["qemu-io", "-c", what, "image"]);
         write("write -P 1 0 2000k");
@@ -169,15 +165,7 @@ fn what_grows_within_a_cluster_that_has_a_place_is_reserved_too() {
             "create", "-q", "-f", "qcow2", "-o", options, "image", "2000k",
         ]);
         let preallocation = format!("--preallocation={mode}");
-        pair.same(&[
-            "resize",
-            "-q",
-            "-f",
-            "qcow2",
-            &preallocation,
-            "image",
-            "+16k",
-        ]);
+        pair.same(&growth(&preallocation, "+16k"));
         let image = pair.ours().join("image");
         let write = |what: &str| {
             must("write", &pair.ours(), &["qemu-io", "-c", what, "image"]);
@@ -201,16 +189,7 @@ fn what_is_reserved_in_subclusters_is_not_said_to_be_stored() {
             let pair = Pair::prepared(&["qemu-img create -q -f qcow2 base 3M", &create]);
             let folder = pair.ours();
             let preallocation = format!("--preallocation={mode}");
-            let grow = [
-                "resize",
-                "-q",
-                "-f",
-                "qcow2",
-                &preallocation,
-                "image",
-                "+80k",
-            ];
-            pair.same(&grow);
+            pair.same(&growth(&preallocation, "+80k"));
             if backing.is_empty() {
                 pair.same(&["map", "--output=json", "image"]);
             }
