@@ -1,5 +1,8 @@
 //! Sizes as people type and read them: `1.5G` in, `1.5 GiB` out.
 
+/// The most bytes QEMU lets a disk have: what 63 bits can tell, in whole gibibytes.
+pub(crate) const MAX_DISK: u64 = i64::MAX.unsigned_abs() >> 30 << 30;
+
 /// Why a size could not be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SizeError {

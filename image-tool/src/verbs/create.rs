@@ -17,14 +17,12 @@ use crate::output;
 use crate::progress::Progress;
 use crate::reason::reason;
 use crate::report::{Hinted, Usage};
+use crate::size::MAX_DISK;
 use crate::source::{Source, local_path};
 use crate::target::Target;
 use crate::watch::Watch;
 
 pub(crate) const NAME: &str = "create";
-
-/// As long as QEMU's disks can be: what is left of 2^63 bytes is for rounding up.
-const MAX_SIZE: u64 = (1 << 63) - (1 << 30);
 
 pub(crate) fn command() -> Command {
     options::command(NAME, "Create and format new image file")
@@ -211,8 +209,8 @@ fn create(asked: &Asked<'_>) -> Result<()> {
         bail!("Could not resize image: Image size cannot be negative");
     }
     let sectors_end = create.size.next_multiple_of(512);
-    if format == Format::Qcow2 && sectors_end > MAX_SIZE {
-        bail!("Could not resize image: offset({sectors_end}) exceeds maximum({MAX_SIZE})");
+    if format == Format::Qcow2 && sectors_end > MAX_DISK {
+        bail!("Could not resize image: offset({sectors_end}) exceeds maximum({MAX_DISK})");
     }
     let watch = Watch::new()?;
     let target = Target::prepare(&path)?;

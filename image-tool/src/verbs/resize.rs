@@ -14,12 +14,10 @@ use crate::options::{self, flag, value};
 use crate::output;
 use crate::reason::{cause, reason};
 use crate::report::{self, Usage};
+use crate::size::MAX_DISK;
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "resize";
-
-/// The most bytes QEMU lets a disk have: what 63 bits can tell, in whole gibibytes.
-const MAX_SIZE: u64 = i64::MAX.unsigned_abs() >> 30 << 30;
 
 /// The size is read as an option of that name would be.
 const SIZE: Spec = Spec {
@@ -98,8 +96,8 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 
 /// Changes the size, in QEMU's words if that cannot be.
 pub(crate) fn resize(opened: &Opened, size: u64, preallocation: Preallocation) -> Result<()> {
-    if size > MAX_SIZE {
-        bail!("offset({size}) exceeds maximum({MAX_SIZE})");
+    if size > MAX_DISK {
+        bail!("offset({size}) exceeds maximum({MAX_DISK})");
     }
     let info = opened.info()?;
     let is_v2 = info.qcow2.is_some_and(|qcow2| qcow2.version < 3);

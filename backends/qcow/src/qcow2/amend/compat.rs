@@ -90,10 +90,10 @@ impl Qcow2 {
 
     /// Version 2 knows zlib only: what is compressed otherwise, on the disk or in a snapshot, would be lost.
     fn check_compression_of_version_2(&self, engine: &mut Engine) -> Result<()> {
-        let snapshots = self.snapshot_list().clone();
         if engine.header.compression == CompressionType::Zlib {
             return Ok(());
         }
+        let snapshots = self.snapshot_list().clone();
         let active = (engine.header.l1_offset, engine.header.l1_size);
         let kept = snapshots
             .iter()
