@@ -1,28 +1,41 @@
 //! What stands on the host while this program runs: bridges, rules, DHCP servers. Made in order, and undone in the
 //! opposite order whatever fails on the way.
+//!
+//! Rules come before what they guard and go after it. A run that is killed leaves all of it standing, and the next takes it over.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
+use netlink_packet_route::rule::RuleMessage;
 
 use crate::dhcp::Dhcp;
 use crate::forwarding::Forwarding;
+use crate::identity::{TAP_PREFIX, random_mac};
 use crate::link::{InUse, Link, Links};
 use crate::network::{Mode, Network};
-use crate::nft;
 use crate::state::{Record, StateDir};
 use crate::subnet::Ipv4Subnet;
+use crate::watch::Watch;
+use crate::{nft, routing};
 
 /// Everything that was made.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) links: Links,
     pub(crate) networks: Vec<Standing>,
+    /// The TAP devices of clients, and those that clients of a run that was killed still have.
+    pub(crate) ports: Vec<Port>,
+    pub(crate) table: Option<nft::Table>,
+    pub(crate) routing: Vec<RuleMessage>,
+    pub(crate) watch: Option<Watch>,
+    pub(crate) dhcp: Vec<Dhcp>,
     record: Record,
     state: StateDir,
     forwarding: Option<Forwarding>,
-    table: Option<nft::Table>,
-    dhcp: Vec<Dhcp>,
+    /// Whether all of it was made.
+    complete: bool,
 }
 
 /// A network whose bridge is there.
@@ -30,7 +43,17 @@ pub(crate) struct Host {
 pub(crate) struct Standing {
     pub(crate) network: Network,
     pub(crate) bridge: u32,
+    pub(crate) mac: Vec<u8>,
     pub(crate) mtu: u32,
+    /// Somebody has removed the bridge.
+    pub(crate) is_missing: bool,
+}
+
+/// A TAP device that is a port of a network's bridge.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) index: u32,
+    pub(crate) network: String,
 }
 
 impl Host {
@@ -40,11 +63,15 @@ impl Host {
         Ok(Host {
             links,
             networks: Vec::new(),
+            ports: Vec::new(),
+            table: None,
+            routing: Vec::new(),
+            watch: None,
+            dhcp,
             record,
             state,
             forwarding: None,
-            table: None,
-            dhcp,
+            complete: false,
         })
     }
 
@@ -60,21 +87,44 @@ impl Host {
             .any(|n| matches!(n.mode, Mode::Nat | Mode::Routed));
         let switch_on = forwards && !forwarding.is_on()?;
         self.record.forwarding_was_off |= switch_on;
-        self.record.bridges = owned(networks);
+        self.watch = Some(Watch::open()?);
+        self.guard(networks)?;
+        let adopts = std::mem::replace(&mut self.record.bridges, owned(networks));
         self.state.write(&self.record)?;
         for network in networks {
             let standing = self.raise(network).with_context(|| network.to_string())?;
+            if !adopts.is_empty() {
+                self.adopt_ports(&standing)?;
+            }
             self.networks.push(standing);
         }
+        routing::remove_all_but(&mut self.links, &self.routing)
+            .context("cannot remove old routing rules")?;
         if switch_on {
             forwarding.set(true)?;
         }
         self.forwarding = Some(forwarding);
-        self.table = Some(install(networks)?);
         for dhcp in &mut self.dhcp {
             dhcp.go()?;
         }
+        self.complete = true;
         Ok(())
+    }
+
+    /// Makes the rules, those of a run that was killed included, and writes down that they are this program's.
+    fn guard(&mut self, networks: &[Network]) -> Result<()> {
+        let replace = std::mem::replace(&mut self.record.rules, true);
+        self.state.write(&self.record)?;
+        let only_guests = self.record.forwarding_was_off;
+        match install(nft::chains(networks, only_guests), replace) {
+            Ok(table) => self.table = Some(table),
+            Err(error) => {
+                self.record.rules = replace;
+                return Err(error);
+            }
+        }
+        self.routing = routing::wanted(networks, only_guests, self.links.has_ipv6());
+        routing::add(&mut self.links, &self.routing).context("cannot make routing rules")
     }
 
     /// Removes bridges of a run that was killed which these networks do not have.
@@ -145,9 +195,9 @@ impl Host {
     fn raise(&mut self, network: &Network) -> Result<Standing> {
         let name = &network.bridge;
         if network.owns_bridge() && self.links.find(name)?.is_none() {
-            let mac = crate::identity::random_mac()?;
+            let mac = random_mac()?;
             self.links
-                .create_bridge(name, mac.octets())
+                .create_bridge(name, &mac.octets())
                 .with_context(|| format!("cannot create bridge {name}"))?;
         }
         let link = self
@@ -167,8 +217,27 @@ impl Host {
         Ok(Standing {
             network: network.clone(),
             bridge: link.index,
+            mac: link.mac,
             mtu: link.mtu,
+            is_missing: false,
         })
+    }
+
+    /// Takes over the TAP devices that clients of a run that was killed still have.
+    fn adopt_ports(&mut self, standing: &Standing) -> Result<()> {
+        for link in taps(&mut self.links, standing.bridge)? {
+            self.ports.push(Port {
+                index: link.index,
+                network: standing.network.name.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Removes a client's TAP device.
+    pub(crate) fn remove_port(&mut self, index: u32) -> Result<()> {
+        self.ports.retain(|port| port.index != index);
+        Ok(self.links.delete(index)?)
     }
 
     /// The DHCP servers, to be watched.
@@ -181,10 +250,23 @@ impl Host {
         (position < self.dhcp.len()).then(|| self.dhcp.swap_remove(position))
     }
 
-    /// Undoes everything; goes on when something fails, and returns what did.
-    pub(crate) fn down(self) -> Vec<Error> {
+    /// Whether guests of a run that was killed use what this one has failed to take over.
+    fn is_left_to_guests(&mut self) -> bool {
+        let bridges = std::mem::take(&mut self.record.bridges);
+        let used = bridges.keys().any(|name| {
+            let link = name.parse().ok().map(|name| self.links.find(&name));
+            matches!(link, Some(Ok(Some(link))) if taps(&mut self.links, link.index).is_ok_and(|taps| !taps.is_empty()))
+        });
+        self.record.bridges = bridges;
+        !self.complete && used
+    }
+
+    /// Undoes everything; goes on when something fails, and returns what did. The rules stay as long as what they guard.
+    pub(crate) fn down(mut self) -> Vec<Error> {
+        let left_to_guests = self.is_left_to_guests();
         let Host {
             mut links,
+            ports,
             record,
             state,
             forwarding,
@@ -197,8 +279,14 @@ impl Host {
         for server in dhcp {
             note(server.stop());
         }
-        if let Some(table) = table {
-            note(table.remove().context("cannot remove the nftables table"));
+        if left_to_guests {
+            note(Err(anyhow!(
+                "guests are on networks of a run that was killed: they stay as they are"
+            )));
+            return errors;
+        }
+        for port in ports {
+            note(links.delete(port.index).map_err(Error::from));
         }
         for name in record.bridges.keys() {
             let removed =
@@ -214,9 +302,28 @@ impl Host {
             let forwarding = forwarding.map_or_else(Forwarding::open, Ok);
             note(forwarding.and_then(|mut switch| switch.set(false)));
         }
+        if !errors.is_empty() {
+            return errors;
+        }
+        let mut note = |result: Result<()>| errors.extend(result.err());
+        if record.rules {
+            note(
+                routing::remove_all_but(&mut links, &[]).context("cannot remove the routing rules"),
+            );
+            let removed = table.map_or_else(|| nft::Table::left(nft::TABLE), Ok);
+            let removed = removed.and_then(nft::Table::remove);
+            note(removed.context("cannot remove the nftables table"));
+        }
         note(state.remove());
         errors
     }
+}
+
+/// This program's TAP devices that are ports of a bridge.
+fn taps(links: &mut Links, bridge: u32) -> Result<Vec<Link>> {
+    let mut ports = links.ports(bridge)?;
+    ports.retain(|port| port.name.starts_with(TAP_PREFIX));
+    Ok(ports)
 }
 
 /// Removes a bridge and the TAP devices of this program that are still its ports.
@@ -224,10 +331,8 @@ fn remove_bridge(links: &mut Links, bridge: &Link) -> Result<()> {
     if !bridge.is_bridge {
         bail!("{} is not a bridge any more", bridge.name);
     }
-    for port in links.ports(bridge.index)? {
-        if port.name.starts_with(crate::identity::TAP_PREFIX) {
-            links.delete(port.index)?;
-        }
+    for port in taps(links, bridge.index)? {
+        links.delete(port.index)?;
     }
     Ok(links.delete(bridge.index)?)
 }
@@ -240,10 +345,23 @@ fn owned(networks: &[Network]) -> BTreeMap<String, String> {
     networks.iter().filter_map(own).collect()
 }
 
-fn install(networks: &[Network]) -> Result<nft::Table> {
-    nft::Table::install(nft::TABLE, &nft::chains(networks)).map_err(|error| match error.kind() {
+/// Makes the table. One that is to be replaced may belong to a process that has been killed and has not quite ended.
+fn install(chains: Vec<nft::Chain>, replace: bool) -> Result<nft::Table> {
+    const TRIES: usize = 100;
+    let make = || nft::Table::install(nft::TABLE, chains.clone(), replace);
+    let mut made = make();
+    for _ in 0..TRIES {
+        match &made {
+            Err(e) if replace && e.kind() == ErrorKind::PermissionDenied => {
+                std::thread::sleep(Duration::from_millis(20));
+                made = make();
+            }
+            _ => break,
+        }
+    }
+    made.map_err(|error| match error.kind() {
         // The one is said of a table without an owner, the other of one whose owner lives.
-        std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::PermissionDenied => anyhow!(
+        ErrorKind::AlreadyExists | ErrorKind::PermissionDenied => anyhow!(
             "there is an nftables table inet {} already: is another bulkhead-net-helper running?",
             nft::TABLE
         ),

@@ -6,7 +6,7 @@ use bulkhead_net_protocol::{
 };
 use tap::{InterfaceName, Options, Tap};
 
-use crate::host::{Host, Standing};
+use crate::host::{Host, Port, Standing};
 use crate::identity::{TAP_PREFIX, random_mac};
 
 /// The smallest MTU that IPv4 knows, and the largest that a TAP device has.
@@ -50,7 +50,7 @@ impl Lease {
 
     /// Takes it back.
     pub(crate) fn release(self, host: &mut Host) -> Result<()> {
-        Ok(host.links.delete(self.index)?)
+        host.remove_port(self.index)
     }
 }
 
@@ -130,6 +130,10 @@ fn act(wanted: Wanted, host: &mut Host) -> Result<Grant> {
         .links
         .attach(&name, standing.bridge, host_side(mac), mtu.into())?;
     let network = standing.network;
+    host.ports.push(Port {
+        index,
+        network: network.name.clone(),
+    });
     let info = TapInfo {
         interface: name.to_string(),
         mac,

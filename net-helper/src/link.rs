@@ -4,11 +4,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoData, InfoKind,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoData,
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use tap::InterfaceName;
 
 use crate::netlink::Netlink;
+use crate::nft::Attributes;
 use crate::subnet::Ipv4Subnet;
 
 /// The smallest MTU of an interface that has IPv6 (RFC 8200, section 5).
@@ -35,6 +36,7 @@ pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) mtu: u32,
+    pub(crate) mac: Vec<u8>,
     pub(crate) is_bridge: bool,
 }
 
@@ -55,6 +57,23 @@ impl Links {
             netlink: Netlink::open(NETLINK_ROUTE)?,
             ipv6,
         })
+    }
+
+    pub(crate) fn has_ipv6(&self) -> bool {
+        self.ipv6
+    }
+
+    /// Makes one request and waits for its acknowledgement.
+    pub(crate) fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.netlink.request(message, flags)
+    }
+
+    /// Asks for everything of a kind.
+    pub(crate) fn dump(
+        &mut self,
+        message: RouteNetlinkMessage,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.netlink.dump(message)
     }
 
     /// The interface of that name, if there is one.
@@ -86,7 +105,7 @@ impl Links {
     }
 
     /// Makes a bridge, up, with a hardware address of its own so that it does not change with its ports.
-    pub(crate) fn create_bridge(&mut self, name: &InterfaceName, mac: [u8; 6]) -> io::Result<()> {
+    pub(crate) fn create_bridge(&mut self, name: &InterfaceName, mac: &[u8]) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.to_string()),
@@ -104,7 +123,11 @@ impl Links {
             RouteNetlinkMessage::NewLink(message),
             NLM_F_CREATE | NLM_F_EXCL,
         )?;
-        self.bring_up(vec![LinkAttribute::IfName(name.to_string())], true)
+        self.bring_up(
+            vec![LinkAttribute::IfName(name.to_string())],
+            Vec::new(),
+            true,
+        )
     }
 
     /// Makes an interface a port of a bridge and brings it up.
@@ -128,7 +151,7 @@ impl Links {
             LinkAttribute::Address(mac.to_vec()),
             LinkAttribute::Controller(bridge),
         ];
-        self.bring_up(attributes, mtu >= IPV6_MIN_MTU)?;
+        self.bring_up(attributes, vec![not_routed()], mtu >= IPV6_MIN_MTU)?;
         match self.find(name)? {
             Some(link) => Ok(link.index),
             None => Err(Errno::NODEV.into()),
@@ -137,17 +160,32 @@ impl Links {
 
     /// Brings an interface up, changed as the attributes say, and without IPv6 addresses: a bridge and its ports carry the guests'
     /// IPv6, and the host takes no part in it.
-    fn bring_up(&mut self, mut attributes: Vec<LinkAttribute>, has_ipv6: bool) -> io::Result<()> {
+    fn bring_up(
+        &mut self,
+        mut attributes: Vec<LinkAttribute>,
+        mut families: Vec<AfSpecUnspec>,
+        has_ipv6: bool,
+    ) -> io::Result<()> {
         if self.ipv6 && has_ipv6 {
             let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-            attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
-                vec![none],
-            )]));
+            families.push(AfSpecUnspec::Inet6(vec![none]));
+        }
+        if !families.is_empty() {
+            attributes.push(LinkAttribute::AfSpecUnspec(families));
         }
         let mut message = LinkMessage::default();
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes = attributes;
+        self.netlink
+            .request(RouteNetlinkMessage::NewLink(message), 0)
+    }
+
+    /// Makes a port of one bridge a port of another, or again one of a bridge that is made anew.
+    pub(crate) fn set_controller(&mut self, port: u32, bridge: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = port;
+        message.attributes = vec![LinkAttribute::Controller(bridge)];
         self.netlink
             .request(RouteNetlinkMessage::NewLink(message), 0)
     }
@@ -211,18 +249,31 @@ impl Links {
     }
 }
 
+/// `net.ipv4.conf.IFACE.forwarding=0`: what comes in by the interface itself, once its bridge is gone, is not routed.
+fn not_routed() -> AfSpecUnspec {
+    const IFLA_INET_CONF: u16 = 1;
+    const IPV4_DEVCONF_FORWARDING: u16 = 1;
+    let off = Attributes::new().bytes(IPV4_DEVCONF_FORWARDING, &0u32.to_ne_bytes());
+    AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(
+        IFLA_INET_CONF,
+        off.into_bytes(),
+    ))])
+}
+
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Self {
         let mut link = Link {
             index: message.header.index,
             name: String::new(),
             mtu: 0,
+            mac: Vec::new(),
             is_bridge: false,
         };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(mac) => link.mac = mac,
                 LinkAttribute::LinkInfo(info) => {
                     link.is_bridge = info.contains(&LinkInfo::Kind(InfoKind::Bridge))
                 }

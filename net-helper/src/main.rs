@@ -11,8 +11,9 @@
 //! |---|---|
 //! | `args`, `network`, `subnet` | what is wanted, checked |
 //! | `host` | what stands, its making and undoing |
+//! | `watch`, `repair` | what others do to it, and putting it back |
 //! | `identity` | names and addresses of what is made |
-//! | `link`, `nft`, `forwarding`, `dhcp` | the four kinds of thing that stand |
+//! | `link`, `nft`, `routing`, `forwarding`, `dhcp` | the kinds of thing that stand |
 //! | `keeper` | the process between this one and dnsmasq |
 //! | `listen`, `serve`, `lease` | clients |
 //! | `state` | what a killed run has left |
@@ -34,9 +35,12 @@ mod listen;
 mod netlink;
 mod network;
 mod nft;
+mod repair;
+mod routing;
 mod serve;
 mod state;
 mod subnet;
+mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;

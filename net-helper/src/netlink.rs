@@ -1,6 +1,7 @@
 //! One conversation with the kernel over netlink: a request and its acknowledgement, or a dump.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkMessage, NetlinkPayload,
@@ -22,6 +23,8 @@ pub(crate) struct Netlink {
 pub(crate) struct Raw<'a> {
     pub(crate) kind: u16,
     pub(crate) sequence: u32,
+    /// The number of the socket whose request this is about.
+    pub(crate) port: u32,
     /// With its header.
     pub(crate) whole: &'a [u8],
 }
@@ -36,6 +39,35 @@ impl Netlink {
             socket,
             sequence: 0,
         })
+    }
+
+    /// Listens to what a family reports of changes, in these groups. Never waits.
+    pub(crate) fn listen(family: isize, groups: &[u32]) -> io::Result<Self> {
+        let netlink = Netlink::open(family)?;
+        for &group in groups {
+            netlink.socket.add_membership(group)?;
+        }
+        netlink.socket.set_non_blocking(true)?;
+        Ok(netlink)
+    }
+
+    /// Takes the reports that have arrived. An error is `ENOBUFS` when some were lost.
+    pub(crate) fn reports(&self, mut each: impl FnMut(Raw<'_>)) -> io::Result<()> {
+        let taken = self.receive(|raw| {
+            each(raw);
+            Ok(false)
+        });
+        match taken {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The socket's own number, which the kernel gives with what it says of this socket's changes.
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.socket.get_address(&mut address)?;
+        Ok(address.port_number())
     }
 
     /// A number for the next request.
@@ -76,7 +108,7 @@ impl Netlink {
     ) -> io::Result<bool> {
         let mut enough = false;
         while let Some(header) = bytes.first_chunk::<HEADER>() {
-            let [a, b, c, d, e, f, _, _, g, h, i, j, ..] = *header;
+            let [a, b, c, d, e, f, _, _, g, h, i, j, k, l, m, n] = *header;
             let length = u32::from_ne_bytes([a, b, c, d]) as usize;
             if length < HEADER {
                 break;
@@ -87,6 +119,7 @@ impl Netlink {
             let raw = Raw {
                 kind: u16::from_ne_bytes([e, f]),
                 sequence: u32::from_ne_bytes([g, h, i, j]),
+                port: u32::from_ne_bytes([k, l, m, n]),
                 whole,
             };
             enough |= each(raw)?;
@@ -154,6 +187,12 @@ impl Netlink {
         message.serialize(&mut bytes);
         self.send(&bytes)?;
         Ok(sequence)
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -63,6 +63,7 @@ impl Server {
     ) -> Result<()> {
         loop {
             self.look_at_the_clock();
+            host.look_after();
             let ready = self.wait(listener, signals, host)?;
             let over = self.end.is_some_and(|end| end <= Instant::now());
             if ready.signal || (over && !ready.listener) {
@@ -104,6 +105,12 @@ impl Server {
             PollFd::new(signals, PollFlags::IN),
             PollFd::new(listener, PollFlags::IN),
         ];
+        let reports = host.reports();
+        fds.extend(
+            reports
+                .iter()
+                .map(|&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+        );
         fds.extend(
             host.dhcp()
                 .iter()
@@ -114,9 +121,8 @@ impl Server {
                 .iter()
                 .map(|c| PollFd::from_borrowed_fd(c.channel.as_fd(), PollFlags::IN)),
         );
-        let left = self
-            .end
-            .map(|end| end.saturating_duration_since(Instant::now()));
+        let next = self.end.into_iter().chain(host.repair_due()).min();
+        let left = next.map(|next| next.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -125,6 +131,9 @@ impl Server {
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = || ready.next().unwrap_or(false);
         let (signal, listener) = (next(), next());
+        for _ in reports {
+            next();
+        }
         let dhcp = (0..host.dhcp().len()).filter(|_| next()).collect();
         let clients = (0..self.clients.len()).filter(|_| next()).collect();
         Ok(Ready {

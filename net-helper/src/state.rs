@@ -22,6 +22,9 @@ pub(crate) struct Record {
     pub(crate) bridges: BTreeMap<String, String>,
     /// Whether packets were not forwarded between interfaces before this program came.
     pub(crate) forwarding_was_off: bool,
+    /// Whether the nftables table and the routing rules are this program's.
+    #[serde(default)]
+    pub(crate) rules: bool,
 }
 
 /// The folder.
@@ -131,6 +134,7 @@ mod tests {
         Record {
             bridges,
             forwarding_was_off: true,
+            rules: true,
         }
     }
 

@@ -1,6 +1,8 @@
 //! Rules: what a packet must be, and what becomes of it. Each word of a rule is one or more of the kernel's expressions
 //! (`linux/netfilter/nf_tables.h`), which load a register and judge it.
 
+use std::net::Ipv4Addr;
+
 use tap::InterfaceName;
 
 use super::attribute::Attributes;
@@ -8,6 +10,11 @@ use crate::subnet::Ipv4Subnet;
 
 /// Register 1, of 16 bytes; each word loads it anew.
 const REGISTER: u32 = libc::NFT_REG_1 as u32;
+
+/// States of a connection, as bits (`NF_CT_STATE_BIT`).
+const ESTABLISHED: u32 = 1 << 1;
+const RELATED: u32 = 1 << 2;
+const NEW: u32 = 1 << 3;
 
 /// A rule in the making.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +43,44 @@ impl Rule {
             .compare(libc::NFT_CMP_NEQ as u32, &interface(name))
     }
 
+    /// `meta iifkind != "bridge"`: it did not come in by a bridge.
+    pub(crate) fn not_iifkind_bridge(self) -> Self {
+        const NFT_META_IIFKIND: u32 = 26;
+        let mut kind = [0; libc::IFNAMSIZ];
+        for (to, from) in kind.iter_mut().zip(b"bridge") {
+            *to = *from;
+        }
+        self.meta(NFT_META_IIFKIND)
+            .compare(libc::NFT_CMP_NEQ as u32, &kind)
+    }
+
+    /// `iifname "PREFIX*"`: it came in by an interface whose name begins so.
+    pub(crate) fn iifname_prefix(self, prefix: &str) -> Self {
+        self.meta(libc::NFT_META_IIFNAME as u32)
+            .compare(libc::NFT_CMP_EQ as u32, prefix.as_bytes())
+    }
+
+    /// `oifname "PREFIX*"`.
+    pub(crate) fn oifname_prefix(self, prefix: &str) -> Self {
+        self.meta(libc::NFT_META_OIFNAME as u32)
+            .compare(libc::NFT_CMP_EQ as u32, prefix.as_bytes())
+    }
+
+    /// `meta l4proto udp udp dport PORT`.
+    pub(crate) fn udp_destination(self, port: u16) -> Self {
+        self.meta(libc::NFT_META_L4PROTO as u32)
+            .compare(libc::NFT_CMP_EQ as u32, &[libc::IPPROTO_UDP as u8])
+            .payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32, 2, 2)
+            .compare(libc::NFT_CMP_EQ as u32, &port.to_be_bytes())
+    }
+
+    /// `ip daddr ADDRESS`.
+    pub(crate) fn destination_address(self, address: Ipv4Addr) -> Self {
+        self.ipv4()
+            .payload(libc::NFT_PAYLOAD_NETWORK_HEADER as u32, 16, 4)
+            .compare(libc::NFT_CMP_EQ as u32, &address.octets())
+    }
+
     /// `ip saddr SUBNET`.
     pub(crate) fn source(self, subnet: Ipv4Subnet) -> Self {
         self.address(12, subnet, libc::NFT_CMP_EQ as u32)
@@ -51,18 +96,37 @@ impl Rule {
         self.address(16, subnet, libc::NFT_CMP_NEQ as u32)
     }
 
-    /// `ct state established,related`: it belongs to something the guest began.
+    /// `ct state established,related`: it belongs to something the guest (or the host) began.
     pub(crate) fn of_known_connection(self) -> Self {
+        self.connection_state(ESTABLISHED | RELATED)
+    }
+
+    /// `ct state new,established,related`: address translation knows what to do with it.
+    pub(crate) fn of_valid_connection(self) -> Self {
+        self.connection_state(NEW | ESTABLISHED | RELATED)
+    }
+
+    fn connection_state(self, states: u32) -> Self {
         const NFTA_CT_DREG: u16 = 1;
         const NFTA_CT_KEY: u16 = 2;
-        const ESTABLISHED: u32 = 1 << 1;
-        const RELATED: u32 = 1 << 2;
         let load = Attributes::new()
             .number(NFTA_CT_DREG, REGISTER)
             .number(NFTA_CT_KEY, libc::NFT_CT_STATE as u32);
         self.expression("ct", load)
-            .mask(&(ESTABLISHED | RELATED).to_ne_bytes())
+            .bitwise(&states.to_ne_bytes(), &[0; 4])
             .compare(libc::NFT_CMP_NEQ as u32, &[0; 4])
+    }
+
+    /// `meta mark set meta mark or BITS`.
+    pub(crate) fn mark(self, bits: u32) -> Self {
+        const NFTA_META_KEY: u16 = 2;
+        const NFTA_META_SREG: u16 = 3;
+        let store = Attributes::new()
+            .number(NFTA_META_KEY, libc::NFT_META_MARK as u32)
+            .number(NFTA_META_SREG, REGISTER);
+        self.meta(libc::NFT_META_MARK as u32)
+            .bitwise(&(!bits).to_ne_bytes(), &bits.to_ne_bytes())
+            .expression("meta", store)
     }
 
     /// `accept`.
@@ -114,7 +178,8 @@ impl Rule {
         self.expression("cmp", data)
     }
 
-    fn mask(self, mask: &[u8]) -> Self {
+    /// Keeps the bits of `mask`, then flips those of `flipped`.
+    fn bitwise(self, mask: &[u8], flipped: &[u8]) -> Self {
         const NFTA_BITWISE_SREG: u16 = 1;
         const NFTA_BITWISE_DREG: u16 = 2;
         const NFTA_BITWISE_LEN: u16 = 3;
@@ -126,25 +191,34 @@ impl Rule {
             .number(NFTA_BITWISE_DREG, REGISTER)
             .number(NFTA_BITWISE_LEN, length)
             .nest(NFTA_BITWISE_MASK, value(mask))
-            .nest(NFTA_BITWISE_XOR, value(&vec![0; mask.len()]));
+            .nest(NFTA_BITWISE_XOR, value(flipped));
         self.expression("bitwise", data)
     }
 
-    /// The IPv4 address at an offset of the header, compared with a network. Of no other protocol's packet.
-    fn address(self, offset: u32, subnet: Ipv4Subnet, operator: u32) -> Self {
+    fn payload(self, base: u32, offset: u32, length: u32) -> Self {
         const NFTA_PAYLOAD_DREG: u16 = 1;
         const NFTA_PAYLOAD_BASE: u16 = 2;
         const NFTA_PAYLOAD_OFFSET: u16 = 3;
         const NFTA_PAYLOAD_LEN: u16 = 4;
         let load = Attributes::new()
             .number(NFTA_PAYLOAD_DREG, REGISTER)
-            .number(NFTA_PAYLOAD_BASE, libc::NFT_PAYLOAD_NETWORK_HEADER as u32)
+            .number(NFTA_PAYLOAD_BASE, base)
             .number(NFTA_PAYLOAD_OFFSET, offset)
-            .number(NFTA_PAYLOAD_LEN, 4);
+            .number(NFTA_PAYLOAD_LEN, length);
+        self.expression("payload", load)
+    }
+
+    /// `meta nfproto ipv4`.
+    pub(crate) fn ipv4(self) -> Self {
         self.meta(libc::NFT_META_NFPROTO as u32)
             .compare(libc::NFT_CMP_EQ as u32, &[libc::NFPROTO_IPV4 as u8])
-            .expression("payload", load)
-            .mask(&subnet.mask().octets())
+    }
+
+    /// The IPv4 address at an offset of the header, compared with a network. Of no other protocol's packet.
+    fn address(self, offset: u32, subnet: Ipv4Subnet, operator: u32) -> Self {
+        self.ipv4()
+            .payload(libc::NFT_PAYLOAD_NETWORK_HEADER as u32, offset, 4)
+            .bitwise(&subnet.mask().octets(), &[0; 4])
             .compare(operator, &subnet.network().octets())
     }
 

@@ -5,8 +5,9 @@ mod expression;
 mod policy;
 mod table;
 
+pub(crate) use attribute::Attributes;
 pub(crate) use policy::chains;
-pub(crate) use table::Table;
+pub(crate) use table::{Chain, Table};
 
 /// The one table of this program, of family `inet`. No other is ever touched.
 pub(crate) const TABLE: &str = "bulkhead";

@@ -1,5 +1,8 @@
-//! One nftables table that belongs to this process: the kernel lets nobody else change it, and removes it when the process ends
-//! in whatever way (`NFT_TABLE_F_OWNER`). Made whole in one transaction or not at all.
+//! One nftables table, made or replaced whole in one transaction or not at all.
+//!
+//! It belongs to this process (`NFT_TABLE_F_OWNER`): the kernel lets nobody else change it. When the process is killed it stays, for the
+//! next one to replace (`NFT_TABLE_F_PERSIST`). A kernel before 6.9 knows no such table; there it belongs to nobody, and
+//! [`crate::watch`] sees when somebody else changes it.
 
 use std::io;
 
@@ -7,14 +10,24 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NLMSG_ERROR,
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use rustix::io::Errno;
 
 use super::attribute::Attributes;
 use super::expression::Rule;
 use crate::netlink::{HEADER, Netlink, acknowledged};
 
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_TABLE_FLAGS: u16 = 2;
+const NFT_TABLE_F_OWNER: u32 = 2;
+const NFT_TABLE_F_PERSIST: u32 = 4;
+
 /// Where in a packet's way a chain is asked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Hook {
+    /// Packets that have come in, before their way is looked up.
+    PreRouting,
+    /// Packets for this host.
+    Input,
     /// Packets on their way through, before (lower) or after others.
     Forward { priority: i32 },
     /// Source addresses of packets about to leave.
@@ -29,26 +42,78 @@ pub(crate) struct Chain {
     pub(crate) rules: Vec<Rule>,
 }
 
-/// A table that stands. It falls with this value.
+/// A table of family `inet` that stands, also when this value and the process are gone.
 #[derive(Debug)]
 pub(crate) struct Table {
     netlink: Netlink,
     name: &'static str,
+    flags: u32,
+    chains: Vec<Chain>,
 }
 
 impl Table {
-    /// Makes a table of family `inet` with its chains.
-    pub(crate) fn install(name: &'static str, chains: &[Chain]) -> io::Result<Self> {
-        const NFTA_TABLE_NAME: u16 = 1;
-        const NFTA_TABLE_FLAGS: u16 = 2;
-        const NFT_TABLE_F_OWNER: u32 = 2;
-        let mut netlink = Netlink::open(NETLINK_NETFILTER)?;
-        let mut batch = Batch::begin(&mut netlink);
-        let table = Attributes::new()
-            .string(NFTA_TABLE_NAME, name)
-            .number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER);
+    /// Makes the table. `replace` says that one of that name is this program's, left by a run that was killed.
+    pub(crate) fn install(
+        name: &'static str,
+        chains: Vec<Chain>,
+        replace: bool,
+    ) -> io::Result<Self> {
+        let mut table = Table {
+            netlink: Netlink::open(NETLINK_NETFILTER)?,
+            name,
+            flags: NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST,
+            chains,
+        };
+        match table.make(replace) {
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::OPNOTSUPP) => {
+                table.flags = 0;
+                table.make(replace)?;
+            }
+            made => made?,
+        }
+        Ok(table)
+    }
+
+    /// The table that a run which was killed has left, to be removed.
+    pub(crate) fn left(name: &'static str) -> io::Result<Self> {
+        Ok(Table {
+            netlink: Netlink::open(NETLINK_NETFILTER)?,
+            name,
+            flags: 0,
+            chains: Vec::new(),
+        })
+    }
+
+    /// Puts the table back as it was made, whatever others have done to it.
+    pub(crate) fn restore(&mut self) -> io::Result<()> {
+        self.make(true)
+    }
+
+    /// The port number of this process' changes.
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        self.netlink.port()
+    }
+
+    fn make(&mut self, replace: bool) -> io::Result<()> {
+        if replace {
+            match self.make_after(true) {
+                // None is there to be replaced.
+                Err(e) if Errno::from_io_error(&e) == Some(Errno::NOENT) => {}
+                made => return made,
+            }
+        }
+        self.make_after(false)
+    }
+
+    fn make_after(&mut self, removal: bool) -> io::Result<()> {
+        let name = self.name;
+        let mut batch = Batch::begin(&mut self.netlink);
+        if removal {
+            batch.add(libc::NFT_MSG_DELTABLE, 0, named(name));
+        }
+        let table = named(name).number(NFTA_TABLE_FLAGS, self.flags);
         batch.add(libc::NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, table);
-        for chain in chains {
+        for chain in &self.chains {
             batch.add(libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, chain.describe(name));
             for rule in &chain.rules {
                 batch.add(
@@ -58,18 +123,22 @@ impl Table {
                 );
             }
         }
-        batch.commit()?;
-        Ok(Table { netlink, name })
+        batch.commit()
     }
 
     /// Removes it.
     pub(crate) fn remove(mut self) -> io::Result<()> {
-        const NFTA_TABLE_NAME: u16 = 1;
-        let table = Attributes::new().string(NFTA_TABLE_NAME, self.name);
         let mut batch = Batch::begin(&mut self.netlink);
-        batch.add(libc::NFT_MSG_DELTABLE, 0, table);
-        batch.commit()
+        batch.add(libc::NFT_MSG_DELTABLE, 0, named(self.name));
+        match batch.commit() {
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::NOENT) => Ok(()),
+            removed => removed,
+        }
     }
+}
+
+fn named(table: &str) -> Attributes {
+    Attributes::new().string(NFTA_TABLE_NAME, table)
 }
 
 impl Chain {
@@ -82,6 +151,8 @@ impl Chain {
         const NFTA_HOOK_HOOKNUM: u16 = 1;
         const NFTA_HOOK_PRIORITY: u16 = 2;
         let (kind, hook, priority) = match self.hook {
+            Hook::PreRouting => ("filter", libc::NF_INET_PRE_ROUTING, libc::NF_IP_PRI_FILTER),
+            Hook::Input => ("filter", libc::NF_INET_LOCAL_IN, libc::NF_IP_PRI_FILTER),
             Hook::Forward { priority } => ("filter", libc::NF_INET_FORWARD, priority),
             Hook::SourceNat => ("nat", libc::NF_INET_POST_ROUTING, libc::NF_IP_PRI_NAT_SRC),
         };

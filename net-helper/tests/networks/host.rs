@@ -1,6 +1,9 @@
 //! A host to try things on: a network namespace, programs in it, and what is to be seen of them.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -9,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_net_protocol::{Client, Error, Lease, TapRequest};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tap::{InterfaceName, Options, Tap};
 
 /// How long anything may take that does not depend on a person.
@@ -97,7 +101,7 @@ pub(crate) fn traces(folder: &Path) -> String {
     let links = run("ip -o link | cut -d' ' -f2");
     let addresses = run("ip -o -4 addr | sed 's/valid_lft.*//'");
     let routes = run("ip -4 route");
-    let rules = run("nft list ruleset");
+    let rules = run("nft list ruleset; ip rule; ip -6 rule");
     let files = run(&format!("find {} | sort", folder.display()));
     format!(
         "forwarding {forwarding}\n{links}\n{addresses}\n{routes}\n{rules}\n{files}\ndnsmasq {:?}",
@@ -142,6 +146,14 @@ impl Helper {
         assert_eq!(&message[..length], b"READY=1\n");
         std::fs::remove_file(notify).unwrap();
         Helper { child, socket }
+    }
+
+    /// Starts one that must fail, on a socket path of its own.
+    pub(crate) fn fail(folder: &Path, options: &str) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-net-helper"));
+        command.args(options.split_whitespace());
+        command.arg("--state-dir").arg(folder.join("net-helper"));
+        assert!(!command.status().unwrap().success());
     }
 
     pub(crate) fn lease(&self, request: &TapRequest) -> Result<Lease, Error> {
@@ -233,6 +245,19 @@ impl Machine {
     /// Runs a command there that may fail.
     pub(crate) fn attempt(&self, command: &str) -> Output {
         attempt(&self.inside(command))
+    }
+
+    /// Opens a UDP socket there.
+    pub(crate) fn udp(&self, address: &str) -> UdpSocket {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.sleeper.id())).unwrap();
+        let address = address.to_owned();
+        // A thread of its own, whose namespace ends with it.
+        let opening = std::thread::spawn(move || {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+            UdpSocket::bind(&address).unwrap_or_else(|e| panic!("{address}: {e}"))
+        });
+        opening.join().unwrap()
     }
 
     fn inside(&self, command: &str) -> String {

@@ -81,9 +81,9 @@ fn others_cannot_flush_the_rules_and_theirs_stay() {
 }
 
 #[test]
-fn a_helper_that_was_killed_leaves_no_rules_and_no_dnsmasq_and_the_next_goes_on() {
+fn a_helper_that_was_killed_leaves_its_rules_and_no_dnsmasq_and_the_next_goes_on() {
     on_own_host(
-        "leftovers::a_helper_that_was_killed_leaves_no_rules_and_no_dnsmasq_and_the_next_goes_on",
+        "leftovers::a_helper_that_was_killed_leaves_its_rules_and_no_dnsmasq_and_the_next_goes_on",
         || {
             let folder = tempfile::tempdir().unwrap();
             busy_host();
@@ -95,7 +95,7 @@ fn a_helper_that_was_killed_leaves_no_rules_and_no_dnsmasq_and_the_next_goes_on(
 
             helper.kill();
 
-            assert!(!run("nft list tables").contains("bulkhead"));
+            assert!(run("nft list tables").contains("inet bulkhead"));
             // Started at once, while the old dnsmasq may still be ending.
             let helper = Helper::start(folder.path(), "");
             assert_eq!(dnsmasqs().len(), 1);
@@ -129,7 +129,6 @@ fn a_dnsmasq_whose_keeper_was_killed_too_is_ended_by_the_next() {
                 !Path::new(&format!("/proc/{}/exe", keeper.trim())).exists()
             });
             helper.wait_for_the_end();
-            assert_eq!(dnsmasqs(), [orphan]);
 
             let helper = Helper::start(folder.path(), "");
 

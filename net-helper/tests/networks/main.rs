@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
 mod bridge_helper;
+mod closed;
 mod guests;
 mod host;
 mod leases;

@@ -1,0 +1,423 @@
+//! What must not pass does not pass, whatever becomes of the helper and of its rules: every kind of forbidden packet is sent all the
+//! time, and counted where it must not arrive.
+
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bulkhead_net_protocol::TapRequest;
+use rustix::process::Signal;
+
+use crate::host::{Guest, Helper, Machine, attempt, eventually, on_own_host, run, world};
+
+const NETWORKS: &str = "--network name=nat,dhcp=off \
+    --network name=island,bridge=island0,subnet=10.78.0.0/24,mode=isolated,dhcp=off \
+    --network name=lab,bridge=lab0,subnet=10.77.0.0/24,mode=routed,dhcp=off \
+    --network name=lan,bridge=br7,mode=bridge";
+
+/// Sends one packet on each flow every millisecond or so.
+struct Senders {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Senders {
+    fn start(flows: Vec<(UdpSocket, &'static str)>) -> Senders {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            for (socket, _) in &flows {
+                socket.set_nonblocking(true).unwrap();
+            }
+            while !stopped.load(Ordering::Relaxed) {
+                for (socket, to) in &flows {
+                    // An error is of an earlier packet: somebody has refused it.
+                    let _ = socket.send_to(b"x", to);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Senders {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Senders {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Packets that arrive at a socket of this host, which no firewall's counter sees.
+fn arrivals(address: &str) -> Arc<AtomicU64> {
+    let socket = UdpSocket::bind(address).unwrap();
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = count.clone();
+    std::thread::spawn(move || {
+        while socket.recv(&mut [0; 64]).is_ok() {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    count
+}
+
+/// Has a machine count the packets that come in there, by what they are.
+fn count(machine: &Machine, what: &[(&str, &str)]) {
+    machine.run("nft add table inet seen");
+    machine.run("nft add chain inet seen inward '{ type filter hook prerouting priority -300; }'");
+    for (name, packet) in what {
+        machine.run(&format!("nft add counter inet seen {name}"));
+        machine.run(&format!(
+            "nft add rule inet seen inward {packet} counter name {name}"
+        ));
+    }
+}
+
+fn counted(machine: &Machine) -> BTreeMap<String, u64> {
+    let text = machine.run("nft list counters table inet seen");
+    let mut counters = BTreeMap::new();
+    let mut name = String::new();
+    for line in text.lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            ["counter", counter, "{"] => name = counter.to_owned(),
+            ["packets", packets, "bytes", _] => {
+                counters.insert(name.clone(), packets.parse().unwrap());
+            }
+            _ => {}
+        }
+    }
+    counters
+}
+
+/// A host with a machine on each side, a bridge of its own, and the guests of all four networks.
+struct Scene {
+    world: Machine,
+    inner: Machine,
+    nat: Guest,
+    island: Guest,
+    lab: Guest,
+    lan: Guest,
+    at_gateway: Arc<AtomicU64>,
+    at_uplink: Arc<AtomicU64>,
+    on_lan: Arc<AtomicU64>,
+}
+
+/// Two sides of a host that does not route between them.
+fn two_sides() -> (Machine, Machine) {
+    let world = world();
+    for route in [
+        "192.168.124.0/24",
+        "10.78.0.0/24",
+        "10.77.0.0/24",
+        "198.51.100.0/24",
+    ] {
+        world.run(&format!("ip route add {route} via 203.0.113.1"));
+    }
+    world.run("ip -6 addr add 2001:db8:1::2/64 dev outside nodad");
+    world.run("ip -6 route add 2001:db8:9::/64 via 2001:db8:1::1");
+    run(
+        "ip -6 addr add 2001:db8:1::1/64 dev uplink nodad; sysctl -qw net.ipv6.conf.all.forwarding=1",
+    );
+    let inner = Machine::new();
+    run(
+        "ip link add downlink type veth peer name inside && ip addr add 198.51.100.1/24 dev downlink && ip link set downlink up",
+    );
+    inner.take("inside");
+    inner.run("ip addr add 198.51.100.2/24 dev inside");
+    inner.run("ip link set inside up");
+    inner.run("ip route add default via 198.51.100.1");
+    run("ip link add br7 type bridge && ip addr add 10.7.0.1/24 dev br7 && ip link set br7 up");
+    count(
+        &world,
+        &[
+            ("forbidden_island", "udp dport 7001"),
+            (
+                "forbidden_unmasked",
+                "ip saddr { 192.168.124.0/24, 10.78.0.0/24 }",
+            ),
+            ("forbidden_spoofed", "ip saddr 10.99.0.9"),
+            ("forbidden_ipv6", "ip6 saddr 2001:db8:9::/64"),
+            ("forbidden_lan", "udp dport 7008"),
+            ("nat", "ip saddr 203.0.113.1 udp dport 7002"),
+            ("routed", "ip saddr 10.77.0.9 udp dport 7004"),
+        ],
+    );
+    count(&inner, &[("forbidden_inner", "udp dport { 7001, 7007 }")]);
+    (world, inner)
+}
+
+fn mac(interface: &str) -> String {
+    let shown = run(&format!("ip -o link show {interface}"));
+    let mut words = shown
+        .split_whitespace()
+        .skip_while(|word| *word != "link/ether");
+    words.nth(1).unwrap().to_owned()
+}
+
+/// A guest with an address, that sends everything else to a gateway whose hardware address it knows.
+fn guest(helper: &Helper, network: &str, address: &str, gateway: &str) -> Guest {
+    let guest = Guest::new(helper, &TapRequest::on(network));
+    let bridge = &guest.lease.info.bridge;
+    let (mac, port) = (mac(bridge), mac(&guest.lease.info.interface));
+    let machine = &guest.machine;
+    machine.run(&format!("ip addr add {address}/24 dev eth0"));
+    machine.run("ip -6 addr add 2001:db8:9::9/64 dev eth0 nodad");
+    machine.run(&format!("ip neigh add {gateway} lladdr {} dev eth0", mac));
+    machine.run(&format!(
+        "ip -6 neigh add 2001:db8:9::1 lladdr {} dev eth0",
+        mac
+    ));
+    machine.run(&format!("ip route add default via {gateway}"));
+    machine.run("ip -6 route add default via 2001:db8:9::1");
+    // The host's end of the guest's own wire, which would route if it were not a port.
+    machine.run(&format!(
+        "ip neigh add 10.255.255.1 lladdr {} dev eth0",
+        port
+    ));
+    machine.run("ip route add 198.51.100.0/24 via 10.255.255.1 dev eth0 onlink");
+    guest
+}
+
+impl Scene {
+    fn new(helper: &Helper, (world, inner): (Machine, Machine)) -> Scene {
+        let nat = guest(helper, "nat", "192.168.124.9", "192.168.124.1");
+        nat.machine.run("ip addr add 10.99.0.9/32 dev eth0");
+        let island = guest(helper, "island", "10.78.0.9", "10.78.0.1");
+        let lab = guest(helper, "lab", "10.77.0.9", "10.77.0.1");
+        let lan = guest(helper, "lan", "10.7.0.9", "10.7.0.1");
+        for machine in [&nat.machine, &island.machine] {
+            count(machine, &[("forbidden_entry", "udp dport { 7003, 7006 }")]);
+        }
+        count(&lab.machine, &[("entry", "udp dport 7003")]);
+        Scene {
+            at_gateway: arrivals("10.78.0.1:7011"),
+            at_uplink: arrivals("203.0.113.1:7010"),
+            on_lan: arrivals("10.7.0.1:7009"),
+            world,
+            inner,
+            nat,
+            island,
+            lab,
+            lan,
+        }
+    }
+
+    fn send(&self) -> Senders {
+        let Scene {
+            nat,
+            island,
+            lab,
+            lan,
+            world,
+            ..
+        } = self;
+        let from = |guest: &Guest, address: &str| guest.machine.udp(address);
+        Senders::start(vec![
+            // What must not pass.
+            (from(island, "10.78.0.9:0"), "203.0.113.2:7001"),
+            (from(island, "10.78.0.9:0"), "198.51.100.2:7001"),
+            (from(island, "10.78.0.9:0"), "192.168.124.9:7006"),
+            (from(island, "10.78.0.9:0"), "203.0.113.1:7010"),
+            (from(island, "[2001:db8:9::9]:0"), "[2001:db8:1::2]:7001"),
+            (from(nat, "[2001:db8:9::9]:0"), "[2001:db8:1::2]:7001"),
+            (from(nat, "10.99.0.9:0"), "203.0.113.2:7005"),
+            (from(nat, "192.168.124.9:0"), "10.78.0.9:7006"),
+            (from(lan, "10.7.0.9:0"), "203.0.113.2:7008"),
+            (from(lan, "10.7.0.9:0"), "198.51.100.2:7001"),
+            (world.udp("203.0.113.2:0"), "192.168.124.9:7003"),
+            (world.udp("203.0.113.2:0"), "10.78.0.9:7003"),
+            (world.udp("203.0.113.2:0"), "198.51.100.2:7007"),
+            // What must.
+            (from(nat, "192.168.124.9:0"), "203.0.113.2:7002"),
+            (from(lab, "10.77.0.9:0"), "203.0.113.2:7004"),
+            (world.udp("203.0.113.2:0"), "10.77.0.9:7003"),
+            (from(island, "10.78.0.9:0"), "10.78.0.1:7011"),
+            (from(lan, "10.7.0.9:0"), "10.7.0.1:7009"),
+        ])
+    }
+
+    /// What has arrived that must, in total, for each of the ways.
+    fn allowed(&self) -> [u64; 5] {
+        let world = counted(&self.world);
+        [
+            world["nat"],
+            world["routed"],
+            counted(&self.lab.machine)["entry"],
+            self.at_gateway.load(Ordering::Relaxed),
+            self.on_lan.load(Ordering::Relaxed),
+        ]
+    }
+
+    /// Waits until every allowed way has let more through, ten packets on each.
+    fn resumes(&self, moment: &str) {
+        let before = self.allowed();
+        eventually(&format!("{moment}: {before:?} grow"), || {
+            let now = self.allowed();
+            before
+                .iter()
+                .zip(now)
+                .all(|(before, now)| now >= before + 10)
+        });
+        self.check(moment);
+    }
+
+    fn check(&self, moment: &str) {
+        self.check_routed(moment);
+        assert_eq!(
+            self.at_uplink.load(Ordering::Relaxed),
+            0,
+            "{moment}: the host's other addresses"
+        );
+    }
+
+    /// Nothing forbidden has been routed. What guests may say to the host itself is for the table alone to judge.
+    fn check_routed(&self, moment: &str) {
+        for machine in [
+            &self.world,
+            &self.inner,
+            &self.nat.machine,
+            &self.island.machine,
+        ] {
+            for (name, packets) in counted(machine) {
+                assert!(
+                    !name.starts_with("forbidden") || packets == 0,
+                    "{moment}: {name}: {packets}"
+                );
+            }
+        }
+    }
+
+    fn pass_routed(&self, moment: &str) {
+        std::thread::sleep(Duration::from_millis(300));
+        self.check_routed(moment);
+    }
+
+    /// Lets the senders send a few hundred rounds.
+    fn pass(&self, moment: &str) {
+        std::thread::sleep(Duration::from_millis(300));
+        self.check(moment);
+    }
+}
+
+const OUR_RULES: &str = "for family in -4 -6; do ip $family rule show | sed -n 's/^\\([1-5]\\):.*/\\1/p' | while read pref; do ip $family rule del pref $pref; done; done";
+
+#[test]
+fn nothing_forbidden_passes_at_any_moment() {
+    on_own_host("closed::nothing_forbidden_passes_at_any_moment", || {
+        let folder = tempfile::tempdir().unwrap();
+        run("sysctl -qw net.ipv4.ip_forward=0");
+        let sides = two_sides();
+        let early = Senders::start(vec![
+            (sides.0.udp("203.0.113.2:0"), "192.168.124.9:7003"),
+            (sides.0.udp("203.0.113.2:0"), "10.78.0.9:7003"),
+            (sides.0.udp("203.0.113.2:0"), "198.51.100.2:7007"),
+        ]);
+        let helper = Helper::start(folder.path(), NETWORKS);
+        let scene = Scene::new(&helper, sides);
+        drop(early);
+        let senders = scene.send();
+        scene.resumes("start");
+
+        with_the_helper(&scene);
+        let helper = without_it(&scene, helper, folder.path());
+
+        // An end in order takes the guests' devices.
+        helper.signal(Signal::HUP);
+        scene.pass("stop");
+        helper.wait_for_the_end();
+        scene.pass("stopped");
+        assert_eq!(run("cat /proc/sys/net/ipv4/ip_forward").trim(), "0");
+        assert!(!run("nft list tables; ip rule").contains("bulkhead"));
+        drop(senders);
+        scene.check("all");
+    });
+}
+
+/// Others do their worst while the helper runs.
+fn with_the_helper(scene: &Scene) {
+    for _ in 0..5 {
+        attempt("nft flush ruleset");
+        attempt("nft delete table inet bulkhead");
+        scene.check("flush");
+    }
+    scene.resumes("flush");
+    run(OUR_RULES);
+    scene.resumes("routing rules removed");
+    eventually("the routing rules are there again", || {
+        run("ip rule").contains("blackhole")
+    });
+    for on in ["0", "1", "0", "1"] {
+        run(&format!("sysctl -qw net.ipv4.ip_forward={on}"));
+        scene.pass("forwarding switched by others");
+    }
+    scene.resumes("forwarding");
+    run(
+        "sysctl -qw net.ipv4.conf.all.forwarding=1; for i in /proc/sys/net/ipv4/conf/*/forwarding; do echo 1 > $i; done",
+    );
+    scene.resumes("forwarding of each interface");
+    for bridge in ["island0", "bulkhead0", "lab0"] {
+        run(&format!("ip link del {bridge}"));
+        scene.pass("bridge deleted");
+        scene.resumes("bridge deleted");
+    }
+    run("ip link del br7");
+    scene.pass("their bridge deleted");
+    run("ip link add br7 type bridge && ip addr add 10.7.0.1/24 dev br7 && ip link set br7 up");
+    let lan = scene.lan.machine.run("ip neigh show 10.7.0.1");
+    assert!(lan.contains("PERMANENT"), "{lan}");
+    let mac = mac("br7");
+    scene.lan.machine.run(&format!(
+        "ip neigh replace 10.7.0.1 lladdr {} dev eth0",
+        mac
+    ));
+    scene.resumes("their bridge made again");
+}
+
+/// The helper is killed, and others do their worst before the next one comes.
+fn without_it(scene: &Scene, helper: Helper, folder: &Path) -> Helper {
+    helper.kill();
+    scene.resumes("killed");
+    let helper = Helper::start(folder, NETWORKS);
+    scene.resumes("started again");
+
+    helper.kill();
+    for on in ["0", "1"] {
+        run(&format!("sysctl -qw net.ipv4.ip_forward={on}"));
+        scene.pass("killed, forwarding switched by others");
+    }
+    scene.resumes("killed, forwarding on again");
+    run(OUR_RULES);
+    assert!(!run("ip rule").contains("blackhole"));
+    scene.resumes("killed, routing rules removed");
+    let helper = Helper::start(folder, NETWORKS);
+    scene.resumes("started again without routing rules");
+
+    helper.kill();
+    run("nft flush ruleset");
+    scene.pass_routed("killed, table flushed");
+    let helper = Helper::start(folder, NETWORKS);
+    scene.at_uplink.store(0, Ordering::Relaxed);
+    scene.resumes("started again without a table");
+
+    helper.kill();
+    let taken = UnixListener::bind(folder.join("taken.sock")).unwrap();
+    let elsewhere = format!(
+        "{NETWORKS} --socket-path {}",
+        folder.join("taken.sock").display()
+    );
+    Helper::fail(folder, &elsewhere);
+    drop(taken);
+    scene.resumes("the next one has failed");
+    let helper = Helper::start(folder, NETWORKS);
+    scene.resumes("the one after that");
+    helper
+}
