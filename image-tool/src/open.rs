@@ -6,12 +6,14 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use qcow::{DataFile, Discard, ErrorKind, Format, Image, Info, Locking, OpenOptions};
+use qcow::{
+    DataFile, Denied, Discard, ErrorKind, FileKind, Format, Image, Info, Locking, OpenOptions,
+};
 
 use crate::disk::Disk;
 use crate::output;
@@ -83,6 +85,32 @@ impl fmt::Display for SnapshotDamaged {
     }
 }
 
+/// A file that no image can be in.
+#[derive(Debug)]
+struct WrongType {
+    words: String,
+    /// It is a directory, which the words do not say: QEMU's don't.
+    is_directory: bool,
+}
+
+impl fmt::Display for WrongType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
+}
+
+/// Adds which image names the file, if an error is about its type.
+pub(crate) fn named_by(error: anyhow::Error, image: &Path) -> anyhow::Error {
+    let Some(wrong) = error.downcast_ref::<WrongType>() else {
+        return error;
+    };
+    let kind = match wrong.is_directory {
+        true => ": it is a directory",
+        false => "",
+    };
+    anyhow!("{wrong}{kind}, named by '{}'", image.display())
+}
+
 /// The facts of an image.
 pub(crate) fn info(image: &Image) -> Result<Info> {
     image
@@ -97,7 +125,14 @@ pub(crate) fn open(source: &Source, how: &Opening) -> Result<Opened> {
         if error.is::<SnapshotDamaged>() {
             return anyhow!("Failed to load snapshot: {error}");
         }
-        anyhow!("Could not open '{}': {error}", source.text)
+        let words = format!("Could not open '{}': {error}", source.text);
+        match error.downcast_ref::<WrongType>() {
+            Some(&WrongType { is_directory, .. }) => anyhow::Error::msg(WrongType {
+                words,
+                is_directory,
+            }),
+            None => anyhow::Error::msg(words),
+        }
     })
 }
 
@@ -284,9 +319,13 @@ impl Chain {
             writable_at: how.writable_at.and_then(|depth| depth.checked_sub(1)),
             ..Opening::default()
         };
-        let (image, _) = self
-            .open(&below, &how)
-            .map_err(|error| anyhow!("Could not open backing file: {error}"))?;
+        let (image, _) = self.open(&below, &how).map_err(|error| {
+            let error = match source.backing {
+                BackingOverride::AsRecorded => named_by(error, &source.path),
+                _ => error,
+            };
+            anyhow!("Could not open backing file: {error}")
+        })?;
         Ok(Some(image))
     }
 }
@@ -327,32 +366,21 @@ fn locking(source: &Source, how: &Opening) -> Locking {
 }
 
 /// Opens the file under an image.
-pub(crate) fn open_file(path: &Path, writable: bool) -> Result<File> {
-    // Not waiting for the other end, should it be a pipe.
-    let file = File::options()
-        .read(true)
-        .write(writable)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|error| {
-            anyhow!(
-                "Could not open '{}': {}",
-                path.display(),
-                crate::reason::os(&error)
-            )
-        })?;
-    let kind = file.metadata()?.file_type();
-    if kind.is_file() || std::os::unix::fs::FileTypeExt::is_block_device(&kind) {
-        return Ok(file);
-    }
-    Err(not_a_file(path))
-}
-
-fn not_a_file(path: &Path) -> anyhow::Error {
-    anyhow!(
-        "'file' driver requires '{}' to be a regular file",
-        path.display()
-    )
+fn open_file(path: &Path, writable: bool) -> Result<File> {
+    qcow::open_file(path, writable).map_err(|error| {
+        let words = reason(&error, path);
+        match error.denied() {
+            // As QEMU, which learns it from the system.
+            Some(Denied::Type { kind, .. }) if *kind == FileKind::Directory && writable => {
+                anyhow!("Could not open '{}': Is a directory", path.display())
+            }
+            Some(Denied::Type { kind, .. }) => anyhow::Error::msg(WrongType {
+                words,
+                is_directory: *kind == FileKind::Directory,
+            }),
+            _ => anyhow::Error::msg(words),
+        }
+    })
 }
 
 fn format_of(source: &Source, storage: &Under) -> Result<(Format, bool)> {

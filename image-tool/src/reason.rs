@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use qcow::{Denied, ErrorKind, TableFault};
+use qcow::{Denied, ErrorKind, FileKind, TableFault};
 
 /// The system's text for an error, without its number.
 pub(crate) fn os(error: &io::Error) -> String {
@@ -16,6 +16,11 @@ pub(crate) fn reason(error: &qcow::Error, image: &Path) -> String {
         Some(Denied::Lock(file, lock)) => return locked(file, lock),
         Some(Denied::Open(file)) => return not_had("open", file, error),
         Some(Denied::Create(file)) => return not_had("create", file, error),
+        Some(Denied::Type {
+            file,
+            kind,
+            named_by,
+        }) => return wrong_type(file, *kind, named_by.as_deref()),
         _ => {}
     }
     let text = error.to_string();
@@ -38,6 +43,17 @@ fn not_had(verb: &str, file: &Path, error: &qcow::Error) -> String {
 fn locked(file: &Path, lock: &str) -> String {
     let file = file.display();
     format!("Failed to get {lock} lock\nIs another process using the image [{file}]?")
+}
+
+/// QEMU's words for a file that no image can be in, and more than it says.
+fn wrong_type(file: &Path, kind: FileKind, named_by: Option<&Path>) -> String {
+    let file = file.display();
+    let text = format!("'file' driver requires '{file}' to be a regular file");
+    match (kind, named_by) {
+        (FileKind::Directory, None) => text,
+        (_, None) => format!("{text}: it is {kind}"),
+        (_, Some(image)) => format!("{text}: it is {kind}, named by '{}'", image.display()),
+    }
 }
 
 fn capitalised(text: &str) -> String {

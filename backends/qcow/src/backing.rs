@@ -1,11 +1,12 @@
 //! Backing chains and external data files: the only place that opens files an image names, and only when asked to.
 
-use std::fs::{File, OpenOptions as FileOptions};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::gate::{check_type, open_file};
 use crate::image::Image;
 use crate::lock::{FileLock, Use};
 use crate::names::{resolve, resolve_data_file};
@@ -22,7 +23,7 @@ impl Image {
     /// # Errors
     /// The file is missing, locked, not of the declared format, damaged, or uses an unknown feature; the message names it.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        let file = open_host_file(path.as_ref(), options.writable)?;
+        let file = open_file(path.as_ref(), options.writable)?;
         Self::open_file(file, path, options)
     }
 
@@ -63,26 +64,10 @@ fn check_options(options: &OpenOptions) -> Result<()> {
     Ok(())
 }
 
-fn open_host_file(path: &Path, writable: bool) -> Result<File> {
-    FileOptions::new()
-        .read(true)
-        .write(writable)
-        .open(path)
-        .map_err(|error| Error::open(path, error))
-}
-
 fn open_in_chain(file: File, path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Image> {
     check_options(options)?;
-    let metadata = file
-        .metadata()
-        .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
-    if metadata.is_dir() {
-        return Err(Error::invalid(format!(
-            "{}: is a directory",
-            path.display()
-        )));
-    }
-    let id = (metadata.dev(), metadata.ino());
+    check_type(path, &file)?;
+    let id = identity(&file, path)?;
     if seen.contains(&id) {
         return Err(Error::new(
             ErrorKind::Backing,
@@ -104,6 +89,14 @@ fn open_in_chain(file: File, path: &Path, options: &OpenOptions, seen: &mut Seen
     let image = Image::assemble(Box::new(storage), path, options, lock)
         .map_err(|error| error.within(path.display()))?;
     attach(image, path, options, seen)
+}
+
+/// What tells a file from others, by whatever name.
+fn identity(file: &File, path: &Path) -> Result<(u64, u64)> {
+    let metadata = file
+        .metadata()
+        .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn lock(
@@ -129,7 +122,7 @@ fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen)
     if let (Some(_), DataFile::Use(storage)) = (&references.data_file, &options.data_file) {
         image.set_data_file(storage.clone(), path.to_path_buf(), None);
     } else if let Some(name) = references.data_file {
-        let data_path = match &options.data_file {
+        let data_file = match &options.data_file {
             DataFile::Ignore | DataFile::Use(_) => None,
             DataFile::Open if name.is_empty() => {
                 return Err(Error::invalid(format!(
@@ -137,11 +130,23 @@ fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen)
                     path.display()
                 )));
             }
-            DataFile::Open => Some(resolve_data_file(path, &name)?),
-            DataFile::Path(data_path) => Some(data_path.clone()),
+            DataFile::Open => {
+                let data_path = resolve_data_file(path, &name)?;
+                let file = options.allowed_files.open(&data_path, options.writable);
+                Some((file.map_err(|error| error.named_by(path))?, data_path))
+            }
+            DataFile::Path(data_path) => {
+                Some((open_file(data_path, options.writable)?, data_path.clone()))
+            }
         };
-        if let Some(data_path) = data_path {
-            attach_data_file(&mut image, data_path, options)?;
+        if let Some((file, data_path)) = data_file {
+            if Some(&identity(&file, &data_path)?) == seen.last() {
+                return Err(Error::invalid(format!(
+                    "{}: is its own data file",
+                    path.display()
+                )));
+            }
+            attach_data_file(&mut image, file, data_path, options)?;
         }
     } else if let DataFile::Path(_) = &options.data_file {
         let message = format!(
@@ -162,8 +167,12 @@ fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen)
     Ok(image)
 }
 
-fn attach_data_file(image: &mut Image, path: PathBuf, options: &OpenOptions) -> Result<()> {
-    let file = open_host_file(&path, options.writable)?;
+fn attach_data_file(
+    image: &mut Image,
+    file: File,
+    path: PathBuf,
+    options: &OpenOptions,
+) -> Result<()> {
     let lock = lock(&file, &path, options, true)?;
     let storage = HostFile::new(file)
         .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
@@ -205,7 +214,11 @@ fn open_backing(
         data_file,
         ..options.clone()
     };
-    let file = open_host_file(&below, false)
-        .map_err(|error| error.within(format!("backing file of {}", path.display())))?;
+    let file = options.allowed_files.open(&below, false).map_err(|error| {
+        if error.kind() == ErrorKind::NotAllowed {
+            return error.named_by(path);
+        }
+        error.within(format!("backing file of {}", path.display()))
+    })?;
     open_in_chain(file, &below, &below_options, seen)
 }

@@ -8,6 +8,7 @@ use crate::engine::{refcount_ones, to_bytes};
 use crate::error::{Error, Result};
 use crate::extension::kind;
 use crate::feature;
+use crate::gate::open_or_make;
 use crate::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use crate::header::{self, CRYPT_AES, Header, LENGTH_V3};
 use crate::image::Image;
@@ -36,13 +37,7 @@ pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
 }
 
 fn create_named(path: &Path, options: &CreateOptions) -> Result<()> {
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|error| Error::create(path, error))?;
+    let file = open_or_make(path)?;
     fill(&file, path, options)
 }
 
@@ -367,13 +362,7 @@ fn new_header(options: &CreateOptions) -> Header {
 
 fn create_data_file(path: &Path, options: &CreateOptions) -> Result<()> {
     let failed = |error| Error::create(path, error);
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(failed)?;
+    let file = open_or_make(path)?;
     let _lock = FileLock::acquire(&file, Use::Write, path)?;
     let storage = HostFile::new(file).map_err(failed)?;
     // What was in it is no part of the new disk, and would show in the raw view of it.

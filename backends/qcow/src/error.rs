@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::gate::FileKind;
+
 /// What went wrong, coarse enough to act upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -30,6 +32,8 @@ pub enum ErrorKind {
     Backing,
     /// More is asked for than the format has room for: a disk, or snapshots.
     TooLarge,
+    /// A file that may not be opened: its type or its folder forbids it.
+    NotAllowed,
     /// The L1 table of a snapshot is not where one can be. What else there is in the image may be sound.
     SnapshotL1(TableFault),
 }
@@ -62,6 +66,24 @@ pub enum Denied {
     Create(PathBuf),
     /// Somebody else's lock is in the way of this one, named as QEMU names it.
     Lock(PathBuf, String),
+    /// It is neither a regular file nor a block device.
+    Type {
+        /// The file.
+        file: PathBuf,
+        /// What it is.
+        kind: FileKind,
+        /// The image that names it, if one does.
+        named_by: Option<PathBuf>,
+    },
+    /// It is not in the folders of [`AllowedFiles`](crate::AllowedFiles).
+    Outside {
+        /// The file.
+        file: PathBuf,
+        /// The image that names it.
+        named_by: Option<PathBuf>,
+        /// The folders.
+        allowed: Vec<PathBuf>,
+    },
 }
 
 /// An error: its kind, and one line that names what was wrong, the system's error included if there is one; that is not
@@ -139,6 +161,13 @@ impl Error {
         Self::new(ErrorKind::TooLarge, message)
     }
 
+    pub(crate) fn with_denied(self, denied: Denied) -> Self {
+        Self {
+            denied: Some(denied),
+            ..self
+        }
+    }
+
     /// Puts `what: ` in front of the message, usually the name of the file.
     pub(crate) fn within(mut self, what: impl fmt::Display) -> Self {
         self.message = format!("{what}: {}", self.message);
@@ -172,7 +201,7 @@ impl From<Error> for io::Error {
             ErrorKind::InvalidInput | ErrorKind::OutOfRange | ErrorKind::TooLarge => {
                 io::ErrorKind::InvalidInput
             }
-            ErrorKind::ReadOnly => io::ErrorKind::PermissionDenied,
+            ErrorKind::ReadOnly | ErrorKind::NotAllowed => io::ErrorKind::PermissionDenied,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::NotThisFormat | ErrorKind::Corrupt | ErrorKind::SnapshotL1(_) => {
                 io::ErrorKind::InvalidData

@@ -1,7 +1,7 @@
 //! `qcow`: raw and qcow2 disk images with backing chains.
 //!
 //! What it may touch: the files it is told to open, and the files those name if the caller opens that gate
-//! ([`OpenOptions::backing`], [`OpenOptions::data_file`]). What it must not depend on: any other library of Bulkhead, virtio, KVM,
+//! ([`OpenOptions::backing`], [`OpenOptions::data_file`]), as far as [`OpenOptions::allowed_files`] lets them through. What it must not depend on: any other library of Bulkhead, virtio, KVM,
 //! guest memory: callers bring their own memory through [`Destination`] and [`Source`].
 //!
 //! ```
@@ -115,8 +115,8 @@
 //! # System calls
 //!
 //! Once [`Image::open`] has returned, no file is opened any more. I/O needs pread64, pwrite64, preadv, pwritev, fdatasync,
-//! fallocate, ftruncate, lseek and fstat; opening also openat, statx and fcntl (the locks, which closing gives back with it where it
-//! may); besides what allocation and `std::sync` need (mmap, munmap, mremap, brk, madvise, futex) and clock_gettime for the date of a snapshot.
+//! fallocate, ftruncate, lseek and fstat; opening also openat, readlink, readlinkat, statx and fcntl (the locks, which closing gives back
+//! with it where it may); besides what allocation and `std::sync` need (mmap, munmap, mremap, brk, madvise, futex) and clock_gettime for the date of a snapshot.
 //!
 //! # Inside
 //!
@@ -146,6 +146,8 @@ mod error;
 mod extension;
 mod extent;
 mod feature;
+mod folder;
+mod gate;
 mod geometry;
 mod header;
 mod image;
@@ -170,6 +172,8 @@ pub use create::{create, create_file, create_in};
 pub use engine::Keep;
 pub use error::{Denied, Error, ErrorKind, Result, TableFault};
 pub use extent::Extent;
+pub use folder::Folder;
+pub use gate::{AllowedFiles, FileKind, open_file};
 pub use image::Image;
 pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, Format, Locking, OpenOptions,

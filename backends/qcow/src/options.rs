@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::gate::AllowedFiles;
 use crate::storage::Storage;
 
 /// The format of an image. Always declared, never guessed by this library while opening.
@@ -100,6 +101,7 @@ pub struct OpenOptions {
     pub(crate) writable: bool,
     pub(crate) backing: Backing,
     pub(crate) data_file: DataFile,
+    pub(crate) allowed_files: AllowedFiles,
     pub(crate) locking: Locking,
     pub(crate) discard: Discard,
     pub(crate) max_depth: u32,
@@ -119,6 +121,7 @@ impl OpenOptions {
             writable: false,
             backing: Backing::Ignore,
             data_file: DataFile::Ignore,
+            allowed_files: AllowedFiles::anywhere(),
             locking: Locking::Exclusive,
             discard: Discard::Unmap,
             max_depth: 64,
@@ -152,6 +155,12 @@ impl OpenOptions {
     /// Shorthand: open the backing chain and the external data file that the image names.
     pub fn follow_references(self) -> Self {
         self.backing(Backing::Open).data_file(DataFile::Open)
+    }
+
+    /// Which of the files that images name are let through those gates; by default those anywhere, by their type.
+    pub fn allowed_files(mut self, allowed_files: AllowedFiles) -> Self {
+        self.allowed_files = allowed_files;
+        self
     }
 
     /// Locks against other processes.

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
@@ -91,7 +90,12 @@ fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
                 source.path.display()
             );
         }
-        let (info, file_size, under) = facts(&source, share)?;
+        let image_above = told.last().map(|told: &Told| told.source.path.clone());
+        let (info, file_size, under) =
+            facts(&source, share).map_err(|error| match &image_above {
+                Some(image) => open::named_by(error, image),
+                None => error,
+            })?;
         if chain && let Some(name) = &info.backing_filename {
             let below = Source::recorded(&source.path, name, info.backing_format.as_deref());
             next = Some(below.map_err(|why| {
@@ -137,7 +141,7 @@ fn facts(source: &Source, share: bool) -> Result<(Info, u64, Option<Box<Told>>)>
     let file_size = match source.windows.is_empty() {
         true => info.file_size,
         // Not from its metadata: the size of a device is where its end is.
-        false => File::open(&source.path)?.seek(SeekFrom::End(0))?,
+        false => qcow::open_file(&source.path, false)?.seek(SeekFrom::End(0))?,
     };
     Ok((info, file_size, None))
 }
