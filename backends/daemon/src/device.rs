@@ -13,7 +13,7 @@ use crate::queue::Queue;
 use crate::ring::Ring;
 use crate::rings::Rings;
 use crate::running::Turn;
-use crate::warning::warn;
+use crate::warn;
 
 /// A virtio device: everything that is not the vhost-user protocol.
 ///

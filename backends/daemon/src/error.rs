@@ -3,6 +3,7 @@
 use std::io;
 
 use bulkhead_process::confine::ConfineError;
+use bulkhead_process::listen::ListenError;
 
 /// Why a back-end could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +11,9 @@ pub enum Error {
     /// The socket on the command line cannot be used.
     #[error("{0}")]
     Socket(String, #[source] Option<io::Error>),
+    /// Nobody can connect to it.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The process could not be confined.
     #[error("cannot confine the process")]
     Confine(#[from] ConfineError),

@@ -13,7 +13,7 @@ use crate::peer::{self, Header, Incoming};
 use crate::poll::{Poll, Token};
 use crate::post::Post;
 use crate::session::Session;
-use crate::warning::warn;
+use crate::warn;
 
 /// How many messages of the frontend are handled before the rings have their turn.
 const MESSAGES_AT_ONCE: usize = 64;

@@ -88,12 +88,13 @@ mod serve;
 mod session;
 mod socket;
 pub mod uring;
-mod warning;
+
 mod worker;
 
 pub use args::{DaemonArgs, DeviceType, print_capabilities};
 pub use bell::Bell;
 pub use bulkhead_process::confine::Confinement;
+pub use bulkhead_process::warn;
 pub use chain::{Buffers, Chain, MAX_CHAIN, Segment};
 pub use device::{Device, Queues};
 pub use error::{Error, RingError};
@@ -102,4 +103,3 @@ pub use queue::Queue;
 pub use ring::MAX_RING_SIZE;
 pub use serve::run;
 pub use socket::inherited_fd;
-pub use warning::warn;

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::frontend::{End, Frontend};
 use crate::poll::{Poll, Token};
 use crate::socket::{Listener, Meeting};
-use crate::warning::warn;
+use crate::warn;
 
 /// Serves the device that `parts` make up to the frontend that `args` name, until it disconnects (with `--persist`: until SIGTERM or SIGINT).
 ///

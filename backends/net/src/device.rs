@@ -140,7 +140,7 @@ impl Net {
     fn steer_or_warn(&mut self) -> bool {
         let steered = self.steer();
         if let Err(error) = &steered {
-            bulkhead_daemon::warn(&error.to_string());
+            bulkhead_process::warn(&error.to_string());
         }
         steered.is_ok()
     }
@@ -152,7 +152,7 @@ impl Net {
             .first()
             .map(|pair| pair.tap.set_offloads(offloads))
         {
-            bulkhead_daemon::warn(&error.to_string());
+            bulkhead_process::warn(&error.to_string());
         }
     }
 

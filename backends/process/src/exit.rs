@@ -19,6 +19,9 @@ pub fn usage(message: impl Into<String>) -> anyhow::Error {
 
 /// Parses the command line and runs `body`; what goes wrong becomes one line on standard error and an exit status.
 pub fn main<A: clap::Parser>(body: impl FnOnce(A) -> anyhow::Result<ExitCode>) -> ExitCode {
+    crate::stderr::prepare();
+    crate::signals::ignore_file_size_limit();
+    report_panics();
     let outcome = match parse::<A>(std::env::args_os()) {
         Ok(args) => body(args),
         Err(status) => return status,
@@ -48,11 +51,18 @@ pub fn parse<A: clap::Parser>(
     })
 }
 
-/// Standard error may be closed; that must not end the program in a panic.
-#[allow(clippy::disallowed_methods)]
-fn report(message: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "error: {message}");
+/// The last line of a program. Standard error may be closed, or nobody may read it: that neither ends the program in a panic nor keeps it.
+pub fn report(message: &str) {
+    crate::stderr::write_last_line("error", message);
+}
+
+/// A panic is a bug of ours: one line says where, and that line waits for nobody either.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("a thread");
+        report(&format!("this is a bug: in {name}: {panic}"));
+    }));
 }
 
 /// clap's message without its usage and hints, in one line.

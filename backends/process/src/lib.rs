@@ -1,6 +1,8 @@
 //! `bulkhead-process`: what every Bulkhead program does to itself.
 //!
 //! * [`main`]: command line in, one `error:` line and an exit status out;
+//! * [`warn`] and [`report`]: lines on standard error that never keep the program waiting;
+//! * [`listen`]: Unix sockets to be connected to;
 //! * [`notify`]: readiness, told as a service manager wants it;
 //! * [`signals`]: SIGTERM and SIGINT as something to poll;
 //! * [`confine`]: no_new_privs, capabilities, Landlock and seccomp.
@@ -9,7 +11,11 @@
 
 pub mod confine;
 mod exit;
+pub mod listen;
 pub mod notify;
 pub mod signals;
+mod stderr;
+mod warn;
 
-pub use exit::{ERROR, USAGE, UsageError, main, parse, usage};
+pub use exit::{ERROR, USAGE, UsageError, main, parse, report, usage};
+pub use warn::warn;

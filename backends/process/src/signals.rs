@@ -7,12 +7,50 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 #[derive(Debug)]
 pub struct SignalFd(OwnedFd);
 
-/// Blocks SIGTERM, SIGINT and SIGHUP for this thread and those it starts, and gives them as a descriptor to poll.
+/// Blocks SIGTERM, SIGINT and SIGHUP for this thread and those it starts, and gives them as a descriptor to poll. Those that were ignored
+/// when the program was started (`nohup`, a shell's background) stay ignored.
 ///
 /// # Errors
 /// When the kernel has no descriptor to give.
 pub fn block_termination() -> io::Result<SignalFd> {
-    block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+    let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+    let heeded: Vec<_> = signals
+        .into_iter()
+        .filter(|&signal| !is_ignored(signal))
+        .collect();
+    // A signal that is blocked is queued even if it is ignored: so it must not be blocked.
+    block(&heeded)
+}
+
+/// Whether the program ignores the signal.
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: sigaction(2) with no new action only fills `now`, which is plain data. Neither the standard library nor rustix has it.
+    unsafe {
+        let mut now = std::mem::zeroed::<libc::sigaction>();
+        libc::sigaction(signal, std::ptr::null(), &mut now) == 0
+            && now.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Ignores SIGXFSZ: a write beyond the limit of file sizes (`ulimit -f`) fails with EFBIG then, instead of ending the program.
+pub(crate) fn ignore_file_size_limit() {
+    // SAFETY: no handler is installed; the kernel only stops delivering the signal. Neither the standard library nor rustix has it.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Does `write`, which a terminal cannot stop the process for (SIGTTOU) although it is in the background.
+pub(crate) fn without_stop<R>(write: impl FnOnce() -> R) -> R {
+    // SAFETY: both sets are initialised before they are read, and live until the last call returns; a thread's mask is its own.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);
+        let result = write();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        result
+    }
 }
 
 /// Blocks `signals` for this thread and those it starts, and gives them as a descriptor to poll.

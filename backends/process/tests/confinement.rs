@@ -11,8 +11,9 @@ use std::process::Command;
 
 use bulkhead_process::confine::Confinement;
 
-/// What is shown, and the code that shows it from inside a confined process.
-type Case = (&'static str, fn());
+mod alone;
+
+use alone::Case;
 
 const CASES: &[Case] = &[
     (
@@ -33,31 +34,8 @@ const CASES: &[Case] = &[
     ),
 ];
 
-const IN_CHILD: &str = "BULKHEAD_CONFINEMENT_CASE";
-
-/// Without the usual harness: its threads would be there before the case begins, and confinement comes first.
 fn main() {
-    if let Some(wanted) = std::env::var_os(IN_CHILD) {
-        let (_, case) = CASES.iter().find(|(name, _)| wanted == *name).unwrap();
-        return case();
-    }
-    let mut failed = 0;
-    for (name, _) in CASES {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .env(IN_CHILD, name)
-            .status()
-            .unwrap();
-        println!(
-            "test {name} ... {}",
-            if child.success() { "ok" } else { "FAILED" }
-        );
-        failed += u32::from(!child.success());
-    }
-    println!(
-        "\n{} passed, {failed} failed",
-        CASES.len() - failed as usize
-    );
-    assert_eq!(failed, 0);
+    alone::main(CASES);
 }
 
 fn refused<T>(result: io::Result<T>) -> bool {

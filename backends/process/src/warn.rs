@@ -1,9 +1,10 @@
-//! Lines on standard error: what a user must know and the program survives. A guest or a frontend can bring many of them
-//! about, so that there is a bound on how many get through.
+//! Warnings: what a user must know and the program survives. A guest or a frontend can bring many of them about, so that there is a
+//! bound on how many get through.
 
-use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::stderr;
 
 /// Lines that get through at once.
 const BURST: u32 = 16;
@@ -12,21 +13,23 @@ const SPAN: Duration = Duration::from_secs(10);
 
 static GATE: Mutex<Gate> = Mutex::new(Gate::new());
 
-/// One `warning:` line on standard error, which may be closed. At most 16 in a row and then one in ten seconds; those left out are
-/// counted in the next that gets through.
+/// Writes one `warning:` line to standard error. It never waits and never panics, whatever standard error is: a line that nobody reads is
+/// left out. At most 16 lines pass at once and then one in ten seconds; the next that passes says how many were left out.
 pub fn warn(message: &str) {
-    let passed = GATE
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .pass(Instant::now());
-    let _ = match passed {
-        None => Ok(()),
-        Some(0) => writeln!(io::stderr(), "warning: {message}"),
-        Some(left_out) => writeln!(
-            io::stderr(),
-            "warning: {message} ({left_out} other warnings were left out)"
+    let mut gate = GATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(left_out) = gate.pass(Instant::now()) else {
+        return;
+    };
+    let written = match left_out {
+        0 => stderr::write_line("warning", message),
+        _ => stderr::write_line(
+            "warning",
+            &format!("{message} ({left_out} other warnings were left out)"),
         ),
     };
+    if !written {
+        gate.left_out = left_out.saturating_add(1);
+    }
 }
 
 /// A bucket of lines, filled by time.
