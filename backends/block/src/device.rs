@@ -179,7 +179,7 @@ impl Device for Block {
 
     fn queue_running(&mut self, _index: u16, running: bool) {
         if !running {
-            self.lane.abandon();
+            self.lane.abandon(&self.shared);
         }
     }
 

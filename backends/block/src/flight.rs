@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bulkhead_daemon::{Chain, RingError};
-use qcow::Plan;
+use qcow::{Flush, Plan};
 use vm_memory::GuestMemoryMmap;
 
 use crate::memory::GuestBuffers;
@@ -17,6 +17,8 @@ pub(crate) struct Slot {
     pub(crate) chain: Option<Chain>,
     /// Keeps the parts where they are.
     pub(crate) _plan: Option<Plan>,
+    /// It is a flush, done in the ring.
+    pub(crate) flush: Option<Flush>,
     /// Parts that are still under way.
     pub(crate) parts: usize,
     pub(crate) status: Status,

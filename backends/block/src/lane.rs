@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bulkhead_daemon::uring::Uring;
 use bulkhead_daemon::{Chain, Queue, RingError};
-use qcow::{Place, Plan};
+use qcow::{Flush, Place, Plan};
 
 use crate::desk::{Desk, Job};
 use crate::execute::Disk;
@@ -110,13 +110,26 @@ impl Lane {
     }
 
     /// Forgets what was taken, once nothing uses its memory any more.
-    pub(crate) fn abandon(&mut self) {
-        if let Some(ring) = &mut self.ring {
-            ring.end_all();
+    pub(crate) fn abandon(&mut self, device: &Device) {
+        let ended = self.ring.as_mut().map(Operations::end_all);
+        for (operation, done) in ended.into_iter().flatten() {
+            // Nobody is told any more, but what a sync reports is reported once.
+            if operation.kind == Kind::Sync
+                && let Some(Some(slot)) = self.slots.get_mut(operation.slot)
+            {
+                match done {
+                    Ok(_) => slot.parts = slot.parts.saturating_sub(1),
+                    Err(error) => device.disk.image.flush_failed(&error),
+                }
+            }
         }
         // A thread may wait for what they keep in place.
         for slot in self.slots.iter_mut().flatten() {
             slot._plan = None;
+            if let Some(flush) = slot.flush.take_if(|_| slot.parts == 0) {
+                let _ = flush.ended();
+            }
+            slot.flush = None;
         }
         while self.with_threads > 0 {
             self.desk.wait();
@@ -151,6 +164,7 @@ impl Lane {
             memory: Arc::clone(queue.memory()),
             chain: Some(chain),
             _plan: None,
+            flush: None,
             parts: 0,
             status: Status::Ok,
             stage: Stage::Waiting,
@@ -200,8 +214,8 @@ impl Lane {
                 None => (Kind::Write, Ok(None)),
             },
             Request::Flush => match disk.image.plan_flush() {
-                Ok(Some(files)) if files.len() <= room => {
-                    return self.start_flush(queue, number, &files);
+                Ok(Some(flush)) if flush.files().len() <= room => {
+                    return self.start_flush(device, queue, number, flush);
                 }
                 Ok(_) => (Kind::Sync, Ok(None)),
                 Err(error) => (Kind::Sync, Err(error)),
@@ -261,14 +275,17 @@ impl Lane {
 
     fn start_flush(
         &mut self,
+        device: &Device,
         queue: &mut Queue<'_>,
         number: usize,
-        files: &[usize],
+        flush: Flush,
     ) -> Result<(), RingError> {
+        let files = flush.files().to_vec();
         let slot = self.slot(number)?;
         slot.stage = Stage::Ring;
         slot.parts = files.len();
-        for &file in files {
+        slot.flush = Some(flush);
+        for &file in &files {
             self.operate(Operation {
                 slot: number,
                 kind: Kind::Sync,
@@ -279,9 +296,25 @@ impl Lane {
             })?;
         }
         if files.is_empty() {
-            return self.finish(queue, number);
+            return self.all_parts_ended(device, queue, number);
         }
         Ok(())
+    }
+
+    /// Completes a request whose parts have all ended.
+    fn all_parts_ended(
+        &mut self,
+        device: &Device,
+        queue: &mut Queue<'_>,
+        number: usize,
+    ) -> Result<(), RingError> {
+        let slot = self.slot(number)?;
+        if let Some(flush) = slot.flush.take()
+            && slot.status == Status::Ok
+        {
+            slot.status = device.disk.status(flush.ended());
+        }
+        self.finish(queue, number)
     }
 
     /// Starts the parts of a request that are in files, and does the others.
@@ -423,7 +456,7 @@ impl Lane {
         let slot = self.slot(operation.slot)?;
         slot.parts = slot.parts.saturating_sub(1);
         if slot.parts == 0 {
-            return self.finish(queue, operation.slot);
+            return self.all_parts_ended(device, queue, operation.slot);
         }
         Ok(())
     }

@@ -115,11 +115,15 @@ impl Operations {
         }
     }
 
-    /// Waits until none is under way, whatever becomes of them.
-    pub(crate) fn end_all(&mut self) {
+    /// Waits until none is under way; returns what became of them.
+    pub(crate) fn end_all(&mut self) -> Vec<(Operation, io::Result<usize>)> {
+        let mut all = Vec::new();
         while !self.is_idle() && self.wait().is_ok() {
-            while self.take_ended().is_some() {}
+            while let Some(ended) = self.take_ended() {
+                all.push(ended);
+            }
         }
+        all
     }
 }
 

@@ -18,6 +18,7 @@ use crate::plan::Plan;
 use crate::qcow2::Qcow2;
 use crate::raw::Raw;
 use crate::storage::Storage;
+use crate::sync::{FileSyncs, SyncState, Synced};
 use crate::window::Window;
 
 /// An open image. `Send` and `Sync`: several threads may read, write and flush it at once.
@@ -26,6 +27,9 @@ pub struct Image {
     pub(crate) layer: Layer,
     backing: Option<Arc<Image>>,
     writable: bool,
+    sync_state: SyncState,
+    /// Of the files that plans count, in their order.
+    file_syncs: Vec<FileSyncs>,
     _lock: Option<FileLock>,
     data_lock: Option<FileLock>,
 }
@@ -51,6 +55,9 @@ impl Image {
             storage = Box::new(Window::new(storage, *offset, *size)?);
             start = start.saturating_add(*offset);
         }
+        let sync_state = SyncState::default();
+        let (storage, syncs) = Synced::new(Arc::from(storage), &sync_state);
+        let storage = Box::new(storage);
         let layer = match options.format {
             Format::Raw => Layer::Raw(Raw::new(
                 storage,
@@ -64,6 +71,8 @@ impl Image {
             layer,
             backing: None,
             writable: options.writable,
+            sync_state,
+            file_syncs: vec![syncs],
             _lock: lock,
             data_lock: None,
         })
@@ -87,7 +96,9 @@ impl Image {
         lock: Option<FileLock>,
     ) {
         if let Layer::Qcow2(qcow2) = &mut self.layer {
-            qcow2.set_data_file(data, path);
+            let (data, syncs) = Synced::new(data, &self.sync_state);
+            qcow2.set_data_file(Box::new(data), path);
+            self.file_syncs.push(syncs);
         }
         self.data_lock = lock;
     }
@@ -224,6 +235,9 @@ impl Image {
     }
 
     /// Makes everything written so far durable. A read-only image has nothing to flush.
+    ///
+    /// # Errors
+    /// Something may be lost; once that is so, no flush succeeds until the image is opened anew (see [`Image::flush_error`]).
     pub fn flush(&self) -> Result<()> {
         if !self.writable {
             return Ok(());
@@ -270,8 +284,16 @@ impl Image {
         .map_err(|error| error.within(self.path.display()))
     }
 
-    /// Flushes and closes the image; unlike dropping it, this reports errors.
-    pub fn close(self) -> Result<()> {
+    /// Flushes and closes the image, and those of its backing chain that nobody else uses. Unlike dropping it, this reports errors, and
+    /// those of flushes before it.
+    pub fn close(mut self) -> Result<()> {
+        let below = self.backing.take().and_then(Arc::into_inner);
+        let closed = self.close_layer();
+        drop(self);
+        below.map_or(Ok(()), Self::close).and(closed)
+    }
+
+    fn close_layer(&self) -> Result<()> {
         if !self.writable {
             return Ok(());
         }
@@ -279,7 +301,8 @@ impl Image {
             Layer::Raw(raw) => raw.flush(),
             Layer::Qcow2(qcow2) => qcow2.close(),
         }
-        .map_err(|error| error.within(self.path.display()))
+        .map_err(|error| error.within(self.path.display()))?;
+        self.flush_error().map_or(Ok(()), Err)
     }
 }
 

@@ -164,6 +164,8 @@ mod raw;
 mod report;
 mod snapshot_table;
 mod storage;
+mod sync;
+mod turn;
 mod window;
 
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
@@ -185,3 +187,4 @@ pub use report::{
     BitmapInfo, CheckResult, Encryption, Info, LuksInfo, LuksSlot, Qcow2Info, Repair, SnapshotInfo,
 };
 pub use storage::{HostFile, Storage};
+pub use sync::Flush;

@@ -65,7 +65,26 @@ impl Backend {
     pub fn start(image: &Path, format: &str, more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("blk.sock");
-        let child = spawn(&socket, image, format, more, folder.path());
+        let child = spawn(program(), &socket, (image, format, more), folder.path());
+        Self {
+            child,
+            socket,
+            folder,
+        }
+    }
+
+    /// The same, but the first call of `syscall` in each thread fails with EIO, and does nothing.
+    pub fn start_failing(syscall: &str, image: &Path, format: &str, more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("blk.sock");
+        let mut strace = Command::new("strace");
+        strace
+            .args(["-f", "-qq", "-o", "/dev/null", "-e"])
+            .arg(format!("inject={syscall}:error=EIO:when=1"))
+            .arg(env!("CARGO_BIN_EXE_bulkhead-block"))
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        let child = spawn(strace, &socket, (image, format, more), folder.path());
         Self {
             child,
             socket,
@@ -77,7 +96,8 @@ impl Backend {
     pub fn kill_and_restart(&mut self, image: &Path, format: &str, more: &[&str]) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = spawn(&self.socket, image, format, more, self.folder.path());
+        let image = (image, format, more);
+        self.child = spawn(program(), &self.socket, image, self.folder.path());
     }
 
     /// Waits for the end, and gives the status and what was said on standard error.
@@ -102,12 +122,17 @@ impl Drop for Backend {
     }
 }
 
-fn spawn(socket: &Path, image: &Path, format: &str, more: &[&str], folder: &Path) -> Child {
+fn spawn(
+    mut program: Command,
+    socket: &Path,
+    (image, format, more): (&Path, &str, &[&str]),
+    folder: &Path,
+) -> Child {
     let notify = folder.join("notify");
     let _ = std::fs::remove_file(&notify);
     let manager = UnixDatagram::bind(&notify).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut child = program()
+    let mut child = program
         .arg("--socket-path")
         .arg(socket)
         .arg("--blk-file")

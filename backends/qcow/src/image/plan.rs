@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::image::{Image, Layer};
 use crate::plan::{Place, Plan};
 use crate::storage::Storage;
+use crate::sync::Flush;
 
 /// Requests done by other means.
 impl Image {
@@ -102,23 +103,40 @@ impl Image {
         }
     }
 
-    /// The files to be put on the medium (fdatasync) for a flush; if that fails, [`Image::flush_failed`] must be told. `None` if there
-    /// are tables to be written in order: [`Image::flush`] does it then, and waits.
+    /// The files to be put on the medium (fdatasync) for a flush. `None` if there are tables to be written in order, or somebody else
+    /// syncs one of the files: [`Image::flush`] does it then, and waits.
     ///
     /// # Errors
-    /// The image can no longer be written.
-    pub fn plan_flush(&self) -> Result<Option<Vec<usize>>> {
+    /// A flush has failed before, or the image can no longer be written.
+    pub fn plan_flush(&self) -> Result<Option<Flush>> {
         if !self.is_writable() {
-            return Ok(Some(Vec::new()));
+            return Ok(Some(Flush::nothing()));
         }
-        match &self.layer {
-            Layer::Raw(_) => Ok(Some(vec![0])),
-            Layer::Qcow2(qcow2) => qcow2.plan_flush(),
+        if let Some(error) = self.flush_error() {
+            return Err(error);
         }
+        if let Layer::Qcow2(qcow2) = &self.layer
+            && !qcow2.may_flush_files()?
+        {
+            return Ok(None);
+        }
+        // What the image's own file refers to comes first.
+        let files = self.file_syncs.iter().cloned().enumerate().rev();
+        Ok(Flush::begin(files))
     }
 
-    /// A file could not be put on the medium. Nobody knows what is there now, so nothing is written upon it.
+    /// Why no flush of this image succeeds any more, if so: one of its files (its own or its external data file) could not be synced
+    /// since it was opened, in whatever way that was asked for. The kernel reports such a failure once, and what was lost stays lost,
+    /// so it is kept until the image is opened anew.
+    pub fn flush_error(&self) -> Option<Error> {
+        let error = self.sync_state.check().err()?;
+        Some(Error::io("flush error", error).within(self.path.display()))
+    }
+
+    /// A file could not be synced by the caller, or by a process that served the same guest before: no flush succeeds from now on, and
+    /// tables are no longer written, for nobody knows what they would stand on.
     pub fn flush_failed(&self, error: &io::Error) {
+        self.sync_state.fail(error);
         if let Layer::Qcow2(qcow2) = &self.layer {
             qcow2.stop(&Error::io("flush error", io::Error::from(error.kind())));
         }

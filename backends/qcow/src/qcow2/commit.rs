@@ -1,5 +1,6 @@
 //! Putting changed tables on the medium, in their order, while other requests go on.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::engine::{Cut, Engine, Freed, Snapshot, Stop, Table};
@@ -8,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::geometry::HOST_LIMIT;
 use crate::options::Discard;
 use crate::qcow2::Qcow2;
-use crate::qcow2::turn::Alone;
+use crate::turn::Turn;
 
 /// Tables are read in pieces of this size, aligned, if clusters are larger.
 const READ_AHEAD: u64 = 16 << 10;
@@ -32,6 +33,28 @@ impl Steps for Engine {
 impl Steps for &Qcow2 {
     fn step<T>(&mut self, step: impl FnOnce(&mut Engine) -> T) -> T {
         step(&mut self.glance())
+    }
+}
+
+/// The engine, locked, while nobody writes its tables but the one who has this.
+#[derive(Debug)]
+pub(crate) struct Alone<'a> {
+    // In this order: the turn must not be over while the engine is locked.
+    engine: RwLockWriteGuard<'a, Engine>,
+    _turn: Turn<'a>,
+}
+
+impl Deref for Alone<'_> {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl DerefMut for Alone<'_> {
+    fn deref_mut(&mut self) -> &mut Engine {
+        &mut self.engine
     }
 }
 

@@ -10,7 +10,6 @@ mod plan;
 mod preallocation;
 mod resize;
 mod snapshot;
-mod turn;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,8 +29,8 @@ use crate::range_lock::RangeLock;
 use crate::report::{CheckResult, Repair, SnapshotInfo};
 use crate::snapshot_table::{Reading, Snapshot, SnapshotTable};
 use crate::storage::Storage;
+use crate::turn::Turns;
 use bitmaps::Bitmaps;
-use turn::Turns;
 
 pub use bitmaps::DirtyRanges;
 
@@ -39,7 +38,7 @@ pub use bitmaps::DirtyRanges;
 pub(crate) struct Qcow2 {
     storage: Box<dyn Storage>,
     /// The external data file, and where it is.
-    data: Option<(Arc<dyn Storage>, PathBuf)>,
+    data: Option<(Box<dyn Storage>, PathBuf)>,
     engine: RwLock<Engine>,
     turns: Turns,
     ranges: RangeLock,
@@ -61,6 +60,8 @@ pub(crate) struct Qcow2 {
     writable: bool,
     for_check: bool,
     discard: Discard,
+    /// It was closed in order: there is nothing left to do when it is dropped.
+    closed: AtomicBool,
 }
 
 impl Qcow2 {
@@ -105,6 +106,7 @@ impl Qcow2 {
             writable: options.writable,
             for_check: options.for_check,
             discard: options.discard,
+            closed: false.into(),
             data: None,
             storage,
         };
@@ -194,7 +196,7 @@ impl Qcow2 {
         engine.register_tables(&l1, &refcount_table, len)
     }
 
-    pub(crate) fn set_data_file(&mut self, data: Arc<dyn Storage>, path: PathBuf) {
+    pub(crate) fn set_data_file(&mut self, data: Box<dyn Storage>, path: PathBuf) {
         self.data = Some((data, path));
     }
 
@@ -237,9 +239,15 @@ impl Qcow2 {
 
     /// Flushes, brings refcounts up to date, and clears the dirty bit.
     pub(crate) fn close(&self) -> Result<()> {
-        if !self.writable {
+        if !self.writable || self.closed.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.put_in_order()?;
+        self.closed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn put_in_order(&self) -> Result<()> {
         {
             let engine = self.look();
             match engine.check_usable() {

@@ -115,11 +115,10 @@ impl Qcow2 {
         Ok(Some(plan))
     }
 
-    /// See [`crate::Image::plan_flush`].
-    pub(crate) fn plan_flush(&self) -> Result<Option<Vec<usize>>> {
+    /// Whether a flush need write no table.
+    pub(crate) fn may_flush_files(&self) -> Result<bool> {
         self.look().check_usable()?;
-        let is_clean = self.turns.is_idle_and(|| self.look().is_clean());
-        Ok(is_clean.then(|| (0..self.storages().len()).rev().collect()))
+        Ok(self.turns.is_idle_and(|| self.look().is_clean()))
     }
 
     /// Nothing is written from now on.

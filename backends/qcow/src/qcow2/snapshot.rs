@@ -15,7 +15,7 @@ use crate::feature;
 use crate::geometry::{MAX_L1_BYTES, MAX_SNAPSHOTS};
 use crate::header::Header;
 use crate::options::Preallocation;
-use crate::qcow2::turn::Alone;
+use crate::qcow2::commit::Alone;
 use crate::qcow2::{Qcow2, find_snapshot};
 use crate::report::{Repair, SnapshotInfo};
 use crate::snapshot_table::{MAX_TABLE_BYTES, Reading, Snapshot, SnapshotTable};

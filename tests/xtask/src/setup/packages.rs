@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::run;
 
 /// What the tests and the nested bench run, whatever version Debian has.
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 14] = [
     "acpica-tools",
     "busybox-static",
     "cpio",
@@ -22,6 +22,7 @@ const PACKAGES: [&str; 13] = [
     "lz4",
     "nftables",
     "socat",
+    "strace",
 ];
 
 /// The peers that `image-tool` and the backends are compared with, which must be this version or newer.

@@ -1,24 +1,21 @@
-//! Turns at writing tables: one at a time, and what several wait for is done once.
+//! Turns at what may be done by one at a time, and that is done once for all who wait for it: writing tables, syncing a file.
 
-use std::ops::{Deref, DerefMut};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLockWriteGuard};
-
-use crate::engine::Engine;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug, Default)]
 struct State {
     busy: bool,
     /// The number of the latest turn.
     latest: u64,
-    /// The number of the latest turn in which everything there was got written.
+    /// The number of the latest turn in which all there was at its beginning got written.
     written: u64,
     #[cfg(test)]
     waiting: usize,
 }
 
-/// Who writes the tables of an image.
+/// Who has the turn.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(crate) struct Turns {
     state: Mutex<State>,
     over: Condvar,
 }
@@ -51,7 +48,7 @@ impl Turns {
     }
 
     /// Waits for a turn.
-    pub(super) fn take(&self) -> Turn<'_> {
+    pub(crate) fn take(&self) -> Turn<'_> {
         let mut state = self.state();
         while state.busy {
             state = self.wait(state);
@@ -60,7 +57,7 @@ impl Turns {
     }
 
     /// Waits for a turn to write everything; `None` if somebody else had one meanwhile that began after this was asked, and did so.
-    pub(super) fn take_unless_written(&self) -> Option<Turn<'_>> {
+    pub(crate) fn take_unless_written(&self) -> Option<Turn<'_>> {
         let mut state = self.state();
         let needed = state.latest + 1;
         loop {
@@ -74,8 +71,26 @@ impl Turns {
         }
     }
 
+    /// Takes a turn, if nobody has one, that is over when [`Turns::end`] is called with its number.
+    pub(crate) fn begin_if_idle(&self) -> Option<u64> {
+        let state = self.state();
+        // The guard is what ends a turn.
+        (!state.busy).then(|| std::mem::ManuallyDrop::new(self.start(state)).number)
+    }
+
+    /// Ends a turn; with `written`, everything there was when it began is on the medium.
+    pub(crate) fn end(&self, number: u64, written: bool) {
+        let mut state = self.state();
+        if written {
+            state.written = number;
+        }
+        state.busy = false;
+        drop(state);
+        self.over.notify_all();
+    }
+
     /// Whether nobody has a turn, and `holds` then holds.
-    pub(super) fn is_idle_and(&self, holds: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn is_idle_and(&self, holds: impl FnOnce() -> bool) -> bool {
         let state = self.state();
         !state.busy && holds()
     }
@@ -83,14 +98,14 @@ impl Turns {
 
 /// A turn; it is over when this is dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
+pub(crate) struct Turn<'a> {
     turns: &'a Turns,
     number: u64,
 }
 
 impl Turn<'_> {
     /// Everything there was when the turn began is on the medium.
-    pub(super) fn all_written(self) {
+    pub(crate) fn all_written(self) {
         self.turns.state().written = self.number;
     }
 }
@@ -99,28 +114,6 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.turns.state().busy = false;
         self.turns.over.notify_all();
-    }
-}
-
-/// The engine, locked, while nobody writes its tables but the one who has this.
-#[derive(Debug)]
-pub(crate) struct Alone<'a> {
-    // In this order: the turn must not be over while the engine is locked.
-    pub(super) engine: RwLockWriteGuard<'a, Engine>,
-    pub(super) _turn: Turn<'a>,
-}
-
-impl Deref for Alone<'_> {
-    type Target = Engine;
-
-    fn deref(&self) -> &Engine {
-        &self.engine
-    }
-}
-
-impl DerefMut for Alone<'_> {
-    fn deref_mut(&mut self) -> &mut Engine {
-        &mut self.engine
     }
 }
 

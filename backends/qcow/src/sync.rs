@@ -1,0 +1,208 @@
+//! Syncs of an image's files.
+//!
+//! The kernel reports a failed write-back to one fdatasync of an open file, and to none after it: the next one succeeds, and what was
+//! lost stays lost. So whether one has failed is kept here, for all files of an image: from then on none succeeds until the image is
+//! opened anew. And a file is synced by one caller at a time: of two at once, one would get the error, and the other would report as
+//! durable what is not.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use crate::buffer::{Destination, Source};
+use crate::extent::Extent;
+use crate::storage::Storage;
+use crate::turn::Turns;
+
+/// Why nothing that an image's files are given is known to be durable, if so. Clones are of the same image.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SyncState(Arc<OnceLock<(io::ErrorKind, String)>>);
+
+impl SyncState {
+    /// # Errors
+    /// A sync has failed.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        match self.0.get() {
+            None => Ok(()),
+            Some((kind, why)) => Err(io::Error::new(
+                *kind,
+                format!(
+                    "an earlier flush failed ({why}), and what it was to make durable may be lost"
+                ),
+            )),
+        }
+    }
+
+    /// A sync has failed; the first error is kept.
+    pub(crate) fn fail(&self, error: &io::Error) {
+        self.0.get_or_init(|| (error.kind(), error.to_string()));
+    }
+}
+
+/// The turns at syncing one file of an image.
+#[derive(Debug, Default)]
+struct Syncs {
+    turns: Turns,
+    state: SyncState,
+}
+
+/// A file of an image, whose syncs obey the rules above.
+pub(crate) struct Synced {
+    file: Arc<dyn Storage>,
+    syncs: Arc<Syncs>,
+}
+
+impl Synced {
+    pub(crate) fn new(file: Arc<dyn Storage>, state: &SyncState) -> (Self, FileSyncs) {
+        let syncs = Arc::new(Syncs {
+            turns: Turns::default(),
+            state: state.clone(),
+        });
+        let of_file = FileSyncs(Arc::clone(&syncs));
+        (Self { file, syncs }, of_file)
+    }
+}
+
+/// A way to a file's turns for callers that sync it by other means.
+#[derive(Clone, Debug)]
+pub(crate) struct FileSyncs(Arc<Syncs>);
+
+/// A flush by other means than this library's: an fdatasync of each of these files, which are those of [`crate::Image::files`]. Until
+/// this is dropped, nobody else syncs them.
+///
+/// If one fails, call [`crate::Image::flush_failed`]; if all succeed, [`Flush::ended`]. Without that, the flush counts as failed.
+#[derive(Debug)]
+pub struct Flush {
+    files: Vec<usize>,
+    turns: Vec<(FileSyncs, u64)>,
+}
+
+impl Flush {
+    /// Nothing to do.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            files: Vec::new(),
+            turns: Vec::new(),
+        }
+    }
+
+    /// Of these files; `None` if one of them is being synced.
+    pub(crate) fn begin(files: impl IntoIterator<Item = (usize, FileSyncs)>) -> Option<Self> {
+        let mut flush = Self::nothing();
+        for (file, syncs) in files {
+            match syncs.0.turns.begin_if_idle() {
+                Some(turn) => {
+                    flush.files.push(file);
+                    flush.turns.push((syncs, turn));
+                }
+                None => {
+                    flush.end(false);
+                    return None;
+                }
+            }
+        }
+        Some(flush)
+    }
+
+    /// The files, by their numbers.
+    pub fn files(&self) -> &[usize] {
+        &self.files
+    }
+
+    /// All files were synced.
+    ///
+    /// # Errors
+    /// A flush of the image has failed meanwhile.
+    pub fn ended(mut self) -> io::Result<()> {
+        let state = self.turns.first().map(|(syncs, _)| &syncs.0.state);
+        let checked = state.map_or(Ok(()), SyncState::check);
+        self.end(checked.is_ok());
+        checked
+    }
+
+    fn end(&mut self, written: bool) {
+        for (syncs, turn) in self.turns.drain(..) {
+            syncs.0.turns.end(turn, written);
+        }
+    }
+}
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        let unknown = io::Error::other("it was given up");
+        for (syncs, _) in &self.turns {
+            syncs.0.state.fail(&unknown);
+        }
+        self.end(false);
+    }
+}
+
+impl Storage for Synced {
+    fn sync(&self) -> io::Result<()> {
+        let state = &self.syncs.state;
+        state.check()?;
+        if let Some(turn) = self.syncs.turns.take_unless_written() {
+            state.check()?;
+            self.file.sync().inspect_err(|error| state.fail(error))?;
+            turn.all_written();
+        }
+        state.check()
+    }
+
+    fn read(
+        &self,
+        offset: u64,
+        dst: &mut dyn Destination,
+        at: usize,
+        len: usize,
+    ) -> io::Result<()> {
+        self.file.read(offset, dst, at, len)
+    }
+
+    fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
+        self.file.write(offset, src, at, len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn is_empty(&self) -> io::Result<bool> {
+        self.file.is_empty()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.file.write_zeroes(offset, len, unmap)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.discard(offset, len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.allocate(offset, len)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        self.file.next_data(offset)
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> io::Result<Option<Extent>> {
+        self.file.extent(offset, len)
+    }
+
+    fn identity(&self) -> [u64; 2] {
+        self.file.identity()
+    }
+
+    fn file(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.file.file()
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        self.file.allocated()
+    }
+}
