@@ -40,9 +40,10 @@ say intact
 "#;
 
 /// `bulkhead-block` is killed twice while the guest writes.
-pub(super) fn block(workplace: &Workplace) -> Result<()> {
+pub(super) fn block(workplace: &Workplace, cpus: u32) -> Result<()> {
     let stage = Stage::new(workplace)?;
     let mut guest = stage.guest(WRITER, &[])?;
+    guest.cpus = cpus;
     let image = stage.disk("256M")?;
     guest.disk = Some(image.display().to_string());
     let mut run = stage.run(&guest)?;

@@ -27,50 +27,59 @@ pub struct Scenario {
     /// What it shows.
     pub name: &'static str,
     /// Runs it; an error is a failure.
-    pub run: fn(&Workplace) -> Result<()>,
+    pub run: fn(&Setting) -> Result<()>,
+}
+
+/// Where a scenario runs, and with what guest where that is not part of it.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// The programs and the kernel.
+    pub workplace: Workplace,
+    /// How many vCPUs the guest has.
+    pub cpus: u32,
 }
 
 /// All of them.
 pub const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "a_guest_on_its_processes",
-        run: |workplace| demo(workplace, 1, KernelImage::BzImage),
+        run: |setting| demo(&setting.workplace, 1, KernelImage::BzImage),
     },
     Scenario {
         name: "an_elf_kernel_on_two_cpus",
-        run: |workplace| demo(workplace, 2, KernelImage::Vmlinux),
+        run: |setting| demo(&setting.workplace, 2, KernelImage::Vmlinux),
     },
     Scenario {
         name: "a_disk_survives_the_death_of_its_backend",
-        run: backend_death::block,
+        run: |setting| backend_death::block(&setting.workplace, setting.cpus),
     },
     Scenario {
         name: "a_network_card_survives_the_death_of_its_backend",
-        run: backend_death::net,
+        run: |setting| backend_death::net(&setting.workplace),
     },
     Scenario {
         name: "ctrl_c_leaves_nothing_behind",
-        run: endings::interrupt,
+        run: |setting| endings::interrupt(&setting.workplace),
     },
     Scenario {
         name: "the_death_of_the_monitor_leaves_nothing_behind",
-        run: endings::monitor_killed,
+        run: |setting| endings::monitor_killed(&setting.workplace),
     },
     Scenario {
         name: "a_reset_ends_with_3",
-        run: endings::reset,
+        run: |setting| endings::reset(&setting.workplace),
     },
     Scenario {
         name: "a_triple_fault_ends_with_4",
-        run: endings::crash,
+        run: |setting| endings::crash(&setting.workplace),
     },
     Scenario {
         name: "the_commands_of_a_dry_run_work_as_printed",
-        run: dry_run::commands,
+        run: |setting| dry_run::commands(&setting.workplace),
     },
     Scenario {
         name: "no_process_can_open_connect_or_execute",
-        run: confinement::refused,
+        run: |setting| confinement::refused(&setting.workplace),
     },
 ];
 

@@ -1,4 +1,4 @@
-//! `xtask`: the developers' one door: `cargo xtask setup`, `demo`, `test`, `bench`.
+//! `xtask`: the developers' one door: `cargo xtask setup`, `demo`, `test`, `soak`, `bench`.
 //!
 //! It installs, builds, calls and reports; what is tested is in `bulkhead-tests` and in the crates themselves.
 //! May touch the target folder, and Debian's packages in `setup` alone. It depends on none of them: it calls what they build.
@@ -7,9 +7,11 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod project;
 mod run;
 mod setup;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -38,6 +40,8 @@ enum Task {
     },
     /// Run every test there is.
     Test(test::Options),
+    /// Run for hours what the tests run for minutes.
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         (Task::Demo, Ok(project)) => demo::run(&project),
         (Task::Bench { figures }, Ok(project)) => bench::run(&project, &figures),
         (Task::Test(options), Ok(project)) => test::run(&project, &options),
+        (Task::Soak(options), Ok(project)) => soak::run(&project, &options),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,20 +1,17 @@
 //! The steps of `cargo xtask test`, in order.
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use super::Options;
 use super::step::Step;
+use crate::fuzz::{self, Run};
 use crate::project::Project;
 use crate::setup;
 
-/// Workspaces besides the main one.
+/// The bare-metal guest, which is a workspace of its own.
 const GUEST: &str = "tests/guest/Cargo.toml";
-const FUZZ: &str = "tests/fuzz";
-/// What fuzz targets are built for.
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// Random cases of image-tool in a full run.
 const RANDOM_CASES: &str = "2000";
@@ -110,6 +107,24 @@ pub(super) fn all(project: &Project, options: &Options) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// Each fuzz target for a short while, from seeds made on the spot, if the compiler it takes is here.
+fn fuzz(project: &Project, options: &Options) -> Result<Step> {
+    const NAME: &str = "fuzz";
+    if options.quick {
+        return Ok(Step::skipped(NAME, "--quick leaves it out"));
+    }
+    if let Some(why) = fuzz::missing()? {
+        return Ok(Step::skipped(NAME, why));
+    }
+    let run = Run {
+        seconds: options.fuzz_seconds,
+        seed: options.fuzz_seed,
+    };
+    let targets = fuzz::targets(project)?;
+    let commands = targets.iter().map(|name| fuzz::target(project, name, &run));
+    Ok(Step::new(NAME, fuzz::build(project)).beside(commands))
+}
+
 /// image-tool against the reference on many random images.
 fn random(project: &Project) -> Command {
     let arguments = ["test", "--release", "-p", "image-tool", "--test", "random"];
@@ -163,62 +178,4 @@ fn system_tests(project: &Project) -> Result<(Vec<String>, Vec<String>)> {
     Ok(names
         .into_iter()
         .partition(|name| name.starts_with("guest_")))
-}
-
-/// Each fuzz target for a short while, from seeds made on the spot, if the compiler it takes is here.
-fn fuzz(project: &Project, options: &Options) -> Result<Step> {
-    const NAME: &str = "fuzz";
-    if options.quick {
-        return Ok(Step::skipped(NAME, "--quick leaves it out"));
-    }
-    let mut nightly = Command::new("cargo");
-    if !crate::run::quiet(nightly.args(["+nightly", "--version"]))?
-        .status
-        .success()
-    {
-        let why = "no nightly toolchain: `rustup toolchain install nightly`";
-        return Ok(Step::skipped(NAME, why));
-    }
-    let folder = project.sources.join(FUZZ);
-    let target = project.target.join("fuzz");
-    let corpus = target.join("corpus");
-    let mut build = setup::fuzz(project);
-    // The libraries have no unsafe code of their own; without a sanitizer far more inputs are tried.
-    build.args(["build", "--sanitizer", "none", "--fuzz-dir"]);
-    build.arg(&folder);
-    build.env("RUSTUP_TOOLCHAIN", "nightly");
-    let mut seeds = crate::run::cargo(project, &["run", "--quiet", "--bin", "seeds", "--"]);
-    seeds.arg(&corpus);
-    let mut first = vec![seeds, build];
-    let mut targets = Vec::new();
-    for name in fuzz_targets(&folder)? {
-        let artifacts = target.join(format!("artifacts-{name}-"));
-        let found = corpus.join(&name);
-        let mut command = Command::new(target.join(TRIPLE).join("release").join(&name));
-        command
-            .arg(format!("-max_total_time={}", options.fuzz_seconds))
-            .arg(format!("-seed={}", options.fuzz_seed))
-            .arg(format!("-artifact_prefix={}", artifacts.display()))
-            .args(["-rss_limit_mb=1024", "-timeout=20", "-max_len=32768"])
-            .arg(found);
-        targets.push(command);
-    }
-    for command in first.iter_mut().chain(&mut targets) {
-        command
-            .current_dir(&folder)
-            .env("CARGO_TARGET_DIR", &target);
-    }
-    Ok(Step::new(NAME, first).beside(targets))
-}
-
-/// One file, one target.
-fn fuzz_targets(folder: &Path) -> Result<Vec<String>> {
-    let folder = folder.join("fuzz_targets");
-    let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
-    let mut names: Vec<String> = entries
-        .flatten()
-        .filter_map(|entry| Some(entry.path().file_stem()?.to_str()?.to_owned()))
-        .collect();
-    names.sort();
-    Ok(names)
 }
