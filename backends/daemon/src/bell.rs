@@ -23,7 +23,8 @@ impl Bell {
 
     /// Whoever waits for it wakes.
     pub fn ring(&self) {
-        signal(&self.0);
+        // A counter that is full has been heard of already.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
     /// It was heard.
@@ -37,12 +38,6 @@ impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-/// Signals an eventfd, or what a frontend gave as one. A counter that is full has been signalled already; a peer that is gone needs no
-/// signal.
-pub(crate) fn signal(fd: impl AsFd) {
-    let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
 }
 
 #[cfg(test)]

@@ -13,11 +13,8 @@ const SYSCALLS: &[libc::c_long] = &[
     libc::SYS_statx,
 ];
 
-/// `FIONREAD`: how much of a message has arrived.
-const IOCTLS: &[u64] = &[libc::FIONREAD];
-
 pub(crate) fn allow(confinement: Confinement) -> Confinement {
-    confinement.allow(SYSCALLS).allow_ioctls(IOCTLS)
+    confinement.allow(SYSCALLS)
 }
 
 /// What it takes to remove the socket file at the end.

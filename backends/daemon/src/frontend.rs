@@ -1,19 +1,19 @@
 //! A connected frontend, and the loop that hears it.
 
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_process::signals::SignalFd;
-use vhost::vhost_user::{BackendReqHandler, Error as MessageError, VhostUserBackendReqHandlerMut};
 
+use crate::connection::{Connection, Incoming, Message};
 use crate::crew::Crew;
 use crate::device::Device;
 use crate::error::Error;
-use crate::peer::{self, Header, Incoming};
+use crate::messages::Refusal;
 use crate::poll::{Poll, Token};
 use crate::post::Post;
 use crate::session::Session;
 use crate::warn;
+use crate::watchdog;
 
 /// How many messages of the frontend are handled before the rings have their turn.
 const MESSAGES_AT_ONCE: usize = 64;
@@ -29,10 +29,8 @@ pub(crate) enum End {
 
 /// A connected frontend.
 pub(crate) struct Frontend<'s, 'd, D: Device> {
-    messages: BackendReqHandler<Mutex<Session<'s, 'd, D>>>,
-    /// The same socket, to look at.
-    stream: UnixStream,
-    session: Arc<Mutex<Session<'s, 'd, D>>>,
+    connection: Connection,
+    session: Session<'s, 'd, D>,
     /// The part that this thread serves, too.
     here: Option<&'s Post<'d, D>>,
     /// There may be messages that nothing will tell of.
@@ -45,17 +43,13 @@ impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
         posts: &'s [Post<'d, D>],
         rings: u16,
     ) -> Result<Self, Error> {
-        let failed = |error| Error::System("cannot use the frontend's socket", error);
         let Some(first) = posts.first() else {
             let nothing = std::io::Error::other("it has no parts");
             return Err(Error::System("cannot serve the device", nothing));
         };
-        let watched = stream.try_clone().map_err(failed)?;
-        let session = Arc::new(Mutex::new(Session::new(first, posts, rings)));
         Ok(Self {
-            messages: BackendReqHandler::from_stream(stream, Arc::clone(&session)),
-            stream: watched,
-            session,
+            connection: Connection::new(stream),
+            session: Session::new(first, posts, rings),
             here: Some(first).filter(|post| !post.is_apart()),
             more: true,
         })
@@ -68,11 +62,11 @@ impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
         termination: &SignalFd,
         crew: &Crew<'_, '_, D>,
     ) -> Result<End, Error> {
-        poll.add(&self.stream, Token::Frontend)
+        poll.add(&self.connection, Token::Frontend)
             .map_err(Error::system("epoll"))?;
         let ended = self.run(poll, termination, crew);
-        poll.remove(&self.stream);
-        let closed = lock(&self.session).close().map_err(Error::Device);
+        poll.remove(&self.connection);
+        let closed = self.session.close().map_err(Error::Device);
         let end = ended?;
         closed.map(|()| end)
     }
@@ -92,6 +86,7 @@ impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
                             .take()
                             .map_err(|error| Error::System("cannot read a signal", error))?;
                         if signal.is_some() {
+                            watchdog::ending();
                             return Ok(End::Termination);
                         }
                     }
@@ -113,60 +108,34 @@ impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
     /// Handles the messages that have arrived, up to a limit.
     fn handle_messages(&mut self) -> Result<Option<End>, Error> {
         for _ in 0..MESSAGES_AT_ONCE {
-            let header = match peer::look(&self.stream) {
-                Ok(Incoming::Message(header)) => header,
-                Ok(Incoming::Nothing) => {
+            match self.connection.receive().map_err(Error::Frontend)? {
+                Incoming::Message(message) => self.handle(message).map_err(Error::Frontend)?,
+                Incoming::Nothing => {
                     self.more = false;
                     return Ok(None);
                 }
-                Ok(Incoming::End) => return Ok(Some(End::Disconnected)),
-                Err(error) => return Err(Error::Frontend(error.to_string())),
-            };
-            if header.is_ring_enable() && !lock(&self.session).has_negotiated() {
-                self.enable_ring(header)?;
-                continue;
-            }
-            let Err(error) = self.messages.handle_request() else {
-                continue;
-            };
-            let mut session = lock(&self.session);
-            match (session.take_refusal(), error) {
-                (_, MessageError::Disconnected | MessageError::SocketBroken(_)) => {
-                    return Ok(Some(End::Disconnected));
-                }
-                // It has been told, and may go on without.
-                (Some(why), _) if session.replies_to_all() && header.is_acknowledged() => {
-                    warn(&format!("the vhost-user frontend: {why}"));
-                }
-                (Some(why), _) => return Err(Error::Frontend(why)),
-                (None, error) => return Err(Error::Frontend(error.to_string())),
+                Incoming::End => return Ok(Some(End::Disconnected)),
             }
         }
         Ok(None)
     }
 
-    /// QEMU enables a network device's rings before it sets features, which `vhost` refuses.
-    fn enable_ring(&mut self, header: Header) -> Result<(), Error> {
-        let failed = |error: std::io::Error| Error::Frontend(error.to_string());
-        let mut session = lock(&self.session);
-        let taken = peer::take_ring_enable(&self.stream).map_err(|error| failed(error.into()))?;
-        let Some((index, enable)) = taken else {
-            return Err(Error::Frontend("malformed SET_VRING_ENABLE".to_owned()));
-        };
-        if session.set_vring_enable(index, enable).is_err() {
-            let why = session.take_refusal().unwrap_or_default();
-            return Err(Error::Frontend(why));
+    fn handle(&mut self, message: Message) -> Result<(), String> {
+        let (request, acknowledged) = (message.request, message.is_acknowledged());
+        let done = self.session.handle(message);
+        // Also after the message that asked for it.
+        let acknowledged = acknowledged && self.session.replies_to_all();
+        match done {
+            Ok(Some(reply)) => self.connection.reply(request, reply),
+            Ok(None) if acknowledged => self.connection.acknowledge(request, true),
+            Ok(None) => Ok(()),
+            // It learns of that, and may go on without.
+            Err(Refusal::Request(why)) if acknowledged => {
+                warn(&format!("the vhost-user frontend: {why}"));
+                self.connection.acknowledge(request, false)
+            }
+            Err(Refusal::Request(why)) => Err(why),
+            Err(Refusal::Malformed(request)) => Err(format!("malformed message {request:?}")),
         }
-        if session.replies_to_all() && header.is_acknowledged() {
-            peer::acknowledge_ring_enable(&self.stream).map_err(failed)?;
-        }
-        Ok(())
     }
-}
-
-/// One thread only ever takes the lock; `vhost` wants it.
-fn lock<'a, 's, 'd, D: Device>(
-    session: &'a Mutex<Session<'s, 'd, D>>,
-) -> MutexGuard<'a, Session<'s, 'd, D>> {
-    session.lock().unwrap_or_else(PoisonError::into_inner)
 }

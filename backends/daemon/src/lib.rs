@@ -62,22 +62,25 @@
 //! It may touch its socket, the descriptors the frontend sends, and the memory behind them. It must not depend on a device, on an image
 //! format, or on networking.
 //!
-//! `unsafe` is in three places: [`iovec`], which gives guest memory to system calls, [`uring`], which gives it to the kernel for longer than
-//! a call, and [`inherited_fd`], which takes over a descriptor that is named by number. A device needs none.
+//! `unsafe` is in five places: [`iovec`], which gives guest memory to system calls, [`uring`], which gives it to the kernel for longer than
+//! a call, [`inherited_fd`], which takes over a descriptor that is named by number, `eventfd`, which asks what a descriptor is, and
+//! `watchdog`, which handles a signal. A device needs none.
 
 mod args;
 mod bell;
 mod chain;
 mod confine;
+mod connection;
 mod crew;
+mod descriptors;
 mod device;
 mod error;
+mod eventfd;
 mod frontend;
 mod inflight;
 pub mod iovec;
 mod memory;
 mod messages;
-mod peer;
 mod poll;
 mod post;
 mod queue;
@@ -88,7 +91,7 @@ mod serve;
 mod session;
 mod socket;
 pub mod uring;
-
+mod watchdog;
 mod worker;
 
 pub use args::{DaemonArgs, DeviceType, print_capabilities};

@@ -1,19 +1,17 @@
 //! One ring of the device: what the frontend has said about it, and whether it runs.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
 use virtio_queue::{Queue as SplitQueue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use crate::bell::signal;
 use crate::error::RingError;
+use crate::eventfd::EventFd;
 use crate::inflight::InflightRing;
 use crate::memory::Memory;
 use crate::queue::Queue;
 use crate::running::{Running, Turn};
+use crate::warn;
 
 /// The longest ring: as QEMU has it.
 pub const MAX_RING_SIZE: u16 = 1024;
@@ -43,9 +41,9 @@ pub(crate) struct Ring {
     pub(crate) base: u16,
     pub(crate) addresses: Option<RingAddresses>,
     pub(crate) enabled: bool,
-    kick: Option<OwnedFd>,
-    call: Option<OwnedFd>,
-    err: Option<OwnedFd>,
+    kick: Option<EventFd>,
+    call: Option<EventFd>,
+    err: Option<EventFd>,
     state: State,
 }
 
@@ -65,24 +63,26 @@ impl Ring {
     }
 
     /// Takes the descriptor that the driver kicks by, and gives the old one, which may still be watched.
-    pub(crate) fn set_kick(&mut self, file: Option<File>) -> Option<OwnedFd> {
-        std::mem::replace(&mut self.kick, file.map(OwnedFd::from))
+    pub(crate) fn set_kick(&mut self, event: Option<EventFd>) -> Option<EventFd> {
+        std::mem::replace(&mut self.kick, event)
     }
 
     /// Takes the descriptor to notify the driver by, and uses it at once: completions may have come before it.
-    pub(crate) fn set_call(&mut self, file: Option<File>) {
-        self.call = file.map(OwnedFd::from);
-        if let Some(call) = &self.call {
-            never_block(call);
-            signal(call);
+    pub(crate) fn set_call(&mut self, event: Option<EventFd>) {
+        self.call = event;
+        self.notify();
+    }
+
+    /// Notifies the driver. A descriptor that makes this wait is not used again.
+    fn notify(&mut self) {
+        if self.call.as_ref().is_some_and(|call| !call.signal()) {
+            self.call = None;
+            warn(&format!("the call eventfd of ring {} blocks", self.index));
         }
     }
 
-    pub(crate) fn set_err(&mut self, file: Option<File>) {
-        self.err = file.map(OwnedFd::from);
-        if let Some(err) = &self.err {
-            never_block(err);
-        }
+    pub(crate) fn set_err(&mut self, event: Option<EventFd>) {
+        self.err = event;
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -162,8 +162,8 @@ impl Ring {
             State::Stopped => self.base,
         };
         self.state = State::Broken(base);
-        if let Some(err) = &self.err {
-            signal(err);
+        if self.err.as_ref().is_some_and(|err| !err.signal()) {
+            self.err = None;
         }
     }
 
@@ -184,19 +184,11 @@ impl Ring {
         });
         // What is done is done: the driver is told even if the rest broke the ring.
         let told = running.take_notification(memory);
-        if let (Ok(true), Some(call)) = (&told, &self.call) {
-            signal(call);
+        let ended = served.and_then(|()| running.end(memory));
+        if let Ok(true) = told {
+            self.notify();
         }
-        served?;
         told?;
-        running.end(memory)
-    }
-}
-
-/// The other end may be anything; a full pipe must not stop this process.
-fn never_block(fd: &OwnedFd) {
-    if let Ok(flags) = rustix::fs::fcntl_getfl(fd) {
-        // Where it cannot be set, the descriptor is none that blocks.
-        let _ = rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK);
+        ended
     }
 }

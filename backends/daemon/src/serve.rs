@@ -1,5 +1,6 @@
 //! From the command line to the end: the socket, the confinement, and one frontend after the other.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::frontend::{End, Frontend};
 use crate::poll::{Poll, Token};
 use crate::socket::{Listener, Meeting};
 use crate::warn;
+use crate::watchdog;
 
 /// Serves the device that `parts` make up to the frontend that `args` name, until it disconnects (with `--persist`: until SIGTERM or SIGINT).
 ///
@@ -32,13 +34,19 @@ pub fn run<D: Device + Send>(
 ) -> Result<(), Error> {
     let termination = signals::block_termination()
         .map_err(|error| Error::System("cannot wait for signals", error))?;
+    watchdog::prepare().map_err(|error| Error::System("cannot handle a signal", error))?;
     let meeting = Meeting::open(args)?;
     bulkhead_process::notify::ready()
         .map_err(|error| Error::System("cannot tell the service manager", error))?;
     let confinement = confine::allow(confinement);
+    let watched = termination
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| Error::System("cannot wait for signals", error))?;
     let mut server = Server {
         parts,
         termination,
+        watched: Some(watched),
         poll: Arc::new(Poll::new().map_err(Error::system("epoll"))?),
     };
     server
@@ -72,6 +80,8 @@ pub fn run<D: Device + Send>(
 struct Server<'d, D> {
     parts: &'d mut [D],
     termination: SignalFd,
+    /// The same, for the watchdog, until that is started: after confinement, as all threads are.
+    watched: Option<OwnedFd>,
     poll: Arc<Poll>,
 }
 
@@ -95,6 +105,7 @@ impl<D: Device + Send> Server<'_, D> {
         // By fcntl(2): the standard library has an ioctl(2) for it, which confinement does not know.
         rustix::fs::fcntl_setfl(&listener.socket, OFlags::RDWR | OFlags::NONBLOCK)
             .map_err(Error::system("fcntl"))?;
+        watchdog::set_idle(true);
         self.poll
             .add(&listener.socket, Token::Listener)
             .map_err(Error::system("epoll"))?;
@@ -122,6 +133,11 @@ impl<D: Device + Send> Server<'_, D> {
     }
 
     fn serve(&mut self, stream: UnixStream) -> Result<End, Error> {
+        if let Some(termination) = self.watched.take() {
+            watchdog::start(termination)
+                .map_err(|error| Error::System("cannot start a thread", error))?;
+        }
+        watchdog::set_idle(false);
         let rings = self.parts.first().map_or(0, Device::queues);
         let posts = crew::posts(self.parts, rings, &self.poll)?;
         let crew = Crew::new(&posts, &self.poll)?;

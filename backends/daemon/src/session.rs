@@ -1,8 +1,6 @@
 //! One frontend's use of the device: its memory, rings and features, as its [messages](crate::messages) set them.
 
-use vhost::vhost_user::{
-    Error as MessageError, Result as Reply, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
-};
+use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -44,8 +42,6 @@ pub(crate) struct Session<'s, 'd, D: Device> {
     /// As accepted by the driver, once it has.
     pub(crate) features: Option<u64>,
     pub(crate) protocol_features: u64,
-    /// Why the last message was refused.
-    refusal: Option<String>,
 }
 
 impl<'s, 'd, D: Device> Session<'s, 'd, D> {
@@ -59,21 +55,11 @@ impl<'s, 'd, D: Device> Session<'s, 'd, D> {
             inflight: None,
             features: None,
             protocol_features: 0,
-            refusal: None,
         }
     }
 
     pub(crate) fn replies_to_all(&self) -> bool {
         self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
-    }
-
-    /// Whether the frontend has set features.
-    pub(crate) fn has_negotiated(&self) -> bool {
-        self.features.is_some()
-    }
-
-    pub(crate) fn take_refusal(&mut self) -> Option<String> {
-        self.refusal.take()
     }
 
     /// Ends the session: no descriptor of the frontend stays open, and the device has put everything away.
@@ -97,28 +83,25 @@ impl<'s, 'd, D: Device> Session<'s, 'd, D> {
     }
 
     /// The part that ring `index` belongs to, and the index as it knows it.
-    pub(crate) fn worker(&mut self, index: u32) -> Reply<(Borrowed<'s, 'd, D>, u16)> {
+    pub(crate) fn worker(&self, index: u32) -> Result<(Borrowed<'s, 'd, D>, u16), String> {
         let ring = u16::try_from(index).ok().filter(|&ring| ring < self.rings);
         let worker = |ring: u16| self.posts.get(usize::from(ring) % self.posts.len());
         match ring.and_then(|ring| Some((worker(ring)?.borrow(), ring))) {
             Some(found) => Ok(found),
-            None => {
-                let rings = self.rings;
-                Err(self.refuse(format!("there is no ring {index}, only {rings}")))
-            }
+            None => Err(format!("there is no ring {index}, only {}", self.rings)),
         }
     }
 
     /// Has `set` say something about ring `index`, which must be stopped. Gives the part that it belongs to.
     pub(crate) fn set_stopped(
-        &mut self,
+        &self,
         index: u32,
         set: impl FnOnce(&mut Ring),
-    ) -> Reply<Borrowed<'s, 'd, D>> {
+    ) -> Result<Borrowed<'s, 'd, D>, String> {
         let (mut worker, number) = self.worker(index)?;
         match worker.ring(number) {
             Some(ring) if ring.is_stopped() => set(ring),
-            _ => return Err(self.refuse(format!("ring {index} is in use"))),
+            _ => return Err(format!("ring {index} is in use")),
         }
         Ok(worker)
     }
@@ -150,10 +133,5 @@ impl<'s, 'd, D: Device> Session<'s, 'd, D> {
             worker.extend_memory(self.memory.guest());
             self.start_rings_of(&mut worker);
         }
-    }
-
-    pub(crate) fn refuse(&mut self, why: String) -> MessageError {
-        self.refusal = Some(why);
-        MessageError::InvalidParam
     }
 }

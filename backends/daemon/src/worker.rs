@@ -1,6 +1,5 @@
 //! A part of the device with its rings: all that happens to them while they run.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -8,6 +7,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::device::{Device, Queues, out_of_service};
 use crate::error::RingError;
+use crate::eventfd::EventFd;
 use crate::inflight::InflightArea;
 use crate::memory::Memory;
 use crate::poll::{Again, Poll, Token};
@@ -198,19 +198,19 @@ impl<'d, D: Device> Worker<'d, D> {
         });
     }
 
-    /// Has ring `index` kicked by `fd`.
-    pub(crate) fn set_kick(&mut self, index: u16, fd: Option<File>) -> io::Result<()> {
+    /// Has ring `index` kicked by `event`.
+    pub(crate) fn set_kick(&mut self, index: u16, event: Option<EventFd>) -> io::Result<()> {
         let Some(ring) = self.rings.get_mut(index) else {
             return Ok(());
         };
         if let Some(old) = ring.set_kick(None) {
             self.poll.remove(&old);
         }
-        if let Some(file) = &fd {
+        if let Some(event) = &event {
             // Without a descriptor the frontend wants the ring polled; nobody kicks it then, and nobody serves it.
-            self.poll.add(file, Token::Kick(index))?;
+            self.poll.add(event, Token::Kick(index))?;
         }
-        ring.set_kick(fd);
+        ring.set_kick(event);
         Ok(())
     }
 
