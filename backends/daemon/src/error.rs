@@ -65,6 +65,9 @@ pub enum RingError {
     /// A buffer, or part of the ring, is not in guest memory.
     #[error("an address is outside guest memory")]
     OutsideMemory,
+    /// The frontend has taken away memory that it shares.
+    #[error("the frontend has truncated memory that it shares")]
+    MemoryLost,
     /// The shared in-flight area does not fit the ring.
     #[error("the in-flight area does not fit the ring")]
     Inflight,

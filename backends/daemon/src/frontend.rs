@@ -12,6 +12,7 @@ use crate::messages::Refusal;
 use crate::poll::{Poll, Token};
 use crate::post::Post;
 use crate::session::Session;
+use crate::sigbus;
 use crate::warn;
 use crate::watchdog;
 
@@ -91,7 +92,7 @@ impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
                         }
                     }
                     (Token::Frontend, _) => self.more = true,
-                    (Token::Alarm, _) => return Err(crew.failure()),
+                    (Token::Alarm, _) if !sigbus::is_lost() => return Err(crew.failure()),
                     (token, Some(post)) => post.take().happened(token).map_err(Error::Device)?,
                     (_, None) => {}
                 }
@@ -101,6 +102,11 @@ impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
             }
             if let Some(post) = self.here {
                 post.take().next_turns();
+            }
+            if sigbus::is_lost() {
+                return Err(Error::Frontend(
+                    "it has truncated memory that it shares".to_owned(),
+                ));
             }
         }
     }

@@ -13,6 +13,7 @@
 //! A "batch" of the specification is what the driver is shown at once: one request, or the merged buffers of one packet.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +21,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use crate::error::RingError;
+use crate::sigbus::{self, Mapped};
 
 const ALIGNMENT: u64 = 64;
 const VERSION: u16 = 1;
@@ -89,10 +91,10 @@ impl InflightArea {
     /// Maps the area that the frontend has kept. (SET_INFLIGHT_FD)
     pub(crate) fn map(file: File, layout: AreaLayout) -> Result<Self, String> {
         let needed = region_size(layout.ring_size) * u64::from(layout.rings);
-        let length = file
+        let metadata = file
             .metadata()
-            .map_err(|error| format!("in-flight area: {error}"))?
-            .len();
+            .map_err(|error| format!("in-flight area: {error}"))?;
+        let length = metadata.len();
         let end = layout.offset.checked_add(needed);
         if layout.size < needed || end.is_none_or(|end| end > length) {
             return Err(format!(
@@ -107,10 +109,14 @@ impl InflightArea {
         let size = usize::try_from(size).map_err(|error| error.to_string())?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, layout.offset), size)
             .map_err(|error| format!("in-flight area: {error}"))?;
-        Ok(Self {
-            mapping: Arc::new(mapping),
-            layout,
-        })
+        let mapped = Mapped {
+            start: mapping.as_ptr(),
+            length: size,
+            block: metadata.blksize(),
+        };
+        let mapping = Arc::new(mapping);
+        sigbus::watch(Arc::clone(&mapping) as _, mapped)?;
+        Ok(Self { mapping, layout })
     }
 
     /// The part that is the device's.

@@ -48,8 +48,7 @@
 //!
 //! Message sizes, numbers of regions, rings, descriptors and bytes are bounded; a message is read when all of it is there and an answer
 //! will fit. A message that makes no sense closes the connection or is refused with one line; a ring that makes no sense is taken out of
-//! service with one line and the others go on. One thing cannot be prevented: a frontend that truncates memory it shares without a seal
-//! kills its own back-end by SIGBUS, and a restart is the cure.
+//! service with one line and the others go on. A frontend that truncates memory it shares is disconnected, see `sigbus`.
 //!
 //! # Why not `vhost_user_backend`
 //!
@@ -62,9 +61,9 @@
 //! It may touch its socket, the descriptors the frontend sends, and the memory behind them. It must not depend on a device, on an image
 //! format, or on networking.
 //!
-//! `unsafe` is in five places: [`iovec`], which gives guest memory to system calls, [`uring`], which gives it to the kernel for longer than
+//! `unsafe` is in six places: [`iovec`], which gives guest memory to system calls, [`uring`], which gives it to the kernel for longer than
 //! a call, [`inherited_fd`], which takes over a descriptor that is named by number, `eventfd`, which asks what a descriptor is, and
-//! `watchdog`, which handles a signal. A device needs none.
+//! `sigbus` and `watchdog`, which handle signals. A device needs none.
 
 mod args;
 mod bell;
@@ -89,6 +88,7 @@ mod rings;
 mod running;
 mod serve;
 mod session;
+mod sigbus;
 mod socket;
 pub mod uring;
 mod watchdog;

@@ -1,12 +1,15 @@
 //! Guest memory as the frontend shares it: regions mapped from its file descriptors, and its own addresses for them.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap, MmapRegion,
 };
+
+use crate::sigbus::{self, Mapped};
 
 /// As many regions as the kernel's vhost takes by default.
 pub(crate) const MAX_REGIONS: usize = 509;
@@ -52,7 +55,7 @@ impl Memory {
         if self.layout.len() >= MAX_REGIONS {
             return Err(format!("more than {MAX_REGIONS} memory regions"));
         }
-        let region = map(layout, file)?;
+        let (region, mapped) = map(layout, file)?;
         let overlaps = |old: &RegionLayout| {
             old.user_address < layout.user_address.saturating_add(layout.size)
                 && layout.user_address < old.user_address.saturating_add(old.size)
@@ -60,9 +63,11 @@ impl Memory {
         if self.layout.iter().any(overlaps) {
             return Err("memory regions overlap in the frontend's address space".to_owned());
         }
+        let region = Arc::new(region);
+        sigbus::watch(Arc::clone(&region) as _, mapped)?;
         let more = self
             .guest
-            .insert_region(Arc::new(region))
+            .insert_region(region)
             .map_err(|error| format!("memory region {:#x}: {error}", layout.guest_address))?;
         self.guest = Arc::new(more);
         self.layout.push(layout);
@@ -101,18 +106,17 @@ impl Memory {
     }
 }
 
-fn map(layout: RegionLayout, file: File) -> Result<GuestRegionMmap, String> {
+fn map(layout: RegionLayout, file: File) -> Result<(GuestRegionMmap, Mapped), String> {
     let what = || format!("memory region {:#x}", layout.guest_address);
     let size = usize::try_from(layout.size).map_err(|_| format!("{}: too large", what()))?;
     let end = layout
         .file_offset
         .checked_add(layout.size)
         .ok_or_else(|| format!("{}: too large", what()))?;
-    // A mapping beyond the end of its file is a SIGBUS later.
-    let length = file
+    let metadata = file
         .metadata()
-        .map_err(|error| format!("{}: {error}", what()))?
-        .len();
+        .map_err(|error| format!("{}: {error}", what()))?;
+    let length = metadata.len();
     if length < end {
         return Err(format!(
             "{}: its file has {length} bytes, {end} are needed",
@@ -121,7 +125,13 @@ fn map(layout: RegionLayout, file: File) -> Result<GuestRegionMmap, String> {
     }
     let mapping = MmapRegion::from_file(FileOffset::new(file, layout.file_offset), size)
         .map_err(|error| format!("{}: {error}", what()))?;
+    let mapped = Mapped {
+        start: mapping.as_ptr(),
+        length: size,
+        block: metadata.blksize(),
+    };
     GuestRegionMmap::new(mapping, GuestAddress(layout.guest_address))
+        .map(|region| (region, mapped))
         .ok_or_else(|| format!("{}: beyond the end of the address space", what()))
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::bell::Bell;
 use crate::device::Device;
 use crate::poll::{Poll, Token};
+use crate::sigbus;
 use crate::worker::Worker;
 
 /// A part of the device, and who has it.
@@ -100,6 +101,10 @@ impl<'d, D: Device> Post<'d, D> {
             }
             worker.next_turns();
             idle = !worker.has_more();
+            if sigbus::is_lost() {
+                // The session is alarmed, and ends for this reason.
+                break;
+            }
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 use crate::chain::{Chain, Segment, Table, walk};
 use crate::error::RingError;
 use crate::inflight::InflightRing;
+use crate::sigbus;
 
 /// How many spare chains a ring keeps the memory of.
 const SPARE_CHAINS: usize = 64;
@@ -282,6 +283,10 @@ impl Running {
         memory: &GuestMemoryMmap,
         chains: impl IntoIterator<Item = (Chain, u32)>,
     ) -> Result<(), RingError> {
+        // What was read of it may be no data of the driver, and what was written to it has gone.
+        if sigbus::is_lost() {
+            return Err(RingError::MemoryLost);
+        }
         let mut heads = std::mem::take(&mut self.heads);
         heads.clear();
         for (ahead, (chain, written)) in (0u16..).zip(chains) {

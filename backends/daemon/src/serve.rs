@@ -15,6 +15,7 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::frontend::{End, Frontend};
 use crate::poll::{Poll, Token};
+use crate::sigbus;
 use crate::socket::{Listener, Meeting};
 use crate::warn;
 use crate::watchdog;
@@ -35,6 +36,7 @@ pub fn run<D: Device + Send>(
     let termination = signals::block_termination()
         .map_err(|error| Error::System("cannot wait for signals", error))?;
     watchdog::prepare().map_err(|error| Error::System("cannot handle a signal", error))?;
+    sigbus::prepare().map_err(|error| Error::System("cannot handle a signal", error))?;
     let meeting = Meeting::open(args)?;
     bulkhead_process::notify::ready()
         .map_err(|error| Error::System("cannot tell the service manager", error))?;

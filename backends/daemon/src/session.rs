@@ -9,6 +9,7 @@ use crate::inflight::InflightArea;
 use crate::memory::Memory;
 use crate::post::{Borrowed, Post};
 use crate::ring::Ring;
+use crate::sigbus;
 use crate::worker::{Start, Worker};
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -69,7 +70,9 @@ impl<'s, 'd, D: Device> Session<'s, 'd, D> {
         }
         self.memory = Memory::default();
         self.inflight = None;
-        self.first().part.disconnected()
+        let closed = self.first().part.disconnected();
+        sigbus::sweep();
+        closed
     }
 
     /// The part that speaks for the device.
