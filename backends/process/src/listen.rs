@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -269,6 +270,12 @@ impl Drop for SocketFile {
             return;
         };
         let Ok(folder) = Folder::open(&self.path) else {
+            // A confined process may be allowed to remove the file and not to open the folder.
+            let is_ours = std::fs::symlink_metadata(&self.path)
+                .is_ok_and(|now| (now.dev(), now.ino()) == self.identity);
+            if is_ours {
+                let _ = std::fs::remove_file(&self.path);
+            }
             return;
         };
         let _locked = folder.lock();
@@ -286,7 +293,7 @@ impl Drop for SocketFile {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     fn mode(path: &Path) -> u32 {
