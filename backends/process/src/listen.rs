@@ -4,7 +4,7 @@
 //! mode is what the caller says, whatever the umask, and never wider for a moment. Programs that start together settle it by a lock on
 //! the folder: one listens, the others say that the path is in use.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -132,7 +132,7 @@ impl Listen {
         let status = folder.status(name).map_err(failed)?;
         let file = SocketFile {
             path: path.to_owned(),
-            identity: (status.st_dev, status.st_ino),
+            identity: Some((status.st_dev, status.st_ino)),
         };
         // Nobody can connect before the call of listen(2), and by then owner, group and mode are right.
         let opened = self
@@ -192,12 +192,14 @@ impl Listen {
 }
 
 /// The folder that a socket is in.
-struct Folder {
+#[derive(Debug)]
+pub(crate) struct Folder {
     fd: OwnedFd,
 }
 
 impl Folder {
-    fn open(path: &Path) -> Result<Self, Errno> {
+    /// That of a path.
+    pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
         let folder = folder_of(path);
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = match rustix::fs::open(folder, flags | OFlags::RDONLY, Mode::empty()) {
@@ -210,6 +212,17 @@ impl Folder {
 
     fn status(&self, name: &OsStr) -> Result<Stat, Errno> {
         rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Removes the file of this path, unless it is another one by now.
+    pub(crate) fn remove(&self, path: &Path, identity: (u64, u64)) -> Result<(), Errno> {
+        let name = path.file_name().ok_or(Errno::INVAL)?;
+        let _locked = self.lock();
+        let now = self.status(name)?;
+        match (now.st_dev, now.st_ino) == identity {
+            true => rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()),
+            false => Ok(()),
+        }
     }
 
     /// Keeps other programs from replacing sockets here until the result is dropped.
@@ -253,7 +266,8 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    /// Device and inode, unless somebody else is to remove it.
+    identity: Option<(u64, u64)>,
 }
 
 impl SocketFile {
@@ -262,29 +276,29 @@ impl SocketFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Leaves the removal to somebody else: the path, and the file's device and inode.
+    pub(crate) fn give_away(mut self) -> (PathBuf, (u64, u64)) {
+        let identity = self.identity.take().unwrap_or_default();
+        (std::mem::take(&mut self.path), identity)
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let Some(name) = self.path.file_name().map(OsString::from) else {
+        let Some(identity) = self.identity else {
             return;
         };
-        let Ok(folder) = Folder::open(&self.path) else {
-            // A confined process may be allowed to remove the file and not to open the folder.
-            let is_ours = std::fs::symlink_metadata(&self.path)
-                .is_ok_and(|now| (now.dev(), now.ino()) == self.identity);
-            if is_ours {
-                let _ = std::fs::remove_file(&self.path);
-            }
-            return;
-        };
-        let _locked = folder.lock();
-        let is_ours = folder
-            .status(&name)
-            .is_ok_and(|now| (now.st_dev, now.st_ino) == self.identity);
-        if is_ours {
+        if let Ok(folder) = Folder::open(&self.path) {
             // Somebody may have been faster.
-            let _ = rustix::fs::unlinkat(&folder.fd, &name, AtFlags::empty());
+            let _ = folder.remove(&self.path, identity);
+            return;
+        }
+        // A confined process may be allowed to remove the file and not to open the folder.
+        let is_ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|now| (now.dev(), now.ino()) == identity);
+        if is_ours {
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 }

@@ -134,8 +134,13 @@ impl Confinement {
     /// # Errors
     /// When any part of it is refused, or the process has a second thread already. The process may be half confined then: end it.
     pub fn enter(self) -> Result<(), ConfineError> {
-        alone()?;
         crate::notify::prepare();
+        self.enter_silently()
+    }
+
+    /// The same for a process that has nothing to report to a service manager.
+    pub(crate) fn enter_silently(self) -> Result<(), ConfineError> {
+        alone()?;
         // Made first: building the filter allocates and may fail, and nothing has been given up yet.
         let filters = self.syscalls.compile()?;
         paths::restrict(&self.read, &self.write, &self.remove)?;

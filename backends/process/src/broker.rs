@@ -1,0 +1,295 @@
+//! A broker: a small confined child that does for a confined program what that may no longer do itself, and nothing else: connect to the
+//! sockets it was told of, remove the files it was told of, hold descriptors open.
+//!
+//! The program itself then needs no `socket`, `connect`, `open` or `unlink`, and no path: an intruder in it reaches its own peers, and no
+//! other guest's, not the helper, not the session bus. A peer that comes back with a new socket file is reached all the same.
+//!
+//! ```no_run
+//! # use bulkhead_process::{broker::Broker, confine::Confinement, listen};
+//! # use std::path::Path;
+//! let (socket, file) = listen::listen(Path::new("api.sock"))?.into_parts();
+//! let mut broker = Broker::start()?;           // before confinement, before threads
+//! let disk = broker.peer(Path::new("vda.sock"))?;
+//! broker.remove_at_end(file)?;
+//! // Until the broker is sealed it also opens files: a program whose API names them is confined all the same.
+//! let kernel = broker.open(Path::new("vmlinuz"))?;
+//! broker.seal()?;                              // before the first byte of a guest: from now on only what it was told
+//! Confinement::new().enter()?;
+//! let stream = broker.connect(disk)?;          // from any thread, again after each loss
+//! broker.end();                                // an orderly end: the files are removed
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A program that is killed leaves its files, as it always did; the broker ends with it. What the program sends it is one small message
+//! of a fixed form, so an intruder has no more to attack than that.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
+};
+
+use crate::listen::SocketFile;
+
+mod child;
+
+/// A request is its kind and what follows; the longest is a path.
+const LONGEST_REQUEST: usize = 1 + 4096;
+
+/// The broker waits for nothing itself. Only a file system that hangs can keep it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What may be asked. The content of each is behind its first byte.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+enum Kind {
+    /// A path to connect to; gives its number.
+    Peer = 1,
+    /// A file: device, inode, path.
+    Remove,
+    /// A descriptor comes along.
+    Keep,
+    /// A path, to be read.
+    Open,
+    /// No more of the above.
+    Seal,
+    /// The number of a peer; gives a connected stream.
+    Connect,
+    /// Remove the files, and end.
+    End,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        const ALL: [Kind; 7] = [
+            Kind::Peer,
+            Kind::Remove,
+            Kind::Keep,
+            Kind::Open,
+            Kind::Seal,
+            Kind::Connect,
+            Kind::End,
+        ];
+        ALL.into_iter().find(|&kind| kind as u8 == byte)
+    }
+}
+
+/// A socket that the broker connects to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Peer(u32);
+
+/// The program's side: a connection to the broker. It may be used by several threads.
+#[derive(Debug)]
+pub struct Broker {
+    socket: Mutex<OwnedFd>,
+    /// Readable once the broker has ended.
+    process: Option<OwnedFd>,
+}
+
+impl Broker {
+    /// Starts the broker. To be called before confinement and before a second thread is started.
+    ///
+    /// # Errors
+    /// When there can be no other process, or it cannot be confined.
+    pub fn start() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let pid = child::fork(theirs)?;
+        // Without it the end is told by the connection, a moment earlier.
+        let process = rustix::process::Pid::from_raw(pid).and_then(|pid| {
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+        });
+        let broker = Self {
+            socket: Mutex::new(ours),
+            process,
+        };
+        // It says so when it is confined.
+        broker.answer(&broker.socket.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Ok(broker)
+    }
+
+    /// Names a socket to connect to later, which need not exist yet.
+    ///
+    /// # Errors
+    /// When the path is too long for a socket, or the broker is sealed.
+    pub fn peer(&mut self, path: &Path) -> io::Result<Peer> {
+        let (number, _) = self.ask(Kind::Peer, path.as_os_str().as_bytes(), None)?;
+        Ok(Peer(number))
+    }
+
+    /// Hands over a socket's file, to be removed at an orderly end.
+    ///
+    /// # Errors
+    /// When the folder cannot be opened, or the broker is sealed.
+    pub fn remove_at_end(&mut self, file: SocketFile) -> io::Result<()> {
+        let (path, identity) = file.give_away();
+        self.remove_path_at_end(&path, identity)
+    }
+
+    /// The same for any file, by its device and inode: one that another process has put in its place stays.
+    ///
+    /// # Errors
+    /// When the folder cannot be opened, or the broker is sealed.
+    pub fn remove_path_at_end(&mut self, path: &Path, identity: (u64, u64)) -> io::Result<()> {
+        let mut content = identity.0.to_ne_bytes().to_vec();
+        content.extend(identity.1.to_ne_bytes());
+        content.extend(path.as_os_str().as_bytes());
+        self.ask(Kind::Remove, &content, None).map(drop)
+    }
+
+    /// Hands over a descriptor that is to stay open until the program has ended, and that the program itself must not use: a lease.
+    ///
+    /// # Errors
+    /// When the broker is sealed.
+    pub fn keep(&mut self, fd: OwnedFd) -> io::Result<()> {
+        self.ask(Kind::Keep, &[], Some(&fd)).map(drop)
+    }
+
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or the broker is sealed (EPERM).
+    pub fn open(&self, path: &Path) -> io::Result<File> {
+        let (_, fd) = self.ask(Kind::Open, path.as_os_str().as_bytes(), None)?;
+        fd.map(File::from).ok_or_else(malformed)
+    }
+
+    /// From now on the broker learns of nothing more, opens nothing, and can do only what it was told of.
+    ///
+    /// # Errors
+    /// When it cannot give up the rest.
+    pub fn seal(&mut self) -> io::Result<()> {
+        self.ask(Kind::Seal, &[], None).map(drop)
+    }
+
+    /// Connects to a peer. The stream does not block. It never waits for a peer that is busy (EAGAIN).
+    ///
+    /// # Errors
+    /// Those of connect(2).
+    pub fn connect(&self, peer: Peer) -> io::Result<UnixStream> {
+        let (_, fd) = self.ask(Kind::Connect, &peer.0.to_ne_bytes(), None)?;
+        fd.map(UnixStream::from).ok_or_else(malformed)
+    }
+
+    /// An orderly end: the files are removed, the broker ends, and what it holds is closed.
+    pub fn end(self) {
+        let Ok((_, None)) = self.ask(Kind::End, &[], None) else {
+            return;
+        };
+        if let Some(process) = &self.process {
+            // If it takes longer, it ends on its own.
+            let _ = is_readable(process);
+        }
+    }
+
+    fn ask(
+        &self,
+        kind: Kind,
+        content: &[u8],
+        fd: Option<&OwnedFd>,
+    ) -> io::Result<(u32, Option<OwnedFd>)> {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        if 1 + content.len() > LONGEST_REQUEST {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        let kind = [kind as u8];
+        let parts = [IoSlice::new(&kind), IoSlice::new(content)];
+        send(&socket, &parts, fd)?;
+        self.answer(&socket)
+    }
+
+    fn answer(&self, socket: &OwnedFd) -> io::Result<(u32, Option<OwnedFd>)> {
+        if !is_readable(socket)? {
+            // An answer that comes too late must not be taken for that to a later request.
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+            return Err(Errno::TIMEDOUT.into());
+        }
+        let mut bytes = [0; 8];
+        let (length, fd) = receive(socket, &mut bytes)?;
+        if length != bytes.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "the broker process has ended",
+            ));
+        }
+        let [a, b, c, d, e, f, g, h] = bytes;
+        match i32::from_ne_bytes([a, b, c, d]) {
+            0 => Ok((u32::from_ne_bytes([e, f, g, h]), fd)),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// Waits until there is something to be read. `false` if there is nothing for too long.
+fn is_readable(fd: &OwnedFd) -> rustix::io::Result<bool> {
+    let patience = Timespec::try_from(PATIENCE).unwrap_or_default();
+    loop {
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&patience)) {
+            Err(Errno::INTR) => {}
+            other => return Ok(other? > 0),
+        }
+    }
+}
+
+fn malformed() -> io::Error {
+    io::Error::other("the broker gave no descriptor")
+}
+
+/// One message, with a descriptor.
+fn send(socket: &OwnedFd, parts: &[IoSlice<'_>], fd: Option<&OwnedFd>) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = fd.map(|fd| [fd.as_fd()]);
+    if let Some(fds) = &fds {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    loop {
+        match sendmsg(socket, parts, &mut control, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// One message, with the descriptor that came along. Its length is 0 when the other side is gone.
+fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> rustix::io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let parts = &mut [IoSliceMut::new(bytes)];
+        match recvmsg(socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    let mut fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fd = fds.next().and_then(|mut fds| fds.next());
+    let cut = received.flags.contains(ReturnFlags::TRUNC);
+    Ok((if cut { 0 } else { received.bytes }, fd))
+}
+
+/// A path from the bytes of a request.
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+/// For close_range(2).
+fn raw(fd: &OwnedFd) -> RawFd {
+    fd.as_raw_fd()
+}

@@ -1,0 +1,240 @@
+//! The broker, asked by a program that is confined itself. Each case runs in a process of its own.
+
+#![allow(clippy::unwrap_used)]
+
+mod alone;
+#[allow(dead_code)]
+mod stopped;
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Stdio};
+
+use alone::{Case, again};
+use bulkhead_process::broker::Broker;
+use bulkhead_process::confine::Confinement;
+use bulkhead_process::listen::listen;
+
+const CASES: &[Case] = &[
+    (
+        "a_confined_program_reaches_its_peers_again_and_again",
+        a_confined_program_reaches_its_peers_again_and_again,
+    ),
+    (
+        "a_sealed_broker_learns_of_nothing_more",
+        a_sealed_broker_learns_of_nothing_more,
+    ),
+    (
+        "files_go_at_an_orderly_end_and_stay_when_it_is_killed",
+        files_go_at_an_orderly_end_and_stay_when_it_is_killed,
+    ),
+    ("a_successors_file_stays", a_successors_file_stays),
+    (
+        "what_it_keeps_is_open_until_the_program_has_ended",
+        what_it_keeps_is_open_until_the_program_has_ended,
+    ),
+    (
+        "it_inherits_nothing_and_is_confined_itself",
+        it_inherits_nothing_and_is_confined_itself,
+    ),
+];
+
+const FOLDER: &str = "BULKHEAD_TEST_FOLDER";
+
+fn main() {
+    match std::env::var("BULKHEAD_TEST_CASE").as_deref() {
+        Ok("serve") => serve(),
+        _ => alone::main(CASES),
+    }
+}
+
+fn a_confined_program_reaches_its_peers_again_and_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+    let foreign = folder.path().join("foreign");
+    let _foreign = UnixListener::bind(&foreign).unwrap();
+    let mut broker = Broker::start().unwrap();
+    let peers = [&one, &other].map(|path| broker.peer(path).unwrap());
+    let missing = broker.connect(peers[0]).unwrap_err();
+    assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    broker.seal().unwrap();
+
+    for _ in 0..3 {
+        let _ = fs::remove_file(&one);
+        let listener = UnixListener::bind(&one).unwrap();
+        let mut connected = broker.connect(peers[0]).unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        accepted.write_all(b"hello").unwrap();
+        let mut seen = [0; 5];
+        connected.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"hello");
+    }
+    let dead = broker.connect(peers[0]).unwrap_err();
+    assert_eq!(dead.kind(), io::ErrorKind::ConnectionRefused);
+
+    let listener = UnixListener::bind(&other).unwrap();
+    Confinement::new().enter().unwrap();
+    assert!(broker.connect(peers[1]).is_ok());
+    assert!(listener.accept().is_err(), "accept4 is not allowed here");
+    assert!(UnixStream::connect(&foreign).is_err());
+}
+
+fn a_sealed_broker_learns_of_nothing_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let file = folder.path().join("kernel");
+    fs::write(&file, "bytes").unwrap();
+    let mut broker = Broker::start().unwrap();
+    let mut read = String::new();
+    let mut opened = broker.open(&file).unwrap();
+    opened.read_to_string(&mut read).unwrap();
+    assert_eq!(read, "bytes");
+    assert!(opened.write(b"x").is_err());
+    let absent = broker.open(&folder.path().join("absent")).unwrap_err();
+    assert_eq!(absent.kind(), io::ErrorKind::NotFound);
+
+    broker.seal().unwrap();
+
+    let refused = io::ErrorKind::PermissionDenied;
+    assert_eq!(broker.open(&file).unwrap_err().kind(), refused);
+    assert_eq!(broker.peer(&path).unwrap_err().kind(), refused);
+    assert_eq!(broker.seal().unwrap_err().kind(), refused);
+    let (fd, _) = io::pipe().unwrap();
+    assert_eq!(broker.keep(fd.into()).unwrap_err().kind(), refused);
+    let file = listen(&path).unwrap().into_parts().1;
+    assert_eq!(broker.remove_at_end(file).unwrap_err().kind(), refused);
+}
+
+/// A confined program with a socket and a lease. It says when it is there, and ends when it is told to.
+fn serve() {
+    let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
+    let (_socket, file) = listen(&folder.join("s")).unwrap().into_parts();
+    let mut broker = Broker::start().unwrap();
+    broker.remove_at_end(file).unwrap();
+    let lease = UnixStream::connect(folder.join("lease")).unwrap();
+    broker.keep(lease.into()).unwrap();
+    broker.seal().unwrap();
+    Confinement::new().enter().unwrap();
+    let mut out = io::stdout();
+    out.write_all(b"serving\n").unwrap();
+    out.flush().unwrap();
+    io::stdin().read_exact(&mut [0]).unwrap();
+    broker.end();
+}
+
+struct Program {
+    child: Child,
+    stdin: ChildStdin,
+    lease: UnixStream,
+    socket: PathBuf,
+}
+
+impl Program {
+    fn start(folder: &Path) -> Self {
+        let listener = UnixListener::bind(folder.join("lease")).unwrap();
+        let mut child = again("serve")
+            .env(FOLDER, folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        assert_eq!(line, "serving\n");
+        Self {
+            stdin: child.stdin.take().unwrap(),
+            child,
+            lease: listener.accept().unwrap().0,
+            socket: folder.join("s"),
+        }
+    }
+
+    fn broker(&self) -> u32 {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        children.trim().parse().unwrap()
+    }
+
+    /// Tells it to end in order.
+    fn end(mut self) {
+        self.stdin.write_all(b"\n").unwrap();
+        assert!(self.child.wait().unwrap().success());
+        assert_eq!(self.lease.read(&mut [0]).unwrap(), 0, "the lease is over");
+    }
+}
+
+fn files_go_at_an_orderly_end_and_stay_when_it_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::start(folder.path());
+    let socket = program.socket.clone();
+    let broker = program.broker();
+    assert!(socket.exists());
+    program.end();
+    assert!(!socket.exists());
+    let state = fs::read_to_string(format!("/proc/{broker}/stat")).unwrap_or_default();
+    assert!(state.is_empty() || state.contains(") Z "), "{state}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut program = Program::start(folder.path());
+    program.child.kill().unwrap();
+    program.child.wait().unwrap();
+    assert_eq!(program.lease.read(&mut [0]).unwrap(), 0, "the broker ended");
+    assert!(program.socket.exists());
+}
+
+fn a_successors_file_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::start(folder.path());
+    let socket = program.socket.clone();
+    fs::remove_file(&socket).unwrap();
+    let _successor = UnixListener::bind(&socket).unwrap();
+    program.end();
+    assert!(socket.exists());
+}
+
+fn what_it_keeps_is_open_until_the_program_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::start(folder.path());
+    program.lease.set_nonblocking(true).unwrap();
+    let mut lease = &program.lease;
+    let open = lease.read(&mut [0]).unwrap_err();
+    assert_eq!(open.kind(), io::ErrorKind::WouldBlock);
+    let folder = format!("/proc/{}/fd", program.child.id());
+    let open = fs::read_dir(folder).unwrap();
+    let open = open.map(|entry| fs::read_link(entry.unwrap().path()).unwrap());
+    let sockets = open.filter(|file| file.to_str().unwrap().starts_with("socket:"));
+    assert_eq!(
+        sockets.count(),
+        2,
+        "one listens, one is the broker's; the lease is not here"
+    );
+    program.lease.set_nonblocking(false).unwrap();
+    program.end();
+}
+
+fn it_inherits_nothing_and_is_confined_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::start(folder.path());
+    let broker = program.broker();
+    let name = fs::read_to_string(format!("/proc/{broker}/comm")).unwrap();
+    assert_eq!(name, "bulkhead-broker\n");
+    // The connection to the program, the socket's folder, the lease.
+    let open = fs::read_dir(format!("/proc/{broker}/fd")).unwrap().count();
+    assert_eq!(open, 3);
+    assert_eq!(stopped::status(broker, "NoNewPrivs:"), "1");
+    assert_eq!(stopped::status(broker, "Seccomp:"), "2");
+    // What it needs for its work has effect only by a path that it was told of; the rest it has not got.
+    if let Some(intruded) = stopped::Stopped::attach(broker, "the broker") {
+        let its_own = ["socket(AF_UNIX)", "connect"];
+        let needless = stopped::NEEDLESS.iter();
+        let needless: Vec<_> = needless
+            .filter(|call| !its_own.contains(&call.0))
+            .copied()
+            .collect();
+        intruded.is_refused(&needless);
+    }
+    program.end();
+}
