@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 
 use crate::config::{
-    ApiSocketConfig, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, SerialConfig,
-    VhostUserConfig, VmConfig,
+    ApiSocketConfig, CpusConfig, DiskConfig, FsConfig, MemoryConfig, NetConfig, PayloadConfig,
+    SerialConfig, VhostUserConfig, VmConfig,
 };
 
 /// Runs one guest. Its disks, network cards and other devices are vhost-user backends, processes of their own.
@@ -43,19 +43,25 @@ pub(crate) struct Args {
     /// A disk
     #[arg(
         long,
-        value_name = "vhost_user=on,socket=PATH[,num_queues=N,queue_size=N]"
+        value_name = "vhost_user=on,socket=PATH[,readonly=on,num_queues=N,queue_size=N,id=ID]"
     )]
     pub(crate) disk: Vec<DiskConfig>,
     /// A network card
     #[arg(
         long,
-        value_name = "vhost_user=on,socket=PATH[,mac=MAC,num_queues=N,queue_size=N]"
+        value_name = "vhost_user=on,socket=PATH[,mac=MAC,mtu=N,num_queues=N,queue_size=N,id=ID]"
     )]
     pub(crate) net: Vec<NetConfig>,
+    /// A shared folder
+    #[arg(
+        long,
+        value_name = "tag=TAG,socket=PATH[,num_queues=N,queue_size=N,id=ID]"
+    )]
+    pub(crate) fs: Vec<FsConfig>,
     /// A device of any type
     #[arg(
         long,
-        value_name = "type=blk|net|fs|NUMBER,socket=PATH[,num_queues=N,queue_size=N]"
+        value_name = "type=blk|net|fs|NUMBER,socket=PATH[,tag=TAG,num_queues=N,queue_size=N,id=ID]"
     )]
     pub(crate) vhost_user: Vec<VhostUserConfig>,
     /// Where the first serial port goes
@@ -88,7 +94,8 @@ impl Args {
             memory: self.memory,
             disks: self.disk,
             net: self.net,
-            vhost_user: self.vhost_user,
+            fs: self.fs,
+            generic_vhost_user: self.vhost_user,
             serial: self.serial,
         })
     }

@@ -43,7 +43,7 @@ fn start(args: Args) -> anyhow::Result<ExitCode> {
     };
     let guest = match (args.into_config(), &mut server) {
         (Some(config), _) => {
-            config.check().map_err(usage)?;
+            let config = config.check().map_err(usage)?;
             let machine = Machine::new(&config)?;
             Some((config, machine))
         }

@@ -2,13 +2,14 @@
 //! sleep.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use bulkhead_kvm::Vcpus;
 use bulkhead_process::signals::SignalFd;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::api::{ApiEvent, Next, Running, Server, Waiting};
+use crate::api::{ApiEvent, Next, Response, Running, Server, Waiting};
 use crate::config::VmConfig;
 use crate::console::ConsoleEvent;
 use crate::ending::Ending;
@@ -36,24 +37,29 @@ pub(crate) fn wait_for_guest(
     bulkhead_process::notify::ready()?;
     loop {
         let mut end = false;
-        for event in wait(base_sources(signals, Some(server)))? {
+        let deadline = server.deadline();
+        for event in wait(base_sources(signals, Some(server)), deadline)? {
             match event {
                 Event::Signal => end |= signals.take()?.is_some(),
                 Event::Api(event) => server.handle(event, |request| {
-                    let (response, next) = waiting.answer(request, |config| {
+                    let (reply, next) = waiting.answer(request, |config| {
                         let machine = Machine::new(config).map_err(|e| format!("{e:#}"))?;
                         guest = Some((config.clone(), machine));
                         Ok(())
                     });
-                    end |= matches!(next, Next::End);
-                    response
+                    end |= next == Next::End;
+                    reply
                 }),
                 Event::Ended | Event::Console(_) | Event::Room => {}
+            }
+            // What else was asked is about a guest that runs.
+            if guest.is_some() {
+                return Ok(guest);
             }
         }
         server.tidy();
         if end {
-            return Ok(guest);
+            return Ok(None);
         }
     }
 }
@@ -70,9 +76,15 @@ pub(crate) fn run(
     }
     let vcpus = Vcpus::start(std::mem::take(&mut machine.vcpus), &machine.buses, false)?;
     let endings = machine.buses.endings.clone();
+    let running = Running::new(config, &vcpus, &endings);
+    if let Some(server) = server {
+        server.resolve(&Response::Done, |request| running.answer(request));
+        server.tidy();
+    }
     bulkhead_process::notify::ready()?;
     loop {
-        for event in wait(sources(machine, server.as_ref(), signals))? {
+        let deadline = server.as_ref().and_then(Server::deadline);
+        for event in wait(sources(machine, server.as_ref(), signals), deadline)? {
             match (event, &mut machine.console, &mut *server) {
                 (Event::Signal, ..) if signals.take()?.is_some() => endings.tell(Ending::Stopped),
                 (Event::Console(event), Some((console, serial)), _) => {
@@ -80,11 +92,6 @@ pub(crate) fn run(
                 }
                 (Event::Room, Some((console, serial)), _) => console.feed(serial),
                 (Event::Api(event), _, Some(server)) => {
-                    let running = Running {
-                        config,
-                        vcpus: &vcpus,
-                        endings: &endings,
-                    };
                     server.handle(event, |request| running.answer(request));
                 }
                 _ => {}
@@ -94,16 +101,18 @@ pub(crate) fn run(
             server.tidy();
         }
         if let Some(ending) = endings.first() {
-            drop(vcpus);
             return Ok(ending);
         }
     }
 }
 
-/// Sleeps until something happens.
-fn wait(sources: Vec<Source<'_>>) -> anyhow::Result<Vec<Event>> {
+/// Sleeps until something happens or `deadline` has come.
+fn wait(sources: Vec<Source<'_>>, deadline: Option<Instant>) -> anyhow::Result<Vec<Event>> {
     let (events, mut fds): (Vec<_>, Vec<_>) = sources.into_iter().unzip();
-    match poll(&mut fds, None) {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    // Deadlines are less than a minute away.
+    let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+    match poll(&mut fds, timeout.as_ref()) {
         Ok(_) => {}
         Err(Errno::INTR) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),

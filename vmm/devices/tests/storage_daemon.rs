@@ -111,7 +111,7 @@ fn connect_with(folder: &Path, events: &Arc<Events>, memory: GuestMemoryMmap) ->
         socket: socket(folder),
         device_type: TYPE_BLOCK,
         num_queues: None,
-        queue_size: 64,
+        queue_sizes: vec![64],
         particulars: Particulars::default(),
     };
     let seen = events.clone();

@@ -1,19 +1,12 @@
-//! HTTP/1.1 on a Unix socket, as far as the API needs it: bounded, and never waiting for a client.
+//! HTTP/1.1 messages, as far as the API needs them: requests in, bounded; answers out, as Cloud Hypervisor's client reads them.
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-
-use rustix::event::PollFlags;
 use serde_json::Value;
 
-use crate::console::listen;
-
-const MAX_CLIENTS: usize = 16;
 const MAX_HEADERS: usize = 32;
+/// The longest head of a request.
+const MAX_HEAD: usize = 16 << 10;
 /// The longest request, head and body.
-const MAX_REQUEST: usize = 64 << 10;
+pub(super) const MAX_REQUEST: usize = 256 << 10;
 
 /// What a client asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,7 +15,7 @@ pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) body: Vec<u8>,
     /// Whether the client wants to ask more.
-    keep_alive: bool,
+    pub(super) keep_alive: bool,
 }
 
 #[cfg(test)]
@@ -37,223 +30,177 @@ impl Request {
     }
 }
 
+/// Why a request is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// The request makes no sense.
+    BadRequest = 400,
+    /// There is nothing of that name, or no guest.
+    NotFound = 404,
+    /// The guest is not in the state the request is for.
+    NotAllowed = 405,
+    /// What was asked for failed.
+    Failed = 500,
+    /// The contract has the request, this monitor does not.
+    NotImplemented = 501,
+}
+
 /// The answer.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Response {
     /// 200.
     Json(Value),
     /// 204.
     Done,
-    /// 400: the request makes no sense.
-    Bad(String),
-    /// 404: there is nothing of that name, or not for this method.
-    NotFound,
-    /// 500: what was asked for failed, or cannot be done now.
-    Failed(String),
+    /// The body is a list of one message.
+    Error(Status, String),
 }
 
 impl Response {
-    fn to_bytes(&self) -> Vec<u8> {
-        let list = |error: &str| Some(Value::from(vec![error]).to_string());
+    /// The message. Its status line has no reason: Cloud Hypervisor's client reads all that follows the version as the number.
+    pub(super) fn to_bytes(&self, keep_alive: bool) -> Vec<u8> {
         let (status, body) = match self {
-            Self::Json(value) => ("200 OK", Some(value.to_string())),
-            Self::Done => ("204 No Content", None),
-            Self::Bad(error) => ("400 Bad Request", list(error)),
-            Self::NotFound => ("404 Not Found", list("there is no such request")),
-            Self::Failed(error) => ("500 Internal Server Error", list(error)),
+            Self::Json(value) => (200, Some(ascii(value))),
+            Self::Done => (204, None),
+            Self::Error(status, error) => {
+                (*status as u16, Some(ascii(&Value::from(vec![&**error]))))
+            }
         };
-        let mut head = format!("HTTP/1.1 {status}\r\nServer: bulkhead-vmm\r\n");
+        let connection = if keep_alive { "keep-alive" } else { "close" };
+        let mut message =
+            format!("HTTP/1.1 {status} \r\nServer: bulkhead-vmm\r\nConnection: {connection}\r\n");
         if let Some(body) = body {
             let len = body.len();
-            head += &format!("Content-Type: application/json\r\nContent-Length: {len}\r\n\r\n");
-            head += &body;
+            message += &format!("Content-Type: application/json\r\nContent-Length: {len}\r\n\r\n");
+            message += &body;
         } else {
-            head += "\r\n";
+            message += "\r\n";
         }
-        head.into_bytes()
+        message.into_bytes()
     }
 }
 
-/// What the event loop is to wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ApiEvent {
-    /// Somebody connects.
-    Connection,
-    /// This client has sent something.
-    Client(usize),
-}
-
-/// The API's socket and who is connected to it. The socket is removed when it is dropped.
-pub(crate) struct Server {
-    listener: UnixListener,
-    path: PathBuf,
-    clients: Vec<Client>,
-}
-
-struct Client {
-    stream: UnixStream,
-    /// What has come of the next request.
-    partial: Vec<u8>,
-    gone: bool,
-}
-
-impl Server {
-    /// Listens at `path`, which must not exist.
-    pub(crate) fn new(path: &Path) -> anyhow::Result<Self> {
-        Ok(Self {
-            listener: listen(path)?,
-            path: path.to_owned(),
-            clients: Vec::new(),
-        })
-    }
-
-    /// Where it listens.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Calls `add` for everything to wait for.
-    pub(crate) fn sources<'a>(&'a self, mut add: impl FnMut(ApiEvent, BorrowedFd<'a>, PollFlags)) {
-        if self.clients.len() < MAX_CLIENTS {
-            add(ApiEvent::Connection, self.listener.as_fd(), PollFlags::IN);
-        }
-        for (number, client) in self.clients.iter().enumerate() {
-            add(
-                ApiEvent::Client(number),
-                client.stream.as_fd(),
-                PollFlags::IN,
-            );
-        }
-    }
-
-    /// Does what `event` asks for; `answer` answers requests. To be followed by [`Self::tidy`], which changes the
-    /// clients' numbers, once all events at hand are handled.
-    pub(crate) fn handle(&mut self, event: ApiEvent, answer: impl FnMut(&Request) -> Response) {
-        match event {
-            ApiEvent::Connection => {
-                if let Ok((stream, _)) = self.listener.accept()
-                    && stream.set_nonblocking(true).is_ok()
-                {
-                    self.clients.push(Client {
-                        stream,
-                        partial: Vec::new(),
-                        gone: false,
-                    });
-                }
-            }
-            ApiEvent::Client(number) => {
-                if let Some(client) = self.clients.get_mut(number) {
-                    client.gone |= client.serve(answer).is_none();
-                }
+/// JSON without bytes above 127: that client decodes what it reads piece by piece, and a piece may end within a character.
+fn ascii(value: &Value) -> String {
+    let mut text = String::new();
+    for character in value.to_string().chars() {
+        if character.is_ascii() {
+            text.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                text += &format!("\\u{unit:04x}");
             }
         }
     }
-
-    /// Forgets the clients that have gone.
-    pub(crate) fn tidy(&mut self) {
-        self.clients.retain(|client| !client.gone);
-    }
+    text
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Who removed it before has done the same.
-        let _ = std::fs::remove_file(&self.path);
-    }
+/// What has come of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
+    /// More is to come. `expects`: the client waits for "100 Continue" before it sends the body.
+    Partial { expects: bool },
+    /// A request, and how many bytes it has.
+    Complete(Request, usize),
 }
 
-impl Client {
-    /// Answers what has come. `None` when this client is done with.
-    fn serve(&mut self, mut answer: impl FnMut(&Request) -> Response) -> Option<()> {
-        let mut bytes = [0; 4096];
-        match self.stream.read(&mut bytes) {
-            Ok(0) => return None,
-            Ok(len) => self.partial.extend(bytes.iter().take(len)),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Some(()),
-            Err(error) if error.kind() == ErrorKind::Interrupted => return Some(()),
-            Err(_) => return None,
-        }
-        loop {
-            match parse(&self.partial) {
-                Ok(Some((request, len))) => {
-                    self.partial.drain(..len);
-                    self.send(&answer(&request))?;
-                    request.keep_alive.then_some(())?;
-                }
-                Ok(None) if self.partial.len() > MAX_REQUEST => {
-                    let _ = self.send(&Response::Bad("the request is too long".to_owned()));
-                    return None;
-                }
-                Ok(None) => return Some(()),
-                Err(error) => {
-                    let _ = self.send(&Response::Bad(error));
-                    return None;
-                }
-            }
-        }
-    }
-
-    /// A client whose socket has no room for an answer does not read: it is given up.
-    fn send(&mut self, response: &Response) -> Option<()> {
-        self.stream.write_all(&response.to_bytes()).ok()
-    }
-}
-
-/// The first request in `bytes` and its length, if it is complete.
-fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, String> {
+/// The first request in `bytes`.
+pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Request::new(&mut headers);
-    let head_len = match head.parse(bytes).map_err(|error| error.to_string())? {
-        httparse::Status::Partial => return Ok(None),
+    let head_bytes = bytes.get(..MAX_HEAD).unwrap_or(bytes);
+    let head_len = match head.parse(head_bytes).map_err(|error| error.to_string())? {
+        httparse::Status::Partial if bytes.len() >= MAX_HEAD => {
+            return Err("the request's head is too long".to_owned());
+        }
+        httparse::Status::Partial => return Ok(Parsed::Partial { expects: false }),
         httparse::Status::Complete(len) => len,
     };
-    let find = |name: &str| {
-        let header = head
-            .headers
-            .iter()
-            .find(|h| h.name.eq_ignore_ascii_case(name));
-        header.map(|header| {
-            String::from_utf8_lossy(header.value)
-                .trim()
-                .to_ascii_lowercase()
-        })
-    };
-    if find("transfer-encoding").is_some() {
+    let headers = Headers(head.headers);
+    if headers.all("transfer-encoding").next().is_some() {
         return Err("a body needs a Content-Length".to_owned());
     }
-    let body_len: usize = match find("content-length") {
-        None => 0,
-        Some(text) => text
-            .parse()
-            .map_err(|_| "Content-Length is no number".to_owned())?,
-    };
-    let len = head_len.saturating_add(body_len);
+    let len = head_len.saturating_add(headers.body_len()?);
     if len > MAX_REQUEST {
         return Err("the request is too long".to_owned());
     }
+    let modern = head.version == Some(1);
     let Some(body) = bytes.get(head_len..len) else {
-        return Ok(None);
+        let expects = modern && headers.has("expect", "100-continue");
+        return Ok(Parsed::Partial { expects });
     };
     let request = Request {
         method: head.method.unwrap_or_default().to_owned(),
-        path: head.path.unwrap_or_default().to_owned(),
+        path: path(head.path.unwrap_or_default()).to_owned(),
         body: body.to_vec(),
-        keep_alive: head.version == Some(1) && find("connection").as_deref() != Some("close"),
+        keep_alive: modern && !headers.has("connection", "close"),
     };
-    Ok(Some((request, len)))
+    Ok(Parsed::Complete(request, len))
+}
+
+struct Headers<'h>(&'h [httparse::Header<'h>]);
+
+impl<'h> Headers<'h> {
+    fn all(&self, name: &str) -> impl Iterator<Item = &'h str> {
+        let named = self
+            .0
+            .iter()
+            .filter(move |header| header.name.eq_ignore_ascii_case(name));
+        // What is not UTF-8 is none of the values looked for.
+        named.map(|header| std::str::from_utf8(header.value).unwrap_or_default().trim())
+    }
+
+    /// Whether `word` is one of the words of the header.
+    fn has(&self, name: &str, word: &str) -> bool {
+        let mut words = self.all(name).flat_map(|value| value.split(','));
+        words.any(|one| one.trim().eq_ignore_ascii_case(word))
+    }
+
+    fn body_len(&self) -> Result<usize, String> {
+        let mut len = None;
+        for text in self.all("content-length") {
+            let number = match text.bytes().all(|byte| byte.is_ascii_digit()) {
+                true => text.parse().ok(),
+                false => None,
+            };
+            let number: usize = number.ok_or("Content-Length is no number")?;
+            if *len.get_or_insert(number) != number {
+                return Err("Content-Length is given twice".to_owned());
+            }
+        }
+        Ok(len.unwrap_or(0))
+    }
+}
+
+/// The path of a request target, which may be a whole URI (RFC 9112, section 3.2.2).
+fn path(target: &str) -> &str {
+    match target.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains('/') => {
+            rest.find('/').map_or("/", |slash| &rest[slash..])
+        }
+        _ => target,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn complete(bytes: &[u8]) -> (Request, usize) {
+        match parse(bytes) {
+            Ok(Parsed::Complete(request, len)) => (request, len),
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn a_request_is_parsed_once_it_is_complete() {
         let whole = b"PUT /api/v1/vm.create HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}rest";
         for len in 0..whole.len() - 4 {
-            assert_eq!(parse(&whole[..len]), Ok(None), "{len}");
+            let partial = Ok(Parsed::Partial { expects: false });
+            assert_eq!(parse(&whole[..len]), partial, "{len}");
         }
-        let (request, len) = parse(whole).unwrap().unwrap();
+        let (request, len) = complete(whole);
         assert_eq!(&whole[len..], b"rest");
         assert_eq!(
             (request.method.as_str(), request.body.as_slice()),
@@ -264,59 +211,100 @@ mod tests {
 
     #[test]
     fn what_is_no_http_or_too_long_is_refused() {
+        let long = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(MAX_HEAD));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(99));
         for wrong in [
             "\0\0\0\0",
             "GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nContent-Length: +1\r\n\r\n",
+            "GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            "GET / HTTP/1.1\r\nContent-Length: \r\n\r\n",
+            "GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n",
             "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            &long,
+            &many,
         ] {
             assert!(parse(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
 
-    fn ask(path: &Path, text: &str) -> String {
-        let mut server = Server::new(path).unwrap();
-        let mut client = UnixStream::connect(path).unwrap();
-        client.write_all(text.as_bytes()).unwrap();
-        client.shutdown(std::net::Shutdown::Write).unwrap();
-        server.handle(ApiEvent::Connection, |_| Response::NotFound);
-        while !server.clients.is_empty() {
-            server.handle(ApiEvent::Client(0), |request| {
-                Response::Json(Value::from(request.path.as_str()))
-            });
-            server.tidy();
+    #[test]
+    fn a_client_says_whether_it_goes_on() {
+        for (head, keeps) in [
+            ("HTTP/1.1\r\n", true),
+            ("HTTP/1.0\r\n", false),
+            ("HTTP/1.1\r\nConnection: close\r\n", false),
+            ("HTTP/1.1\r\nConnection: TE, Close\r\n", false),
+            ("HTTP/1.1\r\nConnection: keep-alive\r\n", true),
+        ] {
+            let text = format!("GET /x {head}\r\n");
+            assert_eq!(complete(text.as_bytes()).0.keep_alive, keeps, "{text}");
         }
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).unwrap();
-        answer
     }
 
     #[test]
-    fn requests_on_one_connection_are_answered_in_order_and_the_socket_goes_with_the_server() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("api.sock");
-
-        let answer = ask(&path, "GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n");
-
-        let bodies: Vec<_> = answer
-            .lines()
-            .filter_map(|line| line.split_once('"'))
-            .collect();
-        assert_eq!(answer.matches("200 OK").count(), 2, "{answer}");
-        assert!(answer.find("/1").unwrap() < answer.find("/2").unwrap());
-        assert!(!bodies.is_empty());
-        assert!(!path.exists());
+    fn a_client_that_asks_first_is_told_to_go_on() {
+        let head = "PUT / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+        let expects = |expects| Ok(Parsed::Partial { expects });
+        assert_eq!(parse(head.as_bytes()), expects(true));
+        let old = head.replace("1.1", "1.0");
+        assert_eq!(parse(old.as_bytes()), expects(false));
+        assert_eq!(complete(format!("{head}{{}}").as_bytes()).0.body, b"{}");
     }
 
     #[test]
-    fn a_request_without_end_is_cut_off() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("api.sock");
-        let endless = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(MAX_REQUEST));
+    fn a_target_may_be_a_whole_uri() {
+        for (target, path) in [
+            ("/api/v1/vm.info", "/api/v1/vm.info"),
+            ("http://localhost/api/v1/vm.info", "/api/v1/vm.info"),
+            ("http://localhost", "/"),
+            ("*", "*"),
+        ] {
+            let text = format!("GET {target} HTTP/1.1\r\n\r\n");
+            assert_eq!(complete(text.as_bytes()).0.path, path);
+        }
+    }
 
-        let answer = ask(&path, &endless);
+    /// How Cloud Hypervisor's client reads an answer: the number is all between the version and the end of the line, the header's
+    /// name is spelled so, the body is as long as it says, and each piece read is UTF-8.
+    fn read_as_its_client(bytes: &[u8]) -> (u16, Option<String>) {
+        let pieces = bytes
+            .chunks(256)
+            .map(|piece| std::str::from_utf8(piece).unwrap());
+        let text: String = pieces.collect();
+        let line = text.strip_prefix("HTTP/1.1").unwrap();
+        let status = line[..line.find('\r').unwrap()].trim().parse().unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let header = head.split_once("Content-Length: ").map(|(_, rest)| rest);
+        let len = header.map(|rest| rest.split('\r').next().unwrap().parse::<usize>().unwrap());
+        assert_eq!(len.unwrap_or(0), body.len());
+        (status, len.map(|_| body.to_owned()))
+    }
 
-        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    #[test]
+    fn its_own_client_understands_each_answer() {
+        let umlauts = "ä".repeat(300) + "𝄞";
+        let json = Value::from(umlauts.as_str());
+        let (status, body) = read_as_its_client(&Response::Json(json.clone()).to_bytes(true));
+        assert_eq!(status, 200);
+        assert_eq!(serde_json::from_str::<Value>(&body.unwrap()).unwrap(), json);
+        assert_eq!(
+            read_as_its_client(&Response::Done.to_bytes(true)),
+            (204, None)
+        );
+        for (error, number) in [
+            (Status::BadRequest, 400),
+            (Status::NotFound, 404),
+            (Status::NotAllowed, 405),
+            (Status::Failed, 500),
+            (Status::NotImplemented, 501),
+        ] {
+            let answer = Response::Error(error, umlauts.clone()).to_bytes(false);
+            let (status, body) = read_as_its_client(&answer);
+            let messages: Vec<String> = serde_json::from_str(&body.unwrap()).unwrap();
+            assert_eq!((status, messages), (number, vec![umlauts.clone()]));
+        }
     }
 }

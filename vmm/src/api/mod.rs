@@ -2,31 +2,109 @@
 //!
 //! | request | what it does |
 //! |---|---|
-//! | `GET vmm.ping` | tells version and process |
+//! | `GET vmm.ping` | returns version and process |
 //! | `PUT vmm.shutdown` | ends the monitor |
 //! | `PUT vm.create` | takes the guest's configuration; only when the monitor was started without a guest |
-//! | `PUT vm.delete` | forgets it |
+//! | `PUT vm.delete` | forgets it; a guest that runs is ended, and the monitor with it |
 //! | `PUT vm.boot` | starts the guest |
-//! | `GET vm.info` | tells configuration and state |
-//! | `GET vm.counters` | tells how often each vCPU returned to the monitor, by reason |
+//! | `GET vm.info` | returns configuration and state |
+//! | `GET vm.counters` | returns how often each vCPU returned to the monitor, by reason |
 //! | `PUT vm.pause`, `PUT vm.resume` | stops and goes on |
 //! | `PUT vm.shutdown` | ends the guest, and the monitor with it |
+//!
+//! Status codes are those of Cloud Hypervisor's OpenAPI document: 404 without a guest, 405 in the wrong state. What that document has
+//! and this monitor has not is answered with 501.
 
 mod http;
+mod server;
+
+use std::cell::Cell;
 
 use bulkhead_kvm::Vcpus;
 use serde_json::{Map, Value, json};
 
 use crate::config::VmConfig;
 use crate::ending::{Ending, Endings};
-pub(crate) use http::{ApiEvent, Request, Response, Server};
+pub(crate) use http::{Request, Response, Status};
+pub(crate) use server::{ApiEvent, Reply, Server};
 
 const PREFIX: &str = "/api/v1/";
 
-/// A request, split into method and name.
-fn name(request: &Request) -> (&str, &str) {
-    let name = request.path.strip_prefix(PREFIX).unwrap_or("");
-    (request.method.as_str(), name)
+const GET: &[&str] = &["vmm.ping", "vm.info", "vm.counters"];
+const PUT: &[&str] = &[
+    "vmm.shutdown",
+    "vm.create",
+    "vm.delete",
+    "vm.boot",
+    "vm.pause",
+    "vm.resume",
+    "vm.shutdown",
+];
+/// What Cloud Hypervisor does with a guest, and this monitor does not.
+const NOT_IMPLEMENTED: &[&str] = &[
+    "vm.reboot",
+    "vm.power-button",
+    "vm.nmi",
+    "vm.resize",
+    "vm.resize-disk",
+    "vm.resize-zone",
+    "vm.add-device",
+    "vm.add-disk",
+    "vm.add-fs",
+    "vm.add-generic-vhost-user",
+    "vm.add-net",
+    "vm.add-pmem",
+    "vm.add-user-device",
+    "vm.add-vdpa",
+    "vm.add-vsock",
+    "vm.remove-device",
+    "vm.snapshot",
+    "vm.coredump",
+    "vm.send-migration",
+];
+/// What makes a guest, likewise.
+const NOT_IMPLEMENTED_WITHOUT_GUEST: &[&str] = &["vm.restore", "vm.receive-migration"];
+
+/// The name of a request that can be answered, or the answer that says why it cannot.
+fn name(request: &Request, has_guest: bool) -> Result<&str, Response> {
+    let unknown = || error(Status::NotFound, "there is no such request");
+    let name = request.path.strip_prefix(PREFIX).ok_or_else(unknown)?;
+    let put_only = PUT.contains(&name)
+        || NOT_IMPLEMENTED.contains(&name)
+        || NOT_IMPLEMENTED_WITHOUT_GUEST.contains(&name);
+    let method = match name {
+        _ if GET.contains(&name) => "GET",
+        _ if put_only => "PUT",
+        _ => return Err(unknown()),
+    };
+    if request.method != method {
+        let message = format!("{name} is a {method} request");
+        return Err(Response::Error(Status::BadRequest, message));
+    }
+    if NOT_IMPLEMENTED.contains(&name) && !has_guest {
+        return Err(no_guest());
+    }
+    if PUT.contains(&name) || GET.contains(&name) {
+        return Ok(name);
+    }
+    let message = format!("this monitor does not do {name}");
+    Err(Response::Error(Status::NotImplemented, message))
+}
+
+fn error(status: Status, message: &str) -> Response {
+    Response::Error(status, message.to_owned())
+}
+
+fn failed(message: &str) -> Response {
+    error(Status::Failed, message)
+}
+
+fn no_guest() -> Response {
+    error(Status::NotFound, "there is no guest: it is not created")
+}
+
+fn not_running() -> Response {
+    error(Status::NotAllowed, "the guest is not running")
 }
 
 fn ping() -> Response {
@@ -50,104 +128,128 @@ fn info(config: &VmConfig, state: &str) -> Response {
 #[derive(Default)]
 pub(crate) struct Waiting {
     config: Option<VmConfig>,
+    /// The monitor was told to end.
+    ends: bool,
 }
 
-/// What to do after a request was answered.
+/// What the monitor is to do when a request was taken.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Wait,
+    /// The guest is built: run it, and answer then.
+    Run,
     End,
 }
 
 impl Waiting {
-    /// Answers a request; `boot` starts the guest.
+    /// Answers a request; `build` makes the guest.
     pub(crate) fn answer(
         &mut self,
         request: &Request,
-        boot: impl FnOnce(&VmConfig) -> Result<(), String>,
-    ) -> (Response, Next) {
-        let wait = |response| (response, Next::Wait);
-        match (name(request), &self.config) {
-            (("GET", "vmm.ping"), _) => wait(ping()),
-            (("PUT", "vmm.shutdown"), _) => (Response::Done, Next::End),
-            (("PUT", "vm.create"), None) => match read_config(&request.body) {
+        build: impl FnOnce(&VmConfig) -> Result<(), String>,
+    ) -> (Reply, Next) {
+        let name = match name(request, self.config.is_some()) {
+            Ok(name) => name,
+            Err(response) => return (Reply::Now(response), Next::Wait),
+        };
+        let response = match (name, &self.config) {
+            ("vmm.ping", _) => ping(),
+            ("vmm.shutdown", _) => {
+                self.config = None;
+                self.ends = true;
+                return (Reply::Now(Response::Done), Next::End);
+            }
+            ("vm.create", _) if self.ends => failed("the monitor is ending"),
+            ("vm.create", None) => match VmConfig::from_json(&request.body) {
                 Ok(config) => {
                     self.config = Some(config);
-                    wait(Response::Done)
+                    Response::Done
                 }
-                Err(error) => wait(Response::Bad(error)),
+                Err(why) => Response::Error(Status::BadRequest, why),
             },
-            (("PUT", "vm.create"), Some(_)) => wait(failed("there is a guest already")),
-            (("PUT", "vm.delete"), Some(_)) => {
+            ("vm.create", Some(_)) => failed("there is a guest already"),
+            ("vm.delete", _) => {
                 self.config = None;
-                wait(Response::Done)
+                Response::Done
             }
-            (("GET", "vm.info"), Some(config)) => wait(info(config, "Created")),
-            (("PUT", "vm.boot"), Some(config)) => match boot(config) {
-                Ok(()) => (Response::Done, Next::End),
-                Err(error) => wait(Response::Failed(error)),
+            (_, None) => no_guest(),
+            ("vm.info", Some(config)) => info(config, "Created"),
+            ("vm.boot", Some(config)) => match build(config) {
+                Ok(()) => return (Reply::Later, Next::Run),
+                Err(why) => failed(&why),
             },
-            (_, None) if is_about_guest(request) => wait(failed("there is no guest")),
-            (_, Some(_)) if is_about_guest(request) => wait(failed("the guest is not running")),
-            _ => wait(Response::NotFound),
-        }
+            ("vm.resume", Some(_)) => error(Status::NotFound, "the guest is not booted"),
+            _ => not_running(),
+        };
+        (Reply::Now(response), Next::Wait)
     }
 }
 
-fn read_config(body: &[u8]) -> Result<VmConfig, String> {
-    let config: VmConfig = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    config.check()?;
-    Ok(config)
-}
-
-fn failed(why: &str) -> Response {
-    Response::Failed(why.to_owned())
-}
-
-/// Whether it is one of the requests a running guest answers.
-fn is_about_guest(request: &Request) -> bool {
-    let known = [
-        ("GET", "vm.info"),
-        ("GET", "vm.counters"),
-        ("PUT", "vm.boot"),
-        ("PUT", "vm.delete"),
-        ("PUT", "vm.pause"),
-        ("PUT", "vm.resume"),
-        ("PUT", "vm.shutdown"),
-    ];
-    known.contains(&name(request))
-}
-
-/// The API while the guest runs.
+/// The API while the guest runs, and from its end to the monitor's.
 pub(crate) struct Running<'a> {
-    pub(crate) config: &'a VmConfig,
-    pub(crate) vcpus: &'a Vcpus,
-    pub(crate) endings: &'a Endings,
+    config: &'a VmConfig,
+    vcpus: &'a Vcpus,
+    endings: &'a Endings,
+    deleted: Cell<bool>,
 }
 
-impl Running<'_> {
+impl<'a> Running<'a> {
+    pub(crate) fn new(config: &'a VmConfig, vcpus: &'a Vcpus, endings: &'a Endings) -> Self {
+        Self {
+            config,
+            vcpus,
+            endings,
+            deleted: Cell::new(false),
+        }
+    }
+
     /// Answers a request.
-    pub(crate) fn answer(&self, request: &Request) -> Response {
-        match name(request) {
-            ("GET", "vmm.ping") => ping(),
-            ("GET", "vm.info") if self.vcpus.is_paused() => info(self.config, "Paused"),
-            ("GET", "vm.info") => info(self.config, "Running"),
-            ("GET", "vm.counters") => Response::Json(self.counters()),
-            ("PUT", "vm.pause") if self.vcpus.is_paused() => failed("the guest is paused"),
-            ("PUT", "vm.pause") => {
+    pub(crate) fn answer(&self, request: &Request) -> Reply {
+        let response = match name(request, !self.deleted.get()) {
+            Ok(name) if self.endings.first().is_some() => self.answer_ended(name),
+            Ok(name) => self.answer_running(name),
+            Err(response) => response,
+        };
+        Reply::Now(response)
+    }
+
+    fn answer_running(&self, name: &str) -> Response {
+        match name {
+            "vmm.ping" => ping(),
+            "vm.info" if self.vcpus.is_paused() => info(self.config, "Paused"),
+            "vm.info" => info(self.config, "Running"),
+            "vm.counters" => Response::Json(self.counters()),
+            "vm.pause" if self.vcpus.is_paused() => failed("the guest is paused"),
+            "vm.pause" => {
                 self.vcpus.pause();
                 Response::Done
             }
-            ("PUT", "vm.resume") if self.vcpus.is_paused() => {
+            "vm.resume" if self.vcpus.is_paused() => {
                 self.vcpus.resume();
                 Response::Done
             }
-            ("PUT", "vm.resume") => failed("the guest is not paused"),
-            ("PUT", "vm.shutdown" | "vmm.shutdown") => {
+            "vm.resume" => error(Status::NotAllowed, "the guest is not paused"),
+            "vm.shutdown" | "vmm.shutdown" | "vm.delete" => {
                 self.endings.tell(Ending::Stopped);
+                self.deleted.set(name != "vm.shutdown");
                 Response::Done
             }
-            ("PUT", "vm.create" | "vm.boot" | "vm.delete") => failed("the guest is running"),
-            _ => Response::NotFound,
+            _ => failed("the guest is running"),
+        }
+    }
+
+    fn answer_ended(&self, name: &str) -> Response {
+        match name {
+            "vmm.ping" => ping(),
+            "vmm.shutdown" | "vm.delete" => {
+                self.deleted.set(true);
+                Response::Done
+            }
+            "vm.create" => failed("this monitor had its guest: start another monitor"),
+            _ if self.deleted.get() => no_guest(),
+            "vm.info" => info(self.config, "Shutdown"),
+            "vm.boot" => failed("this monitor had its guest: start another monitor"),
+            _ => not_running(),
         }
     }
 
@@ -170,47 +272,89 @@ impl Running<'_> {
 mod tests {
     use super::*;
 
+    const CONFIG: &str = r#"{"payload": {"kernel": "/k"}, "cpus": {"boot_vcpus": 2}}"#;
+
     fn request(method: &str, name: &str, body: &str) -> Request {
         Request::new(method, &format!("{PREFIX}{name}"), body.as_bytes())
     }
 
+    fn status(reply: &Reply) -> u16 {
+        match reply {
+            Reply::Now(Response::Json(_)) => 200,
+            Reply::Now(Response::Done) => 204,
+            Reply::Now(Response::Error(status, _)) => *status as u16,
+            Reply::Later => 0,
+        }
+    }
+
+    impl Waiting {
+        fn ask(&mut self, method: &str, name: &str, body: &str) -> (u16, Next) {
+            let (reply, next) = self.answer(&request(method, name, body), |_| Ok(()));
+            (status(&reply), next)
+        }
+    }
+
     #[test]
     fn a_guest_is_created_once_and_then_booted() {
-        const CONFIG: &str = r#"{"payload": {"kernel": "/k"}, "cpus": {"boot_vcpus": 2}}"#;
         let mut waiting = Waiting::default();
-        let mut ask = |method, name, body| {
-            let answer = |config: &VmConfig| match config.cpus.boot_vcpus {
-                2 => Ok(()),
-                _ => Err("wrong".to_owned()),
-            };
-            let (response, next) = waiting.answer(&request(method, name, body), answer);
-            (response, matches!(next, Next::End))
-        };
+        assert_eq!(waiting.ask("PUT", "vm.boot", ""), (404, Next::Wait));
+        assert_eq!(waiting.ask("PUT", "vm.create", "{}"), (400, Next::Wait));
+        assert_eq!(waiting.ask("PUT", "vm.create", CONFIG), (204, Next::Wait));
+        assert_eq!(waiting.ask("PUT", "vm.create", CONFIG), (500, Next::Wait));
+        let build = |_: &VmConfig| Err("wrong".to_owned());
+        let (reply, next) = waiting.answer(&request("PUT", "vm.boot", ""), build);
+        assert_eq!((reply, next), (Reply::Now(failed("wrong")), Next::Wait));
+        assert_eq!(waiting.ask("PUT", "vm.boot", ""), (0, Next::Run));
+    }
 
-        assert_eq!(
-            ask("PUT", "vm.boot", ""),
-            (failed("there is no guest"), false)
-        );
-        assert!(matches!(
-            ask("PUT", "vm.create", "{}"),
-            (Response::Bad(_), false)
-        ));
-        assert_eq!(ask("PUT", "vm.create", CONFIG), (Response::Done, false));
-        assert!(matches!(
-            ask("PUT", "vm.create", CONFIG),
-            (Response::Failed(_), false)
-        ));
-        let paused = failed("the guest is not running");
-        assert_eq!(ask("PUT", "vm.pause", ""), (paused, false));
-        assert_eq!(ask("PUT", "vm.boot", ""), (Response::Done, true));
-        assert_eq!(ask("GET", "vm.boot", ""), (Response::NotFound, false));
-        assert_eq!(ask("GET", "", ""), (Response::NotFound, false));
+    #[test]
+    fn status_codes_are_the_contract_s() {
+        let mut waiting = Waiting::default();
+        // Without a guest, and with one that is not booted.
+        let codes = [
+            ("GET", "vmm.ping", 200, 200),
+            ("GET", "vm.info", 404, 200),
+            ("GET", "vm.counters", 404, 405),
+            ("PUT", "vm.pause", 404, 405),
+            ("PUT", "vm.resume", 404, 404),
+            ("PUT", "vm.shutdown", 404, 405),
+            ("PUT", "vm.reboot", 404, 501),
+            ("PUT", "vm.power-button", 404, 501),
+            ("PUT", "vm.add-disk", 404, 501),
+            ("PUT", "vm.restore", 501, 501),
+            ("PUT", "vm.nonsense", 404, 404),
+            ("GET", "", 404, 404),
+            ("GET", "vm.boot", 400, 400),
+            ("PUT", "vm.info", 400, 400),
+            ("DELETE", "vm.delete", 400, 400),
+        ];
+        for (method, name, code, _) in codes {
+            assert_eq!(waiting.ask(method, name, "").0, code, "{method} {name}");
+        }
+        assert_eq!(waiting.ask("PUT", "vm.create", CONFIG).0, 204);
+        for (method, name, _, code) in codes {
+            assert_eq!(waiting.ask(method, name, "").0, code, "{method} {name}");
+        }
+        for _ in 0..2 {
+            assert_eq!(waiting.ask("PUT", "vm.delete", "").0, 204);
+        }
+        assert_eq!(waiting.ask("PUT", "vmm.shutdown", ""), (204, Next::End));
+    }
+
+    #[test]
+    fn an_ended_monitor_has_no_guest() {
+        let mut waiting = Waiting::default();
+        assert_eq!(waiting.ask("PUT", "vm.create", CONFIG).0, 204);
+        assert_eq!(waiting.ask("PUT", "vmm.shutdown", ""), (204, Next::End));
+        // What was pipelined behind it.
+        assert_eq!(waiting.ask("PUT", "vm.create", CONFIG), (500, Next::Wait));
+        assert_eq!(waiting.ask("PUT", "vm.boot", ""), (404, Next::Wait));
     }
 
     #[test]
     fn a_configuration_out_of_range_is_refused() {
         let body = br#"{"payload": {"kernel": "/k"}, "cpus": {"boot_vcpus": 0}}"#;
-        let error = read_config(body).unwrap_err();
+        let error = VmConfig::from_json(body).unwrap_err();
         assert!(error.contains("--cpus"), "{error}");
     }
 }

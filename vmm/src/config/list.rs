@@ -3,10 +3,15 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::contract::{self, Field};
+
 /// Reads a list into the same type that its JSON form is read into, so that keys and their values are defined once.
 ///
-/// A value with a comma in it is put in double quotes.
-pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+/// A value with a comma in it is put in double quotes. `foreign` are fields that may be there without being the type's.
+pub(super) fn parse<T: DeserializeOwned>(
+    text: &str,
+    foreign: &[&'static [Field]],
+) -> Result<T, String> {
     let mut map = Map::new();
     for part in split(text)? {
         let (key, value) = part
@@ -21,6 +26,7 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
             return Err(format!("`{key}` is given twice"));
         }
     }
+    contract::remove("", &mut map, foreign)?;
     serde_json::from_value(Value::Object(map)).map_err(|error| error.to_string())
 }
 
@@ -56,6 +62,10 @@ mod tests {
         b: Option<String>,
     }
 
+    fn parse_parts(text: &str) -> Result<Parts, String> {
+        parse(text, &[])
+    }
+
     fn parts(a: &str, b: Option<&str>) -> Result<Parts, String> {
         Ok(Parts {
             a: a.to_owned(),
@@ -65,10 +75,10 @@ mod tests {
 
     #[test]
     fn parts_are_separated_by_commas_outside_of_quotes() {
-        assert_eq!(parse("a=1"), parts("1", None));
-        assert_eq!(parse("b=2,a=1"), parts("1", Some("2")));
-        assert_eq!(parse("a=\"1,b=2\""), parts("1,b=2", None));
-        assert_eq!(parse("a=x=y"), parts("x=y", None));
+        assert_eq!(parse_parts("a=1"), parts("1", None));
+        assert_eq!(parse_parts("b=2,a=1"), parts("1", Some("2")));
+        assert_eq!(parse_parts("a=\"1,b=2\""), parts("1,b=2", None));
+        assert_eq!(parse_parts("a=x=y"), parts("x=y", None));
     }
 
     #[test]
@@ -82,7 +92,7 @@ mod tests {
             ("a=1,c=2", "`c`"),
             ("a=\"1", "quote"),
         ] {
-            let error = parse::<Parts>(text).unwrap_err();
+            let error = parse_parts(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");
         }
     }

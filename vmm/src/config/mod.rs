@@ -1,21 +1,24 @@
 //! What a guest consists of: one definition for the command line and for the API's JSON, whose names are Cloud
 //! Hypervisor's.
 
+mod contract;
+mod device;
 mod list;
 mod value;
 
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use bulkhead_boot::layout::{MAX_RAM, MIN_RAM, PAGE_SIZE};
-use bulkhead_devices::vhost_user::{
-    FrontendConfig, Particulars, TYPE_BLOCK, TYPE_NET, device_type,
-};
+use bulkhead_devices::vhost_user::FrontendConfig;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub(crate) use device::{DiskConfig, FsConfig, NetConfig, VhostUserConfig};
 
 const MAX_VCPUS: u32 = 255;
-const QUEUE_SIZE: u16 = 256;
-const MAX_QUEUE_SIZE: u16 = 1 << 15;
+const LOCAL: &str = "this monitor opens no image and no tap itself: start a backend and give vhost_user=on,socket=PATH";
 const HUGE_PAGE_SIZE: u64 = 2 << 20;
 
 /// Everything about a guest.
@@ -32,7 +35,9 @@ pub(crate) struct VmConfig {
     #[serde(default)]
     pub(crate) net: Vec<NetConfig>,
     #[serde(default)]
-    pub(crate) vhost_user: Vec<VhostUserConfig>,
+    pub(crate) fs: Vec<FsConfig>,
+    #[serde(default, alias = "vhost_user")]
+    pub(crate) generic_vhost_user: Vec<VhostUserConfig>,
     #[serde(default)]
     pub(crate) serial: SerialConfig,
 }
@@ -43,7 +48,7 @@ pub(crate) struct VmConfig {
 pub(crate) struct PayloadConfig {
     #[serde(deserialize_with = "value::path")]
     pub(crate) kernel: PathBuf,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) initramfs: Option<PathBuf>,
     #[serde(default)]
     pub(crate) cmdline: String,
@@ -56,12 +61,7 @@ pub(crate) struct CpusConfig {
     #[serde(alias = "boot", deserialize_with = "value::number")]
     pub(crate) boot_vcpus: u32,
     /// How many there could be later. Adding them is not possible yet.
-    #[serde(
-        default,
-        alias = "max",
-        deserialize_with = "value::optional_number",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, alias = "max", deserialize_with = "value::optional_number")]
     pub(crate) max_vcpus: Option<u32>,
 }
 
@@ -96,6 +96,13 @@ pub(crate) struct MemoryConfig {
     pub(crate) size: u64,
     #[serde(default, deserialize_with = "value::switch")]
     pub(crate) hugepages: bool,
+    /// With the backends. It always is.
+    #[serde(default = "yes", deserialize_with = "value::switch")]
+    shared: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Default for MemoryConfig {
@@ -103,6 +110,7 @@ impl Default for MemoryConfig {
         Self {
             size: 512 << 20,
             hugepages: false,
+            shared: true,
         }
     }
 }
@@ -128,100 +136,6 @@ impl MemoryConfig {
     }
 }
 
-/// `vhost_user=on,socket=PATH[,num_queues=N,queue_size=N]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct DiskConfig {
-    #[serde(default, deserialize_with = "value::switch")]
-    pub(crate) vhost_user: bool,
-    #[serde(alias = "socket", deserialize_with = "value::path")]
-    pub(crate) vhost_socket: PathBuf,
-    #[serde(default, deserialize_with = "value::optional_number")]
-    pub(crate) num_queues: Option<u16>,
-    #[serde(default, deserialize_with = "value::optional_number")]
-    pub(crate) queue_size: Option<u16>,
-}
-
-/// `vhost_user=on,socket=PATH[,mac=…,num_queues=N,queue_size=N]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NetConfig {
-    #[serde(default, deserialize_with = "value::switch")]
-    pub(crate) vhost_user: bool,
-    #[serde(alias = "socket", deserialize_with = "value::path")]
-    pub(crate) vhost_socket: PathBuf,
-    #[serde(default)]
-    pub(crate) mac: Option<MacAddress>,
-    #[serde(default, deserialize_with = "value::optional_number")]
-    pub(crate) num_queues: Option<u16>,
-    #[serde(default, deserialize_with = "value::optional_number")]
-    pub(crate) queue_size: Option<u16>,
-}
-
-/// `type=blk|net|fs|NUMBER,socket=PATH[,num_queues=N,queue_size=N]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct VhostUserConfig {
-    #[serde(rename = "type")]
-    pub(crate) device_type: DeviceType,
-    #[serde(deserialize_with = "value::path")]
-    pub(crate) socket: PathBuf,
-    #[serde(default, deserialize_with = "value::optional_number")]
-    pub(crate) num_queues: Option<u16>,
-    #[serde(default, deserialize_with = "value::optional_number")]
-    pub(crate) queue_size: Option<u16>,
-}
-
-/// A virtio device type (virtio 1.2, section 5), given by name or number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) struct DeviceType(pub(crate) u16);
-
-impl TryFrom<String> for DeviceType {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        device_type(&text)
-            .map(Self)
-            .ok_or_else(|| format!("`{text}` is not a virtio device type"))
-    }
-}
-
-impl From<DeviceType> for String {
-    fn from(DeviceType(number): DeviceType) -> Self {
-        number.to_string()
-    }
-}
-
-/// An Ethernet address of one station.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) struct MacAddress(pub(crate) [u8; 6]);
-
-impl TryFrom<String> for MacAddress {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let bytes: Option<Vec<u8>> = text
-            .split(':')
-            .map(|part| match part.len() {
-                2 => u8::from_str_radix(part, 16).ok(),
-                _ => None,
-            })
-            .collect();
-        match bytes.map(<[u8; 6]>::try_from) {
-            Some(Ok(bytes)) if bytes[0] & 1 == 0 && bytes != [0; 6] => Ok(Self(bytes)),
-            _ => Err(format!("`{text}` is not the MAC address of one station")),
-        }
-    }
-}
-
-impl From<MacAddress> for String {
-    fn from(MacAddress(bytes): MacAddress) -> Self {
-        bytes.map(|byte| format!("{byte:02x}")).join(":")
-    }
-}
-
 /// `tty|socket=PATH|file=PATH|off|null`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "mode", deny_unknown_fields)]
@@ -237,6 +151,24 @@ pub(crate) enum SerialConfig {
     Off,
     /// A serial port that goes nowhere.
     Null,
+}
+
+impl SerialConfig {
+    /// A mode without fields is read without a look at what else there is.
+    fn check_fields(serial: Option<&Value>) -> Result<(), String> {
+        let fields = serial.and_then(Value::as_object);
+        let mode = fields.and_then(|fields| fields.get("mode")?.as_str());
+        let own = match mode {
+            Some("File") => "file",
+            Some("Socket") => "socket",
+            _ => "mode",
+        };
+        let mut names = fields.into_iter().flat_map(|fields| fields.keys());
+        match names.find(|name| !["mode", own].contains(&name.as_str())) {
+            Some(name) => Err(format!("serial.{name}: this mode has no such field")),
+            None => Ok(()),
+        }
+    }
 }
 
 impl FromStr for SerialConfig {
@@ -265,50 +197,83 @@ pub(crate) struct ApiSocketConfig {
 }
 
 macro_rules! from_list {
-    ($($config:ty),*) => {
+    ($($config:ty: $foreign:expr),* $(,)?) => {
         $(impl FromStr for $config {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
-                list::parse(text)
+                list::parse(text, $foreign)
             }
         })*
     };
 }
 
 from_list!(
-    CpusConfig,
-    MemoryConfig,
-    DiskConfig,
-    NetConfig,
-    VhostUserConfig,
-    ApiSocketConfig
+    CpusConfig: &[contract::CPUS],
+    MemoryConfig: &[contract::MEMORY],
+    DiskConfig: &[contract::PCI, contract::DISK],
+    NetConfig: &[contract::PCI, contract::NET],
+    FsConfig: &[contract::PCI],
+    VhostUserConfig: &[contract::PCI],
+    ApiSocketConfig: &[],
 );
 
 impl VmConfig {
-    /// Checks what can be checked without the host: ranges, and what is not supported.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    /// Reads what Cloud Hypervisor's `vm.create` takes, checked as by [`Self::check`].
+    pub(crate) fn from_json(text: &[u8]) -> Result<Self, String> {
+        let mut value: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        contract::remove_nulls(&mut value);
+        let object = value.as_object_mut().ok_or("an object is expected")?;
+        contract::remove("", object, &[contract::VM])?;
+        SerialConfig::check_fields(object.get("serial"))?;
+        let config: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        config.check()
+    }
+
+    /// Checks what can be checked without the host: ranges, and what is not supported. Names what has no name.
+    pub(crate) fn check(mut self) -> Result<Self, String> {
         let named = |what: &str| {
             let what = what.to_owned();
             move |error: String| format!("{what}: {error}")
         };
         self.cpus.check().map_err(named("--cpus"))?;
         self.memory.check().map_err(named("--memory"))?;
-        let local = "this monitor opens no image and no tap itself: start a backend and give vhost_user=on,socket=PATH";
         if self.disks.iter().any(|disk| !disk.vhost_user) {
-            return Err(format!("--disk: {local}"));
+            return Err(format!("--disk: {LOCAL}"));
         }
         if self.net.iter().any(|net| !net.vhost_user) {
-            return Err(format!("--net: {local}"));
+            return Err(format!("--net: {LOCAL}"));
+        }
+        if !self.fs.iter().all(FsConfig::has_queues) {
+            return Err("--fs: num_queues: a device has at least one".to_owned());
+        }
+        for device in &self.generic_vhost_user {
+            device
+                .check()
+                .map_err(|error| format!("--vhost-user: {error}"))?;
         }
         for (flag, device) in self.devices() {
-            if device.num_queues == Some(0) {
-                return Err(format!("{flag}: num_queues: a device has at least one"));
-            }
-            if !device.queue_size.is_power_of_two() || device.queue_size > MAX_QUEUE_SIZE {
-                return Err(format!(
-                    "{flag}: queue_size: a power of two up to {MAX_QUEUE_SIZE} is expected"
-                ));
+            device::check(&device).map_err(named(flag))?;
+        }
+        self.cpus.max_vcpus.get_or_insert(self.cpus.boot_vcpus);
+        self.memory.shared = true;
+        self.name_devices()?;
+        Ok(self)
+    }
+
+    /// Gives devices without an identifier one, as Cloud Hypervisor's are: `_disk0`, `_net1`.
+    fn name_devices(&mut self) -> Result<(), String> {
+        let disks = self.disks.iter_mut().map(|disk| ("disk", &mut disk.id));
+        let nets = self.net.iter_mut().map(|net| ("net", &mut net.id));
+        let shares = self.fs.iter_mut().map(|fs| ("fs", &mut fs.id));
+        let others = self.generic_vhost_user.iter_mut();
+        let others = others.map(|other| ("generic_vhost_user", &mut other.id));
+        let mut used = HashSet::new();
+        let devices = disks.chain(nets).chain(shares).chain(others);
+        for (number, (kind, id)) in devices.enumerate() {
+            let id = id.get_or_insert_with(|| format!("_{kind}{number}"));
+            if !used.insert(id.clone()) {
+                return Err(format!("id: two devices are called `{id}`"));
             }
         }
         Ok(())
@@ -316,36 +281,18 @@ impl VmConfig {
 
     /// All devices, in the order in which they are on the bus, and what people asked for them with.
     pub(crate) fn devices(&self) -> Vec<(&'static str, FrontendConfig)> {
-        let frontend =
-            |device_type, socket: &Path, num_queues, queue_size: Option<u16>| FrontendConfig {
-                socket: socket.to_owned(),
-                device_type,
-                num_queues,
-                queue_size: queue_size.unwrap_or(QUEUE_SIZE),
-                particulars: Particulars::default(),
-            };
-        let disks = self.disks.iter().map(|disk| {
-            let socket = &disk.vhost_socket;
-            let device = frontend(TYPE_BLOCK, socket, disk.num_queues, disk.queue_size);
-            ("--disk", device)
-        });
-        let nets = self.net.iter().map(|net| {
-            let socket = &net.vhost_socket;
-            let mut device = frontend(TYPE_NET, socket, net.num_queues, net.queue_size);
-            device.particulars.mac = net.mac.map(|MacAddress(bytes)| bytes);
-            ("--net", device)
-        });
-        let others = self.vhost_user.iter().map(|other| {
-            let DeviceType(number) = other.device_type;
-            let device = frontend(number, &other.socket, other.num_queues, other.queue_size);
-            ("--vhost-user", device)
-        });
-        disks.chain(nets).chain(others).collect()
+        let disks = self.disks.iter().map(|disk| ("--disk", disk.frontend()));
+        let nets = self.net.iter().map(|net| ("--net", net.frontend()));
+        let shares = self.fs.iter().map(|fs| ("--fs", fs.frontend()));
+        let others = self.generic_vhost_user.iter();
+        let others = others.map(|other| ("--vhost-user", other.frontend()));
+        disks.chain(nets).chain(shares).chain(others).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::device::MacAddress;
     use super::*;
 
     #[test]
@@ -375,7 +322,8 @@ mod tests {
             memory: memory.parse().unwrap(),
             disks: Vec::new(),
             net: Vec::new(),
-            vhost_user: Vec::new(),
+            fs: Vec::new(),
+            generic_vhost_user: Vec::new(),
             serial: SerialConfig::Off,
         };
         for (cpus, memory, right) in [
@@ -407,17 +355,6 @@ mod tests {
         assert_eq!("off".parse(), Ok(SerialConfig::Off));
         for wrong in ["", "file=", "pty", "tty=1", "socket"] {
             assert!(wrong.parse::<SerialConfig>().is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn device_types_go_by_name_or_number() {
-        let device_type = |text: &str| DeviceType::try_from(text.to_owned());
-        assert_eq!(device_type("fs"), Ok(DeviceType(26)));
-        assert_eq!(device_type("26"), Ok(DeviceType(26)));
-        assert_eq!(device_type("blk"), Ok(DeviceType(2)));
-        for wrong in ["0", "64", "disk", ""] {
-            assert!(device_type(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -37,6 +37,24 @@ where
     number(input).map(Some)
 }
 
+/// Numbers, in a list.
+pub(crate) fn optional_numbers<'de, D: Deserializer<'de>>(
+    input: D,
+) -> Result<Option<Vec<u16>>, D::Error> {
+    let numbers: Vec<u64> = Deserialize::deserialize(input)?;
+    let sizes: Result<Vec<u16>, _> = numbers.into_iter().map(u16::try_from).collect();
+    sizes.map(Some).map_err(de::Error::custom)
+}
+
+/// A text, or a number as one.
+pub(crate) fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+    match Loose::deserialize(input)? {
+        Loose::Number(number) => Ok(number.to_string()),
+        Loose::Text(text) => Ok(text),
+        Loose::Switch(_) => Err(de::Error::custom("a name or a number is expected")),
+    }
+}
+
 /// Bytes: `1073741824`, `1G`, `512M`, `4096K`.
 pub(crate) fn size<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
     match Loose::deserialize(input)? {

@@ -47,7 +47,7 @@ fn a_guest_is_described_paused_resumed_and_ended() {
     assert_eq!(info["config"]["cpus"]["boot_vcpus"], 2);
     assert_eq!(info["memory_actual_size"], 16 << 20);
 
-    assert_eq!((put("vm.resume"), put("vm.pause")), (500, 204));
+    assert_eq!((put("vm.resume"), put("vm.pause")), (405, 204));
     assert_eq!(get("vm.info").1["state"], "Paused");
     assert_eq!((put("vm.pause"), put("vm.resume")), (500, 204));
     assert_eq!(get("vm.nonsense").0, 404);
@@ -94,6 +94,8 @@ fn a_guest_is_created_and_booted_through_the_api() {
     let socket = monitor.path("api");
     let put = |name: &str, body: &Value| ask(&socket, "PUT", name, body);
 
+    assert_eq!(put("vm.boot", &Value::Null).0, 404);
+    assert_eq!(ask(&socket, "GET", "vm.info", &Value::Null).0, 404);
     let (status, errors) = put("vm.create", &json!({"payload": {"kernel": kernel}, "x": 1}));
     assert_eq!(status, 400, "{errors}");
     let missing = json!({"payload": {"kernel": "/nonexistent"}});
@@ -115,4 +117,104 @@ fn a_guest_is_created_and_booted_through_the_api() {
 
     assert_eq!(monitor.line(), "A");
     assert_eq!(monitor.end().0.code(), Some(0));
+}
+
+/// All answers' status codes to requests sent in one write.
+fn ask_at_once(socket: &Path, requests: &[(&str, &str)]) -> Vec<u16> {
+    let text: String = requests
+        .iter()
+        .map(|(method, name)| {
+            format!("{method} /api/v1/{name} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        })
+        .collect();
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    let lines = answers.split("HTTP/1.1 ").skip(1);
+    lines.map(|line| line[..3].parse().unwrap()).collect()
+}
+
+#[test]
+fn requests_in_one_write_are_answered_by_what_the_one_before_did() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let start = || {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = folder.path().join("kernel");
+        std::fs::write(&kernel, elf::kernel(&forever())).unwrap();
+        let monitor = Monitor::start_in(folder, &["--api-socket", "path={}/api"]);
+        monitor.wait_ready();
+        let config = json!({"payload": {"kernel": kernel}, "memory": {"size": 16 << 20}});
+        assert_eq!(
+            ask(&monitor.path("api"), "PUT", "vm.create", &config).0,
+            204
+        );
+        monitor
+    };
+    for (requests, codes) in [
+        (
+            &[
+                ("PUT", "vm.boot"),
+                ("PUT", "vm.delete"),
+                ("PUT", "vmm.shutdown"),
+            ][..],
+            &[204, 204, 204][..],
+        ),
+        (
+            &[
+                ("GET", "vm.info"),
+                ("PUT", "vm.pause"),
+                ("PUT", "vm.boot"),
+                ("PUT", "vm.boot"),
+                ("PUT", "vm.pause"),
+                ("PUT", "vm.resume"),
+                ("PUT", "vm.delete"),
+                ("GET", "vm.info"),
+                ("PUT", "vm.pause"),
+            ],
+            &[200, 405, 204, 500, 204, 204, 204, 404, 404],
+        ),
+        (
+            &[
+                ("PUT", "vm.boot"),
+                ("PUT", "vm.shutdown"),
+                ("GET", "vm.info"),
+                ("PUT", "vm.delete"),
+                ("GET", "vm.info"),
+            ],
+            &[204, 204, 200, 204, 404],
+        ),
+        (&[("PUT", "vmm.shutdown"), ("PUT", "vm.boot")], &[204, 404]),
+    ] {
+        let monitor = start();
+        assert_eq!(
+            ask_at_once(&monitor.path("api"), requests),
+            codes,
+            "{requests:?}"
+        );
+        let (status, errors, left) = monitor.end();
+        assert_eq!((status.code(), errors.as_str()), (Some(0), ""));
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn silent_clients_shut_nobody_out() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let monitor = Monitor::start(&forever(), &["--api-socket", "path={}/api"]);
+    monitor.wait_ready();
+    let socket = monitor.path("api");
+    let silent: Vec<_> = (0..200)
+        .map(|_| UnixStream::connect(&socket).unwrap())
+        .collect();
+
+    assert_eq!(ask(&socket, "GET", "vm.info", &Value::Null).0, 200);
+    assert_eq!(ask(&socket, "PUT", "vm.shutdown", &Value::Null).0, 204);
+
+    assert_eq!(monitor.end().0.code(), Some(0));
+    drop(silent);
 }

@@ -22,6 +22,7 @@ const fn bits(features: &[u32]) -> u64 {
 }
 
 const BLK_F_MQ: u64 = bits(&[blk::VIRTIO_BLK_F_MQ]);
+const BLK_F_RO: u64 = bits(&[blk::VIRTIO_BLK_F_RO]);
 const NET_F_MAC: u64 = bits(&[net::VIRTIO_NET_F_MAC]);
 const NET_F_MTU: u64 = bits(&[net::VIRTIO_NET_F_MTU]);
 /// The control queue and all that needs it.
@@ -90,6 +91,13 @@ pub fn device_type(name: &str) -> Option<u16> {
     known.map(|(number, ..)| *number).or_else(number)
 }
 
+/// How many queues a device of this type usually has.
+#[must_use]
+pub fn usual_queues(device_type: u16) -> Option<u16> {
+    let known = TYPES.iter().find(|(number, ..)| *number == device_type);
+    known.map(|(.., queues)| *queues)
+}
+
 /// What the monitor's user said about the device, as far as its type matters.
 #[derive(Clone, Debug, Default)]
 pub struct Particulars {
@@ -99,6 +107,8 @@ pub struct Particulars {
     pub mtu: Option<u16>,
     /// A file system's name.
     pub tag: Option<String>,
+    /// A disk that can be written is refused.
+    pub read_only: bool,
 }
 
 pub(super) fn config_len(device_type: u16) -> usize {
@@ -108,8 +118,7 @@ pub(super) fn config_len(device_type: u16) -> usize {
 
 /// How many queues, given what the user said and what the backend has (if it said so).
 pub(super) fn queue_count(device_type: u16, wanted: Option<u16>, has: Option<u64>) -> Result<u16> {
-    let known = TYPES.iter().find(|(number, ..)| *number == device_type);
-    let usual = known.map(|(.., queues)| *queues);
+    let usual = usual_queues(device_type);
     let wanted = wanted
         .or(usual)
         .or_else(|| has.and_then(|has| u16::try_from(has).ok()))
@@ -141,6 +150,11 @@ pub(super) fn features(
     let mut features = backend;
     match device_type {
         TYPE_BLOCK if !config => return Err(Fault::Lacks("a configuration space (CONFIG)")),
+        TYPE_BLOCK if particulars.read_only && backend & BLK_F_RO == 0 => {
+            return Err(Fault::Options(
+                "the disk is to be for reading only, and the backend lets it be written: start the backend with --read-only",
+            ));
+        }
         TYPE_BLOCK if queues == 1 => features &= !BLK_F_MQ,
         TYPE_NET => {
             if queues.is_multiple_of(2) {
@@ -241,7 +255,7 @@ mod tests {
         let particulars = Particulars {
             mac: Some([2, 0, 0, 0, 0, 9]),
             mtu: Some(9000),
-            tag: None,
+            ..Particulars::default()
         };
         let mut config = [0xff; 24];
         adjust(TYPE_NET, &mut config, 2, &particulars).unwrap();
@@ -260,6 +274,17 @@ mod tests {
             features(TYPE_BLOCK, BLK_F_MQ, 2, true, &none).unwrap(),
             BLK_F_MQ
         );
+    }
+
+    #[test]
+    fn a_disk_for_reading_only_is_one_that_the_backend_offers_so() {
+        let read_only = Particulars {
+            read_only: true,
+            ..Particulars::default()
+        };
+        assert!(features(TYPE_BLOCK, 0, 1, true, &read_only).is_err());
+        let offered = features(TYPE_BLOCK, BLK_F_RO, 1, true, &read_only).unwrap();
+        assert_eq!(offered, BLK_F_RO);
     }
 
     #[test]

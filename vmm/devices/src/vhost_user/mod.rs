@@ -27,7 +27,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::hypervisor::MsiVector;
 use crate::virtio::{ActiveQueue, DeviceEvents, VirtioDevice};
 
-pub use device_type::{Particulars, TYPE_BLOCK, TYPE_FS, TYPE_NET, device_type};
+pub use device_type::{Particulars, TYPE_BLOCK, TYPE_FS, TYPE_NET, device_type, usual_queues};
 pub use error::{Fault, FrontendError};
 use session::Session;
 
@@ -40,8 +40,8 @@ pub struct FrontendConfig {
     pub device_type: u16,
     /// How many queues; without, what is usual for the type.
     pub num_queues: Option<u16>,
-    /// The longest a queue may be: a power of two.
-    pub queue_size: u16,
+    /// The longest each queue may be: powers of two. The last one is for the queues after it, too.
+    pub queue_sizes: Vec<u16>,
     /// What matters for some types only.
     pub particulars: Particulars,
 }

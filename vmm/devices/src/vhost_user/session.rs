@@ -56,7 +56,11 @@ impl Session {
         memory: GuestMemoryMmap,
         observer: Observer,
     ) -> Result<Self> {
-        if !config.queue_size.is_power_of_two() || config.queue_size > 1 << 15 {
+        let fits = |size: &u16| size.is_power_of_two() && *size <= 1 << 15;
+        let Some(last_size) = config.queue_sizes.last().copied() else {
+            return Err(Fault::Options("a queue has a size"));
+        };
+        if !config.queue_sizes.iter().all(fits) {
             return Err(Fault::Options(
                 "a queue's size is a power of two, at most 32768",
             ));
@@ -77,6 +81,8 @@ impl Session {
         let mut bytes = backend_config.unwrap_or_else(empty);
         device_type::adjust(kind, &mut bytes, queues, &config.particulars)?;
         let local = features & !link.guest_features();
+        let mut sizes = config.queue_sizes.clone();
+        sizes.resize(queues.into(), last_size);
         let state = State {
             link: Some(link),
             ..State::default()
@@ -84,7 +90,7 @@ impl Session {
         Ok(Self {
             features,
             local,
-            queue_max_sizes: vec![config.queue_size; queues.into()],
+            queue_max_sizes: sizes,
             copy: Mutex::new(ConfigCopy::new(bytes)),
             events: OnceLock::new(),
             state: Mutex::new(state),

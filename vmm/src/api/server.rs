@@ -1,0 +1,263 @@
+//! Who is connected to the API, and what each waits for. Nobody is waited for: a client has its time, and there is always room for
+//! another.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+
+use super::http::{MAX_REQUEST, Parsed, Request, Response, Status, parse};
+use crate::console::listen;
+
+/// More than are served at once make the one that has been idle for longest go.
+const MAX_CLIENTS: usize = 16;
+/// How long a client may take for a request and for reading its answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long no connection is taken after one could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 \r\n\r\n";
+
+/// What is to be done with a request.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Reply {
+    /// It has happened, or cannot.
+    Now(Response),
+    /// It is happening: [`Server::resolve`] has the answer. Until then no request is answered.
+    Later,
+}
+
+/// What the event loop is to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ApiEvent {
+    /// Somebody connects.
+    Connection,
+    /// This client has sent something, or can be sent more.
+    Client(usize),
+}
+
+/// The API's socket and who is connected to it. The socket is removed when it is dropped.
+pub(crate) struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    clients: Vec<Client>,
+    /// When to look for connections again, after one could not be taken.
+    deaf_until: Option<Instant>,
+}
+
+struct Client {
+    stream: UnixStream,
+    /// What has come of the next request.
+    partial: Vec<u8>,
+    /// What is yet to be sent. While there is any, nothing is read.
+    unsent: Vec<u8>,
+    /// When it connected or was last answered.
+    since: Instant,
+    /// Its request is being done.
+    waits: bool,
+    /// It was told to go on with its body.
+    encouraged: bool,
+    /// Its last answer is made. Once that is sent, what the client still sends is thrown away until it closes: a socket
+    /// closed with bytes in it would look broken to the client.
+    last: bool,
+    gone: bool,
+}
+
+impl Server {
+    /// Listens at `path`, which must not exist.
+    pub(crate) fn new(path: &Path) -> anyhow::Result<Self> {
+        Ok(Self {
+            listener: listen(path)?,
+            path: path.to_owned(),
+            clients: Vec::new(),
+            deaf_until: None,
+        })
+    }
+
+    /// Where it listens.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Calls `add` for everything to wait for.
+    pub(crate) fn sources<'a>(&'a self, mut add: impl FnMut(ApiEvent, BorrowedFd<'a>, PollFlags)) {
+        if self.deaf_until.is_none() {
+            add(ApiEvent::Connection, self.listener.as_fd(), PollFlags::IN);
+        }
+        for (number, client) in self.clients.iter().enumerate() {
+            let flags = match client.unsent.is_empty() {
+                true => PollFlags::IN,
+                false => PollFlags::OUT,
+            };
+            if !client.waits {
+                add(ApiEvent::Client(number), client.stream.as_fd(), flags);
+            }
+        }
+    }
+
+    /// When [`Self::tidy`] has something to do even if nothing happens.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let clients = self.clients.iter().filter(|client| !client.waits);
+        let ends = clients.map(|client| client.since + PATIENCE);
+        ends.chain(self.deaf_until).min()
+    }
+
+    /// Does what `event` asks for; `answer` answers requests. To be followed by [`Self::tidy`], which changes the
+    /// clients' numbers, once all events at hand are handled.
+    pub(crate) fn handle(&mut self, event: ApiEvent, answer: impl FnMut(&Request) -> Reply) {
+        match event {
+            ApiEvent::Connection => self.accept(),
+            ApiEvent::Client(number) => {
+                if let Some(client) = self.clients.get_mut(number) {
+                    client.gone |= client.serve(answer).is_none();
+                }
+            }
+        }
+    }
+
+    /// Gives the answer that was to come later, and answers what its client asked after it.
+    pub(crate) fn resolve(
+        &mut self,
+        response: &Response,
+        mut answer: impl FnMut(&Request) -> Reply,
+    ) {
+        for client in self.clients.iter_mut().filter(|client| client.waits) {
+            client.waits = false;
+            let done = match client.respond(response, !client.last) {
+                Some(()) => client.answer_all(&mut answer),
+                None => None,
+            };
+            client.gone |= done.is_none();
+        }
+    }
+
+    /// Forgets the clients that have gone, or that took too long.
+    pub(crate) fn tidy(&mut self) {
+        let now = Instant::now();
+        self.deaf_until = self.deaf_until.filter(|until| *until > now);
+        let late = |client: &Client| !client.waits && client.since + PATIENCE <= now;
+        self.clients.retain(|client| !client.gone && !late(client));
+        // The newest have just come.
+        while self.clients.len() > MAX_CLIENTS {
+            let idle = self.clients.iter().enumerate().filter(|(_, c)| !c.waits);
+            match idle.min_by_key(|(_, client)| client.since) {
+                Some((number, _)) => drop(self.clients.remove(number)),
+                None => return,
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        let accepted = self.listener.accept().and_then(|(stream, _)| {
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        });
+        match accepted {
+            Ok(stream) => self.clients.push(Client {
+                stream,
+                partial: Vec::new(),
+                unsent: Vec::new(),
+                since: Instant::now(),
+                waits: false,
+                encouraged: false,
+                last: false,
+                gone: false,
+            }),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            // Too many open files, say: it would be tried again without end.
+            Err(_) => self.deaf_until = Some(Instant::now() + ACCEPT_PAUSE),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Who removed it before has done the same.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Client {
+    /// Sends what is unsent, or else reads and answers what has come. `None` when this client is done with.
+    fn serve(&mut self, mut answer: impl FnMut(&Request) -> Reply) -> Option<()> {
+        if !self.unsent.is_empty() {
+            self.flush()?;
+            return self.answer_all(&mut answer);
+        }
+        let mut bytes = [0; 4096];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => return None,
+            Ok(_) if self.last => return Some(()),
+            Ok(len) => self.partial.extend(bytes.iter().take(len)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Some(()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Some(()),
+            Err(_) => return None,
+        }
+        self.answer_all(&mut answer)
+    }
+
+    /// Answers the requests that have come, as long as the client takes the answers.
+    fn answer_all(&mut self, answer: &mut impl FnMut(&Request) -> Reply) -> Option<()> {
+        while self.unsent.is_empty() && !self.last {
+            match parse(&self.partial) {
+                Ok(Parsed::Complete(request, len)) => {
+                    self.partial.drain(..len);
+                    self.encouraged = false;
+                    match answer(&request) {
+                        Reply::Now(response) => self.respond(&response, request.keep_alive)?,
+                        Reply::Later => {
+                            self.waits = true;
+                            self.last = !request.keep_alive;
+                            return Some(());
+                        }
+                    }
+                }
+                Ok(Parsed::Partial { .. }) if self.partial.len() > MAX_REQUEST => {
+                    let error = "the request is too long".to_owned();
+                    self.respond(&Response::Error(Status::BadRequest, error), false)?;
+                }
+                Ok(Parsed::Partial { expects }) => {
+                    if expects && !std::mem::replace(&mut self.encouraged, true) {
+                        self.unsent.extend(CONTINUE);
+                        self.flush()?;
+                    }
+                    return Some(());
+                }
+                Err(error) => self.respond(&Response::Error(Status::BadRequest, error), false)?,
+            }
+        }
+        if self.unsent.is_empty() && self.last {
+            self.partial.clear();
+            self.stream.shutdown(Shutdown::Write).ok()?;
+        }
+        Some(())
+    }
+
+    fn respond(&mut self, response: &Response, keep_alive: bool) -> Option<()> {
+        self.since = Instant::now();
+        self.last = !keep_alive;
+        self.unsent.extend(response.to_bytes(keep_alive));
+        self.flush()
+    }
+
+    /// Sends what the client takes now.
+    fn flush(&mut self) -> Option<()> {
+        while !self.unsent.is_empty() {
+            match self.stream.write(&self.unsent) {
+                Ok(len) => drop(self.unsent.drain(..len)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Some(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
