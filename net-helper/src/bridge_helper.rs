@@ -54,7 +54,7 @@ pub(crate) fn run(bridge: &InterfaceName, fd: RawFd, vnet: bool) -> Result<()> {
 }
 
 /// A duplicate of a descriptor that this process was started with.
-fn inherited(number: RawFd) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn inherited(number: RawFd) -> rustix::io::Result<OwnedFd> {
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     pidfd_getfd(own, number, PidfdGetfdFlags::empty())
 }

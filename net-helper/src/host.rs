@@ -34,8 +34,8 @@ pub(crate) struct Host {
     record: Record,
     state: StateDir,
     forwarding: Option<Forwarding>,
-    /// Whether all of it was made.
-    complete: bool,
+    /// Whether all of it was made, and clients are served.
+    pub(crate) is_complete: bool,
 }
 
 /// A network whose bridge is there.
@@ -71,7 +71,7 @@ impl Host {
             record,
             state,
             forwarding: None,
-            complete: false,
+            is_complete: false,
         })
     }
 
@@ -107,7 +107,6 @@ impl Host {
         for dhcp in &mut self.dhcp {
             dhcp.go()?;
         }
-        self.complete = true;
         Ok(())
     }
 
@@ -240,16 +239,6 @@ impl Host {
         Ok(self.links.delete(index)?)
     }
 
-    /// The DHCP servers, to be watched.
-    pub(crate) fn dhcp(&self) -> &[Dhcp] {
-        &self.dhcp
-    }
-
-    /// Forgets a DHCP server that has died for good.
-    pub(crate) fn bury(&mut self, position: usize) -> Option<Dhcp> {
-        (position < self.dhcp.len()).then(|| self.dhcp.swap_remove(position))
-    }
-
     /// Whether guests of a run that was killed use what this one has failed to take over.
     fn is_left_to_guests(&mut self) -> bool {
         let bridges = std::mem::take(&mut self.record.bridges);
@@ -258,7 +247,7 @@ impl Host {
             matches!(link, Some(Ok(Some(link))) if taps(&mut self.links, link.index).is_ok_and(|taps| !taps.is_empty()))
         });
         self.record.bridges = bridges;
-        !self.complete && used
+        !self.is_complete && used
     }
 
     /// Undoes everything; goes on when something fails, and returns what did. The rules stay as long as what they guard.

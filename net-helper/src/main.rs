@@ -14,7 +14,7 @@
 //! | `watch`, `repair` | what others do to it, and putting it back |
 //! | `identity` | names and addresses of what is made |
 //! | `link`, `nft`, `routing`, `forwarding`, `dhcp` | the kinds of thing that stand |
-//! | `keeper` | the process between this one and dnsmasq |
+//! | `dhcp/launcher`, `dhcp/keeper` | the processes between this one and dnsmasq |
 //! | `listen`, `serve`, `lease` | clients |
 //! | `state` | what a killed run has left |
 //! | `bridge_helper` | what `qemu-bridge-helper` does |
@@ -28,7 +28,6 @@ mod dhcp;
 mod forwarding;
 mod host;
 mod identity;
-mod keeper;
 mod lease;
 mod link;
 mod listen;
@@ -59,8 +58,16 @@ use state::{Record, StateDir};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == keeper::FLAG) && !is_set_user_id() {
-        return keeper::main(args);
+    if let Some(first) = args.next()
+        && !is_set_user_id()
+    {
+        match first.to_str() {
+            Some(dhcp::launcher::FLAG) => return dhcp::launcher::main(args),
+            Some(dhcp::launcher::STANDBY_FLAG) => return dhcp::launcher::standby_main(args),
+            Some(dhcp::keeper::FLAG) => return dhcp::keeper::main(args),
+            Some(dhcp::keeper::BECOME_FLAG) => return dhcp::keeper::become_main(args),
+            _ => {}
+        }
     }
     bulkhead_process::main::<Args>(|args| match args.check()? {
         Task::Join { bridge, fd, vnet } => {
@@ -87,9 +94,9 @@ fn run(config: Config) -> Result<ExitCode> {
         bail!("bulkhead-net-helper needs CAP_NET_ADMIN: run it as root");
     }
     let (state, record) = StateDir::open(&config.state)?;
-    // The keepers come before the signals are blocked, so that what they start does not inherit it.
-    let keepers = match keepers(&config.networks, state.path()) {
-        Ok(keepers) => keepers,
+    // The launchers come before the signals are blocked, so that what they start does not inherit it.
+    let dhcp = match launchers(&config.networks, state.path()) {
+        Ok(dhcp) => dhcp,
         Err(error) => {
             if record == Record::default() {
                 state.remove()?;
@@ -98,7 +105,7 @@ fn run(config: Config) -> Result<ExitCode> {
         }
     };
     let signals = signals::block_termination().context("cannot block signals")?;
-    let mut host = Host::new(state, record, keepers)?;
+    let mut host = Host::new(state, record, dhcp)?;
     let served = stand(&config, &signals, &mut host);
     let errors = host.down();
     for error in &errors {
@@ -113,29 +120,40 @@ fn run(config: Config) -> Result<ExitCode> {
 
 /// Makes the networks and serves, until it is time to end.
 fn stand(config: &Config, signals: &signals::SignalFd, host: &mut Host) -> Result<()> {
-    host.up(&config.networks)?;
+    // First: when the socket is somebody else's, nothing has been changed yet. Who connects already, waits.
     let listener = Listener::bind(&config.socket, config.group)?;
-    let folders =
-        [config.socket.parent(), config.state.parent()].map(|p| p.unwrap_or(Path::new("/")));
-    let mut server = Server::new(config.exit_idle);
-    let served = confine::enter(&folders)
-        .context("cannot confine the process")
-        .and_then(|()| notify::ready().context("cannot report readiness"))
-        .and_then(|()| server.run(&listener, signals, host));
-    server.close(host);
+    let served = serve(config, &listener, signals, host);
     served.and(listener.close())
 }
 
-fn keepers(networks: &[Network], state: &Path) -> Result<Vec<Dhcp>> {
-    let mut keepers = Vec::new();
+fn serve(
+    config: &Config,
+    listener: &Listener,
+    signals: &signals::SignalFd,
+    host: &mut Host,
+) -> Result<()> {
+    host.up(&config.networks)?;
+    let folders =
+        [config.socket.parent(), config.state.parent()].map(|p| p.unwrap_or(Path::new("/")));
+    confine::enter(&folders).context("cannot confine the process")?;
+    notify::ready().context("cannot report readiness")?;
+    host.is_complete = true;
+    let mut server = Server::new(config.exit_idle);
+    let served = server.run(listener, signals, host);
+    server.close(host);
+    served
+}
+
+fn launchers(networks: &[Network], state: &Path) -> Result<Vec<Dhcp>> {
+    let mut launchers = Vec::new();
     for network in networks {
         if let Some(addressing) = network.addressing
             && addressing.dhcp
         {
-            keepers.push(Dhcp::prepare(network, addressing.subnet, state)?);
+            launchers.push(Dhcp::prepare(network, addressing.subnet, state)?);
         }
     }
-    Ok(keepers)
+    Ok(launchers)
 }
 
 /// One line for whoever looks after the host.

@@ -9,8 +9,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::host::{Host, Standing};
-use crate::routing;
 use crate::watch::Watch;
+use crate::{nft, routing};
 
 impl Host {
     /// Readable when [`Host::look_after`] has something to see.
@@ -29,7 +29,7 @@ impl Host {
             return;
         };
         let networks = &self.networks;
-        let own_port = self.table.as_ref().and_then(|table| table.port().ok());
+        let own_port = self.table.as_ref().map(nft::Table::port);
         watch.take(
             |index| networks.iter().any(|standing| standing.bridge == index),
             networks.iter().any(|standing| standing.is_missing),
@@ -97,6 +97,11 @@ impl Host {
                 if port.network == standing.network.name {
                     // Its client may be gone by now.
                     let _ = self.links.set_controller(port.index, now.bridge);
+                }
+            }
+            for server in &mut self.dhcp {
+                if server.network() == standing.network.name {
+                    server.start_again();
                 }
             }
             crate::warn(&format!(

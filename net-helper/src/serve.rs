@@ -112,7 +112,7 @@ impl Server {
                 .map(|&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
         );
         fds.extend(
-            host.dhcp()
+            host.dhcp
                 .iter()
                 .map(|d| PollFd::from_borrowed_fd(d.watched(), PollFlags::IN)),
         );
@@ -134,7 +134,7 @@ impl Server {
         for _ in reports {
             next();
         }
-        let dhcp = (0..host.dhcp().len()).filter(|_| next()).collect();
+        let dhcp = (0..host.dhcp.len()).filter(|_| next()).collect();
         let clients = (0..self.clients.len()).filter(|_| next()).collect();
         Ok(Ready {
             signal,
@@ -245,12 +245,15 @@ fn release(client: Client, host: &mut Host) {
 }
 
 fn report_dead(host: &mut Host, position: usize) {
-    if let Some(dhcp) = host.bury(position) {
+    let Some(dhcp) = host.dhcp.get_mut(position) else {
+        return;
+    };
+    if dhcp.is_dead() {
         crate::warn(&format!(
-            "network {}: the keeper of dnsmasq was killed; there is no DHCP until a restart",
+            "network {}: all that could start dnsmasq was killed; there is no DHCP until a restart",
             dhcp.network()
         ));
-        let _ = dhcp.stop();
+        let _ = host.dhcp.swap_remove(position).stop();
     }
 }
 

@@ -114,7 +114,11 @@ impl StateDir {
             let path = entry
                 .with_context(|| format!("cannot list {shown}"))?
                 .path();
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            let removed = match path.is_dir() {
+                true => fs::remove_dir_all(&path),
+                false => fs::remove_file(&path),
+            };
+            removed.with_context(|| format!("cannot remove {}", path.display()))?;
         }
         fs::remove_dir(&self.path).with_context(|| format!("cannot remove {shown}"))?;
         for folder in &self.made {

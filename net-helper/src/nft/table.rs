@@ -46,6 +46,7 @@ pub(crate) struct Chain {
 #[derive(Debug)]
 pub(crate) struct Table {
     netlink: Netlink,
+    port: u32,
     name: &'static str,
     flags: u32,
     chains: Vec<Chain>,
@@ -58,8 +59,10 @@ impl Table {
         chains: Vec<Chain>,
         replace: bool,
     ) -> io::Result<Self> {
+        let netlink = Netlink::open(NETLINK_NETFILTER)?;
         let mut table = Table {
-            netlink: Netlink::open(NETLINK_NETFILTER)?,
+            port: netlink.port()?,
+            netlink,
             name,
             flags: NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST,
             chains,
@@ -76,8 +79,10 @@ impl Table {
 
     /// The table that a run which was killed has left, to be removed.
     pub(crate) fn left(name: &'static str) -> io::Result<Self> {
+        let netlink = Netlink::open(NETLINK_NETFILTER)?;
         Ok(Table {
-            netlink: Netlink::open(NETLINK_NETFILTER)?,
+            port: netlink.port()?,
+            netlink,
             name,
             flags: 0,
             chains: Vec::new(),
@@ -90,8 +95,8 @@ impl Table {
     }
 
     /// The port number of this process' changes.
-    pub(crate) fn port(&self) -> io::Result<u32> {
-        self.netlink.port()
+    pub(crate) fn port(&self) -> u32 {
+        self.port
     }
 
     fn make(&mut self, replace: bool) -> io::Result<()> {

@@ -1,10 +1,13 @@
 //! What guests get of their networks.
 
-use std::path::Path;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use bulkhead_net_protocol::TapRequest;
 
-use crate::host::{Guest, Helper, dnsmasqs, eventually, on_own_host, run, world};
+use crate::host::{
+    Family, Guest, Helper, PATIENCE, dnsmasqs, eventually, on_own_host, run, status, world,
+};
 
 fn guest(helper: &Helper, network: &str) -> Guest {
     Guest::new(helper, &TapRequest::on(network))
@@ -201,42 +204,81 @@ fn dhcp_comes_back_when_dnsmasq_dies() {
 }
 
 #[test]
-fn dnsmasq_is_its_own_user_and_the_helper_keeps_one_capability() {
+fn dnsmasq_and_what_starts_it_can_do_nothing_but_serve() {
     on_own_host(
-        "guests::dnsmasq_is_its_own_user_and_the_helper_keeps_one_capability",
+        "guests::dnsmasq_and_what_starts_it_can_do_nothing_but_serve",
         || {
             let folder = tempfile::tempdir().unwrap();
             let helper = Helper::start(folder.path(), "");
-            let status = |pid: i32| {
-                std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))
-                    .unwrap()
-            };
-            let field = |status: &str, name: &str| {
-                let line = status
-                    .lines()
-                    .find_map(|l| l.strip_prefix(name)?.strip_prefix(":\t"));
-                line.unwrap().to_owned()
-            };
+            let family = Family::of(&helper, &[]);
+            let none = format!("{:016x}", 0);
+            for pid in family.all() {
+                let fields = ["NoNewPrivs", "Seccomp", "CapEff"].map(|field| status(pid, field));
+                assert_eq!(fields, ["1", "2", &none], "{family:?} {pid}");
+                assert_ne!(namespace(pid, "mnt"), namespace(helper_pid(&helper), "mnt"));
+                assert_ne!(namespace(pid, "ipc"), namespace(helper_pid(&helper), "ipc"));
+                let root = run(&format!("ls /proc/{pid}/root"));
+                assert!(!root.contains("home") && !root.contains("proc"), "{root}");
+            }
+            for pid in [family.dnsmasq, family.keeper] {
+                assert!(!status(pid, "Uid").contains('0'), "{family:?}");
+                assert_ne!(namespace(pid, "pid"), namespace(helper_pid(&helper), "pid"));
+            }
+            assert_eq!(status(family.dnsmasq, "CapPrm"), none);
 
-            let [dnsmasq] = dnsmasqs()[..] else {
-                panic!("one dnsmasq")
-            };
-            assert!(!field(&status(dnsmasq), "Uid").starts_with("0\t"));
-
-            let own = status(helper.child.id() as i32);
-            let net_admin = format!("{:016x}", 1u64 << 12);
+            let guest = guest(&helper, "default");
+            has_address(&guest.dhcp(folder.path()), "192.168.124.");
+            // version.bind, of class CHAOS: what dnsmasq answers by itself.
+            let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x07version\x04bind\0\0\x10\0\x03";
+            let answered = |bytes: &[u8]| bytes.windows(8).any(|w| w == b"dnsmasq-");
+            let socket = guest.machine.udp("0.0.0.0:0");
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.send_to(query, "192.168.124.1:53").unwrap();
+            let mut answer = [0; 512];
+            let length = socket.recv(&mut answer).unwrap();
+            assert!(answered(&answer[..length]), "by UDP");
+            let answer = guest.machine.within(move || {
+                let mut stream = TcpStream::connect("192.168.124.1:53").unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream
+                    .write_all(&[&[0, query.len() as u8], &query[..]].concat())
+                    .unwrap();
+                let mut answer = vec![0; 512];
+                let length = stream.read(&mut answer).unwrap();
+                answer.truncate(length);
+                answer
+            });
+            assert!(answered(&answer), "by TCP");
             assert_eq!(
-                [field(&own, "CapPrm"), field(&own, "CapBnd")],
-                [net_admin.clone(), net_admin]
-            );
-            assert_eq!(
-                (
-                    field(&own, "NoNewPrivs").as_str(),
-                    field(&own, "Seccomp").as_str()
-                ),
-                ("1", "2")
+                Family::of(&helper, &[]).all(),
+                family.all(),
+                "none had to be started again"
             );
             helper.stop();
         },
     );
+}
+
+fn helper_pid(helper: &Helper) -> i32 {
+    helper.child.id() as i32
+}
+
+fn namespace(pid: i32, kind: &str) -> std::path::PathBuf {
+    std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap()
+}
+
+#[test]
+fn the_helper_keeps_one_capability() {
+    on_own_host("guests::the_helper_keeps_one_capability", || {
+        let folder = tempfile::tempdir().unwrap();
+        let helper = Helper::start(folder.path(), "--network dhcp=off");
+        let own = |field| status(helper_pid(&helper), field);
+        let net_admin = format!("{:016x}", 1u64 << 12);
+        assert_eq!(
+            [own("CapPrm"), own("CapBnd")],
+            [net_admin.clone(), net_admin]
+        );
+        assert_eq!([own("NoNewPrivs"), own("Seccomp")], ["1", "2"]);
+        helper.stop();
+    });
 }

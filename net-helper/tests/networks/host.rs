@@ -124,6 +124,73 @@ pub(crate) fn dnsmasqs() -> Vec<i32> {
         .collect()
 }
 
+/// What `/proc` says of a process.
+pub(crate) fn status(pid: i32, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|l| l.strip_prefix(field)?.strip_prefix(":\t"));
+    line.unwrap().to_owned()
+}
+
+/// The processes around a dnsmasq.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Family {
+    pub(crate) dnsmasq: i32,
+    pub(crate) keeper: i32,
+    pub(crate) launcher: i32,
+    pub(crate) standby: i32,
+}
+
+impl Family {
+    /// Those of the only network that has a dnsmasq, once they are complete and none is of an older family.
+    pub(crate) fn of(helper: &Helper, than: &[i32]) -> Family {
+        let mut found = None;
+        let found = std::cell::RefCell::new(&mut found);
+        eventually("dnsmasq and what sees to it", || {
+            **found.borrow_mut() = Family::find(helper.child.id() as i32)
+                .filter(|family| family.all().iter().all(|pid| !than.contains(pid)));
+            found.borrow().is_some()
+        });
+        found.into_inner().unwrap()
+    }
+
+    fn find(_helper: i32) -> Option<Family> {
+        let [dnsmasq] = dnsmasqs()[..] else {
+            return None;
+        };
+        let parent = |pid: i32| -> Option<i32> {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            status
+                .lines()
+                .find_map(|l| l.strip_prefix("PPid:\t"))?
+                .parse()
+                .ok()
+        };
+        let keeper = parent(dnsmasq)?;
+        let launcher = parent(keeper)?;
+        let children =
+            std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).ok()?;
+        let standby = children
+            .split(' ')
+            .filter_map(|pid| pid.parse().ok())
+            .find(|pid: &i32| {
+                std::fs::read(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|line| line.windows(8).any(|w| w == b"-standby"))
+            })?;
+        Some(Family {
+            dnsmasq,
+            keeper,
+            launcher,
+            standby,
+        })
+    }
+
+    pub(crate) fn all(self) -> [i32; 4] {
+        [self.dnsmasq, self.keeper, self.launcher, self.standby]
+    }
+}
+
 /// A running helper.
 pub(crate) struct Helper {
     pub(crate) child: Child,
@@ -249,15 +316,19 @@ impl Machine {
 
     /// Opens a UDP socket there.
     pub(crate) fn udp(&self, address: &str) -> UdpSocket {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.sleeper.id())).unwrap();
         let address = address.to_owned();
-        // A thread of its own, whose namespace ends with it.
-        let opening = std::thread::spawn(move || {
+        self.within(move || UdpSocket::bind(&address).unwrap_or_else(|e| panic!("{address}: {e}")))
+    }
+
+    /// Does something in its network namespace, on a thread of its own.
+    pub(crate) fn within<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> T {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.sleeper.id())).unwrap();
+        let acting = std::thread::spawn(move || {
             let kind = Some(LinkNameSpaceType::Network);
             move_into_link_name_space(namespace.as_fd(), kind).unwrap();
-            UdpSocket::bind(&address).unwrap_or_else(|e| panic!("{address}: {e}"))
+            act()
         });
-        opening.join().unwrap()
+        acting.join().unwrap()
     }
 
     fn inside(&self, command: &str) -> String {

@@ -4,6 +4,7 @@
 
 mod bridge_helper;
 mod closed;
+mod deaths;
 mod guests;
 mod host;
 mod leases;
