@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `start` | nothing but start and end | |
 //! | `blk` | reads, writes the pattern, flushes, reads back | `read=SECTORS` (128), `write=SECTORS` (128), `at=SECTOR` (the end of what is read), `size=SECTORS` (8), `depth=N` (8), `seed=N` (1), `disk=N` (0) |
-//! | `blk-stress` | writes and checks at random places | `n=N` (1000), `span=SECTORS` (2048), `seed`, `depth`, `disk` |
+//! | `blk-stress` | writes and checks at random places | `n=N` (1000), `span=SECTORS` (2048), `reports=N` (10), `seed`, `depth`, `disk` |
 //! | `idle-io` | waits for `go` in a sector, reads, writes `done` into the next, waits for `end` | `n=N` (1000), `signal=SECTOR` (0), `disk` |
 //! | `blk-msix` | masks and re-routes the interrupt of a block device | `disk` |
 //! | `echo` | says again every line it receives on COM1 | `n=N` (1) |

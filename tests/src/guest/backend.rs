@@ -14,6 +14,8 @@ pub struct Backend {
     program: Program,
     command: Vec<OsString>,
     socket: PathBuf,
+    /// What a program writes when it listens that has no other way to report it.
+    pid_file: Option<PathBuf>,
 }
 
 impl Backend {
@@ -54,23 +56,26 @@ impl Backend {
         ]
         .map(OsString::from)
         .to_vec();
-        let mut daemon = Command::new(&command[0]);
-        daemon.args(&command[1..]);
-        let program = Program::start(daemon);
-        // It writes its number when it listens, and then tells nobody.
-        let end = std::time::Instant::now() + PATIENCE;
-        while !pid_file.exists() {
-            assert!(
-                std::time::Instant::now() < end,
-                "{command:?} did not become ready"
-            );
-            std::thread::yield_now();
-        }
         Self {
-            program,
+            program: Self::run_qemu(&command, &pid_file),
             command,
             socket,
+            pid_file: Some(pid_file),
         }
+    }
+
+    /// Runs the command and waits until it has written its number, as it does when it listens.
+    fn run_qemu(words: &[OsString], pid_file: &Path) -> Program {
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        let program = Program::start(command);
+        let end = std::time::Instant::now() + PATIENCE;
+        while !pid_file.exists() {
+            let in_time = std::time::Instant::now() < end;
+            assert!(in_time, "{words:?} did not become ready");
+            std::thread::yield_now();
+        }
+        program
     }
 
     fn start(program: &str, socket: PathBuf, words: &[&OsStr]) -> Self {
@@ -85,6 +90,7 @@ impl Backend {
             program: Self::run(&command),
             command,
             socket,
+            pid_file: None,
         }
     }
 
@@ -126,7 +132,15 @@ impl Backend {
     /// Kills it at once (`SIGKILL`) and starts it anew with the same arguments.
     pub fn kill_and_restart(&mut self) {
         self.program.kill();
-        self.program = Self::run(&self.command);
+        self.program = match &self.pid_file {
+            None => Self::run(&self.command),
+            Some(pid_file) => {
+                // It takes neither the file nor the socket of one that was killed.
+                let _ = std::fs::remove_file(pid_file);
+                let _ = std::fs::remove_file(&self.socket);
+                Self::run_qemu(&self.command, pid_file)
+            }
+        };
     }
 
     /// Kills it at once (`SIGKILL`).

@@ -16,6 +16,8 @@ use crate::smp::ticks;
 const SECTOR: u64 = 512;
 /// The queue of the block driver has 16 entries, and with direct descriptors a request takes three.
 const DEPTH: u64 = 5;
+/// Bytes of memory that no device is told of.
+const BYSTANDER: usize = 1 << 20;
 /// Not the vector of any other test.
 const OTHER_VECTOR: u8 = 0x50;
 /// Time stamp counter ticks in which an interrupt would arrive: about 10 ms.
@@ -98,13 +100,16 @@ pub(super) fn check(words: &CommandLine, configuration: Configuration) {
     say!("blk interrupts={}", disk.interrupts());
 }
 
-/// Writes and checks at random places, and reports its progress ten times.
+/// Writes and checks at random places, and reports its progress. Memory that no request names stays as it was.
 pub(super) fn stress(words: &CommandLine, configuration: Configuration) {
     let mut disk = open(words, configuration);
     let rounds = words.number("n", 1000);
     let span = words.number("span", 2048);
     let depth = words.number("depth", DEPTH);
     let seed = words.number("seed", 1);
+    let reports = words.number("reports", 10);
+    let mut bystander = vec![0; BYSTANDER];
+    pattern::fill(!seed, 0, &mut bystander);
     // What each block of 8 sectors holds: the seed of its pattern, once it has been written.
     const BLOCK: u64 = 8;
     let mut written: Vec<Option<u64>> = vec![None; (span / BLOCK) as usize];
@@ -141,11 +146,17 @@ pub(super) fn stress(words: &CommandLine, configuration: Configuration) {
                 );
             }
         }
-        if (round + 1) % (rounds / 10).max(1) == 0 {
+        if (round + 1) % (rounds / reports).max(1) == 0 {
             say!("blk-stress round={}", round + 1);
         }
     }
     disk.flush();
+    let mut expected = vec![0; BYSTANDER];
+    pattern::fill(!seed, 0, &mut expected);
+    assert!(
+        bystander == expected,
+        "a device has written where it was not told to"
+    );
     let mut crc = Hasher::new();
     disk.transfer(
         Operation::Read,

@@ -25,7 +25,7 @@ pub(super) struct Plan {
 }
 
 /// All of them.
-pub(super) const SOAKS: [Soak; 5] = [
+pub(super) const SOAKS: [Soak; 6] = [
     Soak {
         name: "fuzz",
         amount: 3600,
@@ -46,6 +46,17 @@ pub(super) const SOAKS: [Soak; 5] = [
                 "kills",
             ];
             Ok(tests(project, &arguments, "BLOCK_KILLS", amount))
+        },
+    },
+    Soak {
+        name: "guest-kills",
+        amount: 1_000,
+        what: "kill -9 of bulkhead-block, and of QEMU's backend, under a guest with one and with two vCPUs",
+        plan: |project, amount| {
+            let arguments = ["test", "-p", "bulkhead-tests", "--test", "guest_kills"];
+            let mut plan = tests(project, &arguments, "GUEST_KILLS", amount);
+            plan.first.push(demo::build_command(project));
+            Ok(plan)
         },
     },
     Soak {
