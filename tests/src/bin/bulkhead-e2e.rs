@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use bulkhead_tests::e2e::{SCENARIOS, Setting};
+use bulkhead_tests::e2e::{KILLS, SCENARIOS, Setting};
 use bulkhead_tests::nested::{self, OuterHost};
 use bulkhead_tests::workplace::Workplace;
 use clap::Parser;
@@ -22,6 +22,9 @@ struct Args {
     /// How many vCPUs the guests have whose number is not part of the test
     #[arg(long, default_value_t = 1)]
     cpus: u32,
+    /// How often a disk's backend is killed in the test of that
+    #[arg(long, default_value_t = KILLS)]
+    kills: u32,
     /// Only the tests whose name contains one of these.
     filter: Vec<String>,
 }
@@ -49,6 +52,7 @@ fn run(args: &Args) -> Result<u8> {
     let mut command = vec!["bulkhead-e2e".to_owned()];
     command.extend(["--times".to_owned(), args.times.to_string()]);
     command.extend(["--cpus".to_owned(), args.cpus.to_string()]);
+    command.extend(["--kills".to_owned(), args.kills.to_string()]);
     command.extend_from_slice(&args.filter);
     host.run(&workplace, &command)
 }
@@ -58,6 +62,7 @@ fn run_here(workplace: Workplace, args: &Args) -> bool {
     let setting = Setting {
         workplace,
         cpus: args.cpus,
+        kills: args.kills,
     };
     let wanted = |name: &str| {
         args.filter.is_empty() || args.filter.iter().any(|part| name.contains(part.as_str()))

@@ -3,18 +3,19 @@
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use super::{Stage, check_image, process_of, signal};
+use super::{Setting, Stage, check_image, process_of, signal};
 use crate::guest_run::{GuestRun, Word};
 use crate::hash;
 use crate::web::WebServer;
 use crate::workplace::Workplace;
 
 /// Writes file after file, each flushed, tells of each, and reads them all back from the disk at the end.
+/// Set by the host: FILES, KIB.
 const WRITER: &str = r#"
 mke2fs /dev/vda >/dev/null 2>&1 || fail "mke2fs"
 mount -t ext2 /dev/vda /mnt || fail "mount"
-for number in $(seq 1 24); do
-    dd if=/dev/urandom of=/mnt/$number bs=1M count=2 conv=fsync 2>/dev/null || fail "write $number"
+for number in $(seq 1 $FILES); do
+    dd if=/dev/urandom of=/mnt/$number bs=1k count=$KIB conv=fsync 2>/dev/null || fail "write $number"
     sha256sum /mnt/$number >>/sums
     say written $number
 done
@@ -39,20 +40,32 @@ done
 say intact
 "#;
 
-/// `bulkhead-block` is killed twice while the guest writes.
-pub(super) fn block(workplace: &Workplace, cpus: u32) -> Result<()> {
-    let stage = Stage::new(workplace)?;
-    let mut guest = stage.guest(WRITER, &[])?;
-    guest.cpus = cpus;
+/// How often `bulkhead-block` is killed in the tests.
+pub const KILLS: u32 = 2;
+/// Files between two kills, and the space for all of them.
+const FILES: u32 = 8;
+const SPACE_KIB: u32 = 96 << 10;
+
+/// `bulkhead-block` is killed while the guest writes, again and again.
+pub(super) fn block(setting: &Setting) -> Result<()> {
+    let stage = Stage::new(&setting.workplace)?;
+    let files = FILES * (setting.kills + 1);
+    let kib = (SPACE_KIB / files).min(2048);
+    let settings = [("FILES", files.to_string()), ("KIB", kib.to_string())];
+    let settings = settings
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
+    let mut guest = stage.guest(WRITER, &settings)?;
+    guest.cpus = setting.cpus;
     let image = stage.disk("256M")?;
     guest.disk = Some(image.display().to_string());
     let mut run = stage.run(&guest)?;
 
-    for word in ["written 4", "written 12"] {
-        run.wait_for(word)?;
-        kill(&run, "bulkhead-block")?;
+    for kill in 0..setting.kills {
+        run.wait_for(&format!("written {}", FILES * kill + FILES / 2))?;
+        self::kill(&run, "bulkhead-block")?;
     }
-    finish(run, "vda", 2)?;
+    finish(run, "vda", setting.kills as usize)?;
 
     check_image(&image)?;
     stage.nothing_left()

@@ -6,6 +6,8 @@ mod confinement;
 mod dry_run;
 mod endings;
 
+pub use backend_death::KILLS;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -37,6 +39,8 @@ pub struct Setting {
     pub workplace: Workplace,
     /// How many vCPUs the guest has.
     pub cpus: u32,
+    /// How often its backend is killed.
+    pub kills: u32,
 }
 
 /// All of them.
@@ -51,7 +55,7 @@ pub const SCENARIOS: [Scenario; 10] = [
     },
     Scenario {
         name: "a_disk_survives_the_death_of_its_backend",
-        run: |setting| backend_death::block(&setting.workplace, setting.cpus),
+        run: backend_death::block,
     },
     Scenario {
         name: "a_network_card_survives_the_death_of_its_backend",

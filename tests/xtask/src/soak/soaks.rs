@@ -25,7 +25,7 @@ pub(super) struct Plan {
 }
 
 /// All of them.
-pub(super) const SOAKS: [Soak; 6] = [
+pub(super) const SOAKS: [Soak; 7] = [
     Soak {
         name: "fuzz",
         amount: 3600,
@@ -80,8 +80,14 @@ pub(super) const SOAKS: [Soak; 6] = [
     Soak {
         name: "linux",
         amount: 200,
-        what: "Linux guests whose disk's backend is killed, with one vCPU; a quarter as many with two",
-        plan: linux,
+        what: "Linux guests whose disk's backend is killed twice, with one vCPU; a quarter as many with two",
+        plan: |project, amount| Ok(linux(project, amount, "2")),
+    },
+    Soak {
+        name: "linux-kills",
+        amount: 20,
+        what: "Linux guests whose disk's backend is killed 20 times, with one vCPU; a quarter as many with two",
+        plan: |project, amount| Ok(linux(project, amount, "20")),
     },
 ];
 
@@ -102,17 +108,18 @@ fn fuzz_targets(project: &Project, seconds: u32) -> Result<Plan> {
     })
 }
 
-fn linux(project: &Project, runs: u32) -> Result<Plan> {
+fn linux(project: &Project, runs: u32, kills: &str) -> Plan {
     let scenario = |cpus: &str, runs: u32| {
         let mut command = Command::new(project.program("bulkhead-e2e"));
         command.args(["--times", &runs.to_string()]);
-        command.args(["--cpus", cpus, "a_disk_survives_the_death"]);
+        command.args(["--cpus", cpus, "--kills", kills]);
+        command.arg("a_disk_survives_the_death");
         command
     };
-    Ok(Plan {
+    Plan {
         first: vec![demo::build_command(project)],
         soak: vec![scenario("1", runs), scenario("2", runs.div_ceil(4))],
-    })
+    }
 }
 
 /// A cargo test whose amount is told by a variable of the environment.
