@@ -9,7 +9,7 @@ pub(crate) const COMPRESSED: u64 = 1 << 62;
 /// The cluster reads as zeroes (version 3, without subclusters).
 pub(crate) const ZERO: u64 = 1;
 /// Reserved bits of an L1 entry.
-const L1_RESERVED: u64 = !(COPIED | OFFSET_MASK);
+pub(crate) const L1_RESERVED: u64 = !(COPIED | OFFSET_MASK);
 
 /// An L2 entry: the descriptor and, with extended L2 entries, the subcluster bitmap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -131,6 +131,17 @@ impl L2Entry {
         let host = self.word & ((1 << shift) - 1);
         let sectors = ((self.word & !(COMPRESSED | COPIED)) >> shift) + 1;
         (HostOffset(host), sectors * 512 - (host & 511))
+    }
+
+    /// Without the bits that mean nothing: who only reads ignores them, as QEMU does. Who writes takes them for damage.
+    pub(crate) fn without_reserved(self) -> Self {
+        match self.word & COMPRESSED {
+            0 => Self {
+                word: self.word & (COPIED | OFFSET_MASK | ZERO),
+                ..self
+            },
+            _ => self,
+        }
     }
 
     /// What the entry says about the cluster, after checking that it may say so.

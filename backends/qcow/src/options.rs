@@ -187,7 +187,8 @@ impl OpenOptions {
         self
     }
 
-    /// Open even what is damaged as far as [`crate::Image::check`] needs it; no automatic repair of a dirty image.
+    /// Open even what is damaged as far as [`crate::Image::check`] needs it; no automatic repair of a dirty image. Only so a repair gives
+    /// up what cannot be found any more: an L2 entry that leads into the middle of a cluster then reads as zeroes.
     pub fn for_check(mut self, for_check: bool) -> Self {
         self.for_check = for_check;
         self

@@ -12,6 +12,7 @@
 //! * an L1 table or a snapshot table at offset 0 is one for qemu-img; the offset of the latter matters to it even if there are no
 //!   snapshots, and too many of them are forgotten by it if there are bitmaps;
 //! * a repair that qemu-img gives up half-way;
+//! * L2 entries with reserved bits, or that lead into the middle of a cluster: qemu-img counts them and leaves them; here they are mended;
 //! * a flag that says a compressed cluster is not shared: counted by both, taken away by our repair alone;
 //! * snapshots beside bitmaps: whatever qemu-img repairs, it loses all snapshots, so no image here has both;
 //! * where qemu-img crashes or runs into an assertion, nothing is compared.
@@ -296,6 +297,7 @@ fn differs_knowingly(
     let crashed = matches!(verdict.status, -1 | 124 | 134 | 139);
     let told = |what: &str| messages.iter().any(|message| message.contains(what));
     let reserved_bits = told("ERROR refcount table entry") && told("Rebuilding");
+    let mended = told("Repairing L2 entry");
     let grows = told("ERROR could not resize image");
     let (snapshots, table) = (patient.half(60), patient.word(64));
     let snapshots_nowhere = match snapshots {
@@ -311,6 +313,7 @@ fn differs_knowingly(
         || compressed_flag
         || crashed
         || reserved_bits
+        || mended
         || grows
         || snapshots_nowhere
         || gives_up

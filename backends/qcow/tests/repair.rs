@@ -254,6 +254,137 @@ fn refcounts_are_rebuilt_from_nothing() {
     }
 }
 
+/// Where the L2 entry of a cluster of the first table is, of entries of this many bytes.
+fn l2_slot(path: &Path, index: u64, entry: u64) -> u64 {
+    (be64(path, be64(path, 40)) & 0x00ff_ffff_ffff_fe00) + index * entry
+}
+
+/// An image whose first eight clusters hold their own number plus one, with a snapshot of that.
+fn numbered(path: &Path, options: &CreateOptions) {
+    qcow::create(path, options).unwrap();
+    let image = Image::open(
+        path,
+        &OpenOptions::new(Format::Qcow2)
+            .writable(true)
+            .backing(qcow::Backing::Open),
+    )
+    .unwrap();
+    for index in 0..8 {
+        let data = vec![index as u8 + 1; options.cluster_size as usize];
+        image.write_at(index * options.cluster_size, &data).unwrap();
+    }
+    image.close().unwrap();
+}
+
+const LOST: u64 = 1 << 63 | 0x50200;
+
+#[test]
+fn an_l2_entry_that_leads_nowhere_is_given_up_by_a_repair_that_was_asked_for() {
+    for (version, extended_l2) in [(2, false), (3, false), (3, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let options = CreateOptions {
+            version,
+            extended_l2,
+            ..CreateOptions::new(Format::Qcow2, 1 << 20)
+        };
+        numbered(&path, &options);
+        let entry = if extended_l2 { 16 } else { 8 };
+        let before = contents(&path);
+        patch(&path, l2_slot(&path, 3, entry), &LOST.to_be_bytes());
+        assert!(checked(&path, Repair::None).corruptions > 0);
+        let untouched = std::fs::read(&path).unwrap();
+        assert!(checked(&path, Repair::Leaks).corruptions > 0);
+        let entry_after = be64(&path, l2_slot(&path, 3, entry));
+        assert_eq!(entry_after, LOST, "leaks alone are repaired");
+        std::fs::write(&path, untouched).unwrap();
+
+        let repaired = checked(&path, Repair::All);
+        assert!(repaired.is_sound(), "{:?}", repaired.messages);
+        assert!(
+            repaired
+                .messages
+                .iter()
+                .any(|message| message.contains("its data is lost")),
+            "{:?}",
+            repaired.messages
+        );
+        check(&path);
+        let mut expected = before;
+        expected[3 << 16..4 << 16].fill(0);
+        assert!(contents(&path) == expected);
+        open(&path).write_at(0, &[9; 1 << 20]).unwrap();
+        check(&path);
+    }
+}
+
+#[test]
+fn reserved_bits_of_l2_entries_are_cleared_by_a_repair() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    numbered(&path, &CreateOptions::new(Format::Qcow2, 1 << 20));
+    let before = contents(&path);
+    let slot = l2_slot(&path, 3, 8);
+    let entry = be64(&path, slot) | 2 | 1 << 56;
+    patch(&path, slot, &entry.to_be_bytes());
+    // Also if a snapshot uses the table, too.
+    qemu_img(&["snapshot", "-c", "s", text(&path)]);
+    assert!(checked(&path, Repair::All).is_sound());
+    check(&path);
+    assert!(contents(&path) == before);
+    open(&path).snapshot_apply("s").unwrap();
+    assert!(contents(&path) == before);
+    check(&path);
+}
+
+#[test]
+fn nothing_is_given_up_when_an_image_is_repaired_on_its_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    numbered(&path, &CreateOptions::new(Format::Qcow2, 1 << 20));
+    let slot = l2_slot(&path, 3, 8);
+    patch(&path, slot, &LOST.to_be_bytes());
+    // Not closed properly.
+    patch(&path, 72, &1u64.to_be_bytes());
+    assert!(Image::open(&path, &OpenOptions::new(Format::Qcow2).writable(true)).is_err());
+    // But for the flag that says nobody else uses what it leads to.
+    assert_eq!(be64(&path, slot) & !(1 << 63), LOST & !(1 << 63));
+}
+
+#[test]
+fn what_may_be_data_is_not_mended_as_a_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    numbered(&path, &CreateOptions::new(Format::Qcow2, 1 << 30));
+    // A second L1 entry that leads to a cluster of data, which looks like a table full of damage.
+    let data = be64(&path, l2_slot(&path, 5, 8)) & 0x00ff_ffff_ffff_fe00;
+    patch(&path, be64(&path, 40) + 8, &(data | 1 << 63).to_be_bytes());
+    let before = std::fs::read(&path).unwrap();
+    checked(&path, Repair::All);
+    let after = std::fs::read(&path).unwrap();
+    let cluster = data as usize..data as usize + 65536;
+    assert!(before[cluster.clone()] == after[cluster]);
+}
+
+#[test]
+fn an_older_state_is_not_shown_in_place_of_what_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, path) = (dir.path().join("base"), dir.path().join("disk"));
+    numbered(&base, &CreateOptions::new(Format::Qcow2, 1 << 20));
+    // Version 2 has no zeroes to put there.
+    let options = CreateOptions {
+        version: 2,
+        backing_file: Some("base".into()),
+        backing_format: Some(Format::Qcow2),
+        ..CreateOptions::new(Format::Qcow2, 1 << 20)
+    };
+    numbered(&path, &options);
+    let slot = l2_slot(&path, 3, 8);
+    patch(&path, slot, &LOST.to_be_bytes());
+    assert!(!checked(&path, Repair::All).is_sound());
+    assert_eq!(be64(&path, slot) & !(1 << 63), LOST & !(1 << 63));
+}
+
 #[test]
 fn a_corrupt_image_is_writable_again_once_it_is_repaired() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,9 +5,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use qcow::Image;
+use qcow::{ErrorKind, Image};
 
 use super::Input;
+use super::input::Position;
 use super::plan::{Kind, Piece, Plan};
 use super::ready::{Filled, Order, Ready};
 use super::writeback::Writeback;
@@ -43,9 +44,20 @@ pub(crate) struct Copy<'a> {
 }
 
 /// What to do about sources that cannot be read.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Salvage {
     pub(crate) quiet: bool,
+}
+
+impl Salvage {
+    /// Says what could not be done, unless nobody wants to know.
+    pub(super) fn warn(self, what: &str, offset: u64, error: &qcow::Error, at: &Position<'_>) {
+        if self.quiet {
+            return;
+        }
+        let cause = crate::reason::cause(error, at.disk.0.path());
+        crate::report::warning(format_args!("error while {what} offset {offset}: {cause}"));
+    }
 }
 
 /// Where a copy ended early.
@@ -180,19 +192,28 @@ impl Shared<'_> {
         }
     }
 
-    /// Reads sector by sector what can be read.
+    /// Reads sector by sector what can be read, and leaves out at once what damage of the tables hides.
     fn salvage(&self, offset: u64, buffer: &mut [u8], salvage: Salvage) {
-        for (index, sector) in buffer.chunks_mut(SECTOR).enumerate() {
-            let at = offset + (index * SECTOR) as u64;
-            if let Err((_, error)) = self.copy.input.read(at, sector) {
-                sector.fill(0);
-                if !salvage.quiet {
-                    let cause = crate::reason::cause(&error, self.copy.target.path());
-                    crate::report::warning(format_args!(
-                        "error while reading offset {at}: {cause}"
-                    ));
-                }
-            }
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = offset + done as u64;
+            let len = SECTOR.min(rest.len());
+            let (sector, _) = rest.split_at_mut(len);
+            let Err((_, error)) = self.copy.input.read(at, sector) else {
+                done += len;
+                continue;
+            };
+            let Some(position) = self.copy.input.at(at) else {
+                return;
+            };
+            salvage.warn("reading", at, &error, &position);
+            let lost = match error.kind() {
+                ErrorKind::Corrupt => usize::try_from(position.damaged()).unwrap_or(len),
+                _ => len,
+            };
+            let lost = lost.clamp(len, rest.len());
+            rest.split_at_mut(lost).0.fill(0);
+            done += lost;
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use qcow::Image;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, SECTOR};
 
 /// Disks in a row, each taken in whole sectors.
 #[derive(Debug)]
@@ -30,6 +30,18 @@ pub(crate) struct Position<'a> {
     pub(crate) offset: u64,
     /// Bytes from there to the end of the disk, in whole sectors.
     pub(crate) left: u64,
+}
+
+impl Position<'_> {
+    /// How much is lost from here when an entry of a table is damaged: the rest of the smallest cluster in the chain.
+    pub(crate) fn damaged(&self) -> u64 {
+        let chain = std::iter::successors(Some(self.disk.0), |image| {
+            image.backing().map(|below| &**below)
+        });
+        let unit = chain.filter_map(Image::cluster_size).min();
+        let unit = unit.unwrap_or(SECTOR);
+        (unit - self.offset % unit).min(self.left)
+    }
 }
 
 impl Input {

@@ -3,6 +3,7 @@
 use qcow::Extent;
 
 use super::Input;
+use super::engine::Salvage;
 
 /// What a range holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) max_zero: Option<u64>,
     /// The target reads as zeroes: there is nothing to do about them.
     pub(crate) skip_zeroes: bool,
+    /// Where nobody knows what there is, reading is tried.
+    pub(crate) salvage: Option<Salvage>,
 }
 
 /// The most that is asked about at a time.
@@ -61,6 +64,15 @@ impl Plan {
             unit: None,
             max_zero: None,
             skip_zeroes: false,
+            salvage: None,
+        }
+    }
+
+    /// The same, and nothing is said about what cannot be read.
+    pub(crate) fn quiet(&self) -> Self {
+        Self {
+            salvage: self.salvage.map(|_| Salvage { quiet: true }),
+            ..self.clone()
         }
     }
 
@@ -133,8 +145,15 @@ impl Plan {
         let extent = match self.above {
             Some(1) => position.disk.map_layer(position.offset, len),
             _ => position.disk.map(position.offset, len),
-        }
-        .map_err(|error| (self.offset, error))?;
+        };
+        let extent = match (extent, self.salvage) {
+            (Ok(extent), _) => extent,
+            (Err(error), None) => return Err((self.offset, error)),
+            (Err(error), Some(salvage)) => {
+                salvage.warn("reading block status at", self.offset, &error, &position);
+                return Ok((Kind::Data, self.offset + len.min(position.damaged())));
+            }
+        };
         let kind = match kind_of(&extent, self.above) {
             Kind::Zero if beyond_backing => Kind::Backing,
             kind => kind,

@@ -13,6 +13,7 @@ mod copied;
 mod counts;
 mod exchange;
 mod home;
+mod mend;
 mod rebuild;
 mod snapshots;
 mod structure;
@@ -70,6 +71,10 @@ pub(crate) struct Check<'a> {
     /// L2 tables met so far, and how often since they were walked: by all trees, and by the active one.
     walked: HashMap<u64, (u64, u64)>,
     extents: Extents,
+    /// Data that cannot be found any more is given up: only whoever asks for a repair may decide that.
+    gives_up_lost: bool,
+    /// L2 entries to be mended.
+    damaged: Vec<mend::Damaged>,
 }
 
 /// What a check leaves behind.
@@ -106,10 +111,20 @@ impl<'a> Check<'a> {
             highest: 0,
             walked: HashMap::new(),
             extents: Extents::default(),
+            damaged: Vec::new(),
+            gives_up_lost: false,
             beyond: None,
         };
         check.measure()?;
         Ok(check)
+    }
+
+    /// Whether L2 entries that lead nowhere are mended; the repair of an image that was not closed properly must not.
+    pub(crate) fn giving_up_lost(self, gives_up_lost: bool) -> Self {
+        Self {
+            gives_up_lost,
+            ..self
+        }
     }
 
     /// Finds out how long the file is, and how much of that it really holds.
@@ -146,6 +161,7 @@ impl<'a> Check<'a> {
         }
         self.read_refcount_table()?;
         self.count_everything(self.repair == Repair::All)?;
+        self.mend_entries()?;
         let before = self.result.tallies();
         let mut stored = self.compare(Repair::None)?;
         if self.rebuild && self.repair == Repair::All {

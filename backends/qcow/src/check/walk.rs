@@ -13,13 +13,13 @@ const ALLOCATED: u64 = 0xffff_ffff;
 
 /// How a table is walked.
 #[derive(Debug, Clone, Copy)]
-struct Walk {
-    offset: u64,
+pub(super) struct Walk {
+    pub(super) offset: u64,
     /// How often it is used.
-    uses: u64,
+    pub(super) uses: u64,
     /// How often by the active L1 table: those uses are told of in the statistics.
     active: u64,
-    fix: bool,
+    pub(super) fix: bool,
 }
 
 impl Check<'_> {
@@ -132,6 +132,7 @@ impl Check<'_> {
         if word & L2_RESERVED != 0 {
             let message = format!("ERROR found l2 entry with reserved bits set: {word:x}");
             self.corruptions(uses, message);
+            self.note_damaged(walk, index, entry);
         }
         let offset = word & OFFSET_MASK;
         let external = self.header.external_data();
@@ -202,7 +203,8 @@ impl Check<'_> {
         self.result.fragmented_clusters += walk.active;
     }
 
-    /// An entry that points into the middle of a cluster. One without data is made one without a place; returns whether that was done.
+    /// An entry that points into the middle of a cluster. One without data is made one without a place, and one with data may be later;
+    /// returns whether it is not to be counted as it is.
     fn unaligned(&mut self, walk: &Walk, index: u64, entry: L2Entry) -> Result<bool> {
         let offset = entry.word & OFFSET_MASK;
         let holds_data = match self.geometry.extended_l2 {
@@ -216,7 +218,7 @@ impl Check<'_> {
                     "ERROR offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted."
                 ),
             );
-            return Ok(false);
+            return Ok(self.note_damaged(walk, index, entry));
         }
         let word = if walk.fix { "Repairing" } else { "ERROR" };
         self.corruptions(

@@ -68,12 +68,20 @@ impl Engine {
 
     /// The L2 table for `guest`, if there is one, and whether it may be changed in place.
     pub(super) fn l2_table(&self, guest: GuestOffset) -> Result<Option<(HostOffset, bool)>, Stop> {
+        self.l2_table_by(guest, |entry| entry)
+    }
+
+    fn l2_table_by(
+        &self,
+        guest: GuestOffset,
+        seen: impl Fn(u64) -> u64,
+    ) -> Result<Option<(HostOffset, bool)>, Stop> {
         let index = self.geometry.l1_index(guest);
         if index >= u64::from(self.header.l1_size) {
             return Ok(None);
         }
         let entry = self.get(self.l1_slot(index))?;
-        Ok(l2::l1_entry(&self.geometry, index, entry)?)
+        Ok(l2::l1_entry(&self.geometry, index, seen(entry))?)
     }
 
     pub(super) fn l2_slot(&self, table: HostOffset, guest: GuestOffset) -> u64 {
@@ -106,8 +114,8 @@ impl Engine {
                     at = next;
                     looks += 1 + entries;
                 }
-                // What has been found is of use by itself.
-                Err(Stop::Need { .. }) if !pieces.is_empty() => break,
+                // What has been found is of use by itself; damage is met by who asks for the rest.
+                Err(Stop::Need { .. } | Stop::Fail(_)) if !pieces.is_empty() => break,
                 Err(stop) => return Err(stop),
             }
         }
@@ -126,7 +134,8 @@ impl Engine {
     ) -> Result<(u64, u64), Stop> {
         let span = self.geometry.l2_span();
         let end = (guest.0 / span + 1).saturating_mul(span).min(end);
-        let Some((table, _)) = self.l2_table(guest)? else {
+        let table = self.l2_table_by(guest, |entry| entry & !l2::L1_RESERVED)?;
+        let Some((table, _)) = table else {
             add(
                 pieces,
                 Piece {
@@ -162,7 +171,9 @@ impl Engine {
         end: u64,
         pieces: &mut Vec<Piece>,
     ) -> Result<()> {
-        let cluster = self.classify(entry, guest)?;
+        let seen = entry.without_reserved();
+        let is_damaged = seen != *entry;
+        let cluster = self.classify(&seen, guest)?;
         let base = self.geometry.align_down(guest.0);
         let step = self.geometry.subcluster_size();
         let mut at = guest.0;
@@ -190,7 +201,8 @@ impl Engine {
                 (Content::Zero, _, host) => Where::Zero(host),
                 _ => Where::Unallocated,
             };
-            let copied = copied && place != Where::Unallocated;
+            // A write to what is damaged takes the way on which that is found.
+            let copied = copied && place != Where::Unallocated && !is_damaged;
             add(
                 pieces,
                 Piece {

@@ -280,7 +280,9 @@ impl Qcow2 {
             mut result,
             mut header,
             incomplete,
-        } = Check::new(&*self.storage, &engine.header, repair)?.run();
+        } = Check::new(&*self.storage, &engine.header, repair)?
+            .giving_up_lost(self.for_check)
+            .run();
         if repair == Repair::None {
             return Ok(result);
         }

@@ -80,28 +80,63 @@ fn a_write_that_would_hit_metadata_marks_the_image_corrupt_instead() {
     }
 }
 
+/// An image whose first cluster is written, and then has this L2 entry.
+fn with_entry(dir: &std::path::Path, entry: u64) -> std::path::PathBuf {
+    let path = plain(dir);
+    Image::open(&path, &writable())
+        .unwrap()
+        .write_at(0, &[1; 65536])
+        .unwrap();
+    let l2 = be64(&path, be64(&path, 40)) & 0x00ff_ffff_ffff_fe00;
+    patch(&path, l2, &entry.to_be_bytes());
+    path
+}
+
 #[test]
-fn reserved_bits_and_unaligned_offsets_in_tables_are_corruption() {
-    for entry in [
-        1u64 << 63 | 0x50200,
-        1 << 63 | 0x50000 | 1 << 57,
-        1 << 63 | 0x50000 | 1 << 3,
-    ] {
+fn an_unaligned_offset_in_a_table_is_corruption() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = with_entry(dir.path(), 1 << 63 | 0x50200);
+    let image = Image::open(&path, &read_only()).unwrap();
+    let error = image.read_at(0, &mut [0; 512]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    // What is beside it can be read all the same, and asked about.
+    let mut rest = [9; 512];
+    image.read_at(65536, &mut rest).unwrap();
+    assert_eq!(rest, [0; 512]);
+    assert!(image.check(Repair::None).unwrap().corruptions > 0);
+}
+
+#[test]
+fn reserved_bits_in_a_table_are_ignored_by_readers_and_stop_writers() {
+    for bit in [1 << 57, 1 << 3] {
         let dir = tempfile::tempdir().unwrap();
-        let path = plain(dir.path());
-        Image::open(&path, &writable())
-            .unwrap()
-            .write_at(0, &[1; 65536])
-            .unwrap();
-        let l2 = be64(&path, be64(&path, 40)) & 0x00ff_ffff_ffff_fe00;
-        patch(&path, l2, &entry.to_be_bytes());
-        let image = Image::open(&path, &read_only()).unwrap();
-        assert_eq!(
-            image.read_at(0, &mut [0; 512]).unwrap_err().kind(),
-            ErrorKind::Corrupt
-        );
+        let path = with_entry(dir.path(), 1 << 63 | 0x50000 | bit);
+        let image = Image::open(&path, &writable()).unwrap();
+        let mut data = [0; 512];
+        image.read_at(0, &mut data).unwrap();
+        assert_eq!(data, [1; 512]);
         assert!(image.check(Repair::None).unwrap().corruptions > 0);
+        let error = image.write_at(0, &[2; 512]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        image.read_at(0, &mut data).unwrap();
+        assert_eq!(data, [1; 512]);
     }
+}
+
+#[test]
+fn damage_is_met_where_it_is_and_not_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = plain(dir.path());
+    let image = Image::open(&path, &writable()).unwrap();
+    image.write_at(0, &[1; 4 * 65536]).unwrap();
+    image.close().unwrap();
+    let l2 = be64(&path, be64(&path, 40)) & 0x00ff_ffff_ffff_fe00;
+    patch(&path, l2 + 16, &(1u64 << 63 | 0x50200).to_be_bytes());
+    let image = Image::open(&path, &read_only()).unwrap();
+    let extent = image.map(0, MIB).unwrap();
+    assert_eq!((extent.data, extent.length), (true, 2 * 65536));
+    assert!(image.map(2 * 65536, MIB - 2 * 65536).is_err());
+    assert!(image.map(3 * 65536, 65536).unwrap().data);
 }
 
 #[test]

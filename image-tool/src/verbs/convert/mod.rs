@@ -237,6 +237,7 @@ fn convert(
     plan.above = destination.has_backing.then_some(1);
     plan.skip_zeroes = destination.is_zero && settings.sparse.is_some();
     plan.backing_len = destination.backing_len;
+    plan.salvage = settings.salvage;
     if settings.sparse.is_none() {
         plan.max_zero = Some(plan.max_data);
     }
@@ -296,7 +297,8 @@ fn total(settings: &Settings, input: &Input, plan: &Plan) -> Result<u64> {
     if !settings.progress {
         return Ok(input.len());
     }
-    let mut plan = plan.clone();
+    // What cannot be read is said when the turn comes to it.
+    let mut plan = plan.quiet();
     let mut total = 0;
     while let Some(piece) = plan
         .next(input)
