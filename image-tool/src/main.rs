@@ -32,6 +32,7 @@ mod snapshot_param;
 mod source;
 mod target;
 mod tuning;
+mod unfinished;
 mod unsynced;
 mod verbs;
 mod watch;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Ok(status) => status,
         Err(failure) => {
             report::failure(&failure);
+            unfinished::abandon();
             ExitCode::FAILURE
         }
     }

@@ -10,7 +10,7 @@ use bulkhead_process::signals::{self, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::progress::Progress;
-use crate::target;
+use crate::unfinished;
 
 /// Signals that wait to be heard.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Watch {
                     progress.tell();
                     continue;
                 }
-                target::abandon();
+                unfinished::abandon();
                 // What a shell reports of a process that the signal ended.
                 process::exit(128 + signal);
             }

@@ -110,7 +110,8 @@ pub fn open_file(path: impl AsRef<Path>, writable: bool) -> Result<File> {
 
 /// Opens the file of an image that is created, which is made if it is not there.
 pub(crate) fn open_or_make(path: &Path) -> Result<File> {
-    const MODE: Mode = Mode::from_raw_mode(0o666);
+    // Less the umask: what is on a disk is nobody else's to change.
+    const MODE: Mode = Mode::from_raw_mode(0o644);
     let failed = |error: rustix::io::Errno| Error::create(path, error.into());
     if let Ok(seen) = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
         check_type(path, &seen)?;

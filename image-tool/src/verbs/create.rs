@@ -213,12 +213,11 @@ fn create(asked: &Asked<'_>) -> Result<()> {
         bail!("Could not resize image: offset({sectors_end}) exceeds maximum({MAX_DISK})");
     }
     let watch = Watch::new()?;
-    let target = Target::prepare(&path)?;
+    let mut target = Target::prepare(&path)?;
     watch.start(Progress::new(false, 0.0).into())?;
     target
         .create(&create)
         .map_err(|error| anyhow!("{}", create_reason(&error, format, &target)))?;
-    target.inherit()?;
     target.finish()
 }
 

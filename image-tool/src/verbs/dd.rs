@@ -137,7 +137,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let failed =
         |error: anyhow::Error| anyhow!("{shown}: error while creating output image: {error}");
     let length = end - start.unwrap_or(end);
-    let target = Target::prepare(&local_path(output)?).map_err(failed)?;
+    let mut target = Target::prepare(&local_path(output)?).map_err(failed)?;
     let rounded = length
         .checked_next_multiple_of(512)
         .ok_or_else(|| anyhow!("Image size is too large"))?;
@@ -149,7 +149,6 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
                 create::create_reason(&error, format, &target)
             ))
         })?;
-    target.inherit()?;
     let written = Source {
         text: shown.to_string(),
         ..Source::of_file(target.path().to_owned(), Some(format.name().to_owned()))
@@ -158,11 +157,11 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         &written,
         &Opening {
             writable: true,
-            file: target.open_file()?,
+            file: Some(target.open_file()?),
             ..Opening::default()
         },
     )?;
-    confine::enter(&[target.folder()])?;
+    confine::enter(&target.folders())?;
     watch.start(Progress::new(false, 0.0).into())?;
     match start {
         Some(start) => copy(&opened.image, &written.image, start, end)?,

@@ -13,9 +13,10 @@ use crate::disk::Disk;
 use crate::format_options::{self, FormatOptions};
 use crate::open::{self, Opened, Opening};
 use crate::reason::reason;
-use crate::report::{self, Hinted};
+use crate::report::Hinted;
 use crate::source::{Source, local_path};
 use crate::target::Target;
+use crate::unfinished;
 use crate::verbs::{close, create};
 
 /// The open target.
@@ -77,14 +78,13 @@ impl Destination {
         {
             return Err(failed(format_options::not_encrypting(&options)));
         }
-        let target = Target::prepare(&path).map_err(failed)?;
+        let mut target = Target::prepare(&path).map_err(failed)?;
         target.create(&creation).map_err(|error| {
             failed(anyhow!(
                 "{}",
                 create::create_reason(&error, format, &target)
             ))
         })?;
-        target.inherit()?;
         let source = Source {
             text: shown.into_owned(),
             ..Source::of_file(target.path().to_owned(), Some(format.name().to_owned()))
@@ -96,7 +96,7 @@ impl Destination {
             &Opening {
                 writable: true,
                 unsynced,
-                file: target.open_file()?,
+                file: Some(target.open_file()?),
                 ..Opening::default()
             },
         )?;
@@ -162,41 +162,40 @@ impl Destination {
 
     /// Folders in which a name will change.
     pub(crate) fn folders(&self) -> Vec<PathBuf> {
-        self.target.iter().map(Target::folder).collect()
+        self.target.iter().flat_map(Target::folders).collect()
     }
 
-    /// Marks an image that has its name already as incomplete, where it can say so: nothing else hides what a failure or a
+    /// Marks an image that is written in place as incomplete, where it can say so: nothing else hides what a failure or a
     /// crash leaves of it.
     pub(crate) fn mark(&self) -> Result<bool> {
+        if self.target.as_ref().is_some_and(Target::is_hidden) {
+            return Ok(false);
+        }
+        let path = self.image().path();
         let marked = self.image().set_incomplete(true);
-        marked.map_err(|error| anyhow!("{}", reason(&error, self.image().path())))
+        let marked = marked.map_err(|error| anyhow!("{}", reason(&error, path)))?;
+        unfinished::in_place(path, marked);
+        Ok(marked)
     }
 
-    /// What is there is whole again.
+    /// What was marked is whole again, and on the medium.
     pub(crate) fn unmark(&self) -> Result<()> {
+        let path = self.image().path();
         let unmarked = self.image().set_incomplete(false);
-        let told = |error: qcow::Error| anyhow!("{}", reason(&error, self.image().path()));
-        unmarked.map(drop).map_err(told)
-    }
-
-    /// The error that left a marked image as it is.
-    pub(crate) fn incomplete(&self, error: &anyhow::Error) -> anyhow::Error {
-        let hint = format!(
-            "'{}' is incomplete, and marked corrupt until '{} check -r all' is told to take it as it is.",
-            self.image().path().display(),
-            report::program()
-        );
-        let message = error.to_string();
-        Hinted { message, hint }.into()
+        unmarked.map_err(|error| anyhow!("{}", reason(&error, path)))?;
+        unfinished::finished(path);
+        Ok(())
     }
 
     /// The copy is complete: closes the image and gives it its name.
     pub(crate) fn finish(self) -> Result<()> {
+        let path = self.image().path().to_owned();
         close(self.opened)?;
         match self.target {
-            Some(target) => target.finish(),
-            None => Ok(()),
+            Some(target) => target.finish()?,
+            None => unfinished::finished(&path),
         }
+        Ok(())
     }
 }
 

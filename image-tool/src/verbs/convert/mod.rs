@@ -275,11 +275,8 @@ fn fill(
     copy: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let target = destination.image();
-    let is_marked = settings.no_create && destination.mark()?;
-    copy().map_err(|error| match is_marked {
-        true => destination.incomplete(&error),
-        false => error,
-    })?;
+    let is_marked = destination.mark()?;
+    copy()?;
     let bitmaps = match settings.bitmaps {
         true => copy_bitmaps(sources, target, settings.skip_broken_bitmaps),
         false => Ok(()),

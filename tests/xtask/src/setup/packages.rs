@@ -8,8 +8,11 @@ use anyhow::{Context, Result, bail};
 use crate::run;
 
 /// What the tests and the nested bench run, whatever version Debian has.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: &[&str] = &[
+    "acl",
     "acpica-tools",
+    "attr",
+    "btrfs-progs",
     "busybox-static",
     "cpio",
     "dnsmasq-base",
@@ -21,8 +24,10 @@ const PACKAGES: [&str; 14] = [
     "kmod",
     "lz4",
     "nftables",
+    "qemu-user",
     "socat",
     "strace",
+    "xfsprogs",
 ];
 
 /// The peers that `image-tool` and the backends are compared with, which must be this version or newer.
@@ -38,7 +43,7 @@ const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/bulkhead-backports.list";
 /// Installs what is missing, as root or through sudo. Without either, tells the command to run.
 pub(crate) fn install() -> Result<()> {
     let mut missing = Vec::new();
-    for package in PACKAGES {
+    for &package in PACKAGES {
         if installed(package)?.is_none() {
             missing.push(package);
         }

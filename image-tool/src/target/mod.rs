@@ -1,0 +1,252 @@
+//! The file a command creates. It is written without a name, or where the file system cannot do that under another one in
+//! the same folder, and takes its own name once it is whole, so that no failure, signal or crash leaves something
+//! there that opens as an image and is not one.
+//!
+//! What cannot be replaced in that way is written in place: devices, files with several names, mount points, files whose owner or
+//! labels a new file cannot have, files in folders that cannot be written, and what a descriptor names.
+
+mod attributes;
+mod name;
+mod overwrite;
+mod staging;
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+use qcow::{CreateOptions, ErrorKind, Format, Image, OpenOptions};
+
+use crate::reason::{os, reason};
+use crate::unfinished;
+use name::{End, folder_of, never_a_file};
+use staging::Staging;
+
+/// A file that is being created.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// The name it is to have.
+    name: PathBuf,
+    place: Place,
+    /// The file of that name until now, locked against its other users.
+    replaced: Option<Replaced>,
+}
+
+#[derive(Debug)]
+enum Place {
+    Staged(Staging),
+    /// Under its own name, or none.
+    InPlace(File),
+}
+
+#[derive(Debug)]
+struct Replaced {
+    file: File,
+    _lock: Image,
+}
+
+impl Target {
+    /// Prepares to create `path`. What is there already is checked and locked, and not changed yet.
+    pub(crate) fn prepare(path: &Path) -> Result<Self> {
+        let end = End::of(path);
+        let cannot =
+            |error: io::Error| anyhow!("Could not create '{}': {}", path.display(), os(&error));
+        let metadata = match std::fs::metadata(end.path()) {
+            Ok(metadata) => metadata,
+            Err(error) => return Self::absent(end.path(), error).map_err(cannot),
+        };
+        let kind = metadata.file_type();
+        let is_device = kind.is_block_device() || kind.is_char_device();
+        if !kind.is_file() && !kind.is_dir() && !is_device {
+            return Err(not_a_file(path));
+        }
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(end.path())
+            .map_err(cannot)?;
+        // Of what was opened: the name may lead elsewhere by now.
+        let metadata = file.metadata().map_err(cannot)?;
+        if metadata.is_file() {
+            return Self::existing(&end, path, file, &metadata);
+        }
+        match is_device {
+            true => Ok(Self {
+                name: end.path().to_owned(),
+                place: Place::InPlace(file),
+                replaced: None,
+            }),
+            false => Err(not_a_file(path)),
+        }
+    }
+
+    fn absent(name: &Path, error: io::Error) -> io::Result<Self> {
+        if let Some(error) = never_a_file(name, error) {
+            return Err(error);
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            place: Place::Staged(Staging::new(name, None)?),
+            replaced: None,
+        })
+    }
+
+    fn existing(end: &End, path: &Path, file: File, metadata: &Metadata) -> Result<Self> {
+        let cannot =
+            |error: io::Error| anyhow!("Could not create '{}': {}", path.display(), os(&error));
+        let lock = OpenOptions::new(Format::Raw).writable(true);
+        let lock = Image::open_file(file.try_clone().map_err(cannot)?, path, &lock)
+            .map_err(|error| anyhow!("{}", reason(&error, path)))?;
+        let staging = match end {
+            End::Name(name) => stage_beside(name, &file, metadata).map_err(cannot)?,
+            End::Descriptor(_) => None,
+        };
+        let name = end.path().to_owned();
+        let replaced = |file| Some(Replaced { file, _lock: lock });
+        Ok(match staging {
+            Some(staging) => Self {
+                name,
+                place: Place::Staged(staging),
+                replaced: replaced(file),
+            },
+            None => Self {
+                name,
+                place: Place::InPlace(file.try_clone().map_err(cannot)?),
+                replaced: replaced(file),
+            },
+        })
+    }
+
+    /// Makes the image.
+    pub(crate) fn create(&mut self, options: &CreateOptions) -> qcow::Result<()> {
+        if let Place::InPlace(_) = &self.place {
+            // The library takes the lock of the same open file once more, and gives it back.
+            if self.replaced.take().is_some() {
+                unfinished::in_place(&self.name, false);
+            }
+        }
+        let created = qcow::create_file(self.file(), &self.name, options);
+        match (&self.place, &created) {
+            (Place::Staged(_), _) => {}
+            (Place::InPlace(_), Ok(())) => unfinished::in_place(&self.name, false),
+            // Nothing was changed.
+            (Place::InPlace(_), Err(error)) => {
+                if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Locked) {
+                    unfinished::finished(&self.name);
+                }
+            }
+        }
+        created
+    }
+
+    fn file(&self) -> &File {
+        match &self.place {
+            Place::Staged(staging) => staging.file(),
+            Place::InPlace(file) => file,
+        }
+    }
+
+    /// The file, which may have no name, or another one than it is to have.
+    pub(crate) fn open_file(&self) -> Result<Arc<File>> {
+        Ok(Arc::new(self.file().try_clone()?))
+    }
+
+    /// The name it is to have, and what names in the image are relative to.
+    pub(crate) fn path(&self) -> &Path {
+        &self.name
+    }
+
+    /// Whether nobody finds the file by its name until it is whole.
+    pub(crate) fn is_hidden(&self) -> bool {
+        matches!(self.place, Place::Staged(_))
+    }
+
+    /// Whether it is a device, which holds what was on it before.
+    pub(crate) fn is_device(&self) -> bool {
+        let metadata = self.file().metadata();
+        metadata.is_ok_and(|metadata| !metadata.is_file())
+    }
+
+    /// The folders in which names will be changed, for the confinement.
+    pub(crate) fn folders(&self) -> Vec<PathBuf> {
+        match self.is_hidden() {
+            true => vec![folder_of(&self.name).to_owned()],
+            false => Vec::new(),
+        }
+    }
+
+    /// The file is whole: gives it its name.
+    pub(crate) fn finish(self) -> Result<()> {
+        self.take_name().map_err(|error| {
+            anyhow!("Could not create '{}': {}", self.name.display(), os(&error))
+        })?;
+        unfinished::finished(&self.name);
+        Ok(())
+    }
+
+    fn take_name(&self) -> io::Result<()> {
+        let Place::Staged(staging) = &self.place else {
+            return Ok(());
+        };
+        let taken = staging.take_name(&self.name, self.replaced.is_some());
+        let (Err(error), Some(replaced)) = (&taken, &self.replaced) else {
+            return taken;
+        };
+        if !is_of_the_name(error) {
+            return taken;
+        }
+        unfinished::in_place(&self.name, false);
+        overwrite::overwrite(&replaced.file, staging.file())
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Place::Staged(staging) = &self.place {
+            staging.remove();
+        }
+    }
+}
+
+/// A file to write instead of `old`, which it replaces in the end; `None` if that cannot be.
+fn stage_beside(name: &Path, old: &File, metadata: &Metadata) -> io::Result<Option<Staging>> {
+    if !staging::is_replaceable(old, metadata, name) {
+        return Ok(None);
+    }
+    let staging = match Staging::new(name, Some(metadata)) {
+        Ok(staging) => staging,
+        Err(error) if is_of_the_name(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if attributes::inherit(staging.file(), old).is_err() {
+        staging.remove();
+        return Ok(None);
+    }
+    Ok(Some(staging))
+}
+
+/// Whether an error says that names cannot be changed, rather than that something is wrong.
+fn is_of_the_name(error: &io::Error) -> bool {
+    let reasons = [
+        libc::EACCES,
+        libc::EPERM,
+        libc::EROFS,
+        libc::EBUSY,
+        libc::EXDEV,
+        libc::ENOENT,
+        libc::ENAMETOOLONG,
+        libc::EOPNOTSUPP,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|number| reasons.contains(&number))
+}
+
+fn not_a_file(path: &Path) -> anyhow::Error {
+    anyhow!(
+        "'file' driver requires '{}' to be a regular file",
+        path.display()
+    )
+}

@@ -1,0 +1,64 @@
+//! What a command that ends early leaves: files to remove, and targets to name because they are incomplete.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::{output, report};
+
+#[derive(Debug)]
+enum Unfinished {
+    /// A file under a name that is not its own.
+    Staged(PathBuf),
+    /// A target that is written in place, and whether the image itself says that it is incomplete.
+    InPlace(PathBuf, bool),
+}
+
+static UNFINISHED: Mutex<Vec<Unfinished>> = Mutex::new(Vec::new());
+
+fn list() -> MutexGuard<'static, Vec<Unfinished>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A file of that name is to be removed unless it is finished.
+pub(crate) fn staged(path: &Path) {
+    list().push(Unfinished::Staged(path.to_owned()));
+}
+
+/// From now on the file of that name is neither what it was nor what it is to be.
+pub(crate) fn in_place(path: &Path, is_marked: bool) {
+    let mut list = list();
+    retain_others(&mut list, path);
+    list.push(Unfinished::InPlace(path.to_owned(), is_marked));
+}
+
+/// It has its own name, is whole or is gone.
+pub(crate) fn finished(path: &Path) {
+    retain_others(&mut list(), path);
+}
+
+fn retain_others(list: &mut Vec<Unfinished>, path: &Path) {
+    list.retain(|entry| match entry {
+        Unfinished::Staged(other) | Unfinished::InPlace(other, _) => other != path,
+    });
+}
+
+/// The process is about to end: removes what can be removed, and names what stays incomplete.
+pub(crate) fn abandon() {
+    for entry in list().drain(..) {
+        match entry {
+            Unfinished::Staged(path) => {
+                // What made the process end is what is reported.
+                let _ = fs::remove_file(path);
+            }
+            Unfinished::InPlace(path, false) => {
+                output::notice(format_args!("'{}' is incomplete.", path.display()));
+            }
+            Unfinished::InPlace(path, true) => output::notice(format_args!(
+                "'{}' is incomplete, and marked corrupt until '{} check -r all' is told to take it as it is.",
+                path.display(),
+                report::program()
+            )),
+        }
+    }
+}
