@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
 use bulkhead_process::confine::{CapabilitySet, Confinement};
+
+use crate::report;
 
 /// Reading and writing files that are open, with the reason for each group.
 const OPEN_FILES: &[libc::c_long] = &[
@@ -38,8 +39,9 @@ const NAMES: &[libc::c_long] = &[
 ];
 
 /// Confines the process to the files it has open; in `folders` it may still rename and remove. No file can be opened
-/// any more.
-pub(crate) fn enter(folders: &[PathBuf]) -> Result<()> {
+/// any more. Where the host does not allow that (an emulator of single programs, a container without seccomp), a warning says so,
+/// and the work on the images that were named goes on.
+pub(crate) fn enter(folders: &[PathBuf]) {
     let mut confinement = Confinement::new().allow(OPEN_FILES);
     if !folders.is_empty() {
         confinement = confinement.allow(NAMES);
@@ -48,13 +50,15 @@ pub(crate) fn enter(folders: &[PathBuf]) -> Result<()> {
         let needed = CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER;
         confinement = confinement.keep_capabilities(needed);
     }
-    folders
+    let confined = folders
         .iter()
         .fold(confinement, |confinement, folder| {
             confinement.write_path(folder)
         })
-        .enter()
-        .context("cannot confine the process")
+        .enter();
+    if let Err(error) = confined {
+        report::warning(format_args!("the process is not confined: {error}"));
+    }
 }
 
 /// Whether root may change names in the folder only by its capabilities.

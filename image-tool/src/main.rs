@@ -36,6 +36,7 @@ mod unfinished;
 mod unsynced;
 mod verbs;
 mod watch;
+mod workers;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -48,14 +49,14 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os();
     report::set_program(args.next().as_deref());
     let args: Vec<_> = args.collect();
-    match run(&args) {
-        Ok(status) => status,
-        Err(failure) => {
-            report::failure(&failure);
-            unfinished::abandon();
-            ExitCode::FAILURE
-        }
-    }
+    // A file that may not grow (ulimit -f) is an error like another.
+    bulkhead_process::signals::ignore_file_size_limit();
+    let outcome = run(&args).and_then(|status| output::check().map(|()| status));
+    outcome.unwrap_or_else(|failure| {
+        report::failure(&failure);
+        unfinished::abandon();
+        ExitCode::FAILURE
+    })
 }
 
 fn run(args: &[OsString]) -> Result<ExitCode> {

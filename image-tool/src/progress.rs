@@ -68,7 +68,7 @@ impl Progress {
     /// The line is complete.
     pub(crate) fn end(&self) {
         if self.shown {
-            output::line("");
+            output::unless(false, "");
         }
     }
 }

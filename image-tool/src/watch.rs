@@ -1,33 +1,47 @@
 //! Signals during long work: SIGINT, SIGTERM and SIGHUP remove what is unfinished and end the process; SIGUSR1 asks how
 //! far the work is.
 
-use std::io;
 use std::process;
 use std::sync::Arc;
 use std::thread;
 
+use anyhow::{Context as _, Result};
 use bulkhead_process::signals::{self, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::progress::Progress;
 use crate::unfinished;
 
+/// It prints a line at the most.
+const STACK: usize = 256 << 10;
+
 /// Signals that wait to be heard.
 #[derive(Debug)]
 pub(crate) struct Watch(SignalFd);
 
 impl Watch {
-    /// Holds the signals back from now on. Before anything unfinished exists.
-    pub(crate) fn new() -> io::Result<Self> {
-        signals::block(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1]).map(Self)
+    /// Holds the signals back from now on. Before anything unfinished exists. Those that end the process and were ignored when it was
+    /// started (`nohup`) stay ignored.
+    pub(crate) fn new() -> Result<Self> {
+        let mut heeded = vec![libc::SIGUSR1];
+        let ending = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+        heeded.extend(
+            ending
+                .iter()
+                .filter(|&&signal| !signals::is_ignored(signal)),
+        );
+        let held = signals::block(&heeded);
+        Ok(Self(held.context("cannot hold signals back")?))
     }
 
     /// Hears them, in a thread. After confinement, which must come before the first thread.
-    pub(crate) fn start(self, progress: Arc<Progress>) -> io::Result<()> {
+    pub(crate) fn start(self, progress: Arc<Progress>) -> Result<()> {
         thread::Builder::new()
             .name("signals".to_owned())
+            .stack_size(STACK)
             .spawn(move || self.listen(&progress))
-            .map(drop)
+            .context("cannot start a thread")?;
+        Ok(())
     }
 
     fn listen(&self, progress: &Progress) {

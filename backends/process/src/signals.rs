@@ -22,8 +22,8 @@ pub fn block_termination() -> io::Result<SignalFd> {
     block(&heeded)
 }
 
-/// Whether the program ignores the signal.
-fn is_ignored(signal: libc::c_int) -> bool {
+/// Whether the program ignores the signal, as it does when the one that started it did (`nohup`).
+pub fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: sigaction(2) with no new action only fills `now`, which is plain data. Neither the standard library nor rustix has it.
     unsafe {
         let mut now = std::mem::zeroed::<libc::sigaction>();
@@ -33,7 +33,7 @@ fn is_ignored(signal: libc::c_int) -> bool {
 }
 
 /// Ignores SIGXFSZ: a write beyond the limit of file sizes (`ulimit -f`) fails with EFBIG then, instead of ending the program.
-pub(crate) fn ignore_file_size_limit() {
+pub fn ignore_file_size_limit() {
     // SAFETY: no handler is installed; the kernel only stops delivering the signal. Neither the standard library nor rustix has it.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

@@ -35,6 +35,22 @@ pub(crate) struct FileLock {
     file: File,
 }
 
+/// Why a lock could not be had.
+enum Failure {
+    /// Another process is in the way.
+    Taken(Error),
+    /// The file system has no locks, or none any more.
+    Unavailable(Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Taken(error) | Failure::Unavailable(error) => error,
+        }
+    }
+}
+
 /// Where the bytes are that locks may be on, and how many.
 const ALL_BYTES: (i64, i64) = (
     HELD_BASE,
@@ -73,7 +89,8 @@ pub(crate) enum Use {
 
 impl FileLock {
     /// Locks for `usage`. It waits a moment for whoever is in the way: a process that was just killed holds its locks until the
-    /// system has cleared it away.
+    /// system has cleared it away. Where the file system knows no locks, nobody can have any, and none are taken; a user who lets
+    /// everybody do everything needs none either.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if another process holds or forbids what is wanted.
@@ -91,7 +108,18 @@ impl FileLock {
             .try_clone()
             .map_err(|error| Error::io("cannot duplicate the file", error))?;
         let lock = Self { file };
-        let file = &lock.file;
+        // As QEMU finds out whether there are locks at all.
+        if is_taken(&lock.file, UNSHARED_BASE).is_err() {
+            return Ok(lock);
+        }
+        match lock.take(held, unshared, path) {
+            Err(Failure::Unavailable(_)) if usage == Use::ReadShared => Ok(lock),
+            taken => Ok(taken.map(|()| lock)?),
+        }
+    }
+
+    fn take(&self, held: u8, unshared: u8, path: &Path) -> Result<(), Failure> {
+        let file = &self.file;
         for (index, name) in PERMISSIONS.iter().enumerate() {
             let bit = 1u8 << index;
             let index = index as i64;
@@ -106,13 +134,13 @@ impl FileLock {
             let bit = 1u8 << index;
             let index = index as i64;
             if held & bit != 0 && taken(file, UNSHARED_BASE + index)? {
-                return Err(conflict(name, "", path));
+                return Err(Failure::Taken(conflict(name, "", path)));
             }
             if unshared & bit != 0 && taken(file, HELD_BASE + index)? {
-                return Err(conflict(name, "shared ", path));
+                return Err(Failure::Taken(conflict(name, "shared ", path)));
             }
         }
-        Ok(lock)
+        Ok(())
     }
 }
 
@@ -134,18 +162,26 @@ fn conflict(name: &str, shared: &str, path: &Path) -> Error {
     Error::lock(path, format!("{shared}\"{name}\""))
 }
 
-fn set(file: &File, byte: i64, name: &str, path: &Path) -> Result<()> {
+fn set(file: &File, byte: i64, name: &str, path: &Path) -> Result<(), Failure> {
     match fcntl(file, FcntlArg::F_OFD_SETLK(&flock(libc::F_RDLCK, byte))) {
         Ok(_) => Ok(()),
-        Err(Errno::EAGAIN | Errno::EACCES) => Err(conflict(name, "", path)),
-        Err(error) => Err(Error::io("cannot lock the file", io::Error::from(error))),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(Failure::Taken(conflict(name, "", path))),
+        Err(error) => Err(unavailable("lock", byte, error)),
     }
 }
 
-fn taken(file: &File, byte: i64) -> Result<bool> {
+fn taken(file: &File, byte: i64) -> Result<bool, Failure> {
+    is_taken(file, byte).map_err(|error| unavailable("check lock on", byte, error))
+}
+
+fn unavailable(what: &str, byte: i64, error: Errno) -> Failure {
+    let error = io::Error::from(error);
+    Failure::Unavailable(Error::io(format!("Failed to {what} byte {byte}"), error))
+}
+
+fn is_taken(file: &File, byte: i64) -> nix::Result<bool> {
     let mut lock = flock(libc::F_WRLCK, byte);
-    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))
-        .map_err(|error| Error::io("cannot test the file's locks", io::Error::from(error)))?;
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
     Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
 }
 

@@ -15,6 +15,7 @@ use super::writeback::Writeback;
 use super::zero::{SECTOR, Sparse, first_run, is_zero};
 use crate::buffer::Buffer;
 use crate::progress::Progress;
+use crate::workers;
 
 /// Pieces in memory at once, at least: enough that neither who reads nor who writes soon waits for the other.
 const BUFFERS: usize = 8;
@@ -97,12 +98,10 @@ pub(crate) fn run(copy: &Copy<'_>, plan: Plan) -> Result<(), Failure> {
     };
     thread::scope(|scope| {
         if let Some(writeback) = &shared.writeback {
-            scope.spawn(|| shared.flush(writeback));
+            // Without it, all is flushed at the end.
+            let _ = thread::Builder::new().spawn_scoped(scope, || shared.flush(writeback));
         }
-        for _ in 1..threads {
-            scope.spawn(|| shared.work());
-        }
-        shared.work();
+        workers::share(threads, || shared.work());
         if let Some(writeback) = &shared.writeback {
             writeback.end();
         }

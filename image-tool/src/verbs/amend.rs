@@ -82,7 +82,7 @@ fn amend_named(matches: &Matches, list: &str, progress: &Arc<Progress>) -> Resul
     if asks_for_help {
         return help(opened.image.format().name());
     }
-    confine::enter(&[])?;
+    confine::enter(&[]);
     watch.start(progress.clone())?;
     check_format(opened.image.format().name())?;
     let options = parse(list)?;

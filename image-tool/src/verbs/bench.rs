@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
@@ -19,6 +18,7 @@ use crate::options::{self, flag, value};
 use crate::output;
 use crate::reason::cause;
 use crate::verbs::close;
+use crate::workers;
 
 pub(crate) const NAME: &str = "bench";
 
@@ -220,7 +220,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
             source.text
         );
     }
-    confine::enter(&[])?;
+    confine::enter(&[]);
     run.announce();
     let started = Instant::now();
     requests(&run, &opened.image)?;
@@ -234,7 +234,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
 
 /// As many threads as processors, and no more than requests at once.
 fn requests(run: &Run, image: &Image) -> Result<()> {
-    let processors = thread::available_parallelism().map_or(1, usize::from) as u64;
+    let processors = workers::processors() as u64;
     let next = AtomicU64::new(0);
     let failure = Mutex::new(None);
     let work = || {
@@ -254,12 +254,7 @@ fn requests(run: &Run, image: &Image) -> Result<()> {
             }
         }
     };
-    thread::scope(|scope| {
-        for _ in 1..run.depth.min(processors) {
-            scope.spawn(work);
-        }
-        work();
-    });
+    workers::share(run.depth.min(processors) as usize, work);
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) if error.kind() == qcow::ErrorKind::OutOfRange => {
             bail!("Failed request: Input/output error")

@@ -135,7 +135,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let other = source_file
         .map(|name| open_other(name, matches.text("source-format").as_deref()))
         .transpose()?;
-    confine::enter(&[])?;
+    confine::enter(&[]);
     let bitmap = bitmap.to_string_lossy();
     let other = other.as_ref().map_or(&*opened.image, |other| &*other.image);
     for action in &actions {

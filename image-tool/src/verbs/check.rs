@@ -74,16 +74,18 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
             ..Opening::default()
         },
     )?;
-    confine::enter(&[])?;
+    confine::enter(&[]);
     if opened.image.format() == Format::Raw {
         report::error("This image format does not support checks");
         return Ok(ExitCode::from(UNSUPPORTED));
     }
     let result = check(&opened, repair, form == output::Format::Human && !quiet)?;
-    if form == output::Format::Json {
-        output::unless(quiet, &json(&source.text, &result).pretty());
-    } else {
-        output::unless(quiet, human(&result).trim_end_matches('\n'));
+    let text = match form {
+        output::Format::Json => json(&source.text, &result).pretty(),
+        output::Format::Human => human(&result),
+    };
+    if !quiet {
+        output::line(text.trim_end_matches('\n'));
     }
     close(opened)?;
     status(&result)

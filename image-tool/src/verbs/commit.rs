@@ -19,6 +19,7 @@ use crate::reason::cause;
 use crate::source::{Source, relative_to};
 use crate::verbs::close;
 use crate::watch::Watch;
+use crate::workers;
 
 pub(crate) const NAME: &str = "commit";
 
@@ -84,7 +85,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
             ..writable
         },
     )?;
-    confine::enter(&[])?;
+    confine::enter(&[]);
     watch.start(progress.clone())?;
     progress.set(0.0);
     // Committing to an image further down leaves those between as they are, and so the overlay.
@@ -166,7 +167,7 @@ fn commit(
         compressed: false,
         salvage: None,
         order: Order::Any,
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: workers::processors(),
         durable: true,
         rate,
         progress,

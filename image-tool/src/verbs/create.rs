@@ -183,12 +183,13 @@ fn create(asked: &Asked<'_>) -> Result<()> {
     let Some(size) = options.number("size").filter(|&size| size != u64::MAX) else {
         bail!("Image creation needs a size parameter")
     };
-    if !matches.flag("quiet") {
-        output::line(&format!(
+    output::unless(
+        matches.flag("quiet"),
+        &format!(
             "Formatting '{filename}', fmt={format_name}{}",
             options.announce()
-        ));
-    }
+        ),
+    );
     let mut create = format_options::creation(format, &options, size)?;
     create.aes = match format_options::encryption(&options)? {
         None => false,

@@ -161,7 +161,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
             ..Opening::default()
         },
     )?;
-    confine::enter(&target.folders())?;
+    confine::enter(&target.folders());
     watch.start(Progress::new(false, 0.0).into())?;
     match start {
         Some(start) => copy(&opened.image, &written.image, start, end)?,

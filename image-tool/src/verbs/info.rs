@@ -47,7 +47,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let chain = matches.flag("backing-chain");
     let local = LocalTime::new();
     let infos = collect(source, chain, matches.flag("force-share"))?;
-    confine::enter(&[])?;
+    confine::enter(&[]);
     let text = match form {
         Format::Human => infos
             .iter()

@@ -13,7 +13,7 @@ use crate::disk::{Disk, whole_sectors};
 use crate::getopt::Matches;
 use crate::open::{self, Opening};
 use crate::options::{self, value};
-use crate::output::Format;
+use crate::output::{self, Format};
 use crate::reason::cause;
 use crate::source::Source;
 
@@ -61,7 +61,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
             ..Opening::default()
         },
     )?;
-    confine::enter(&[])?;
+    confine::enter(&[]);
     let size = opened.disk().size();
     let end = max_length.map_or(size, |length| start.saturating_add(length).min(size));
     let extents = Extents {
@@ -71,14 +71,14 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         end,
         pending: None,
     };
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = output::stream();
     let printed = match form {
         Format::Human => human(&mut out, extents, &source),
         Format::Json => json(&mut out, extents),
     };
-    // A reader that has gone away is no error of ours.
-    let _ = out.flush();
-    printed.map(|()| ExitCode::SUCCESS)
+    // What is known is printed, whatever came then.
+    let flushed = out.flush().map_err(|error| output::not_written(&error));
+    printed.and(flushed).map(|()| ExitCode::SUCCESS)
 }
 
 /// What the extents of a range have in common with their neighbours is joined; each comes with its successor.
@@ -168,11 +168,12 @@ fn joinable(one: &Extent, next: &Extent) -> bool {
 
 fn human(out: &mut impl std::io::Write, mut extents: Extents<'_>, source: &Source) -> Result<()> {
     let image = extents.image;
-    let _ = writeln!(
+    writeln!(
         out,
         "{:<16}{:<16}{:<16}File",
         "Offset", "Length", "Mapped to"
-    );
+    )
+    .map_err(|error| output::not_written(&error))?;
     while let Some(extent) = extents.next()? {
         if !extent.data {
             continue;
@@ -193,13 +194,14 @@ fn human(out: &mut impl std::io::Write, mut extents: Extents<'_>, source: &Sourc
             (Some(file), _) => file.to_string_lossy().into_owned(),
             (None, _) => String::new(),
         };
-        let _ = writeln!(
+        writeln!(
             out,
             "{:<16}{:<16}{:<16}{file}",
             hex(extent.start),
             hex(extent.length),
             hex(offset)
-        );
+        )
+        .map_err(|error| output::not_written(&error))?;
     }
     Ok(())
 }
@@ -223,7 +225,8 @@ fn json(out: &mut impl std::io::Write, mut extents: Extents<'_>) -> Result<()> {
         }
         any = true;
         entry(&mut line, &extent);
-        let _ = out.write_all(line.as_bytes());
+        out.write_all(line.as_bytes())
+            .map_err(|error| output::not_written(&error))?;
         line.clear();
     }
     if !any {
@@ -241,7 +244,7 @@ fn json(out: &mut impl std::io::Write, mut extents: Extents<'_>) -> Result<()> {
         };
         entry(&mut line, &nothing);
     }
-    let _ = writeln!(out, "{line}]");
+    writeln!(out, "{line}]").map_err(|error| output::not_written(&error))?;
     Ok(())
 }
 

@@ -90,7 +90,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .unwrap_or_else(|| "raw".to_owned());
     let format = format_options::known_format(&target)
         .ok_or_else(|| format_options::not_creatable(&target))?;
-    confine::enter(&[])?;
+    confine::enter(&[]);
     let mut options = FormatOptions::new(format_options::creatable(format));
     if let Some(list) = &list
         && let Err(error) = options.parse(list)

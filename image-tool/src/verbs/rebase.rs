@@ -4,7 +4,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
@@ -25,6 +24,7 @@ use crate::report::Usage;
 use crate::source::Source;
 use crate::verbs::close;
 use crate::watch::Watch;
+use crate::workers;
 
 pub(crate) const NAME: &str = "rebase";
 
@@ -129,7 +129,7 @@ fn rebase(
         )?),
         _ => None,
     };
-    confine::enter(&[])?;
+    confine::enter(&[]);
     watch.start(progress.clone())?;
     if !unsafe_ && overlay.image.format() == Format::Qcow2 {
         Rebase::new(&overlay, below.as_ref(), compress, progress)?.run()?;
@@ -245,13 +245,7 @@ impl<'a> Rebase<'a> {
     }
 
     fn run(self) -> Result<()> {
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(|| self.work());
-            }
-            self.work();
-        });
+        workers::share(workers::processors(), || self.work());
         match self
             .failure
             .into_inner()

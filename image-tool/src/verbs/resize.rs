@@ -71,7 +71,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
             ..Opening::default()
         },
     )?;
-    confine::enter(&[])?;
+    confine::enter(&[]);
     let current = opened.disk().size();
     let wanted = change
         .from(current)

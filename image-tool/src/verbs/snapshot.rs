@@ -91,7 +91,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
             ..Opening::default()
         },
     )?;
-    confine::enter(&[])?;
+    confine::enter(&[]);
     match &action {
         Action::List => list(&opened.image, &local)?,
         Action::Create(name) => create(&opened.image, name)?,

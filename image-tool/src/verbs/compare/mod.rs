@@ -85,7 +85,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .and_then(|_| Ok((open(first, "a-format")?, open(second, "b-format")?)));
     let outcome = match images {
         Ok((a, b)) => {
-            confine::enter(&[])?;
+            confine::enter(&[]);
             watch.start(progress.clone())?;
             let sides = Sides {
                 a: Side::new(a.disk(), first),

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use qcow::Extent;
 
@@ -12,6 +11,7 @@ use crate::copy::zero::{SECTOR, is_zero};
 use crate::disk::Disk;
 use crate::progress::Progress;
 use crate::reason::cause;
+use crate::workers;
 
 const NO_STATUS: u8 = 3;
 const NOT_READ: u8 = 4;
@@ -89,13 +89,7 @@ impl Sides<'_> {
         }
         self.progress.set(0.0);
         let walk = Mutex::new(Walk::default());
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(|| self.work(&walk));
-            }
-            self.work(&walk);
-        });
+        workers::share(workers::processors(), || self.work(&walk));
         let sizes_differ = self.a.disk.size() != self.b.disk.size();
         match walk
             .into_inner()

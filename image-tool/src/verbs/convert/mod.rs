@@ -186,7 +186,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .collect::<Result<Vec<_>>>();
     let outcome = sources.and_then(|sources| {
         let destination = Destination::open(&settings, target_name, &sources)?;
-        confine::enter(&destination.folders())?;
+        confine::enter(&destination.folders());
         watch.start(progress.clone())?;
         convert(&settings, &sources, destination, &progress)
     });

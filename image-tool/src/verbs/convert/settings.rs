@@ -1,7 +1,5 @@
 //! What the options of `convert` say.
 
-use std::thread;
-
 use anyhow::{Result, anyhow, bail};
 
 use crate::cache::Cache;
@@ -11,6 +9,7 @@ use crate::format_options;
 use crate::getopt::Matches;
 use crate::options;
 use crate::snapshot_param::SnapshotParam;
+use crate::workers;
 
 /// The most data in one piece of a copy: large enough for few system calls, small enough for the processor's cache.
 pub(crate) const PIECE: u64 = 1 << 20;
@@ -142,8 +141,7 @@ impl Settings {
 
     /// As many threads as processors, and not more than requests at once: while one reads, another writes.
     pub(crate) fn threads(&self) -> usize {
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        processors.min(usize::try_from(self.parallel).unwrap_or(1))
+        workers::processors().min(usize::try_from(self.parallel).unwrap_or(1))
     }
 }
 
