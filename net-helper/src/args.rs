@@ -31,12 +31,18 @@ pub(crate) struct Args {
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
 
-    /// Undo everything and end once the last TAP device was given back and nobody has asked for another within a second.
+    /// Undo everything and end once the last TAP device was given back, nobody else holds the helper, and nobody has asked for another within
+    /// a second.
     #[arg(long)]
     exit_idle: bool,
 
+    /// Standard input is a connection of whoever starts this helper, which holds it: with --exit-idle it ends if that closes and no other client
+    /// is there.
+    #[arg(long)]
+    client_on_stdin: bool,
+
     /// As qemu-bridge-helper: make one TAP device on this bridge, if /etc/bulkhead/bridge.conf allows it, hand it over on --fd, and end.
-    #[arg(long, value_name = "NAME", requires = "fd", conflicts_with_all = ["socket_path", "network", "state_dir", "group", "exit_idle"])]
+    #[arg(long, value_name = "NAME", requires = "fd", conflicts_with_all = ["socket_path", "network", "state_dir", "group", "exit_idle", "client_on_stdin"])]
     br: Option<InterfaceName>,
 
     /// The inherited socket for --br.
@@ -69,6 +75,7 @@ pub(crate) struct Config {
     pub(crate) networks: Vec<Network>,
     pub(crate) group: Option<u32>,
     pub(crate) exit_idle: bool,
+    pub(crate) client_on_stdin: bool,
 }
 
 impl Args {
@@ -106,6 +113,7 @@ impl Args {
             networks,
             group,
             exit_idle: self.exit_idle,
+            client_on_stdin: self.client_on_stdin,
         })
     }
 }

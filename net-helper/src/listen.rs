@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::Mode;
-use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
+use rustix::io::{Errno, fcntl_dupfd_cloexec, ioctl_fionbio};
+use rustix::net::sockopt::{socket_peercred, socket_type};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
     socket_with,
 };
+use rustix::stdio::dup2_stdin;
 
 /// A listening socket, and the file that it is reached by.
 #[derive(Debug)]
@@ -78,6 +79,35 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// The connection that standard input is, which is nothing after that.
+pub(crate) fn connection_on_stdin() -> Result<OwnedFd> {
+    let what = "--client-on-stdin: standard input";
+    let stdin = std::io::stdin();
+    let kind = socket_type(&stdin).with_context(|| format!("{what} is no socket"))?;
+    if kind != SocketType::SEQPACKET {
+        bail!("{what} is another kind of socket than the helper's");
+    }
+    let connection = fcntl_dupfd_cloexec(&stdin, 3).context(what)?;
+    ioctl_fionbio(&connection, true).context(what)?;
+    let nothing = fs::File::open("/dev/null").context("cannot open /dev/null")?;
+    dup2_stdin(&nothing).context(what)?;
+    Ok(connection)
+}
+
+/// Whether somebody listens on the path.
+pub(crate) fn is_served(path: &Path) -> bool {
+    let probe = |address| -> rustix::io::Result<()> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        connect(&socket, &address)
+    };
+    match SocketAddrUnix::new(path).and_then(probe) {
+        // One that has too many visitors at the moment listens, too.
+        Ok(()) | Err(Errno::AGAIN) => true,
+        Err(_) => false,
     }
 }
 

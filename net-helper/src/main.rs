@@ -93,7 +93,11 @@ fn run(config: Config) -> Result<ExitCode> {
     {
         bail!("bulkhead-net-helper needs CAP_NET_ADMIN: run it as root");
     }
-    let (state, record) = StateDir::open(&config.state)?;
+    let first_client = config
+        .client_on_stdin
+        .then(listen::connection_on_stdin)
+        .transpose()?;
+    let (state, record) = StateDir::open(&config.state, &config.socket)?;
     // The launchers come before the signals are blocked, so that what they start does not inherit it.
     let dhcp = match launchers(&config.networks, state.path()) {
         Ok(dhcp) => dhcp,
@@ -106,7 +110,13 @@ fn run(config: Config) -> Result<ExitCode> {
     };
     let signals = signals::block_termination().context("cannot block signals")?;
     let mut host = Host::new(state, record, dhcp)?;
-    let served = stand(&config, &signals, &mut host);
+    let mut server = Server::new(config.exit_idle);
+    if let Some(connection) = first_client {
+        server.first_client(connection);
+    }
+    let served = stand(&config, &signals, &mut host, &mut server);
+    // Clients that wait for the end of their connection find everything undone.
+    let _waiting = server.close(&mut host);
     let errors = host.down();
     for error in &errors {
         warn(&format!("{error:#}"));
@@ -119,10 +129,16 @@ fn run(config: Config) -> Result<ExitCode> {
 }
 
 /// Makes the networks and serves, until it is time to end.
-fn stand(config: &Config, signals: &signals::SignalFd, host: &mut Host) -> Result<()> {
+fn stand(
+    config: &Config,
+    signals: &signals::SignalFd,
+    host: &mut Host,
+    server: &mut Server,
+) -> Result<()> {
     // First: when the socket is somebody else's, nothing has been changed yet. Who connects already, waits.
     let listener = Listener::bind(&config.socket, config.group)?;
-    let served = serve(config, &listener, signals, host);
+    let served = serve(config, &listener, signals, host, server);
+    // Before anything is undone, so that whoever comes now finds no helper rather than one that ends.
     served.and(listener.close())
 }
 
@@ -131,6 +147,7 @@ fn serve(
     listener: &Listener,
     signals: &signals::SignalFd,
     host: &mut Host,
+    server: &mut Server,
 ) -> Result<()> {
     host.up(&config.networks)?;
     let folders =
@@ -138,10 +155,7 @@ fn serve(
     confine::enter(&folders).context("cannot confine the process")?;
     notify::ready().context("cannot report readiness")?;
     host.is_complete = true;
-    let mut server = Server::new(config.exit_idle);
-    let served = server.run(listener, signals, host);
-    server.close(host);
-    served
+    server.run(listener, signals, host)
 }
 
 fn launchers(networks: &[Network], state: &Path) -> Result<Vec<Dhcp>> {

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bulkhead_net_protocol::{Channel, Packet, RefusalKind, Reply, Request, decode};
+use bulkhead_net_protocol::{Channel, Packet, Refusal, RefusalKind, Reply, Request, decode};
 use bulkhead_process::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -13,9 +13,9 @@ use crate::host::Host;
 use crate::lease::{Lease, refusal};
 use crate::listen::Listener;
 
-/// How many connections there can be, and how many of one user.
-const MOST: usize = 512;
-const MOST_OF_ONE_USER: usize = 128;
+/// How many connections there can be, and how many of one user. A guest has one for each card and one that is its hold.
+const MOST: usize = 1024;
+const MOST_OF_ONE_USER: usize = 256;
 
 /// How long an idle helper stays that is to end when idle: a client whose process has died is started again meanwhile.
 const LINGER: Duration = Duration::from_secs(1);
@@ -24,11 +24,14 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Server {
     clients: Vec<Client>,
-    /// Whether to end when the last lease is returned.
+    /// Whether to end once nobody needs this helper any more.
     exit_idle: bool,
-    any_lease_yet: bool,
-    /// When it is to end, if nobody connects before.
+    /// Whether anybody has needed it yet.
+    needed_yet: bool,
+    /// When it is to end, if nobody needs it before.
     end: Option<Instant>,
+    /// Whoever gave the last hold back was told that it ends.
+    ends: bool,
 }
 
 #[derive(Debug)]
@@ -36,6 +39,23 @@ struct Client {
     channel: Channel,
     user: u32,
     lease: Option<Lease>,
+    /// Whether the helper is to stay for it, without a lease.
+    holds: bool,
+}
+
+impl Client {
+    fn new(socket: OwnedFd, user: u32) -> Self {
+        Client {
+            channel: Channel::new(socket),
+            user,
+            lease: None,
+            holds: false,
+        }
+    }
+
+    fn needs_helper(&self) -> bool {
+        self.holds || self.lease.is_some()
+    }
 }
 
 /// What a client's readiness has come to.
@@ -49,9 +69,21 @@ impl Server {
         Server {
             clients: Vec::new(),
             exit_idle,
-            any_lease_yet: false,
+            needed_yet: false,
             end: None,
+            ends: false,
         }
+    }
+
+    /// Takes the connection of whoever started this helper. It is a hold from the start: if that process is killed before it has said
+    /// anything, the helper has been needed and is not any more.
+    pub(crate) fn first_client(&mut self, socket: OwnedFd) {
+        let user = rustix::process::getuid().as_raw();
+        self.clients.push(Client {
+            holds: true,
+            ..Client::new(socket, user)
+        });
+        self.needed_yet = true;
     }
 
     /// Serves until a signal, or until it was idle for a while if that is wanted.
@@ -79,21 +111,30 @@ impl Server {
                     release(client, host);
                 }
             }
+            if self.ends {
+                return Ok(());
+            }
             if ready.listener {
                 self.welcome(listener);
             }
         }
     }
 
-    /// Takes everything back.
-    pub(crate) fn close(self, host: &mut Host) {
+    /// Takes everything back. What is returned is to be closed when everything is undone: somebody may be waiting for that.
+    pub(crate) fn close(self, host: &mut Host) -> Vec<OwnedFd> {
+        let mut waiting = Vec::new();
         for client in self.clients {
-            release(client, host);
+            if client.lease.is_some() {
+                release(client, host);
+            } else {
+                waiting.push(client.channel.into());
+            }
         }
+        waiting
     }
 
     fn look_at_the_clock(&mut self) {
-        if !self.clients.is_empty() || !self.exit_idle || !self.any_lease_yet {
+        if self.clients.iter().any(Client::needs_helper) || !self.exit_idle || !self.needed_yet {
             self.end = None;
         } else if self.end.is_none() {
             self.end = Some(Instant::now() + LINGER);
@@ -148,11 +189,7 @@ impl Server {
         let Some((socket, user)) = listener.accept() else {
             return;
         };
-        let client = Client {
-            channel: Channel::new(socket),
-            user,
-            lease: None,
-        };
+        let client = Client::new(socket, user);
         let of_user = self.clients.iter().filter(|c| c.user == user).count();
         if self.clients.len() >= MOST || (user != 0 && of_user >= MOST_OF_ONE_USER) {
             let why = refusal(
@@ -163,6 +200,8 @@ impl Server {
             return;
         }
         self.clients.push(client);
+        // It may need the helper, and has had no time to say so.
+        self.end = self.end.map(|_| Instant::now() + LINGER);
     }
 
     fn attend(&mut self, position: usize, host: &mut Host) -> Outcome {
@@ -186,25 +225,19 @@ impl Server {
         }
     }
 
-    fn answer(
-        &mut self,
-        position: usize,
-        packet: &Packet,
-        host: &mut Host,
-    ) -> Result<(), bulkhead_net_protocol::Refusal> {
+    fn answer(&mut self, position: usize, packet: &Packet, host: &mut Host) -> Result<(), Refusal> {
         let invalid = |why: String| refusal(RefusalKind::Invalid, why);
         let request = decode::<Request>(&packet.bytes).map_err(|e| invalid(e.to_string()))?;
-        let Request::Tap(request) = request else {
-            return Err(invalid("unknown request".into()));
-        };
         if !packet.files.is_empty() {
             return Err(invalid("a request comes without files".into()));
         }
-        if self
-            .clients
-            .get(position)
-            .is_none_or(|client| client.lease.is_some())
-        {
+        let request = match request {
+            Request::Tap(request) => request,
+            Request::Hold => return self.hold(position),
+            Request::Release => return self.release_hold(position),
+            _ => return Err(invalid("unknown request".into())),
+        };
+        if self.clients.get(position).is_none_or(Client::needs_helper) {
             return Err(invalid(
                 "a connection is the lease of one TAP device".into(),
             ));
@@ -219,13 +252,51 @@ impl Server {
         };
         // From here on the device goes with the connection, also when the client is not there to hear of it.
         client.lease = Some(grant.lease);
-        self.any_lease_yet = true;
+        self.needed_yet = true;
         let files: Vec<_> = grant.queues.iter().map(AsFd::as_fd).collect();
         client
             .channel
             .send(&Reply::Tap(grant.info), &files)
             .map_err(|e| refusal(RefusalKind::System, e.to_string()))
     }
+
+    fn hold(&mut self, position: usize) -> Result<(), Refusal> {
+        let Some(client) = self.clients.get_mut(position) else {
+            return Ok(());
+        };
+        if client.lease.is_some() {
+            return Err(refusal(
+                RefusalKind::Invalid,
+                "a connection is a lease or a hold".into(),
+            ));
+        }
+        client.holds = true;
+        self.needed_yet = true;
+        reply(client, &Reply::Held)
+    }
+
+    /// Who gives the last hold back learns that the helper ends, and waits for that by its connection.
+    fn release_hold(&mut self, position: usize) -> Result<(), Refusal> {
+        let Some(client) = self.clients.get_mut(position) else {
+            return Ok(());
+        };
+        if !std::mem::take(&mut client.holds) {
+            return Err(refusal(
+                RefusalKind::Invalid,
+                "this connection is no hold".into(),
+            ));
+        }
+        self.ends = self.exit_idle && !self.clients.iter().any(Client::needs_helper);
+        match self.clients.get(position) {
+            Some(client) => reply(client, &Reply::Released { ends: self.ends }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn reply(client: &Client, reply: &Reply) -> Result<(), Refusal> {
+    let sent = client.channel.send(reply, &[]);
+    sent.map_err(|e| refusal(RefusalKind::System, e.to_string()))
 }
 
 struct Ready {

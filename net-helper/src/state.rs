@@ -4,12 +4,19 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+
+use crate::listen;
+
+/// How long a helper that ends may take to undo everything, and how often we look.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(20);
 
 const RECORD: &str = "state.json";
 const LOCK: &str = "lock";
@@ -38,7 +45,26 @@ pub(crate) struct StateDir {
 
 impl StateDir {
     /// Opens the folder, or makes it; what the last run left, if it was killed.
-    pub(crate) fn open(path: &Path) -> Result<(Self, Record)> {
+    ///
+    /// Another helper that has the folder is waited for if it does not listen on `socket`: it is about to end, or to begin.
+    pub(crate) fn open(path: &Path, socket: &Path) -> Result<(Self, Record)> {
+        let until = Instant::now() + PATIENCE;
+        let state = loop {
+            if let Some(state) = Self::claim(path)? {
+                break state;
+            }
+            if listen::is_served(socket) || Instant::now() > until {
+                let shown = path.display();
+                bail!("another bulkhead-net-helper is running with the state folder {shown}");
+            }
+            std::thread::sleep(PAUSE);
+        };
+        let record = state.read()?;
+        Ok((state, record))
+    }
+
+    /// None while another helper has it.
+    fn claim(path: &Path) -> Result<Option<Self>> {
         let shown = path.display();
         let parent = path.parent().unwrap_or(path);
         let missing = parent.ancestors().take_while(|folder| !folder.exists());
@@ -49,6 +75,8 @@ impl StateDir {
             .create(parent)
             .with_context(|| format!("cannot make the parent folder of {shown}"))?;
         match DirBuilder::new().mode(0o700).create(path) {
+            // Another has just removed the folder above.
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) if e.kind() != ErrorKind::AlreadyExists => {
                 return Err(e).with_context(|| format!("cannot make the state folder {shown}"));
             }
@@ -60,17 +88,23 @@ impl StateDir {
             .truncate(false)
             .mode(0o600)
             .open(path.join(LOCK));
-        let lock = lock.with_context(|| format!("cannot open {}", path.join(LOCK).display()))?;
+        let lock = match lock {
+            // Another has just removed the folder.
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            lock => lock.with_context(|| format!("cannot open {}", path.join(LOCK).display()))?,
+        };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            bail!("another bulkhead-net-helper is running with the state folder {shown}");
+            return Ok(None);
         }
-        let state = StateDir {
+        // What is locked may be the file of one that has removed it since.
+        let same = fs::metadata(path.join(LOCK))
+            .and_then(|there| Ok(there.ino() == lock.metadata()?.ino()))
+            .unwrap_or(false);
+        Ok(same.then(|| StateDir {
             path: path.to_owned(),
             made,
             _lock: lock,
-        };
-        let record = state.read()?;
-        Ok((state, record))
+        }))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -133,6 +167,11 @@ impl StateDir {
 mod tests {
     use super::*;
 
+    /// Where nobody listens.
+    fn open(path: &Path) -> Result<(StateDir, Record)> {
+        StateDir::open(path, &path.with_file_name("no.sock"))
+    }
+
     fn record() -> Record {
         let bridges = BTreeMap::from([("bulkhead0".to_owned(), "192.168.124.0/24".to_owned())]);
         Record {
@@ -146,19 +185,21 @@ mod tests {
     fn what_was_written_is_read_by_the_next_run() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("net-helper");
-        let (state, nothing) = StateDir::open(&path).unwrap();
+        let (state, nothing) = open(&path).unwrap();
         assert_eq!(nothing, Record::default());
         state.write(&record()).unwrap();
         drop(state);
-        assert_eq!(StateDir::open(&path).unwrap().1, record());
+        assert_eq!(open(&path).unwrap().1, record());
     }
 
     #[test]
     fn one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("net-helper");
-        let _first = StateDir::open(&path).unwrap();
-        let error = StateDir::open(&path).unwrap_err().to_string();
+        let _first = open(&path).unwrap();
+        let socket = dir.path().join("helper.sock");
+        let _listener = listen::Listener::bind(&socket, None).unwrap();
+        let error = StateDir::open(&path, &socket).unwrap_err().to_string();
         assert!(
             error.contains("another bulkhead-net-helper is running"),
             "{error}"
@@ -166,9 +207,25 @@ mod tests {
     }
 
     #[test]
+    fn one_that_ends_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("net-helper");
+        let first = open(&path).unwrap().0;
+        first.write(&record()).unwrap();
+        let next = std::thread::spawn({
+            let path = path.clone();
+            move || open(&path).unwrap()
+        });
+        first.remove().unwrap();
+        let (_state, found) = next.join().unwrap();
+        assert_eq!(found, Record::default());
+        assert!(path.join(LOCK).exists());
+    }
+
+    #[test]
     fn folders_made_for_it_go_with_it_and_others_stay() {
         let dir = tempfile::tempdir().unwrap();
-        let (state, _) = StateDir::open(&dir.path().join("bulkhead/helper/state")).unwrap();
+        let (state, _) = open(&dir.path().join("bulkhead/helper/state")).unwrap();
         fs::write(dir.path().join("bulkhead/other"), "").unwrap();
         state.remove().unwrap();
         assert!(!dir.path().join("bulkhead/helper").exists());
@@ -179,7 +236,7 @@ mod tests {
     fn removal_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("net-helper");
-        let (state, _) = StateDir::open(&path).unwrap();
+        let (state, _) = open(&path).unwrap();
         state.write(&record()).unwrap();
         state.remove().unwrap();
         assert!(!path.exists());
@@ -189,7 +246,7 @@ mod tests {
     fn a_damaged_record_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(RECORD), "{").unwrap();
-        let error = StateDir::open(dir.path()).unwrap_err().to_string();
+        let error = open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("state.json is damaged"), "{error}");
     }
 }

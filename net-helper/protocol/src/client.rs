@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use crate::{Channel, Error, Reply, Request, TapInfo, TapRequest, decode};
+use crate::{Channel, Error, ErrorKind, Packet, Reply, Request, TapInfo, TapRequest, decode};
 
 /// How long the helper may take to answer. It does little and waits for nobody.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,6 +33,14 @@ pub struct Lease {
 /// The connection that is the lease. Dropping it gives the TAP device back.
 #[derive(Debug)]
 pub struct Connection(Channel);
+
+/// A hold that was asked for and not answered yet; readable when the answer is there.
+#[derive(Debug)]
+pub struct PendingHold(Channel);
+
+/// Keeps the helper from being idle, as long as this value lives; becomes readable (end of file) when the helper goes away.
+#[derive(Debug)]
+pub struct Hold(Channel);
 
 impl Client {
     /// Connects to the helper that listens on a socket.
@@ -64,10 +72,8 @@ impl Client {
 
     /// Asks for a TAP device. Waits for the answer, but not for ever.
     pub fn request_tap(self, request: &TapRequest) -> Result<Lease, Error> {
-        self.channel.send(&Request::Tap(request.clone()), &[])?;
-        let packet = self.channel.receive().map_err(slow)?;
-        let packet = packet
-            .ok_or_else(|| Error::protocol("bulkhead-net-helper closed the connection".into()))?;
+        ask(&self.channel, &Request::Tap(request.clone()))?;
+        let packet = answer(&self.channel)?;
         match decode::<Reply>(&packet.bytes)? {
             Reply::Tap(info) if packet.files.len() == usize::from(request.queues) => Ok(Lease {
                 info,
@@ -80,18 +86,91 @@ impl Client {
                     "bulkhead-net-helper gave {got} queues instead of {want}"
                 )))
             }
-            Reply::Refused(refusal) => Err(Error::refused(refusal)),
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    /// Asks for a hold, and does not wait for the answer.
+    pub fn request_hold(self) -> Result<PendingHold, Error> {
+        ask(&self.channel, &Request::Hold)?;
+        Ok(PendingHold(self.channel))
+    }
+}
+
+impl PendingHold {
+    /// Takes the answer.
+    pub fn finish(self) -> Result<Hold, Error> {
+        match decode(&answer(&self.0)?.bytes)? {
+            Reply::Held => Ok(Hold(self.0)),
+            reply => Err(unexpected(reply)),
         }
     }
 }
 
+impl Hold {
+    /// Ends the hold. If the helper ends now that nobody needs it, waits, up to `patience`, until it has undone everything. Says whether it ends.
+    pub fn release(self, patience: Duration) -> Result<bool, Error> {
+        ask(&self.0, &Request::Release)?;
+        let Reply::Released { ends } = decode(&answer(&self.0)?.bytes)? else {
+            return Err(Error::protocol("another answer than was asked for".into()));
+        };
+        if ends {
+            set_socket_timeout(&self.0, Timeout::Recv, Some(patience))
+                .map_err(|e| Error::io("cannot limit how long to wait", e))?;
+            match answer(&self.0) {
+                Err(error) if error.kind() == ErrorKind::Closed => {}
+                Err(error) => return Err(error),
+                Ok(_) => return Err(Error::protocol("more answers than were asked for".into())),
+            }
+        }
+        Ok(ends)
+    }
+}
+
+/// A helper that has just ended reads no more, which is the same as that it does not answer.
+fn ask(channel: &Channel, request: &Request) -> Result<(), Error> {
+    channel
+        .send(request, &[])
+        .map_err(|error| match errno(&error) {
+            Some(Errno::PIPE | Errno::CONNRESET) => Error::closed(),
+            _ => error,
+        })
+}
+
+fn answer(channel: &Channel) -> Result<Packet, Error> {
+    channel.receive().map_err(slow)?.ok_or_else(Error::closed)
+}
+
+fn unexpected(reply: Reply) -> Error {
+    match reply {
+        Reply::Refused(refusal) => Error::refused(refusal),
+        _ => Error::protocol("another answer than was asked for".into()),
+    }
+}
+
+fn errno(error: &Error) -> Option<Errno> {
+    let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
+    source.and_then(Errno::from_io_error)
+}
+
 fn slow(error: Error) -> Error {
-    let source = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<std::io::Error>());
-    match source.and_then(Errno::from_io_error) {
+    match errno(&error) {
         Some(Errno::AGAIN) => Error::protocol(format!(
             "bulkhead-net-helper has not answered for {PATIENCE:?}"
         )),
         _ => error,
+    }
+}
+
+impl AsFd for PendingHold {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsFd for Hold {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

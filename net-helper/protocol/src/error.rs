@@ -15,6 +15,8 @@ pub enum ErrorKind {
     Permission,
     /// The helper said no.
     Refused(RefusalKind),
+    /// The helper closed the connection before it answered: it has just ended.
+    Closed,
     /// The peer does not speak this protocol, or not as it should.
     Protocol,
     /// Anything else the system said.
@@ -40,6 +42,14 @@ impl Error {
         Error {
             kind: ErrorKind::Protocol,
             what,
+            source: None,
+        }
+    }
+
+    pub(crate) fn closed() -> Self {
+        Error {
+            kind: ErrorKind::Closed,
+            what: "bulkhead-net-helper closed the connection".into(),
             source: None,
         }
     }

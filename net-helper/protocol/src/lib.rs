@@ -4,6 +4,9 @@
 //! a network and gets back what it was given, with one open TAP file per queue (`SCM_RIGHTS`). **The connection is the
 //! lease**: when it closes, for whatever reason, the helper takes the TAP device back.
 //!
+//! Whoever needs the helper to stay without needing a TAP device, as the supervisor of a guest does while the guest reboots, has a **hold**: a
+//! connection, too. A helper that is to end when idle ends when the last lease and the last hold are gone, whoever started it.
+//!
 //! A message is JSON of at most [`MAX_MESSAGE`] bytes, with the protocol's [`VERSION`]. Nothing unknown is accepted in it.
 //!
 //! ```no_run
@@ -27,7 +30,7 @@ mod message;
 mod path;
 
 pub use channel::{Channel, Packet};
-pub use client::{Client, Connection, Lease};
+pub use client::{Client, Connection, Hold, Lease, PendingHold};
 pub use error::{Error, ErrorKind};
 pub use mac::MacAddr;
 pub use message::{

@@ -14,6 +14,10 @@ use crate::{Error, MAX_MESSAGE, MacAddr, VERSION};
 pub enum Request {
     /// A TAP device, for as long as the connection lasts. One per connection.
     Tap(TapRequest),
+    /// A hold: as long as this connection lasts, the helper is not idle. One per connection, and nothing else on it but [`Request::Release`].
+    Hold,
+    /// The end of the hold, on its connection.
+    Release,
 }
 
 /// The TAP device that is wanted.
@@ -56,6 +60,14 @@ impl TapRequest {
 pub enum Reply {
     /// The TAP device; its files come with this message, one per queue.
     Tap(TapInfo),
+    /// The connection is a hold from now on.
+    Held,
+    /// The hold has ended.
+    Released {
+        /// Whether the helper ends now, because it is to end when idle and nobody else holds it or has a lease. The connection closes
+        /// when it has undone everything.
+        ends: bool,
+    },
     /// Nothing was done.
     Refused(Refusal),
 }
@@ -178,6 +190,19 @@ mod tests {
             r#"{"version":1,"body":{"tap":{"network":"default","mac":"52:54:00:00:00:01","queues":2,"mtu":1500}}}"#
         );
         assert_eq!(decode::<Request>(&bytes).unwrap(), request);
+    }
+
+    #[test]
+    fn holds_are_written_as_documented() {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        assert_eq!(
+            text(encode(&Request::Hold).unwrap()),
+            r#"{"version":1,"body":"hold"}"#
+        );
+        assert_eq!(
+            text(encode(&Reply::Released { ends: true }).unwrap()),
+            r#"{"version":1,"body":{"released":{"ends":true}}}"#
+        );
     }
 
     #[test]

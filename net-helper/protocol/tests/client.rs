@@ -138,7 +138,7 @@ fn a_helper_that_hangs_up_without_answering_is_an_error() {
     let error = Client::from_socket(ours)
         .request_tap(&TapRequest::on("default"))
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Protocol);
+    assert_eq!(error.kind(), ErrorKind::Closed);
     hanging_up.join().unwrap();
 }
 
@@ -174,4 +174,41 @@ fn another_programs_socket_and_a_path_that_is_too_long_are_told_apart() {
 
     let long = Client::connect(Path::new(&format!("/{}", "x".repeat(108)))).unwrap_err();
     assert!(long.to_string().contains("107 bytes"), "{long}");
+}
+
+/// Starts a helper that answers the first requests with `replies`, one each, and then hangs up.
+fn replying(replies: Vec<Reply>) -> Client {
+    let (ours, theirs) = pair();
+    thread::spawn(move || {
+        let channel = Channel::new(theirs);
+        for reply in replies {
+            channel.receive().unwrap().unwrap();
+            channel.send(&reply, &[]).unwrap();
+        }
+    });
+    Client::from_socket(ours)
+}
+
+#[test]
+fn a_hold_that_was_the_last_is_over_when_the_helper_is() {
+    let patience = std::time::Duration::from_secs(60);
+    for ends in [true, false] {
+        let client = replying(vec![Reply::Held, Reply::Released { ends }]);
+        let hold = client.request_hold().unwrap().finish().unwrap();
+        assert_eq!(hold.release(patience).unwrap(), ends);
+    }
+}
+
+#[test]
+fn a_helper_that_ends_instead_of_an_answer_is_told_from_one_that_answers_nonsense() {
+    let hold = replying(vec![Reply::Held])
+        .request_hold()
+        .unwrap()
+        .finish()
+        .unwrap();
+    let error = hold.release(std::time::Duration::ZERO).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+
+    let pending = replying(vec![Reply::Tap(info())]).request_hold().unwrap();
+    assert_eq!(pending.finish().unwrap_err().kind(), ErrorKind::Protocol);
 }

@@ -87,7 +87,7 @@ impl Child {
 }
 
 /// Passes on what it says; keeps the last line said before it is ready, for the error that its end will be.
-fn listen(stderr: ChildStderr, name: &str, ready: &AtomicBool) -> Option<String> {
+pub(super) fn listen(stderr: ChildStderr, name: &str, ready: &AtomicBool) -> Option<String> {
     let mut last = None;
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
         let error = line.strip_prefix("error: ");
@@ -104,12 +104,43 @@ fn listen(stderr: ChildStderr, name: &str, ready: &AtomicBool) -> Option<String>
     last
 }
 
-/// Even when we are killed, nothing we started runs on.
+/// Even when we are killed, nothing of this guest runs on.
 #[allow(unsafe_code)]
 fn end_with_parent(command: &mut Command) {
-    let arrange =
-        || rustix::process::set_parent_process_death_signal(Some(Signal::TERM)).map_err(Into::into);
-    // SAFETY: between fork and exec only one system call is made; nothing is allocated and no lock is taken. Needed because the standard
-    // library has no safe way to set it for a child.
+    let parent = rustix::process::getpid();
+    let arrange = move || {
+        unblock_signals();
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        // We may have been killed before that.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(rustix::io::Errno::OWNERDEAD.into());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken. Needed because the standard
+    // library has no safe way to do this for a child.
     unsafe { command.pre_exec(arrange) };
+}
+
+/// What this process is told by its terminal is not for the child, and what becomes of this process is nothing to it.
+#[allow(unsafe_code)]
+pub(super) fn detach(command: &mut Command) {
+    let arrange = || {
+        unblock_signals();
+        rustix::process::setsid()?;
+        Ok(())
+    };
+    // SAFETY: as in `end_with_parent`.
+    unsafe { command.pre_exec(arrange) };
+}
+
+/// This process has blocked the signals it reads as a descriptor; a child begins without that.
+#[allow(unsafe_code)]
+fn unblock_signals() {
+    // SAFETY: the set is initialised by sigemptyset before it is read. Both calls are async-signal-safe, and cannot fail with these arguments.
+    unsafe {
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
 }

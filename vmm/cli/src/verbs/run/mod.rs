@@ -4,6 +4,7 @@ mod args;
 mod child;
 mod console;
 mod event;
+mod helper;
 mod plan;
 mod ready;
 mod supervisor;
@@ -31,15 +32,30 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let folder = GuestFolder::claim(&path)?;
     let console = console::Console::attach()?;
     let mut supervisor = Supervisor::new(&folder, signals, console.input(), args.verbose)?;
+    let outcome = run_until_end(
+        &mut supervisor,
+        &Plan::new(&args, &base, &path)?,
+        args.no_reboot,
+    );
+    // Kept over reboots, given back once.
+    let closed = supervisor.close();
+    let outcome = outcome?;
+    closed?;
+    Ok(match outcome {
+        Outcome::Ended(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
+        Outcome::Stopped => ExitCode::SUCCESS,
+    })
+}
+
+fn run_until_end(
+    supervisor: &mut Supervisor,
+    plan: &Plan,
+    no_reboot: bool,
+) -> anyhow::Result<Outcome> {
     loop {
-        // Made anew each time: the helper may have come or gone.
-        let plan = Plan::new(&args, &base, &path)?;
-        match supervisor.run(plan)? {
-            Outcome::Ended(RESET) if !args.no_reboot => {}
-            Outcome::Ended(status) => {
-                return Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)));
-            }
-            Outcome::Stopped => return Ok(ExitCode::SUCCESS),
+        match supervisor.run(plan.clone())? {
+            Outcome::Ended(RESET) if !no_reboot => {}
+            outcome => return Ok(outcome),
         }
     }
 }
@@ -53,6 +69,11 @@ fn dry_run(plan: &Plan, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
         "mkdir -p -m 0700 {}",
         crate::shell::quote(folder.as_os_str())
     )?;
+    let helper = plan.helper.as_ref().filter(|helper| !helper.runs());
+    if let Some(helper) = helper {
+        let start = helper.start.as_ref().ok_or_else(|| helper.missing())?;
+        writeln!(out, "{}", start.command())?;
+    }
     for process in &plan.processes {
         writeln!(out, "{}", process.command())?;
     }

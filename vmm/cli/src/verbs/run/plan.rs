@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use super::args::{Args, Disk, Net};
 use crate::{program, shell};
@@ -12,7 +12,7 @@ use crate::{program, shell};
 /// What a process is to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Serves all guests' networks; ends once nobody needs it.
+    /// Serves all guests' networks. It is not this guest's: it stays as long as any guest needs it.
     Helper,
     /// A device; ends when the monitor does, and is started again when it ends before.
     Backend,
@@ -32,6 +32,8 @@ pub(crate) struct Process {
     pub(crate) args: Vec<OsString>,
     /// The processes, by index, that must be ready first.
     pub(crate) after: Vec<usize>,
+    /// Whether the helper must be there first.
+    pub(crate) needs_helper: bool,
 }
 
 impl Process {
@@ -44,6 +46,7 @@ impl Process {
             shown,
             args: Vec::new(),
             after: Vec::new(),
+            needs_helper: false,
         }
     }
 
@@ -66,36 +69,39 @@ impl Process {
     }
 }
 
+/// The helper that a guest on a network needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Helper {
+    pub(crate) socket: PathBuf,
+    /// How to start one where none runs, unless it is somebody else's to start.
+    pub(crate) start: Option<Process>,
+}
+
 /// All processes of one guest, in an order in which they may be started.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) processes: Vec<Process>,
-    /// The helper's socket, if the guest is on a network.
-    pub(crate) helper: Option<PathBuf>,
+    pub(crate) helper: Option<Helper>,
 }
 
 impl Plan {
     /// `base` is the runtime folder, `folder` the guest's own in it.
     pub(crate) fn new(args: &Args, base: &Path, folder: &Path) -> anyhow::Result<Self> {
         let mut processes = Vec::new();
-        if !args.net.is_empty() {
-            processes.extend(helper(args, base)?);
-        }
-        let helpers: Vec<usize> = (0..processes.len()).collect();
-        let helper_socket = helper_socket(args, base);
+        let helper = (!args.net.is_empty()).then(|| helper(args, base));
         for (index, net) in args.net.iter().enumerate() {
-            let mut process = net_backend(args, net, index, folder, &helper_socket);
-            process.after.clone_from(&helpers);
+            let socket = helper_socket(args, base);
+            let mut process = net_backend(args, net, index, folder, &socket);
+            process.needs_helper = true;
             processes.push(process);
         }
         for (index, disk) in args.disk.iter().enumerate() {
             processes.push(block_backend(disk, index, folder)?);
         }
-        let backends = (helpers.len()..processes.len()).collect();
+        let backends = (0..processes.len()).collect();
         let mut monitor = monitor(args, folder)?;
         monitor.after = backends;
         processes.push(monitor);
-        let helper = (!args.net.is_empty()).then_some(helper_socket);
         Ok(Self { processes, helper })
     }
 }
@@ -106,38 +112,42 @@ fn helper_socket(args: &Args, base: &Path) -> PathBuf {
         .unwrap_or_else(|| base.join("net-helper.sock"))
 }
 
-/// A helper of our own, unless one serves already.
-fn helper(args: &Args, base: &Path) -> anyhow::Result<Option<Process>> {
+fn helper(args: &Args, base: &Path) -> Helper {
     let socket = helper_socket(args, base);
-    if listens(&socket) {
-        return Ok(None);
-    }
-    let shown = socket.display();
-    if args.helper_socket.is_some() {
-        bail!("bulkhead-net-helper is not running: nothing listens on {shown}");
-    }
-    if !rustix::process::geteuid().is_root() {
-        bail!(
-            "bulkhead-net-helper is not running: nothing listens on {shown}; \
-             start it as root, or run without --net"
-        );
-    }
-    let mut process = Process::new("net-helper", Role::Helper, "bulkhead-net-helper")
-        .option("--socket-path", socket);
-    let mut networks: Vec<&str> = args.net.iter().map(|net| net.network.as_str()).collect();
-    networks.sort_unstable();
-    networks.dedup();
-    for network in networks {
-        process = process.option("--network", network);
-    }
-    Ok(Some(process.flag("--exit-idle")))
+    let ours = args.helper_socket.is_none() && rustix::process::geteuid().is_root();
+    let start = ours.then(|| {
+        let mut process = Process::new("net-helper", Role::Helper, "bulkhead-net-helper")
+            .option("--socket-path", &socket);
+        let mut networks: Vec<&str> = args.net.iter().map(|net| net.network.as_str()).collect();
+        networks.sort_unstable();
+        networks.dedup();
+        for network in networks {
+            process = process.option("--network", network);
+        }
+        process.flag("--exit-idle")
+    });
+    Helper { socket, start }
 }
 
-fn listens(socket: &Path) -> bool {
-    match UnixStream::connect(socket) {
-        Ok(_) => true,
-        // A socket of packets rather than bytes: somebody is there.
-        Err(error) => error.raw_os_error() == Some(libc::EPROTOTYPE),
+impl Helper {
+    /// Whether one serves already.
+    pub(crate) fn runs(&self) -> bool {
+        match UnixStream::connect(&self.socket) {
+            Ok(_) => true,
+            // A socket of packets rather than bytes: somebody is there.
+            Err(error) => error.raw_os_error() == Some(libc::EPROTOTYPE),
+        }
+    }
+
+    /// Why there is none and none can be started.
+    pub(crate) fn missing(&self) -> anyhow::Error {
+        let shown = self.socket.display();
+        let advice = if rustix::process::geteuid().is_root() {
+            ""
+        } else {
+            "; start it as root, or run without --net"
+        };
+        anyhow::anyhow!("bulkhead-net-helper is not running: nothing listens on {shown}{advice}")
     }
 }
 

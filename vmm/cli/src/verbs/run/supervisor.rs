@@ -1,11 +1,11 @@
 //! Starts the processes of a guest, in order and in parallel where it can; starts a backend that dies again; ends them all in order.
 
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bulkhead_net_protocol::Client;
 use bulkhead_process::signals::SignalFd;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -13,7 +13,8 @@ use rustix::process::Signal;
 
 use super::child::Child;
 use super::console::Input;
-use super::event::{Ended, Event};
+use super::event::{Ended, Event, Helper as HelperNews};
+use super::helper::Helper;
 use super::plan::{Plan, Process, Role};
 use super::ready;
 use crate::runtime::GuestFolder;
@@ -51,9 +52,12 @@ pub(crate) struct Supervisor {
     input: Input,
     verbose: bool,
     slots: Vec<Slot>,
-    helper: Option<PathBuf>,
-    /// As long as this is open, the helper does not think itself idle, whatever becomes of the network backends.
-    helper_needed: Option<Client>,
+    /// From when the first guest needs it to the end of the last.
+    helper: Option<Helper>,
+    helper_held: bool,
+    helper_was_held: bool,
+    /// What was last said about its absence, so that it is said once.
+    helper_missed: Option<String>,
 }
 
 impl Supervisor {
@@ -78,13 +82,17 @@ impl Supervisor {
             verbose,
             slots: Vec::new(),
             helper: None,
-            helper_needed: None,
+            helper_held: false,
+            helper_was_held: false,
+            helper_missed: None,
         })
     }
 
     /// Runs the processes until the monitor ends or we are told to end. None of them is left when this returns.
     pub(crate) fn run(&mut self, plan: Plan) -> anyhow::Result<Outcome> {
-        self.helper = plan.helper;
+        if let (Some(wanted), None) = (plan.helper, &self.helper) {
+            self.helper = Some(Helper::need(wanted, self.sender.clone())?);
+        }
         self.slots = plan
             .processes
             .into_iter()
@@ -97,15 +105,18 @@ impl Supervisor {
             })
             .collect();
         let outcome = self.watch();
-        self.helper_needed = None;
         let ended = self.end(&outcome);
         outcome.and_then(|outcome| ended.map(|()| outcome))
+    }
+
+    /// Gives the helper back, once no guest is to be run any more.
+    pub(crate) fn close(self) -> anyhow::Result<()> {
+        self.helper.map_or(Ok(()), Helper::release)
     }
 
     fn watch(&mut self) -> anyhow::Result<Outcome> {
         loop {
             self.start_what_can_be()?;
-            self.need_helper();
             let event = match self.next_restart() {
                 Some(when) => match self.events.recv_deadline(when) {
                     Ok(event) => event,
@@ -117,6 +128,7 @@ impl Supervisor {
             match event {
                 Event::Stop => return Ok(Outcome::Stopped),
                 Event::Ready(pid) => self.ready(pid),
+                Event::Helper(news) => self.helper_news(news)?,
                 Event::Ended(index, pid, ended) => {
                     if let Some(status) = self.ended(index, pid, ended?)? {
                         return Ok(Outcome::Ended(status));
@@ -134,7 +146,8 @@ impl Supervisor {
             let waits = slot.restart_at.is_some_and(|when| when > now);
             let process = &slot.process;
             let needs = |&other: &usize| !ready.get(other).copied().unwrap_or(false);
-            if slot.child.is_some() || waits || process.after.iter().any(needs) {
+            let lacks_helper = process.needs_helper && !self.helper_held;
+            if slot.child.is_some() || waits || lacks_helper || process.after.iter().any(needs) {
                 continue;
             }
             let child = Child::start(process, index, &self.notify, &self.input, &self.sender)
@@ -145,18 +158,27 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Keeps a connection to the helper from when it is ready, so that it is still there when a backend has to come back to it.
-    fn need_helper(&mut self) {
-        let starts = |slot: &Slot| {
-            slot.process.role == Role::Helper && !slot.child.as_ref().is_some_and(Child::is_ready)
+    fn helper_news(&mut self, news: HelperNews) -> anyhow::Result<()> {
+        let said = match news {
+            HelperNews::Held => {
+                self.helper_held = true;
+                self.helper_was_held = true;
+                self.helper_missed = None;
+                return Ok(());
+            }
+            HelperNews::Failed(error) if !self.helper_was_held => return Err(error),
+            HelperNews::Failed(error) => format!("{error:#}; trying again"),
+            HelperNews::Gone(ended) => {
+                let why = ended.map(|ended| format!(" ({})", ended.why()));
+                format!("net-helper is gone{}", why.unwrap_or_default())
+            }
         };
-        if self.helper_needed.is_none() && !self.slots.iter().any(starts) {
-            // If this fails, so will the backend, and it says why.
-            self.helper_needed = self
-                .helper
-                .as_deref()
-                .and_then(|path| Client::connect(path).ok());
+        // The guest goes on, as do those on its network.
+        self.helper_held = false;
+        if self.helper_missed.replace(said.clone()).as_ref() != Some(&said) {
+            let _ = writeln!(std::io::stderr(), "{said}");
         }
+        Ok(())
     }
 
     fn next_restart(&self) -> Option<Instant> {
@@ -188,10 +210,7 @@ impl Supervisor {
             return monitor_ended(ended, began).map(Some);
         }
         if !slot.was_ready {
-            return Err(never_began(&name, &ended));
-        }
-        if slot.process.role == Role::Helper {
-            self.helper_needed = None;
+            return Err(ended.never_began(&name));
         }
         let pause = pause(slot.restarts, ended.status.success());
         slot.restarts = slot.restarts.saturating_add(1);
@@ -201,7 +220,7 @@ impl Supervisor {
             let _ = writeln!(
                 std::io::stderr(),
                 "{name} died ({}): starting it again",
-                why(&ended)
+                ended.why()
             );
         } else {
             self.told(&name, pid, &ended, true);
@@ -212,20 +231,25 @@ impl Supervisor {
     /// Waits for everybody's end: by itself if the guest has ended, told to otherwise, and killed if nothing else helps.
     fn end(&mut self, outcome: &anyhow::Result<Outcome>) -> anyhow::Result<()> {
         let by_itself = matches!(outcome, Ok(Outcome::Ended(_)));
-        if !by_itself {
-            self.signal_all(Signal::TERM);
+        let mut failures = Vec::new();
+        if by_itself {
+            failures.extend(self.wait_for(|_| true, true));
+        } else {
+            // The monitor first: it would miss a backend that ends before it, and say so.
+            let monitor = |role| role == Role::Monitor;
+            self.signal(monitor, Signal::TERM);
+            failures.extend(self.wait_for(monitor, false));
         }
-        let mut failures = self.wait_for_all(by_itself);
-        if self.any_runs() && by_itself {
-            self.signal_all(Signal::TERM);
-            failures.extend(self.wait_for_all(false));
+        if self.any_runs() {
+            self.signal(|_| true, Signal::TERM);
+            failures.extend(self.wait_for(|_| true, false));
         }
         if self.any_runs() {
             for slot in self.slots.iter().filter(|slot| slot.child.is_some()) {
                 failures.push(format!("{} did not end and was killed", slot.process.name));
             }
-            self.signal_all(Signal::KILL);
-            failures.extend(self.wait_for_all(false));
+            self.signal(|_| true, Signal::KILL);
+            failures.extend(self.wait_for(|_| true, false));
         }
         match failures.first() {
             Some(failure) => bail!("{failure}"),
@@ -233,10 +257,11 @@ impl Supervisor {
         }
     }
 
-    fn wait_for_all(&mut self, by_itself: bool) -> Vec<String> {
+    /// Waits for the end of those of a role, and returns who ended badly meanwhile.
+    fn wait_for(&mut self, whom: impl Fn(Role) -> bool, by_itself: bool) -> Vec<String> {
         let deadline = Instant::now() + GRACE;
         let mut failures = Vec::new();
-        while self.any_runs() {
+        while self.runs(&whom) {
             match self.events.recv_deadline(deadline) {
                 Ok(Event::Ended(index, pid, Ok(ended))) => {
                     let Some(slot) = self.slots.get_mut(index) else {
@@ -247,8 +272,10 @@ impl Supervisor {
                     }
                     let name = slot.process.name.clone();
                     self.told(&name, pid, &ended, by_itself);
-                    if !ended.status.success() {
-                        failures.push(format!("{name}: {}", why(&ended)));
+                    // One that had only just begun ends by the signal itself.
+                    let as_told = !by_itself && ended.status.signal() == Some(libc::SIGTERM);
+                    if !ended.status.success() && !as_told {
+                        failures.push(format!("{name}: {}", ended.why()));
                     }
                 }
                 // Told again: no more waiting.
@@ -259,12 +286,18 @@ impl Supervisor {
         failures
     }
 
-    fn any_runs(&self) -> bool {
-        self.slots.iter().any(|slot| slot.child.is_some())
+    fn runs(&self, whom: impl Fn(Role) -> bool) -> bool {
+        let mut slots = self.slots.iter();
+        slots.any(|slot| slot.child.is_some() && whom(slot.process.role))
     }
 
-    fn signal_all(&self, signal: Signal) {
-        for child in self.slots.iter().filter_map(|slot| slot.child.as_ref()) {
+    fn any_runs(&self) -> bool {
+        self.runs(|_| true)
+    }
+
+    fn signal(&self, whom: impl Fn(Role) -> bool, signal: Signal) {
+        let slots = self.slots.iter().filter(|slot| whom(slot.process.role));
+        for child in slots.filter_map(|slot| slot.child.as_ref()) {
             child.signal(signal);
         }
     }
@@ -286,26 +319,8 @@ fn monitor_ended(ended: Ended, began: bool) -> anyhow::Result<i32> {
     match ended.status.code() {
         Some(0) => Ok(0),
         Some(status) if began => Ok(status),
-        _ => Err(never_began("vmm", &ended)),
+        _ => Err(ended.never_began("vmm")),
     }
-}
-
-/// What kept a process from beginning, as an error of ours. An argument it refused is one we were given.
-fn never_began(name: &str, ended: &Ended) -> anyhow::Error {
-    let message = format!("{name}: {}", why(ended));
-    match ended.status.code() {
-        Some(status) if status == i32::from(bulkhead_process::USAGE) => {
-            bulkhead_process::usage(message)
-        }
-        _ => anyhow::anyhow!(message),
-    }
-}
-
-fn why(ended: &Ended) -> String {
-    ended
-        .last_words
-        .clone()
-        .unwrap_or_else(|| ended.status.to_string())
 }
 
 /// At once after a first death, later and later if it goes on.

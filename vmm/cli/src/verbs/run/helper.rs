@@ -1,0 +1,251 @@
+//! The network helper, as a guest needs it: found or started, held as long as the guest runs, and found or started again when it goes away.
+//!
+//! The helper is nobody's child in spirit: it runs in a session of its own and stays as long as anybody holds it or has a lease, whoever
+//! started it. Its standard input is a connection that holds it from its first moment on, so that one whose starter is killed ends, too.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bulkhead_net_protocol::{Client, Error, ErrorKind, Hold};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::child::{detach, listen};
+use super::event::{Ended, Event, Helper as News};
+use super::plan::{Helper as Wanted, Process};
+
+/// How long a helper may take to make its networks or to undo them, on a busy host.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a helper that listens may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// The pause before a helper is looked for again, where none can be had.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The helper, until it is released.
+pub(crate) struct Helper {
+    /// Closed when it is needed no more.
+    needed: OwnedFd,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Helper {
+    /// Begins to look for a helper, and to start one if that is possible and there is none. What becomes of it is sent to `events`.
+    pub(crate) fn need(wanted: Wanted, events: Sender<Event>) -> io::Result<Self> {
+        let (over, needed) = pipe_with(PipeFlags::CLOEXEC)?;
+        let thread = std::thread::Builder::new()
+            .name("net-helper".into())
+            .spawn(move || keep(&wanted, &over, &events))?;
+        Ok(Self { needed, thread })
+    }
+
+    /// Needs it no more. If nobody else does, this waits for its end.
+    pub(crate) fn release(self) -> anyhow::Result<()> {
+        drop(self.needed);
+        match self.thread.join() {
+            Ok(released) => released,
+            Err(_) => bail!("lost track of net-helper"),
+        }
+    }
+}
+
+/// A helper that stays for us.
+struct Held {
+    hold: Hold,
+    /// If we have started it.
+    started: Option<Started>,
+}
+
+/// A helper that we have started.
+struct Started {
+    /// Its end is sent here.
+    end: Receiver<io::Result<Ended>>,
+    ready: Arc<AtomicBool>,
+}
+
+/// The thread: holds one helper after the other, until `over` is closed at its other end.
+fn keep(wanted: &Wanted, over: &OwnedFd, events: &Sender<Event>) -> anyhow::Result<()> {
+    loop {
+        let news = match acquire(wanted, over) {
+            Ok(None) => return Ok(()),
+            Ok(Some(held)) => {
+                // Nobody listens any more once the run is over.
+                let _ = events.send(Event::Helper(News::Held));
+                if closes_first(over, &held.hold, None)? {
+                    return release(held);
+                }
+                News::Gone(held.started.and_then(|started| started.ended()))
+            }
+            Err(error) => News::Failed(error),
+        };
+        let pause = matches!(news, News::Failed(_));
+        let _ = events.send(Event::Helper(news));
+        if pause && closes_within(over, PAUSE)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Holds the helper that runs, or one that it starts. None if it is not needed any more.
+fn acquire(wanted: &Wanted, over: &OwnedFd) -> anyhow::Result<Option<Held>> {
+    match hold(Client::connect(&wanted.socket), over, ANSWER) {
+        Err(error) if is_gone(&error) => {}
+        Err(error) => return Err(error.into()),
+        Ok(hold) => {
+            return Ok(hold.map(|hold| Held {
+                hold,
+                started: None,
+            }));
+        }
+    }
+    let Some(process) = &wanted.start else {
+        return Err(wanted.missing());
+    };
+    let (client, started) =
+        start(process).with_context(|| format!("cannot start {}", process.program.display()))?;
+    match hold(Ok(client), over, PATIENCE) {
+        Ok(Some(hold)) => {
+            started.ready.store(true, Ordering::Relaxed);
+            let started = Some(started);
+            Ok(Some(Held { hold, started }))
+        }
+        // The connection is closed now, so it ends.
+        Ok(None) => {
+            started.ended();
+            Ok(None)
+        }
+        Err(error) => {
+            let ended = started.ended();
+            // Somebody else's may have been faster.
+            if let Ok(hold) = hold(Client::connect(&wanted.socket), over, ANSWER) {
+                return Ok(hold.map(|hold| Held {
+                    hold,
+                    started: None,
+                }));
+            }
+            match ended {
+                Some(ended) => Err(ended.never_began("net-helper")),
+                None => Err(anyhow::Error::from(error).context("net-helper")),
+            }
+        }
+    }
+}
+
+/// Asks for a hold and waits for it; none if `over` closes before.
+fn hold(
+    client: Result<Client, Error>,
+    over: &OwnedFd,
+    patience: Duration,
+) -> Result<Option<Hold>, Error> {
+    let pending = client?.request_hold()?;
+    match closes_first(over, &pending, Some(patience)) {
+        Ok(true) => return Ok(None),
+        Ok(false) => {}
+        // None in time is the error that follows.
+        Err(_) => {
+            let _ = set_socket_timeout(&pending, Timeout::Recv, Some(Duration::from_millis(1)));
+        }
+    }
+    pending.finish().map(Some)
+}
+
+fn is_gone(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotRunning | ErrorKind::Closed)
+}
+
+/// Starts a helper; its standard input is the connection that is returned.
+fn start(process: &Process) -> anyhow::Result<(Client, Started)> {
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let mut command = Command::new(&process.program);
+    command
+        .args(&process.args)
+        .arg("--client-on-stdin")
+        .env_remove("NOTIFY_SOCKET")
+        .current_dir("/")
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    detach(&mut command);
+    let mut child = command.spawn()?;
+    // It has our end of its standard input, too.
+    drop(command);
+    let (sender, end) = bounded(1);
+    let ready = Arc::new(AtomicBool::new(false));
+    let told = ready.clone();
+    std::thread::Builder::new()
+        .name("watch-net-helper".into())
+        .spawn(move || {
+            let stderr = child.stderr.take();
+            let last_words = stderr.and_then(|stderr| listen(stderr, "net-helper", &told));
+            let ended = child.wait().map(|status| Ended { status, last_words });
+            let _ = sender.send(ended);
+        })?;
+    Ok((Client::from_socket(ours), Started { end, ready }))
+}
+
+impl Started {
+    /// Waits for its end.
+    fn ended(self) -> Option<Ended> {
+        self.end.recv_timeout(PATIENCE).ok()?.ok()
+    }
+}
+
+/// Gives the hold back, and waits for the helper's end if that was the last.
+fn release(held: Held) -> anyhow::Result<()> {
+    let ends = match held.hold.release(PATIENCE) {
+        // It has ended meanwhile, by itself.
+        Err(error) if error.kind() == ErrorKind::Closed => true,
+        other => other.context("net-helper")?,
+    };
+    let Some(started) = held.started.filter(|_| ends) else {
+        return Ok(());
+    };
+    match started.ended() {
+        Some(ended) if ended.status.success() => Ok(()),
+        Some(ended) => bail!("net-helper: {}", ended.why()),
+        None => bail!("net-helper did not end"),
+    }
+}
+
+/// Whether `over` closes before anything comes from `other`; an error if neither happens in time.
+fn closes_first(over: &OwnedFd, other: impl AsFd, patience: Option<Duration>) -> io::Result<bool> {
+    let until = patience.map(|patience| Instant::now() + patience);
+    loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = [
+            PollFd::new(over, PollFlags::IN),
+            PollFd::new(&other, PollFlags::IN),
+        ];
+        match poll(&mut fds, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => {
+                let [over, _] = fds;
+                return Ok(!over.revents().is_empty());
+            }
+        }
+    }
+}
+
+fn closes_within(over: &OwnedFd, time: Duration) -> io::Result<bool> {
+    match closes_first(over, over, Some(time)) {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(false),
+        other => other,
+    }
+}
