@@ -8,7 +8,7 @@
 //! | `idle-io` | waits for `go` in a sector, reads, writes `done` into the next, waits for `end` | `n=N` (1000), `signal=SECTOR` (0), `disk` |
 //! | `blk-msix` | masks and re-routes the interrupt of a block device | `disk` |
 //! | `echo` | says again every line it receives on COM1 | `n=N` (1) |
-//! | `net` | ARP, ICMP echo, then datagrams to a server that returns them with every bit inverted | `ip=`, `peer=`, `port=N` (7), `n=N` (100), `progress=N` (10), `seed` |
+//! | `net` | ARP, ICMP echo, then datagrams to a server that returns them with every bit inverted | `ip=`, `peer=`, `port=N` (7), `n=N` (100), `progress=N` (10), `patience=SECONDS` (1) until something is sent again, `seed` |
 //! | `smp` | starts all processors, lets them count together, interrupts each | `n=N` (100000) |
 //! | `memory` | writes and checks all memory, a word every so often | `stride=BYTES` (4096) |
 //! | `hostile-driver` | sets up a device with mistakes | `device=blk\|net` (blk), `rounds=N` (100), `seed` |

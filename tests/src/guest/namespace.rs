@@ -37,6 +37,69 @@ pub fn in_own_namespace(test: &str, body: impl FnOnce()) {
     );
 }
 
+/// Where programs keep their runtime files. Empty at first in namespaces of a test's own.
+pub const RUN: &str = "/run";
+
+/// Runs `body` as the first process of its own mount, network and process namespaces, with an empty [`RUN`]: the test program starts itself again,
+/// for this one test. Nothing it starts outlives it.
+///
+/// # Panics
+/// When the test fails in there.
+pub fn in_own_host(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(super::GUEST).is_some() {
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "mode=755", "none", RUN])
+            .status();
+        assert!(mounted.unwrap().success(), "mount {RUN}");
+        ip("link set lo up");
+        return body();
+    }
+    let namespaces = [
+        "--mount",
+        "--net",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ];
+    let probe = Command::new("unshare")
+        .args(namespaces)
+        .args(["mount", "-t", "tmpfs", "none", RUN])
+        .output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: {test}: no namespaces of its own (are you root?)");
+        return;
+    }
+    let status = Command::new("unshare")
+        .args(namespaces)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(super::GUEST, super::kernel())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test} failed inside its namespaces");
+}
+
+/// The processes that run in this process namespace besides this one, by number and name.
+///
+/// # Panics
+/// When there is no /proc.
+#[must_use]
+pub fn processes() -> Vec<(u32, String)> {
+    let own = std::process::id();
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let numbers = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let others = numbers.filter(|&number: &u32| number != own);
+    // `number (name) state …`; one that is a zombie has ended.
+    let stat = |number| std::fs::read_to_string(format!("/proc/{number}/stat")).ok();
+    let running = |number| {
+        let stat = stat(number)?;
+        let (name, state) = stat.split_once('(')?.1.rsplit_once(") ")?;
+        (!state.starts_with('Z')).then(|| (number, name.to_owned()))
+    };
+    others.filter_map(running).collect()
+}
+
 /// Runs `ip` with these words.
 ///
 /// # Panics

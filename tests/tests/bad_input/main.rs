@@ -17,12 +17,13 @@ mod sizes;
 mod sockets;
 mod usage;
 
-use place::{Place, in_own_namespaces};
+use bulkhead_tests::guest::in_own_host;
+use place::Place;
 
 #[test]
 fn bad_input_is_told_in_one_line_and_leaves_nothing() {
     const NAME: &str = "bad_input_is_told_in_one_line_and_leaves_nothing";
-    in_own_namespaces(NAME, || {
+    in_own_host(NAME, || {
         let place = Place::new();
         let has_kvm = bulkhead_tests::guest::kvm_is_usable(NAME);
         let groups = [

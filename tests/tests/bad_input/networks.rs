@@ -118,7 +118,7 @@ pub(crate) const CASES: &[Case] = &[
     refused(
         "bulkhead run --name g --kernel guest --net default --helper-socket http",
         1,
-        &["net0", "http", "not of bulkhead-net-helper"],
+        &["http", "not of bulkhead-net-helper"],
     ),
     refused(
         "bulkhead run --name g --kernel guest --net default",

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use bulkhead_tests::guest::ip;
+use bulkhead_tests::guest::{RUN, ip, kernel};
 use bulkhead_tests::workplace::Workplace;
 use rustix::process::{WaitOptions, wait};
 
@@ -15,48 +15,12 @@ use crate::listeners;
 
 /// Nobody.
 const USER: u32 = 65534;
-/// Everything a program is to find or may leave is below this; it is empty at first.
-const RUN: &str = "/run";
 /// The working folder of the programs.
 const FOLDER: &str = "/run/case";
 const PROGRAMS: &str = "/run/programs";
 const USERS_RUNTIME: &str = "/run/user";
 /// How long a program may take to refuse. Some wait ten seconds for an answer first.
 const SECONDS: &str = "40";
-
-/// Set to the guest's path by a test that has started itself again.
-const INSIDE: &str = "BULKHEAD_TEST_INSIDE_WITH_GUEST";
-
-/// Runs `body` as the first process of its own namespaces: the test program starts itself again, for this one test.
-pub(crate) fn in_own_namespaces(test: &str, body: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    let namespaces = [
-        "--mount",
-        "--net",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--mount-proc",
-    ];
-    let probe = Command::new("unshare")
-        .args(namespaces)
-        .args(["mount", "-t", "tmpfs", "none", RUN])
-        .output();
-    if !probe.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: {test}: no namespaces of its own (are you root?)");
-        return;
-    }
-    let status = Command::new("unshare")
-        .args(namespaces)
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, bulkhead_tests::guest::kernel())
-        .status()
-        .unwrap();
-    assert!(status.success(), "{test} failed inside its namespaces");
-}
 
 /// All there is for a program to leave something in.
 #[derive(PartialEq, Eq)]
@@ -70,7 +34,6 @@ pub(crate) struct Place;
 
 impl Place {
     pub(crate) fn new() -> Self {
-        mount(&["-t", "tmpfs", "-o", "mode=755", "none", RUN]);
         for folder in [FOLDER, PROGRAMS] {
             fs::create_dir(folder).unwrap();
         }
@@ -84,7 +47,6 @@ impl Place {
             chown(&folder, Some(USER), Some(USER)).unwrap();
             fs::set_permissions(&folder, PermissionsExt::from_mode(0o700)).unwrap();
         }
-        ip("link set lo up");
         make_files(Path::new(FOLDER));
         listeners::serve(Path::new(FOLDER));
         Self
@@ -267,7 +229,7 @@ fn mount(words: &[&str]) {
 }
 
 fn make_files(folder: &Path) {
-    let guest = fs::read(std::env::var_os(INSIDE).unwrap()).unwrap();
+    let guest = fs::read(kernel()).unwrap();
     let file = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).unwrap();
     let sparse = |name: &str, size| {
         fs::File::create(folder.join(name))

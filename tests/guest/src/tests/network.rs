@@ -18,13 +18,15 @@ const LOCAL_PORT: u16 = 4000;
 const WINDOW: u64 = 8;
 const LARGEST_PAYLOAD: u64 = 1472;
 const SMALLEST_PAYLOAD: u64 = 8;
-/// Time stamp counter ticks after which something is sent again: about a second.
-const PATIENCE: u64 = 3_000_000_000;
+/// Time stamp counter ticks of about a second.
+const SECOND: u64 = 3_000_000_000;
 
 struct Conversation {
     nic: Nic,
     addresses: Addresses,
     seed: u64,
+    /// Ticks after which something is sent again.
+    patience: u64,
     repeated: u64,
 }
 
@@ -51,6 +53,7 @@ pub(super) fn check(words: &CommandLine, configuration: Configuration) {
         nic,
         addresses,
         seed: words.number("seed", 1),
+        patience: words.number("patience", 1) * SECOND,
         repeated: 0,
     };
     talk.find_peer();
@@ -82,7 +85,7 @@ impl Conversation {
             left.drain(..).for_each(|frame| self.nic.send(&frame));
             attempt += 1;
             let since = ticks();
-            while ticks() - since < PATIENCE {
+            while ticks() - since < self.patience {
                 let Some(frame) = self.nic.receive() else {
                     core::hint::spin_loop();
                     continue;

@@ -170,7 +170,10 @@ impl Supervisor {
             HelperNews::Failed(error) => format!("{error:#}; trying again"),
             HelperNews::Gone(ended) => {
                 let why = ended.map(|ended| format!(" ({})", ended.why()));
-                format!("net-helper is gone{}", why.unwrap_or_default())
+                format!(
+                    "net-helper is gone{}: looking for another",
+                    why.unwrap_or_default()
+                )
             }
         };
         // The guest goes on, as do those on its network.
