@@ -233,6 +233,17 @@ impl Host {
         Ok(())
     }
 
+    /// Whether there are TAP devices still of those that were made or taken over: without leases, they are those of guests of a run that was killed.
+    pub(crate) fn has_ports(&mut self) -> bool {
+        let links = &mut self.links;
+        let mut exists = |port: &Port| match links.by_index(port.index) {
+            Ok(link) => link.is_some_and(|link| link.name.starts_with(TAP_PREFIX)),
+            Err(_) => true,
+        };
+        self.ports.retain_mut(|port| exists(port));
+        !self.ports.is_empty()
+    }
+
     /// Removes a client's TAP device.
     pub(crate) fn remove_port(&mut self, index: u32) -> Result<()> {
         self.ports.retain(|port| port.index != index);

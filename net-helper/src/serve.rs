@@ -41,6 +41,8 @@ struct Client {
     lease: Option<Lease>,
     /// Whether the helper is to stay for it, without a lease.
     holds: bool,
+    /// Whether it has given its hold back and waits for the answer.
+    releases: bool,
 }
 
 impl Client {
@@ -50,6 +52,7 @@ impl Client {
             user,
             lease: None,
             holds: false,
+            releases: false,
         }
     }
 
@@ -98,8 +101,15 @@ impl Server {
             host.look_after();
             let ready = self.wait(listener, signals, host)?;
             let over = self.end.is_some_and(|end| end <= Instant::now());
-            if ready.signal || (over && !ready.listener) {
+            if ready.signal {
                 return Ok(());
+            }
+            if over && !ready.listener {
+                if !host.has_ports() {
+                    return Ok(());
+                }
+                // Guests of a helper that was killed, which nobody holds this one for.
+                self.end = Some(Instant::now() + LINGER);
             }
             // From the end, so that positions stay what they were.
             for position in ready.dhcp.into_iter().rev() {
@@ -111,6 +121,8 @@ impl Server {
                     release(client, host);
                 }
             }
+            // After the others: whoever has ended before is not one that needs the helper.
+            self.answer_releases(host);
             if self.ends {
                 return Ok(());
             }
@@ -275,21 +287,36 @@ impl Server {
         reply(client, &Reply::Held)
     }
 
-    /// Who gives the last hold back learns that the helper ends, and waits for that by its connection.
     fn release_hold(&mut self, position: usize) -> Result<(), Refusal> {
         let Some(client) = self.clients.get_mut(position) else {
             return Ok(());
         };
-        if !std::mem::take(&mut client.holds) {
+        if !client.holds || client.releases {
             return Err(refusal(
                 RefusalKind::Invalid,
                 "this connection is no hold".into(),
             ));
         }
-        self.ends = self.exit_idle && !self.clients.iter().any(Client::needs_helper);
-        match self.clients.get(position) {
-            Some(client) => reply(client, &Reply::Released { ends: self.ends }),
-            None => Ok(()),
+        client.releases = true;
+        Ok(())
+    }
+
+    /// Who gives the last hold back learns that the helper ends, and waits for that by its connection.
+    fn answer_releases(&mut self, host: &mut Host) {
+        for position in 0..self.clients.len() {
+            let Some(client) = self.clients.get_mut(position) else {
+                return;
+            };
+            if !std::mem::take(&mut client.releases) {
+                continue;
+            }
+            client.holds = false;
+            let needed = self.clients.iter().any(Client::needs_helper) || host.has_ports();
+            self.ends = self.exit_idle && !needed;
+            if let Some(client) = self.clients.get(position) {
+                // One that has gone without the answer needs none.
+                let _ = reply(client, &Reply::Released { ends: self.ends });
+            }
         }
     }
 }

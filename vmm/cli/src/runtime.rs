@@ -1,12 +1,15 @@
 //! The runtime folder: `/run/bulkhead` for root, `$XDG_RUNTIME_DIR/bulkhead` for a user, with one folder per guest in it.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
+
+/// How often a folder is made anew that others remove meanwhile.
+const TRIES: usize = 100;
 
 /// The folder all guests' folders and the helper's socket are in.
 pub(crate) fn base() -> anyhow::Result<PathBuf> {
@@ -24,11 +27,14 @@ const LONGEST_SOCKET_PATH: usize = 107;
 /// No socket in a guest's folder has a longer name.
 const LONGEST_NAME: &str = "notify.sock";
 
+/// The file in it whose lock is the name.
+const LOCK: &str = "lock";
+
 /// A running guest's folder. It holds its name, and goes away with it.
 #[derive(Debug)]
 pub(crate) struct GuestFolder {
     path: PathBuf,
-    // Locked as long as the guest runs.
+    // Locked as long as the guest runs. Not the folder itself: whoever listens in it locks that for a moment.
     _lock: File,
 }
 
@@ -42,38 +48,84 @@ impl GuestFolder {
                  choose a shorter name or a shorter $XDG_RUNTIME_DIR"
             );
         }
-        DirBuilder::new()
-            .mode(0o700)
-            .recursive(true)
-            .create(path)
-            .with_context(|| format!("cannot create {shown}"))?;
-        let lock = File::open(path).with_context(|| format!("cannot open {shown}"))?;
-        if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            if error == rustix::io::Errno::WOULDBLOCK {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                bail!("guest '{name}' is running already");
+        let mut tries = 0..TRIES;
+        loop {
+            let lock = match make_folder(path).and_then(|()| open_lock(&path.join(LOCK))) {
+                // Another run of this name, or the last guest of all, may just have removed the folder.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries.next().is_some() => {
+                    continue;
+                }
+                lock => lock.with_context(|| format!("cannot create {shown}"))?,
+            };
+            if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                if error == rustix::io::Errno::WOULDBLOCK {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    bail!("guest '{name}' is running already");
+                }
+                return Err(error).with_context(|| format!("cannot lock {shown}"));
             }
-            return Err(error).with_context(|| format!("cannot lock {shown}"));
+            // What is locked may be the file of one that has removed it since.
+            if !is_same(&lock, &path.join(LOCK)) {
+                continue;
+            }
+            let folder = Self {
+                path: path.to_owned(),
+                _lock: lock,
+            };
+            folder
+                .clear()
+                .with_context(|| format!("cannot clear {shown}"))?;
+            return Ok(folder);
         }
-        let folder = Self {
-            path: path.to_owned(),
-            _lock: lock,
-        };
-        folder
-            .clear()
-            .with_context(|| format!("cannot clear {shown}"))?;
-        Ok(folder)
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Removes all but the lock.
     fn clear(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.path)? {
-            std::fs::remove_file(entry?.path())?;
+            let entry = entry?;
+            if entry.file_name() != LOCK {
+                std::fs::remove_file(entry.path())?;
+            }
         }
         Ok(())
+    }
+}
+
+/// Makes the folder for its user alone, and the one above, where that is missing, for all to pass through, whatever the umask is.
+fn make_folder(path: &Path) -> io::Result<()> {
+    let make = |path: &Path, mode| match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        made => made.map(|()| true),
+    };
+    let set_mode = |path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode));
+    if let Some(base) = path.parent()
+        && make(base, 0o755)?
+    {
+        set_mode(base, 0o755)?;
+    }
+    make(path, 0o700)?;
+    set_mode(path, 0o700)
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+}
+
+fn is_same(file: &File, path: &Path) -> bool {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(file), Ok(path)) => identity(file) == identity(path),
+        _ => false,
     }
 }
 
@@ -81,6 +133,7 @@ impl Drop for GuestFolder {
     fn drop(&mut self) {
         // What cannot be removed now is removed by the next run of this name.
         let _ = self.clear();
+        let _ = std::fs::remove_file(self.path.join(LOCK));
         let _ = std::fs::remove_dir(&self.path);
         if let Some(base) = self.path.parent() {
             // Fails, as it should, while other guests are in it.
@@ -116,6 +169,25 @@ mod tests {
 
         let folder = GuestFolder::claim(&path).unwrap();
 
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let left = std::fs::read_dir(folder.path()).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [LOCK]);
+    }
+
+    #[test]
+    fn a_folder_that_others_remove_is_made_anew() {
+        let base = tempfile::tempdir().unwrap();
+        let names: Vec<_> = (0..4).map(|n| base.path().join(format!("b/{n}"))).collect();
+        std::thread::scope(|scope| {
+            for path in &names {
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        let folder = GuestFolder::claim(path).unwrap();
+                        std::fs::write(folder.path().join("vda.sock"), "").unwrap();
+                    }
+                });
+            }
+        });
+        assert!(!base.path().join("b").exists());
     }
 }
