@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bulkhead_net_protocol::Client;
 use bulkhead_tests::guest::{Program, RUN, kernel, processes};
 use bulkhead_tests::workplace::Workplace;
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::peer::Peer;
@@ -19,7 +20,6 @@ use crate::peer::Peer;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// So many datagrams are traffic.
 const ENOUGH: usize = 200;
-const HELPER: &str = "bulkhead-net-he";
 
 /// Waits until something is so.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -66,28 +66,23 @@ impl Host {
         self.peer.forget(guest.address);
     }
 
-    /// The one helper. Of two that start at once, one ends at once.
+    /// The helper that serves.
     pub(crate) fn helper(&self) -> u32 {
-        let mut helpers = Vec::new();
-        eventually("one helper", || {
-            helpers = numbers(HELPER);
-            helpers.len() == 1
-        });
-        helpers[0]
+        helper().unwrap()
     }
 
     pub(crate) fn helper_serves(&self) -> bool {
-        Client::connect(&Path::new(RUN).join("bulkhead/net-helper.sock")).is_ok()
+        helper().is_some()
     }
 
     pub(crate) fn kill_helper(&self) {
         let helper = self.helper();
         signal(helper, Signal::KILL);
-        eventually("the helper is gone", || !numbers(HELPER).contains(&helper));
+        eventually("the helper is gone", || self.running(&[helper]).is_empty());
     }
 
     pub(crate) fn runs(&self, name: &str) -> bool {
-        !numbers(name).is_empty()
+        processes().iter().any(|(_, other)| other == name)
     }
 
     /// Which of these processes are there still.
@@ -122,15 +117,14 @@ impl Host {
     }
 }
 
-/// The processes of that name (as the kernel keeps it) that no other of that name has started.
-fn numbers(name: &str) -> Vec<u32> {
-    let all: Vec<u32> = processes()
-        .into_iter()
-        .filter(|(_, other)| other == name)
-        .map(|(number, _)| number)
-        .collect();
-    let is_first = |number: &u32| !all.contains(&parent(*number));
-    all.iter().copied().filter(is_first).collect()
+/// Who listens on the helper's socket.
+fn helper() -> Option<u32> {
+    let kind = SocketType::SEQPACKET;
+    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+    let path = Path::new(RUN).join("bulkhead/net-helper.sock");
+    connect(&socket, &SocketAddrUnix::new(path).unwrap()).ok()?;
+    let peer = socket_peercred(&socket).unwrap();
+    Some(peer.pid.as_raw_pid().cast_unsigned())
 }
 
 fn parent(process: u32) -> u32 {
@@ -193,9 +187,9 @@ impl Guest {
 
     /// Its processes besides `bulkhead`.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        let own = self.id();
+        let (own, helper) = (self.id(), helper());
         let all = processes().into_iter().map(|(number, _)| number);
-        all.filter(|&number| parent(number) == own && !numbers(HELPER).contains(&number))
+        all.filter(|&number| parent(number) == own && Some(number) != helper)
             .collect()
     }
 

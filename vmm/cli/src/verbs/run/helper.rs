@@ -26,8 +26,8 @@ use super::plan::{Helper as Wanted, Process};
 
 /// How long a helper may take to make its networks or to undo them, on a busy host.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a helper that listens may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+/// How often it is tried to have a helper, while others come and go.
+const TRIES: usize = 5;
 /// The pause before a helper is looked for again, where none can be had.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -97,57 +97,57 @@ fn keep(wanted: &Wanted, over: &OwnedFd, events: &Sender<Event>) -> anyhow::Resu
 
 /// Holds the helper that runs, or one that it starts. None if it is not needed any more.
 fn acquire(wanted: &Wanted, over: &OwnedFd) -> anyhow::Result<Option<Held>> {
-    match hold(Client::connect(&wanted.socket), over, ANSWER) {
-        Err(error) if is_gone(&error) => {}
-        Err(error) => return Err(error.into()),
-        Ok(hold) => {
-            return Ok(hold.map(|hold| Held {
-                hold,
-                started: None,
-            }));
-        }
-    }
-    let Some(process) = &wanted.start else {
-        return Err(wanted.missing());
-    };
-    let (client, started) =
-        start(process).with_context(|| format!("cannot start {}", process.program.display()))?;
-    match hold(Ok(client), over, PATIENCE) {
-        Ok(Some(hold)) => {
-            started.ready.store(true, Ordering::Relaxed);
-            let started = Some(started);
-            Ok(Some(Held { hold, started }))
-        }
-        // The connection is closed now, so it ends.
-        Ok(None) => {
-            started.ended();
-            Ok(None)
-        }
-        Err(error) => {
-            let ended = started.ended();
-            // Somebody else's may have been faster.
-            if let Ok(hold) = hold(Client::connect(&wanted.socket), over, ANSWER) {
+    let mut last = None;
+    for _ in 0..TRIES {
+        match hold(Client::connect(&wanted.socket), over) {
+            Err(error) if error.kind() == ErrorKind::NotRunning => {
+                // If one of ours has failed, and nobody else's has made it fail, there is no more to try.
+                if let Some(why) = last.take() {
+                    return Err(why);
+                }
+            }
+            // It has just ended, or has failed to begin.
+            Err(error) if error.kind() == ErrorKind::Closed => {}
+            Err(error) => return Err(error.into()),
+            Ok(hold) => {
                 return Ok(hold.map(|hold| Held {
                     hold,
                     started: None,
                 }));
             }
-            match ended {
-                Some(ended) => Err(ended.never_began("net-helper")),
-                None => Err(anyhow::Error::from(error).context("net-helper")),
+        }
+        let Some(process) = &wanted.start else {
+            return Err(wanted.missing());
+        };
+        let (client, started) = start(process)
+            .with_context(|| format!("cannot start {}", process.program.display()))?;
+        match hold(Ok(client), over) {
+            Ok(Some(hold)) => {
+                started.ready.store(true, Ordering::Relaxed);
+                let started = Some(started);
+                return Ok(Some(Held { hold, started }));
+            }
+            // The connection is closed now, so it ends.
+            Ok(None) => {
+                started.ended();
+                return Ok(None);
+            }
+            // Somebody else's may have been faster.
+            Err(error) => {
+                last = Some(match started.ended() {
+                    Some(ended) => ended.never_began("net-helper"),
+                    None => anyhow::Error::from(error).context("net-helper"),
+                });
             }
         }
     }
+    Err(last.unwrap_or_else(|| wanted.missing()))
 }
 
 /// Asks for a hold and waits for it; none if `over` closes before.
-fn hold(
-    client: Result<Client, Error>,
-    over: &OwnedFd,
-    patience: Duration,
-) -> Result<Option<Hold>, Error> {
+fn hold(client: Result<Client, Error>, over: &OwnedFd) -> Result<Option<Hold>, Error> {
     let pending = client?.request_hold()?;
-    match closes_first(over, &pending, Some(patience)) {
+    match closes_first(over, &pending, Some(PATIENCE)) {
         Ok(true) => return Ok(None),
         Ok(false) => {}
         // None in time is the error that follows.
@@ -156,10 +156,6 @@ fn hold(
         }
     }
     pending.finish().map(Some)
-}
-
-fn is_gone(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotRunning | ErrorKind::Closed)
 }
 
 /// Starts a helper; its standard input is the connection that is returned.
