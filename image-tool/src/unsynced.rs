@@ -63,6 +63,10 @@ impl Storage for Unsynced {
         self.file.len()
     }
 
+    fn known_len(&self) -> u64 {
+        self.file.known_len()
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
     }

@@ -7,7 +7,7 @@ use crate::range_lock::RangeGuard;
 pub enum Place {
     /// Nowhere: it reads as zeroes.
     Zero,
-    /// In a file. What lies beyond its end reads as zeroes.
+    /// In a file. What lies beyond its end reads as zeroes, unless [`crate::Image::was_cut_off`].
     File {
         /// Which of [`crate::Image::files`].
         file: usize,

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -16,9 +17,18 @@ use crate::extent::Extent;
 
 /// A file: bytes at offsets. All methods may be called from several threads at once.
 pub trait Storage: Send + Sync {
-    /// Fills `dst[at..at + len]` from `offset`; what lies beyond the end of the file reads as zeroes.
+    /// Fills `dst[at..at + len]` from `offset`; what lies beyond the end of the file reads as zeroes, unless the file was longer before.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::UnexpectedEof`] if somebody else made the file shorter.
     fn read(&self, offset: u64, dst: &mut dyn Destination, at: usize, len: usize)
     -> io::Result<()>;
+
+    /// The length that the file was opened with or has been given since: where a read before it meets the end of the file, somebody else
+    /// made the file shorter.
+    fn known_len(&self) -> u64 {
+        0
+    }
 
     /// Writes `src[at..at + len]` to `offset`, growing the file if needed.
     fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()>;
@@ -73,6 +83,8 @@ pub trait Storage: Send + Sync {
 pub struct HostFile {
     file: File,
     regular: bool,
+    /// See [`Storage::known_len`].
+    known_len: AtomicU64,
     /// Whoever writes much. The kernel lets one thread at a time write to a file; those that wait for it in there spin,
     /// and take more time from each other than the writes take.
     writing: Mutex<()>,
@@ -88,9 +100,12 @@ impl HostFile {
     /// Takes an open file.
     pub fn new(file: File) -> io::Result<Self> {
         let regular = file.metadata()?.is_file();
+        // Not from the metadata: the size of a block device is where its end is.
+        let len = rustix::fs::seek(&file, SeekFrom::End(0))?;
         Ok(Self {
             file,
             regular,
+            known_len: len.into(),
             writing: Mutex::new(()),
         })
     }
@@ -98,6 +113,29 @@ impl HostFile {
     /// The file itself.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    fn has_reached(&self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len);
+        if end > self.known_len.load(Ordering::Relaxed) {
+            self.known_len.fetch_max(end, Ordering::Relaxed);
+        }
+    }
+
+    /// The file ends at `end`, or nothing but a hole follows there.
+    fn check_end(&self, end: u64) -> io::Result<()> {
+        let known = self.known_len.load(Ordering::Relaxed);
+        if end >= known {
+            return Ok(());
+        }
+        // Unless it has become longer meanwhile.
+        match self.len()? {
+            len if len < self.known_len.load(Ordering::Relaxed) => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("the file has become shorter: it had {known} bytes and has {len}"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn fallocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
@@ -147,6 +185,7 @@ impl Storage for HostFile {
                 offset + done as u64,
             ) {
                 Ok(0) => {
+                    self.check_end(offset + done as u64)?;
                     dst.zero(at + done, len - done);
                     break;
                 }
@@ -175,7 +214,12 @@ impl Storage for HostFile {
                 Err(error) => return Err(error),
             }
         }
+        self.has_reached(offset, len as u64);
         Ok(())
+    }
+
+    fn known_len(&self) -> u64 {
+        self.known_len.load(Ordering::Relaxed)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -203,7 +247,14 @@ impl Storage for HostFile {
                 ))
             };
         }
-        Ok(rustix::fs::ftruncate(&self.file, len)?)
+        if len < self.known_len() {
+            // Whoever reads meanwhile finds an end where one is to be.
+            self.known_len.store(len, Ordering::Relaxed);
+            return Ok(rustix::fs::ftruncate(&self.file, len)?);
+        }
+        rustix::fs::ftruncate(&self.file, len)?;
+        self.has_reached(0, len);
+        Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
@@ -227,7 +278,10 @@ impl Storage for HostFile {
             }
         }
         match self.fallocate(FallocateFlags::ZERO_RANGE, offset, len) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                self.has_reached(offset, len);
+                return Ok(());
+            }
             Err(error) if not_supported(error) => {}
             Err(error) => return Err(error.into()),
         }
@@ -238,6 +292,7 @@ impl Storage for HostFile {
             len,
         );
         if punched.is_ok() && self.fallocate(FallocateFlags::empty(), offset, len).is_ok() {
+            self.has_reached(offset, len);
             return Ok(());
         }
         self.write_zero_bytes(offset, len)
@@ -269,14 +324,23 @@ impl Storage for HostFile {
                 }
                 Ok(())
             }
-            other => Ok(other?),
+            other => {
+                other?;
+                if self.regular {
+                    self.has_reached(offset, len);
+                }
+                Ok(())
+            }
         }
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
         let start = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(start) => start,
-            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::NXIO) => {
+                self.check_end(offset)?;
+                return Ok(None);
+            }
             // No holes known here: everything is data.
             Err(error) if not_supported(error) => {
                 let end = self.len()?;

@@ -166,6 +166,10 @@ impl Storage for Synced {
         self.file.len()
     }
 
+    fn known_len(&self) -> u64 {
+        self.file.known_len()
+    }
+
     fn is_empty(&self) -> io::Result<bool> {
         self.file.is_empty()
     }

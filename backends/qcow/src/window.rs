@@ -98,6 +98,10 @@ impl Storage for Window {
         }
     }
 
+    fn known_len(&self) -> u64 {
+        self.inside(0, self.file.known_len().saturating_sub(self.offset))
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         match self.size {
             Some(size) if size == len => Ok(()),

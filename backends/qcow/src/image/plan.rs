@@ -31,6 +31,19 @@ impl Image {
         }
     }
 
+    /// Whether a read of one of [`Image::files`] that met the end of the file at `end` met it too early: somebody else made the file
+    /// shorter than it was when it was opened, or has become since by this image's own writes. Then the request failed; else what lies
+    /// beyond reads as zeroes, as of a backing file that is shorter than the disk. (A read of `n` bytes at `offset` that
+    /// returned `r < n` met the end at `offset + r`.)
+    pub fn was_cut_off(&self, file: usize, end: u64) -> bool {
+        let storages = self.storages();
+        match (storages.get(file), self.backing()) {
+            (Some(storage), _) => end < storage.known_len(),
+            (None, Some(below)) => below.was_cut_off(file - storages.len(), end),
+            (None, None) => false,
+        }
+    }
+
     /// Where to read `len` bytes at `offset` of the disk. `None` if that cannot be said at once, or takes more than reading:
     /// [`Image::read_into`] does it then, and may wait.
     ///
