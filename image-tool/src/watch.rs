@@ -4,10 +4,11 @@
 use std::process;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bulkhead_process::signals::{self, SignalFd};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::progress::Progress;
 use crate::unfinished;
@@ -44,6 +45,15 @@ impl Watch {
         Ok(())
     }
 
+    /// Waits for that long, and hears signals meanwhile.
+    pub(crate) fn pause(&self, duration: Duration) {
+        let span = Timespec::try_from(duration).ok();
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        // Whatever comes of it, the caller looks again at what it waits for.
+        let _ = poll(&mut fds, span.as_ref());
+        self.hear(None);
+    }
+
     fn listen(&self, progress: &Progress) {
         loop {
             let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
@@ -51,15 +61,20 @@ impl Watch {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return,
             }
-            while let Ok(Some(signal)) = self.0.take() {
-                if signal == libc::SIGUSR1 {
-                    progress.tell();
-                    continue;
-                }
-                unfinished::abandon();
-                // What a shell reports of a process that the signal ended.
-                process::exit(128 + signal);
+            self.hear(Some(progress));
+        }
+    }
+
+    /// Does what the signals that have arrived say.
+    fn hear(&self, progress: Option<&Progress>) {
+        while let Ok(Some(signal)) = self.0.take() {
+            if signal == libc::SIGUSR1 {
+                progress.inspect(|progress| progress.tell());
+                continue;
             }
+            unfinished::abandon();
+            // What a shell reports of a process that the signal ended.
+            process::exit(128 + signal);
         }
     }
 }

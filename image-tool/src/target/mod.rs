@@ -9,6 +9,7 @@ mod attributes;
 mod name;
 mod overwrite;
 mod staging;
+mod stream;
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -19,10 +20,16 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow};
 use qcow::{CreateOptions, ErrorKind, Format, Image, OpenOptions};
 
+use crate::open::{self, Opened, Opening};
 use crate::reason::{os, reason};
+use crate::source::Source;
 use crate::unfinished;
+use crate::watch::Watch;
 use name::{End, folder_of, never_a_file};
 use staging::Staging;
+use stream::Stream;
+
+pub(crate) use stream::is_standard_output;
 
 /// A file that is being created.
 #[derive(Debug)]
@@ -39,6 +46,8 @@ enum Place {
     Staged(Staging),
     /// Under its own name, or none.
     InPlace(File),
+    /// One byte after the other.
+    Stream(Stream),
 }
 
 #[derive(Debug)]
@@ -48,8 +57,9 @@ struct Replaced {
 }
 
 impl Target {
-    /// Prepares to create `path`. What is there already is checked and locked, and not changed yet.
-    pub(crate) fn prepare(path: &Path) -> Result<Self> {
+    /// Prepares to create `path`. What is there already is checked and locked, and not changed yet. With `streams`, what takes bytes
+    /// one after the other will do, too; signals end the wait for someone who reads.
+    pub(crate) fn prepare(path: &Path, streams: Option<&Watch>) -> Result<Self> {
         let end = End::of(path);
         let cannot =
             |error: io::Error| anyhow!("Could not create '{}': {}", path.display(), os(&error));
@@ -59,8 +69,14 @@ impl Target {
         };
         let kind = metadata.file_type();
         let is_device = kind.is_block_device() || kind.is_char_device();
-        if !kind.is_file() && !kind.is_dir() && !is_device {
-            return Err(not_a_file(path));
+        match streams {
+            _ if kind.is_file() || kind.is_dir() || kind.is_block_device() => {}
+            Some(watch) => {
+                let stream = Stream::open(&end, watch).map_err(cannot)?;
+                return Ok(Self::in_place(&end, Place::Stream(stream)));
+            }
+            None if kind.is_fifo() || kind.is_socket() => return Err(no_stream(path, kind)),
+            None => {}
         }
         let file = File::options()
             .read(true)
@@ -73,12 +89,16 @@ impl Target {
             return Self::existing(&end, path, file, &metadata);
         }
         match is_device {
-            true => Ok(Self {
-                name: end.path().to_owned(),
-                place: Place::InPlace(file),
-                replaced: None,
-            }),
+            true => Ok(Self::in_place(&end, Place::InPlace(file))),
             false => Err(not_a_file(path)),
+        }
+    }
+
+    fn in_place(end: &End, place: Place) -> Self {
+        Self {
+            name: end.path().to_owned(),
+            place,
+            replaced: None,
         }
     }
 
@@ -127,30 +147,55 @@ impl Target {
                 unfinished::in_place(&self.name, false);
             }
         }
-        let created = qcow::create_file(self.file(), &self.name, options);
-        match (&self.place, &created) {
-            (Place::Staged(_), _) => {}
-            (Place::InPlace(_), Ok(())) => unfinished::in_place(&self.name, false),
-            // Nothing was changed.
-            (Place::InPlace(_), Err(error)) => {
-                if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Locked) {
-                    unfinished::finished(&self.name);
+        match &self.place {
+            Place::Staged(staging) => qcow::create_file(staging.file(), &self.name, options),
+            Place::Stream(stream) => qcow::create_in(stream, options),
+            Place::InPlace(file) => {
+                let created = qcow::create_file(file, &self.name, options);
+                match &created {
+                    Ok(()) => unfinished::in_place(&self.name, false),
+                    // Nothing was changed.
+                    Err(error) => {
+                        if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Locked) {
+                            unfinished::finished(&self.name);
+                        }
+                    }
                 }
+                created
             }
         }
-        created
     }
 
-    fn file(&self) -> &File {
-        match &self.place {
+    /// Opens the image that was made; `shown` is its name as it was written. With `unsynced` it is left to the kernel to write out, if
+    /// nobody finds it before it is whole.
+    pub(crate) fn open(&self, shown: &str, format: Format, unsynced: bool) -> Result<Opened> {
+        let source = Source {
+            text: shown.to_owned(),
+            ..Source::of_file(self.name.clone(), Some(format.name().to_owned()))
+        };
+        let file = match &self.place {
             Place::Staged(staging) => staging.file(),
             Place::InPlace(file) => file,
-        }
+            Place::Stream(stream) => return self.open_stream(stream),
+        };
+        let opening = Opening {
+            writable: true,
+            unsynced: unsynced && self.is_hidden(),
+            file: Some(Arc::new(file.try_clone()?)),
+            ..Opening::default()
+        };
+        open::open(&source, &opening)
     }
 
-    /// The file, which may have no name, or another one than it is to have.
-    pub(crate) fn open_file(&self) -> Result<Arc<File>> {
-        Ok(Arc::new(self.file().try_clone()?))
+    fn open_stream(&self, stream: &Stream) -> Result<Opened> {
+        let options = OpenOptions::new(Format::Raw).writable(true);
+        let image = Image::open_storage(Box::new(stream.clone()), &self.name, &options)
+            .map_err(|error| anyhow!("{}", reason(&error, &self.name)))?;
+        Ok(Opened {
+            image: Arc::new(image),
+            paths: vec![self.name.clone()],
+            guessed: false,
+        })
     }
 
     /// The name it is to have, and what names in the image are relative to.
@@ -165,8 +210,15 @@ impl Target {
 
     /// Whether it is a device, which holds what was on it before.
     pub(crate) fn is_device(&self) -> bool {
-        let metadata = self.file().metadata();
-        metadata.is_ok_and(|metadata| !metadata.is_file())
+        match &self.place {
+            Place::InPlace(file) => file.metadata().is_ok_and(|found| !found.is_file()),
+            Place::Staged(_) | Place::Stream(_) => false,
+        }
+    }
+
+    /// Whether it takes one byte after the other.
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self.place, Place::Stream(_))
     }
 
     /// The folders in which names will be changed, for the confinement.
@@ -179,16 +231,19 @@ impl Target {
 
     /// The file is whole: gives it its name.
     pub(crate) fn finish(self) -> Result<()> {
+        let verb = if self.is_stream() { "write" } else { "create" };
         self.take_name().map_err(|error| {
-            anyhow!("Could not create '{}': {}", self.name.display(), os(&error))
+            anyhow!("Could not {verb} '{}': {}", self.name.display(), os(&error))
         })?;
         unfinished::finished(&self.name);
         Ok(())
     }
 
     fn take_name(&self) -> io::Result<()> {
-        let Place::Staged(staging) = &self.place else {
-            return Ok(());
+        let staging = match &self.place {
+            Place::Staged(staging) => staging,
+            Place::InPlace(_) => return Ok(()),
+            Place::Stream(stream) => return stream.complete(),
         };
         let taken = staging.take_name(&self.name, self.replaced.is_some());
         let (Err(error), Some(replaced)) = (&taken, &self.replaced) else {
@@ -242,6 +297,17 @@ fn is_of_the_name(error: &io::Error) -> bool {
     error
         .raw_os_error()
         .is_some_and(|number| reasons.contains(&number))
+}
+
+fn no_stream(path: &Path, kind: std::fs::FileType) -> anyhow::Error {
+    let what = match kind.is_fifo() {
+        true => "a pipe",
+        false => "a socket",
+    };
+    anyhow!(
+        "'{}' is {what}, which takes nothing but a raw image that is converted or copied",
+        path.display()
+    )
 }
 
 fn not_a_file(path: &Path) -> anyhow::Error {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,26 @@ impl End {
         match self {
             Self::Name(path) | Self::Descriptor(path) => path,
         }
+    }
+}
+
+impl End {
+    /// This process' own standard input, output or error, if that is what it leads to.
+    pub(super) fn standard(&self) -> Option<io::Result<OwnedFd>> {
+        let Self::Descriptor(path) = self else {
+            return None;
+        };
+        let folder = fs::canonicalize(folder_of(path)).ok()?;
+        if folder != fs::canonicalize("/proc/self/fd").ok()? {
+            return None;
+        }
+        let file = match path.file_name()?.to_str()? {
+            "0" => io::stdin().as_fd().try_clone_to_owned(),
+            "1" => io::stdout().as_fd().try_clone_to_owned(),
+            "2" => io::stderr().as_fd().try_clone_to_owned(),
+            _ => return None,
+        };
+        Some(file)
     }
 }
 

@@ -214,7 +214,7 @@ fn create(asked: &Asked<'_>) -> Result<()> {
         bail!("Could not resize image: offset({sectors_end}) exceeds maximum({MAX_DISK})");
     }
     let watch = Watch::new()?;
-    let mut target = Target::prepare(&path)?;
+    let mut target = Target::prepare(&path, None)?;
     watch.start(Progress::new(false, 0.0).into())?;
     target
         .create(&create)

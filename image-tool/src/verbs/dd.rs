@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
-use qcow::{CreateOptions, Image};
+use qcow::{CreateOptions, Format, Image};
 
 use crate::disk::Disk;
 use crate::format_options;
@@ -15,7 +15,7 @@ use crate::open::{self, Opening};
 use crate::options::{self, value};
 use crate::reason::cause;
 use crate::report;
-use crate::source::{Source, local_path};
+use crate::source::local_path;
 use crate::target::Target;
 use crate::verbs::{close, create};
 use crate::watch::Watch;
@@ -137,7 +137,8 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let failed =
         |error: anyhow::Error| anyhow!("{shown}: error while creating output image: {error}");
     let length = end - start.unwrap_or(end);
-    let mut target = Target::prepare(&local_path(output)?).map_err(failed)?;
+    let streams = (format == Format::Raw).then_some(&watch);
+    let mut target = Target::prepare(&local_path(output)?, streams).map_err(failed)?;
     let rounded = length
         .checked_next_multiple_of(512)
         .ok_or_else(|| anyhow!("Image size is too large"))?;
@@ -149,18 +150,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
                 create::create_reason(&error, format, &target)
             ))
         })?;
-    let written = Source {
-        text: shown.to_string(),
-        ..Source::of_file(target.path().to_owned(), Some(format.name().to_owned()))
-    };
-    let written = open::open(
-        &written,
-        &Opening {
-            writable: true,
-            file: Some(target.open_file()?),
-            ..Opening::default()
-        },
-    )?;
+    let written = target.open(&shown, format, false)?;
     confine::enter(&target.folders());
     watch.start(Progress::new(false, 0.0).into())?;
     match start {

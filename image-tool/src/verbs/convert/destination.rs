@@ -18,6 +18,7 @@ use crate::source::{Source, local_path};
 use crate::target::Target;
 use crate::unfinished;
 use crate::verbs::{close, create};
+use crate::watch::Watch;
 
 /// The open target.
 #[derive(Debug)]
@@ -32,14 +33,19 @@ pub(crate) struct Destination {
 }
 
 impl Destination {
-    pub(crate) fn open(settings: &Settings, name: &OsStr, sources: &[Opened]) -> Result<Self> {
+    pub(crate) fn open(
+        settings: &Settings,
+        name: &OsStr,
+        sources: &[Opened],
+        watch: &Watch,
+    ) -> Result<Self> {
         if settings.no_create {
             return Self::existing(settings, name, sources);
         }
-        Self::new(settings, name, sources)
+        Self::new(settings, name, sources, watch)
     }
 
-    fn new(settings: &Settings, name: &OsStr, sources: &[Opened]) -> Result<Self> {
+    fn new(settings: &Settings, name: &OsStr, sources: &[Opened], watch: &Watch) -> Result<Self> {
         let format = target_format(&settings.format)?;
         let path = local_path(name)?;
         let mut options = FormatOptions::new(format_options::creatable(format));
@@ -78,28 +84,17 @@ impl Destination {
         {
             return Err(failed(format_options::not_encrypting(&options)));
         }
-        let mut target = Target::prepare(&path).map_err(failed)?;
+        let streams = (format == Format::Raw).then_some(watch);
+        let mut target = Target::prepare(&path, streams).map_err(failed)?;
         target.create(&creation).map_err(|error| {
             failed(anyhow!(
                 "{}",
                 create::create_reason(&error, format, &target)
             ))
         })?;
-        let source = Source {
-            text: shown.into_owned(),
-            ..Source::of_file(target.path().to_owned(), Some(format.name().to_owned()))
-        };
         // In place nothing hides what is unfinished: there it is locked as everywhere, and durable in the end.
-        let unsynced = settings.target_cache()? == Cache::Unsafe && target.is_hidden();
-        let opened = open::open(
-            &source,
-            &Opening {
-                writable: true,
-                unsynced,
-                file: Some(target.open_file()?),
-                ..Opening::default()
-            },
-        )?;
+        let unsynced = settings.target_cache()? == Cache::Unsafe;
+        let opened = target.open(&shown, format, unsynced)?;
         let backing_len = opened.image.backing().map(|backing| Disk(backing).size());
         // Preallocated space is zeroes, too. On a device only the clusters of qcow2 are.
         let reads_zero = format == Format::Qcow2 || !target.is_device();
@@ -158,6 +153,11 @@ impl Destination {
 
     pub(crate) fn image(&self) -> &Image {
         &self.opened.image
+    }
+
+    /// Whether it takes one byte after the other.
+    pub(crate) fn is_stream(&self) -> bool {
+        self.target.as_ref().is_some_and(Target::is_stream)
     }
 
     /// Folders in which a name will change.

@@ -20,10 +20,10 @@ use crate::options::{self, flag, short_flag, value};
 use crate::output;
 use crate::progress::Progress;
 use crate::reason::cause;
-use crate::source::Source;
+use crate::source::{self, Source};
 use crate::verbs::{bitmap, create};
 use crate::watch::Watch;
-use crate::{confine, report};
+use crate::{confine, report, target};
 
 use destination::Destination;
 use settings::Settings;
@@ -170,6 +170,9 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     {
         return Err(format_options::not_creatable(&settings.format));
     }
+    if settings.progress && target::is_standard_output(&source::local_path(target_name)?) {
+        bail!("-p prints to standard output, which is the target");
+    }
     let watch = Watch::new()?;
     let progress = Arc::new(Progress::new(settings.progress, 1.0));
     progress.set(0.0);
@@ -185,7 +188,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .map(|source| open_source(&source?, &settings, source_names.len()))
         .collect::<Result<Vec<_>>>();
     let outcome = sources.and_then(|sources| {
-        let destination = Destination::open(&settings, target_name, &sources)?;
+        let destination = Destination::open(&settings, target_name, &sources, &watch)?;
         confine::enter(&destination.folders());
         watch.start(progress.clone())?;
         convert(&settings, &sources, destination, &progress)
@@ -251,6 +254,7 @@ fn convert(
         salvage: settings.salvage,
         order: match cluster_size {
             _ if compressed => Order::AtOnce,
+            _ if destination.is_stream() => Order::Sequential,
             Some(_) if !settings.any_order => Order::Sequential,
             // In a raw file each byte has its place, whatever the order.
             _ => Order::Any,

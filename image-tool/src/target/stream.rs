@@ -1,0 +1,199 @@
+//! A target that takes bytes one after the other: a pipe, a socket, a character device. Only a raw image can be one.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use qcow::{Destination, Source, Storage};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::OFlags;
+
+use super::name::End;
+use crate::watch::Watch;
+
+/// How often a FIFO is looked at that nobody reads yet.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The most zeroes of one write.
+const ZEROES: usize = 64 << 10;
+
+/// The bytes so far. Clones are the same stream.
+#[derive(Debug, Clone)]
+pub(super) struct Stream(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    out: Mutex<Out>,
+    /// How many bytes there are to be.
+    len: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Out {
+    file: File,
+    /// How many were written.
+    position: u64,
+}
+
+impl Stream {
+    /// Opens what a name leads to. A FIFO that nobody reads is waited for, until a signal ends that.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn open(end: &End, watch: &Watch) -> io::Result<Self> {
+        let file = match end.standard() {
+            // A socket cannot be opened once more.
+            Some(descriptor) => File::from(descriptor?),
+            None => open(end.path(), watch)?,
+        };
+        if file.is_terminal() {
+            return Err(io::Error::other("it is a terminal"));
+        }
+        let out = Out { file, position: 0 };
+        Ok(Self(Arc::new(Inner {
+            out: Mutex::new(out),
+            len: AtomicU64::new(0),
+        })))
+    }
+
+    fn out(&self) -> MutexGuard<'_, Out> {
+        self.0.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the zeroes that are left to its end.
+    pub(super) fn complete(&self) -> io::Result<()> {
+        let len = self.0.len.load(Ordering::Relaxed);
+        self.out().zeroes_until(len)
+    }
+}
+
+fn open(path: &Path, watch: &Watch) -> io::Result<File> {
+    let file = loop {
+        let opened = File::options()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path);
+        match opened {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) && is_fifo(path) => {
+                watch.pause(PAUSE);
+            }
+            opened => break opened?,
+        }
+    };
+    let flags = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+    Ok(file)
+}
+
+fn is_fifo(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
+}
+
+impl Out {
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.file.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.position += count as u64;
+                    bytes = bytes.get(count..).unwrap_or_default();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Whoever shares it has made it one that does not wait by itself.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
+                    // What is wrong with it, the next write says.
+                    let _ = poll(&mut fds, None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn zeroes_until(&mut self, end: u64) -> io::Result<()> {
+        let zeroes = [0; ZEROES];
+        while let Some(rest) = end.checked_sub(self.position).filter(|&rest| rest > 0) {
+            let len = usize::try_from(rest).unwrap_or(ZEROES).min(ZEROES);
+            self.write(zeroes.get(..len).unwrap_or_default())?;
+        }
+        Ok(())
+    }
+}
+
+impl Storage for Stream {
+    fn read(&self, _: u64, _: &mut dyn Destination, _: usize, _: usize) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ESPIPE))
+    }
+
+    fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
+        let mut out = self.out();
+        if offset < out.position {
+            return Err(io::Error::from_raw_os_error(libc::ESPIPE));
+        }
+        out.zeroes_until(offset)?;
+        let mut bytes = vec![0; len];
+        src.get(at, &mut bytes);
+        out.write(&bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.len.load(Ordering::Relaxed))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.len.store(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Zeroes are what is written of its own accord before the next data, or at the end.
+    fn write_zeroes(&self, offset: u64, _: u64, _: bool) -> io::Result<()> {
+        match offset < self.out().position {
+            true => Err(io::Error::from_raw_os_error(libc::ESPIPE)),
+            false => Ok(()),
+        }
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let len = self.len()?;
+        Ok((offset < len).then_some((offset, len)))
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+}
+
+/// Whether standard output is what a name leads to, if that is one stream of bytes.
+pub(crate) fn is_standard_output(path: &Path) -> bool {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let Ok(target) = std::fs::metadata(path) else {
+        return false;
+    };
+    let out = io::stdout();
+    let Ok(out) = out.as_fd().try_clone_to_owned() else {
+        return false;
+    };
+    let is_same = File::from(out)
+        .metadata()
+        .is_ok_and(|out| (out.dev(), out.ino()) == (target.dev(), target.ino()));
+    is_same && !target.file_type().is_char_device()
+}
