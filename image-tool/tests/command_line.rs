@@ -250,7 +250,7 @@ fn nobody_has_to_listen() {
         ("resize image 1k", "2>/dev/full"),
         ("resize -q raw 5000", "2>/dev/full"),
         ("convert -p image copy", ">/dev/full 2>/dev/full"),
-        ("info --output=json image", ">/dev/full"),
+        ("create -f raw new 1M", ">/dev/full"),
         ("info --output=json image", ">&- 2>&-"),
         ("info missing", ">&- 2>&-"),
     ] {
