@@ -4,13 +4,14 @@
 //! else; once they are open it confines itself to them. It must not depend on anything of Bulkhead but `qcow` (the
 //! formats) and `bulkhead-process` (confinement, signals).
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod buffer;
 mod cache;
 mod confine;
 mod copy;
 mod disk;
+mod extent_size;
 mod format_options;
 mod generate;
 mod getopt;

@@ -63,6 +63,7 @@ fn fill(file: &File, path: &Path, options: &CreateOptions) -> Result<()> {
     if storage.len().map_err(failed)? != 0 {
         storage.set_len(0).map_err(failed)?;
     }
+    options.empty_file.prepare(file);
     match options.format {
         Format::Raw => {
             storage.set_len(options.size).map_err(failed)?;
@@ -367,6 +368,7 @@ fn create_data_file(path: &Path, options: &CreateOptions) -> Result<()> {
     let storage = HostFile::new(file).map_err(failed)?;
     // What was in it is no part of the new disk, and would show in the raw view of it.
     storage.set_len(0).map_err(failed)?;
+    options.empty_file.prepare(storage.file());
     storage.set_len(options.size).map_err(failed)?;
     raw::allocate_first_block(&storage, options.size).map_err(failed)
 }

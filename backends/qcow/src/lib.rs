@@ -178,8 +178,8 @@ pub use folder::Folder;
 pub use gate::{AllowedFiles, FileKind, open_file};
 pub use image::Image;
 pub use options::{
-    Backing, CompressionType, CreateOptions, DataFile, Discard, Format, Locking, OpenOptions,
-    Preallocation,
+    Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Format, Locking,
+    OpenOptions, Preallocation,
 };
 pub use plan::{Part, Place, Plan};
 pub use qcow2::DirtyRanges;

@@ -1,6 +1,7 @@
 //! How an image is opened and created.
 
 use std::fmt;
+use std::fs::File;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -266,6 +267,31 @@ impl Preallocation {
     }
 }
 
+/// What is done with each file of a new image while it is empty and locked: some attributes a file can have only then.
+#[derive(Clone, Default)]
+pub struct EmptyFile(Option<Arc<Prepare>>);
+
+type Prepare = dyn Fn(&File) + Send + Sync;
+
+impl EmptyFile {
+    /// Does `prepare` with each file.
+    pub fn new(prepare: impl Fn(&File) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(prepare)))
+    }
+
+    pub(crate) fn prepare(&self, file: &File) {
+        if let Some(prepare) = &self.0 {
+            prepare(file);
+        }
+    }
+}
+
+impl fmt::Debug for EmptyFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("EmptyFile").field(&self.0.is_some()).finish()
+    }
+}
+
 /// What to create. The fields are qemu-img's `-o` options.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
@@ -298,6 +324,8 @@ pub struct CreateOptions {
     /// The disk is to be encrypted with the format's own AES. This library makes such an image, empty, for others to use, and does
     /// not write to it: it cannot be preallocated.
     pub aes: bool,
+    /// What is done with each file before anything is in it.
+    pub empty_file: EmptyFile,
 }
 
 impl CreateOptions {
@@ -318,6 +346,7 @@ impl CreateOptions {
             compression_type: CompressionType::Zlib,
             preallocation: Preallocation::Off,
             aes: false,
+            empty_file: EmptyFile::default(),
         }
     }
 

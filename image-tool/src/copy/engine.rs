@@ -9,6 +9,7 @@ use qcow::{ErrorKind, Image};
 
 use super::Input;
 use super::input::Position;
+use super::offload;
 use super::plan::{Kind, Piece, Plan};
 use super::ready::{Filled, Order, Ready};
 use super::writeback::Writeback;
@@ -33,6 +34,8 @@ pub(crate) struct Copy<'a> {
     pub(crate) compressed: bool,
     /// Read errors become zeroes and a warning (when not quiet).
     pub(crate) salvage: Option<Salvage>,
+    /// The kernel copies data by itself, where it can.
+    pub(crate) offload: bool,
     pub(crate) order: Order,
     pub(crate) threads: usize,
     /// The target is to be durable at the end: it is flushed all along.
@@ -174,6 +177,7 @@ impl Shared<'_> {
             Kind::Backing => return Ok(Vec::new()),
             Kind::Zero if !self.copy.zeroes_as_data => return Ok(Vec::new()),
             Kind::Zero => buffer.first(len).fill(0),
+            Kind::Data if self.copy.offload => return Ok(Vec::new()),
             Kind::Data => self.read(piece, buffer.first(len))?,
         }
         Ok(self.runs(piece.offset, buffer.first(len)))
@@ -241,11 +245,12 @@ impl Shared<'_> {
             Kind::Zero | Kind::Data => {}
         }
         let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
-        let data = &*filled.buffer.first(len);
-        if self.copy.compressed {
-            self.write_compressed(piece.offset, data)?;
+        if piece.kind == Kind::Data && self.copy.offload {
+            self.offload(piece, filled.buffer.first(len))?;
+        } else if self.copy.compressed {
+            self.write_compressed(piece.offset, filled.buffer.first(len))?;
         } else {
-            self.write_runs(piece.offset, data, &filled.runs)?;
+            self.write_runs(piece.offset, filled.buffer.first(len), &filled.runs)?;
         }
         if let Some(writeback) = &self.writeback {
             writeback.wrote(piece.len);
@@ -256,6 +261,33 @@ impl Shared<'_> {
             .progress
             .set((100.0 * done as f64 / self.copy.total.max(1) as f64) as f32);
         Ok(())
+    }
+
+    /// Has the kernel copy a piece, or does it by hand with this buffer.
+    fn offload(&self, piece: Piece, buffer: &mut [u8]) -> Result<(), Failure> {
+        let zero = |at, len| match self.copy.target_is_zero {
+            true => Ok(()),
+            false => self.copy.target.write_zeroes(at, len, true),
+        };
+        if let Some(position) = self.copy.input.at(piece.offset) {
+            let copied = offload::copy(
+                &position,
+                buffer.len(),
+                self.copy.target,
+                piece.offset,
+                zero,
+            );
+            let copied = copied.map_err(|failure| match failure {
+                offload::Failure::Read(error) => Failure::Read(piece.offset, error),
+                offload::Failure::Write(error) => Failure::Write(piece.offset, error),
+            })?;
+            if copied {
+                self.written.fetch_add(piece.len, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        self.read(piece, buffer)?;
+        self.write_runs(piece.offset, buffer, &[(true, buffer.len())])
     }
 
     fn write_runs(&self, offset: u64, data: &[u8], runs: &[(bool, usize)]) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 
 mod engine;
 mod input;
+mod offload;
 mod plan;
 mod ready;
 mod writeback;

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail, ensure};
 use qcow::{CompressionType, CreateOptions, Format, Preallocation};
 
-use super::FormatOptions;
+use super::{FormatOptions, empty_file};
 
 /// The format of that name, if this tool has it.
 pub(crate) fn known_format(name: &str) -> Option<Format> {
@@ -53,6 +53,7 @@ pub(crate) fn creation(
         .checked_next_multiple_of(512)
         .ok_or_else(|| anyhow!("Image size is too large"))?;
     let mut create = CreateOptions::new(format, size);
+    create.empty_file = empty_file::by_options(options)?;
     if format == Format::Raw {
         create.preallocation = raw_preallocation(options.text("preallocation"))?;
         return Ok(create);

@@ -1,6 +1,7 @@
 //! The `-o` options: their table, how a list of them is read, shown and explained.
 
 mod creation;
+pub(crate) mod empty_file;
 mod encryption;
 mod table;
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
-use qcow::{CreateOptions, ErrorKind, Format, Image, OpenOptions};
+use qcow::{CreateOptions, ErrorKind, FileKind, Format, Image, OpenOptions};
 
 use crate::open::{self, Opened, Opening};
 use crate::reason::{os, reason};
@@ -36,13 +36,13 @@ pub(crate) use stream::is_standard_output;
 pub(crate) struct Target {
     /// The name it is to have.
     name: PathBuf,
-    place: Place,
+    output: Output,
     /// The file of that name until now, locked against its other users.
     replaced: Option<Replaced>,
 }
 
 #[derive(Debug)]
-enum Place {
+enum Output {
     Staged(Staging),
     /// Under its own name, or none.
     InPlace(File),
@@ -73,7 +73,7 @@ impl Target {
             _ if kind.is_file() || kind.is_dir() || kind.is_block_device() => {}
             Some(watch) => {
                 let stream = Stream::open(&end, watch).map_err(cannot)?;
-                return Ok(Self::in_place(&end, Place::Stream(stream)));
+                return Ok(Self::in_place(&end, Output::Stream(stream)));
             }
             None if kind.is_fifo() || kind.is_socket() => return Err(no_stream(path, kind)),
             None => {}
@@ -89,15 +89,15 @@ impl Target {
             return Self::existing(&end, path, file, &metadata);
         }
         match is_device {
-            true => Ok(Self::in_place(&end, Place::InPlace(file))),
+            true => Ok(Self::in_place(&end, Output::InPlace(file))),
             false => Err(not_a_file(path)),
         }
     }
 
-    fn in_place(end: &End, place: Place) -> Self {
+    fn in_place(end: &End, output: Output) -> Self {
         Self {
             name: end.path().to_owned(),
-            place,
+            output,
             replaced: None,
         }
     }
@@ -108,7 +108,7 @@ impl Target {
         }
         Ok(Self {
             name: name.to_owned(),
-            place: Place::Staged(Staging::new(name, None)?),
+            output: Output::Staged(Staging::new(name, None)?),
             replaced: None,
         })
     }
@@ -128,12 +128,12 @@ impl Target {
         Ok(match staging {
             Some(staging) => Self {
                 name,
-                place: Place::Staged(staging),
+                output: Output::Staged(staging),
                 replaced: replaced(file),
             },
             None => Self {
                 name,
-                place: Place::InPlace(file.try_clone().map_err(cannot)?),
+                output: Output::InPlace(file.try_clone().map_err(cannot)?),
                 replaced: replaced(file),
             },
         })
@@ -141,16 +141,16 @@ impl Target {
 
     /// Makes the image.
     pub(crate) fn create(&mut self, options: &CreateOptions) -> qcow::Result<()> {
-        if let Place::InPlace(_) = &self.place {
+        if let Output::InPlace(_) = &self.output {
             // The library takes the lock of the same open file once more, and gives it back.
             if self.replaced.take().is_some() {
                 unfinished::in_place(&self.name, false);
             }
         }
-        match &self.place {
-            Place::Staged(staging) => qcow::create_file(staging.file(), &self.name, options),
-            Place::Stream(stream) => qcow::create_in(stream, options),
-            Place::InPlace(file) => {
+        match &self.output {
+            Output::Staged(staging) => qcow::create_file(staging.file(), &self.name, options),
+            Output::Stream(stream) => qcow::create_in(stream, options),
+            Output::InPlace(file) => {
                 let created = qcow::create_file(file, &self.name, options);
                 match &created {
                     Ok(()) => unfinished::in_place(&self.name, false),
@@ -173,10 +173,10 @@ impl Target {
             text: shown.to_owned(),
             ..Source::of_file(self.name.clone(), Some(format.name().to_owned()))
         };
-        let file = match &self.place {
-            Place::Staged(staging) => staging.file(),
-            Place::InPlace(file) => file,
-            Place::Stream(stream) => return self.open_stream(stream),
+        let file = match &self.output {
+            Output::Staged(staging) => staging.file(),
+            Output::InPlace(file) => file,
+            Output::Stream(stream) => return self.open_stream(stream),
         };
         let opening = Opening {
             writable: true,
@@ -205,20 +205,20 @@ impl Target {
 
     /// Whether nobody finds the file by its name until it is whole.
     pub(crate) fn is_hidden(&self) -> bool {
-        matches!(self.place, Place::Staged(_))
+        matches!(self.output, Output::Staged(_))
     }
 
     /// Whether it is a device, which holds what was on it before.
     pub(crate) fn is_device(&self) -> bool {
-        match &self.place {
-            Place::InPlace(file) => file.metadata().is_ok_and(|found| !found.is_file()),
-            Place::Staged(_) | Place::Stream(_) => false,
+        match &self.output {
+            Output::InPlace(file) => file.metadata().is_ok_and(|found| !found.is_file()),
+            Output::Staged(_) | Output::Stream(_) => false,
         }
     }
 
     /// Whether it takes one byte after the other.
     pub(crate) fn is_stream(&self) -> bool {
-        matches!(self.place, Place::Stream(_))
+        matches!(self.output, Output::Stream(_))
     }
 
     /// The folders in which names will be changed, for the confinement.
@@ -240,10 +240,10 @@ impl Target {
     }
 
     fn take_name(&self) -> io::Result<()> {
-        let staging = match &self.place {
-            Place::Staged(staging) => staging,
-            Place::InPlace(_) => return Ok(()),
-            Place::Stream(stream) => return stream.complete(),
+        let staging = match &self.output {
+            Output::Staged(staging) => staging,
+            Output::InPlace(_) => return Ok(()),
+            Output::Stream(stream) => return stream.complete(),
         };
         let taken = staging.take_name(&self.name, self.replaced.is_some());
         let (Err(error), Some(replaced)) = (&taken, &self.replaced) else {
@@ -259,7 +259,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Place::Staged(staging) = &self.place {
+        if let Output::Staged(staging) = &self.output {
             staging.remove();
         }
     }
@@ -300,13 +300,13 @@ fn is_of_the_name(error: &io::Error) -> bool {
 }
 
 fn no_stream(path: &Path, kind: std::fs::FileType) -> anyhow::Error {
-    let what = match kind.is_fifo() {
-        true => "a pipe",
-        false => "a socket",
+    let kind = match kind.is_fifo() {
+        true => FileKind::Fifo,
+        false => FileKind::Socket,
     };
     anyhow!(
-        "'{}' is {what}, which takes nothing but a raw image that is converted or copied",
-        path.display()
+        "{}: it is {kind}, which only takes a raw image that is converted or copied",
+        not_a_file(path)
     )
 }
 

@@ -166,6 +166,7 @@ fn commit(
         target_is_zero: false,
         compressed: false,
         salvage: None,
+        offload: false,
         order: Order::Any,
         threads: workers::processors(),
         durable: true,

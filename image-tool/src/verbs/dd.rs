@@ -9,7 +9,7 @@ use clap::Command;
 use qcow::{CreateOptions, Format, Image};
 
 use crate::disk::Disk;
-use crate::format_options;
+use crate::format_options::{self, empty_file};
 use crate::getopt::Matches;
 use crate::open::{self, Opening};
 use crate::options::{self, value};
@@ -143,7 +143,10 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .checked_next_multiple_of(512)
         .ok_or_else(|| anyhow!("Image size is too large"))?;
     target
-        .create(&CreateOptions::new(format, rounded))
+        .create(&CreateOptions {
+            empty_file: empty_file::by_default(),
+            ..CreateOptions::new(format, rounded)
+        })
         .map_err(|error| {
             failed(anyhow!(
                 "{}",

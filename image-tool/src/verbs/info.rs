@@ -13,6 +13,7 @@ use qcow::{Encryption, Info, LuksSlot, Qcow2Info};
 
 use crate::confine;
 use crate::disk::whole_sectors;
+use crate::extent_size;
 use crate::getopt::Matches;
 use crate::json::{Object, Value};
 use crate::open::{self, Opening};
@@ -74,6 +75,8 @@ struct Told {
     info: Info,
     /// Length of the whole file, of which the image may be a part.
     file_size: u64,
+    /// How much space the file system reserves for the file at a time, if that is set.
+    extent_size_hint: Option<u32>,
     /// The image that it lies in.
     under: Option<Box<Told>>,
 }
@@ -91,11 +94,11 @@ fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
             );
         }
         let image_above = told.last().map(|told: &Told| told.source.path.clone());
-        let (info, file_size, under) =
-            facts(&source, share).map_err(|error| match &image_above {
-                Some(image) => open::named_by(error, image),
-                None => error,
-            })?;
+        let facts = facts(&source, share).map_err(|error| match &image_above {
+            Some(image) => open::named_by(error, image),
+            None => error,
+        })?;
+        let info = &facts.info;
         if chain && let Some(name) = &info.backing_filename {
             let below = Source::recorded(&source.path, name, info.backing_format.as_deref());
             next = Some(below.map_err(|why| {
@@ -104,46 +107,52 @@ fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
                 )
             })?);
         }
-        told.push(Told {
-            source,
-            info,
-            file_size,
-            under,
-        });
+        told.push(facts);
     }
     Ok(told)
 }
 
-/// The facts of one image, the length of the file it lies in, and the image that takes that file's place.
-fn facts(source: &Source, share: bool) -> Result<(Info, u64, Option<Box<Told>>)> {
+/// The facts of one image, of the file it lies in, and of the image that takes that file's place.
+fn facts(source: &Source, share: bool) -> Result<Told> {
     let opening = Opening {
         share,
         alone: true,
         for_info: true,
         ..Opening::default()
     };
-    let mut info = open::open(source, &opening)?.info()?;
+    let opened = open::open(source, &opening)?;
+    let mut info = opened.info()?;
     if let Some(under) = &source.under {
-        let (inner, file_size, next) = facts(under, share)?;
+        let inner = facts(under, share)?;
         if info.cluster_size.is_none() {
             // raw shows that of what it lies in.
-            info.cluster_size = inner.cluster_size;
+            info.cluster_size = inner.info.cluster_size;
         }
-        let length = inner.virtual_size;
-        let told = Told {
-            source: Source::clone(under),
-            info: inner,
-            file_size,
-            under: next,
-        };
-        return Ok((info, length, Some(Box::new(told))));
+        return Ok(Told {
+            source: source.clone(),
+            info,
+            file_size: inner.info.virtual_size,
+            extent_size_hint: None,
+            under: Some(Box::new(inner)),
+        });
     }
-    let file_size = match source.windows.is_empty() {
-        true => info.file_size,
+    let files = opened.image.files();
+    let own = files.as_ref().and_then(|files| files.first());
+    let mut extent_size_hint = own.and_then(extent_size::hint);
+    let mut file_size = info.file_size;
+    if !source.windows.is_empty() {
+        let mut whole = qcow::open_file(&source.path, false)?;
+        extent_size_hint = extent_size::hint(&whole);
         // Not from its metadata: the size of a device is where its end is.
-        false => qcow::open_file(&source.path, false)?.seek(SeekFrom::End(0))?,
-    };
-    Ok((info, file_size, None))
+        file_size = whole.seek(SeekFrom::End(0))?;
+    }
+    Ok(Told {
+        source: source.clone(),
+        info,
+        file_size,
+        extent_size_hint,
+        under: None,
+    })
 }
 
 impl Told {
@@ -241,6 +250,12 @@ fn human(told: &Told, local: &LocalTime, path: &str) -> String {
         text.push_str("Format specific information:\n");
         human_object(&mut text, &specific(qcow2), 1);
     }
+    if let (true, Some(hint)) = (told.source.is_protocol, told.extent_size_hint) {
+        let _ = write!(
+            text,
+            "Format specific information:\n    extent size hint: {hint}\n"
+        );
+    }
     let (mut path, mut indent) = (path.to_owned(), String::new());
     for node in under(told) {
         path.push_str("/file");
@@ -259,6 +274,12 @@ fn human(told: &Told, local: &LocalTime, path: &str) -> String {
             size::human(size),
             size::human(info.actual_size),
         );
+        if let (FILE | HOST_DEVICE, Some(hint)) = (node.format, told.extent_size_hint) {
+            let _ = write!(
+                text,
+                "{indent}Format specific information:\n{indent}    extent size hint: {hint}\n"
+            );
+        }
     }
     if let Some(under) = &told.under {
         path.push_str("/file");
@@ -409,9 +430,7 @@ fn json_children(nodes: &[Under], told: &Told) -> Vec<Value> {
         return told.under.iter().map(|under| child(under).into()).collect();
     };
     let is_file = matches!(node.format, FILE | HOST_DEVICE);
-    let specific = Object::new()
-        .with("type", "file")
-        .with("data", Object::new());
+    let specific = file_specific(told);
     let info = Object::new()
         .with("filename", node.name.as_str())
         .with("format", node.format)
@@ -421,6 +440,13 @@ fn json_children(nodes: &[Under], told: &Told) -> Vec<Value> {
         .with_some("format-specific", is_file.then_some(specific))
         .with("children", json_children(below, told));
     vec![Object::new().with("name", "file").with("info", info).into()]
+}
+
+/// What only a file has.
+fn file_specific(told: &Told) -> Object {
+    let hint = told.extent_size_hint.map(u64::from);
+    let data = Object::new().with_some("extent-size-hint", hint);
+    Object::new().with("type", "file").with("data", data)
 }
 
 fn json(told: &Told) -> Value {
@@ -436,11 +462,7 @@ fn json(told: &Told) -> Value {
             .with("data", specific(qcow2))
     });
     let format_specific = match told.source.is_protocol {
-        true => Some(
-            Object::new()
-                .with("type", "file")
-                .with("data", Object::new()),
-        ),
+        true => Some(file_specific(told)),
         false => format_specific,
     };
     Object::new()

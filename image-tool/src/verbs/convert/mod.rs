@@ -130,7 +130,11 @@ pub(crate) fn command() -> Command {
         "NUM_COROUTINES",
         "requests at once (1 to 16, default: 8)",
     ))
-    .arg(flag("copy-range-offloading", 'C', "let the kernel copy"))
+    .arg(flag(
+        "copy-range-offloading",
+        'C',
+        "let the kernel copy, and share extents where it can",
+    ))
     .arg(short_flag("compress", 'c', "compress the target (qcow2)"))
     .arg(short_flag(
         "no-create",
@@ -252,6 +256,7 @@ fn convert(
         target_is_zero: destination.is_zero,
         compressed,
         salvage: settings.salvage,
+        offload: settings.copy_range && !destination.is_stream(),
         order: match cluster_size {
             _ if compressed => Order::AtOnce,
             _ if destination.is_stream() => Order::Sequential,

@@ -43,6 +43,7 @@ pub(crate) struct Settings {
     pub(crate) parallel: u64,
     pub(crate) salvage: Option<Salvage>,
     pub(crate) any_order: bool,
+    pub(crate) copy_range: bool,
     source_cache: Option<String>,
     target_cache: Option<String>,
 }
@@ -79,29 +80,26 @@ impl Settings {
             parallel: parallel(matches.text("parallel").as_deref())?,
             salvage: matches.flag("salvage").then_some(Salvage { quiet }),
             any_order: matches.flag("oob-writes"),
+            copy_range: matches.flag("copy-range-offloading"),
             source_cache: matches.text("source-cache"),
             target_cache: matches.text("output-cache"),
         };
-        settings.check(
-            matches.flag("copy-range-offloading"),
-            matches.flag("sparse-size"),
-            matches.flag("output-format"),
-        )?;
+        settings.check(matches.flag("sparse-size"), matches.flag("output-format"))?;
         Ok(settings)
     }
 
     /// What does not go together.
-    fn check(&self, copy_range: bool, explicit_sparse: bool, explicit_format: bool) -> Result<()> {
+    fn check(&self, explicit_sparse: bool, explicit_format: bool) -> Result<()> {
         if self.skip_broken_bitmaps && !self.bitmaps {
             bail!("Use of --skip-broken-bitmaps requires --bitmaps");
         }
-        if copy_range && self.compress {
+        if self.copy_range && self.compress {
             bail!("Cannot enable copy offloading when -c is used");
         }
-        if copy_range && explicit_sparse {
+        if self.copy_range && explicit_sparse {
             bail!("Cannot enable copy offloading when -S is used");
         }
-        if copy_range && self.salvage.is_some() {
+        if self.copy_range && self.salvage.is_some() {
             bail!("Cannot use copy offloading in salvaging mode");
         }
         if self.target_image_opts && !self.no_create {
