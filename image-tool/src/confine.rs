@@ -42,7 +42,10 @@ const NAMES: &[libc::c_long] = &[
 /// any more. Where the host does not allow that (an emulator of single programs, a container without seccomp), a warning says so,
 /// and the work on the images that were named goes on.
 pub(crate) fn enter(folders: &[PathBuf]) {
-    let mut confinement = Confinement::new().allow(OPEN_FILES);
+    let mut confinement = Confinement::new()
+        .allow(OPEN_FILES)
+        // The locks of images that are closed.
+        .allow_fcntls(&[libc::F_OFD_SETLK, libc::F_OFD_GETLK]);
     if !folders.is_empty() {
         confinement = confinement.allow(NAMES);
     }

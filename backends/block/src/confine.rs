@@ -22,5 +22,8 @@ const SYSCALLS: &[libc::c_long] = &[
 
 /// No path and no capability: every file is open already.
 pub(crate) fn confinement() -> Confinement {
-    Confinement::new().allow(SYSCALLS)
+    Confinement::new()
+        .allow(SYSCALLS)
+        // The locks of an image that is closed.
+        .allow_fcntls(&[libc::F_OFD_SETLK, libc::F_OFD_GETLK])
 }

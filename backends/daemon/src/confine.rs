@@ -13,13 +13,14 @@ const SYSCALLS: &[libc::c_long] = &[
     libc::SYS_statx,
 ];
 
-pub(crate) fn allow(confinement: Confinement) -> Confinement {
-    confinement.allow(SYSCALLS)
-}
+/// The in-flight area is sealed, and a frontend's memory is asked for its seals.
+const FCNTLS: &[libc::c_int] = &[libc::F_ADD_SEALS, libc::F_GET_SEALS];
 
-/// What it takes to remove the socket file at the end.
-pub(crate) fn allow_removal(confinement: Confinement, folder: &std::path::Path) -> Confinement {
+pub(crate) fn allow(confinement: Confinement) -> Confinement {
     confinement
-        .allow(&[libc::SYS_unlink, libc::SYS_unlinkat, libc::SYS_lstat])
-        .remove_below(folder)
+        .isolate()
+        .allow(SYSCALLS)
+        .allow_fcntls(FCNTLS)
+        // Guest memory.
+        .allow_file_mappings()
 }

@@ -104,5 +104,5 @@ pub use error::{Error, RingError};
 pub use inflight::KeptMemory;
 pub use queue::Queue;
 pub use ring::MAX_RING_SIZE;
-pub use serve::run;
+pub use serve::{Daemon, run};
 pub use socket::inherited_fd;

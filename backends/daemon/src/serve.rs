@@ -1,10 +1,12 @@
 //! From the command line to the end: the socket, the confinement, and one frontend after the other.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use bulkhead_process::confine::Confinement;
+use bulkhead_process::broker::Broker;
+use bulkhead_process::confine::{Confinement, First};
 use bulkhead_process::signals::{self, SignalFd};
 use rustix::fs::OFlags;
 
@@ -21,10 +23,7 @@ use crate::warn;
 use crate::watchdog;
 
 /// Serves the device that `parts` make up to the frontend that `args` name, until it disconnects (with `--persist`: until SIGTERM or SIGINT).
-///
-/// The socket is made first, then the service manager is told, then the process confines itself as `confinement` says plus what the
-/// loop needs, and only then is the first byte of the frontend read. A socket that one frontend only may use is removed as soon as that
-/// one is there, so that nothing in the confined process may remove files. Several parts have a thread each while there is a frontend.
+/// For a device that reads nothing hostile before it serves; others see [`Daemon`].
 ///
 /// # Errors
 /// See [`Error`]. What the device has acknowledged is put away in any case.
@@ -33,50 +32,166 @@ pub fn run<D: Device + Send>(
     parts: &mut [D],
     confinement: Confinement,
 ) -> Result<(), Error> {
-    let termination = signals::block_termination()
-        .map_err(|error| Error::System("cannot wait for signals", error))?;
-    watchdog::prepare().map_err(|error| Error::System("cannot handle a signal", error))?;
-    sigbus::prepare().map_err(|error| Error::System("cannot handle a signal", error))?;
-    let meeting = Meeting::open(args)?;
-    bulkhead_process::notify::ready()
-        .map_err(|error| Error::System("cannot tell the service manager", error))?;
-    let confinement = confine::allow(confinement);
-    let watched = termination
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|error| Error::System("cannot wait for signals", error))?;
-    let mut server = Server {
-        parts,
-        termination,
-        watched: Some(watched),
-        poll: Arc::new(Poll::new().map_err(Error::system("epoll"))?),
-    };
-    server
-        .poll
-        .add(&server.termination, Token::Termination)
-        .map_err(Error::system("epoll"))?;
-    match meeting {
-        Meeting::Connected(stream) => {
-            confinement.enter()?;
-            server.serve(stream).map(drop)
-        }
-        Meeting::Listener(listener) if args.persist => {
-            let confinement = match listener.folder() {
-                Some(folder) => confine::allow_removal(confinement, folder),
-                None => confinement,
-            };
-            confinement.enter()?;
-            server.serve_all(&listener)
-        }
-        Meeting::Listener(listener) => {
-            let Some(stream) = server.accept(&listener)? else {
-                return Ok(());
-            };
-            drop(listener);
-            confinement.enter()?;
-            server.serve(stream).map(drop)
+    let mut daemon = Daemon::new(args)?;
+    daemon.confine(confinement)?;
+    daemon.run(parts)
+}
+
+/// A back-end from its start to its end: its socket is made first, then the process confines itself, then the service manager is told, and
+/// only then is the first byte of a frontend read.
+///
+/// ```no_run
+/// # use bulkhead_daemon::{Confinement, Daemon, DaemonArgs, Device, Error};
+/// # fn serve<D: Device + Send>(args: &DaemonArgs, open: fn() -> D) -> Result<(), Error> {
+/// let mut daemon = Daemon::new(args)?;
+/// // From here on only the image can be opened; it is parsed by a process that can do little else.
+/// let opening = Confinement::new().allow(&[libc::SYS_openat]).write_path("disk.qcow2");
+/// daemon.begin(Confinement::new().allow(&[libc::SYS_pread64]), opening)?;
+/// let mut device = open();
+/// daemon.run(&mut [device]) // opens nothing any more
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Daemon {
+    persist: bool,
+    termination: SignalFd,
+    meeting: Meeting,
+    broker: Orderly,
+    first: Option<First>,
+}
+
+/// A broker that removes the socket's file however the program ends, unless it is killed.
+#[derive(Debug, Default)]
+struct Orderly(Option<Broker>);
+
+impl Drop for Orderly {
+    fn drop(&mut self) {
+        if let Some(broker) = self.0.take() {
+            broker.end();
         }
     }
+}
+
+impl Orderly {
+    /// The broker, which is started when it is first needed.
+    fn broker(&mut self) -> io::Result<&mut Broker> {
+        match &mut self.0 {
+            Some(broker) => Ok(broker),
+            none => Ok(none.insert(Broker::start()?)),
+        }
+    }
+}
+
+impl Daemon {
+    /// Takes SIGTERM, SIGINT and SIGHUP for the order to end, and makes the socket that `args` name.
+    ///
+    /// # Errors
+    /// When the socket cannot be made, or a system call fails.
+    pub fn new(args: &DaemonArgs) -> Result<Self, Error> {
+        let termination = signals::block_termination()
+            .map_err(|error| Error::System("cannot wait for signals", error))?;
+        watchdog::prepare().map_err(|error| Error::System("cannot handle a signal", error))?;
+        sigbus::prepare().map_err(|error| Error::System("cannot handle a signal", error))?;
+        let mut broker = Orderly::default();
+        let mut meeting = Meeting::open(args)?;
+        if let Meeting::Listener(listener) = &mut meeting
+            && listener.file.is_some()
+        {
+            let started = broker.broker().map_err(no_broker)?;
+            if let Some(file) = listener.file.take() {
+                started.remove_at_end(file).map_err(no_broker)?;
+            }
+        }
+        Ok(Self {
+            persist: args.persist,
+            termination,
+            meeting,
+            broker,
+            first: None,
+        })
+    }
+
+    /// Keeps a descriptor open until the process has ended, where an intruder in it does not reach it: a lease.
+    ///
+    /// # Errors
+    /// When there is no other process to keep it, or the process is confined already.
+    pub fn keep(&mut self, fd: OwnedFd) -> Result<(), Error> {
+        let kept = self.broker.broker().and_then(|broker| broker.keep(fd));
+        kept.map_err(no_broker)
+    }
+
+    /// Confines the process as `confinement` says plus what the loop needs.
+    ///
+    /// # Errors
+    /// When that is refused. End the process then.
+    pub fn confine(&mut self, confinement: Confinement) -> Result<(), Error> {
+        self.seal()?;
+        Ok(confine::allow(confinement).enter()?)
+    }
+
+    /// The same in two stages: until [`Self::run`], what `opening` allows is allowed, too.
+    ///
+    /// # Errors
+    /// When that is refused. End the process then.
+    pub fn begin(&mut self, confinement: Confinement, opening: Confinement) -> Result<(), Error> {
+        self.seal()?;
+        self.first = Some(confine::allow(confinement).begin(opening)?);
+        Ok(())
+    }
+
+    fn seal(&mut self) -> Result<(), Error> {
+        match &mut self.broker.0 {
+            Some(broker) => broker.seal().map_err(no_broker),
+            None => Ok(()),
+        }
+    }
+
+    /// Serves the device that `parts` make up until its frontend disconnects; with `--persist` until it is told to end. Several parts have a
+    /// thread each while there is a frontend.
+    ///
+    /// # Errors
+    /// See [`Error`]. What the device has acknowledged is put away in any case.
+    pub fn run<D: Device + Send>(mut self, parts: &mut [D]) -> Result<(), Error> {
+        if let Some(first) = self.first.take() {
+            first.finish()?;
+        }
+        bulkhead_process::notify::ready()
+            .map_err(|error| Error::System("cannot tell the service manager", error))?;
+        let watched = self
+            .termination
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| Error::System("cannot wait for signals", error))?;
+        let mut server = Server {
+            parts,
+            termination: self.termination,
+            watched: Some(watched),
+            poll: Arc::new(Poll::new().map_err(Error::system("epoll"))?),
+        };
+        server
+            .poll
+            .add(&server.termination, Token::Termination)
+            .map_err(Error::system("epoll"))?;
+        match self.meeting {
+            Meeting::Connected(stream) => server.serve(stream).map(drop),
+            Meeting::Listener(listener) if self.persist => server.serve_all(&listener),
+            Meeting::Listener(listener) => {
+                let Some(stream) = server.accept(&listener)? else {
+                    return Ok(());
+                };
+                // Nobody else is served.
+                drop(listener);
+                if let Some(broker) = &self.broker.0 {
+                    broker.remove_now().map_err(no_broker)?;
+                }
+                server.serve(stream).map(drop)
+            }
+        }
+    }
+}
+
+fn no_broker(error: io::Error) -> Error {
+    Error::System("cannot have a process that removes the socket", error)
 }
 
 struct Server<'d, D> {

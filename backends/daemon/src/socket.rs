@@ -54,11 +54,11 @@ impl Meeting {
     }
 }
 
-/// A listening socket; its file, if it made one, goes with it.
+/// A listening socket, and its file, if it made one and has not left that to another process.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) socket: UnixListener,
-    file: Option<SocketFile>,
+    pub(crate) file: Option<SocketFile>,
 }
 
 impl Listener {
@@ -67,16 +67,6 @@ impl Listener {
         Ok(Self {
             socket: UnixListener::from(socket),
             file: Some(file),
-        })
-    }
-
-    /// The folder in which the socket file will be removed at the end.
-    pub(crate) fn folder(&self) -> Option<&Path> {
-        let folder = self.file.as_ref()?.path().parent()?;
-        Some(if folder.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            folder
         })
     }
 }

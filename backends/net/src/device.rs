@@ -17,7 +17,7 @@ use crate::control::control;
 use crate::features::{self, bit};
 use crate::receive::Receiver;
 use crate::source::Attachment;
-use crate::transmit::{gone, transmit};
+use crate::transmit::{gone, is_removed, transmit};
 
 /// A virtio network device.
 #[derive(Debug)]
@@ -159,20 +159,28 @@ impl Net {
     /// Receives on a pair, outside the turn of its ring.
     fn receive(&mut self, number: usize, queues: &mut Queues<'_>) -> io::Result<()> {
         let mergeable = self.mergeable();
-        let Some(Pair { tap, receiver, .. }) = self.pairs.get_mut(number) else {
+        let Some(pair) = self.pairs.get_mut(number) else {
             return Ok(());
         };
+        let Pair {
+            tap,
+            receiver,
+            attached,
+            ..
+        } = pair;
         let Ok(ring) = u16::try_from(number * 2) else {
             return Ok(());
         };
         // A ring that does not run is given its turn when it starts.
-        let mut removed = false;
+        let (mut removed, mut read) = (false, false);
         queues.run(ring, |queue| {
             let received = receiver.receive(tap, queue, mergeable);
             removed = received.as_ref().is_err_and(|error| *error == gone(tap));
+            read = receiver.has_read();
             received
         });
-        if removed {
+        // Without buffers there is nothing to read into, and nothing that would fail.
+        if removed || (!read && *attached && is_removed(tap)) {
             return Err(io::Error::other(gone(tap)));
         }
         self.watch_the_clock();
@@ -274,16 +282,13 @@ impl Device for Net {
 
     fn handle(&mut self, event: Event, queues: &mut Queues<'_>) -> io::Result<()> {
         match event {
-            Event::Tap(number) => {
-                if self
-                    .pairs
-                    .get(number)
-                    .is_some_and(|pair| pair.receiver.is_waiting())
-                {
-                    return Ok(());
-                }
-                self.receive(number, queues)
-            }
+            Event::Tap(number) => match self.pairs.get(number) {
+                Some(pair) if pair.receiver.is_waiting() => match is_removed(&pair.tap) {
+                    true => Err(io::Error::other(gone(&pair.tap))),
+                    false => Ok(()),
+                },
+                _ => self.receive(number, queues),
+            },
             Event::Patience => (0..self.pairs.len()).try_for_each(|number| {
                 match self.pairs.get_mut(number) {
                     Some(pair) if pair.receiver.is_waiting() => pair.receiver.give_up(),

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use bulkhead_daemon::{DaemonArgs, DeviceType};
+use bulkhead_daemon::{Daemon, DaemonArgs, DeviceType};
 use bulkhead_net_protocol::{MAX_QUEUES, MacAddr};
 use clap::Parser;
 use tap::InterfaceName;
@@ -82,9 +82,14 @@ fn run(args: Args) -> Result<ExitCode> {
         bulkhead_daemon::print_capabilities(DeviceType::Net, &[])?;
         return Ok(ExitCode::SUCCESS);
     }
-    // Kept to the end: the TAP device goes back when the connection to the helper closes.
-    let (attachment, _lease) = source::open(&args)?;
+    let mut daemon = Daemon::new(&args.daemon)?;
+    let (attachment, lease) = source::open(&args)?;
+    if let Some(lease) = lease {
+        // The TAP device goes back when the connection to the helper closes. An intruder here must not reach the helper by it.
+        daemon.keep(lease.into())?;
+    }
     let device = Net::new(attachment)?;
-    bulkhead_daemon::run(&args.daemon, &mut [device], confine::confinement())?;
+    daemon.confine(confine::confinement())?;
+    daemon.run(&mut [device])?;
     Ok(ExitCode::SUCCESS)
 }

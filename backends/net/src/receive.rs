@@ -37,6 +37,8 @@ pub(crate) struct Receiver {
     pending: Option<usize>,
     /// Whether that was for want of buffers.
     waiting: bool,
+    /// Whether the TAP device was read from in the last turn.
+    read: bool,
 }
 
 /// What became of a frame.
@@ -58,7 +60,13 @@ impl Receiver {
             held: Vec::new(),
             pending: None,
             waiting: false,
+            read: false,
         }
+    }
+
+    /// Whether the last turn has read from the TAP device; only then would it have failed for one that is gone.
+    pub(crate) fn has_read(&self) -> bool {
+        self.read
     }
 
     /// Receives until the TAP device has no more, or the guest has no more buffers (then the driver will tell of new ones).
@@ -97,6 +105,7 @@ impl Receiver {
             self.ahead = 1;
         }
         self.waiting = false;
+        self.read = false;
         let (mut dropped, mut received) = (0, 0);
         while dropped < MOST_DROPPED && self.take(queue, self.ahead)? {
             let (length, direct) = match self.pending.take() {
@@ -162,7 +171,10 @@ impl Receiver {
         slices.truncate(MAX_CHAIN - 1);
         let room: usize = slices.iter().map(VolatileSlice::len).sum();
         slices.push(VolatileSlice::from(self.spill.as_mut_slice()));
-        let length = iovec::read(tap, &slices).map_err(ReadError::Tap)?;
+        let read = iovec::read(tap, &slices);
+        drop(slices);
+        self.read = true;
+        let length = read.map_err(ReadError::Tap)?;
         Ok((length, length.min(room)))
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 
 use bulkhead_daemon::{Queue, RingError, iovec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tap::Tap;
 
@@ -20,6 +21,16 @@ pub(crate) fn transmit(tap: &Tap, queue: &mut Queue<'_>) -> Result<(), RingError
         }
     }
     Ok(())
+}
+
+/// Whether the interface was removed, asked where nothing is read or written. A queue that is not attached looks the same.
+pub(crate) fn is_removed(tap: &Tap) -> bool {
+    let mut states = [PollFd::new(tap, PollFlags::empty())];
+    let now = Timespec::default();
+    poll(&mut states, Some(&now)).is_ok()
+        && states
+            .iter()
+            .any(|state| state.revents().intersects(PollFlags::ERR | PollFlags::HUP))
 }
 
 /// Whether the interface was removed from under its descriptor.

@@ -68,19 +68,22 @@ enum Kind {
     Seal,
     /// The number of a peer; gives a connected stream.
     Connect,
-    /// Remove the files, and end.
+    /// Remove the files.
+    RemoveNow,
+    /// The same, and end.
     End,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 7] = [
+        const ALL: [Kind; 8] = [
             Kind::Peer,
             Kind::Remove,
             Kind::Keep,
             Kind::Open,
             Kind::Seal,
             Kind::Connect,
+            Kind::RemoveNow,
             Kind::End,
         ];
         ALL.into_iter().find(|&kind| kind as u8 == byte)
@@ -182,6 +185,14 @@ impl Broker {
     pub fn connect(&self, peer: Peer) -> io::Result<UnixStream> {
         let (_, fd) = self.ask(Kind::Connect, &peer.0.to_ne_bytes(), None)?;
         fd.map(UnixStream::from).ok_or_else(malformed)
+    }
+
+    /// Removes the files now: the program needs them no longer.
+    ///
+    /// # Errors
+    /// When the broker has ended.
+    pub fn remove_now(&self) -> io::Result<()> {
+        self.ask(Kind::RemoveNow, &[], None).map(drop)
     }
 
     /// An orderly end: the files are removed, the broker ends, and what it holds is closed.

@@ -4,30 +4,34 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
 };
 
-static SOCKET: OnceLock<Option<OwnedFd>> = OnceLock::new();
+/// The connection, once it has been looked for; closed when all has been said.
+static SOCKET: Mutex<Option<Option<OwnedFd>>> = Mutex::new(None);
 
 /// Opens the connection while sockets may still be opened. Confinement calls it; a second call does nothing.
 pub(crate) fn prepare() {
-    SOCKET.get_or_init(|| open(std::env::var_os("NOTIFY_SOCKET")?).ok());
+    let mut socket = SOCKET.lock().unwrap_or_else(PoisonError::into_inner);
+    socket.get_or_insert_with(|| open(std::env::var_os("NOTIFY_SOCKET")?).ok());
 }
 
-/// Tells the service manager, if there is one, that the program does its work from now on.
+/// Tells the service manager, if there is one, that the program does its work from now on. The connection is closed with that: a datagram
+/// socket could send to others than the service manager.
 ///
 /// # Errors
 /// When there is one and it cannot be told.
 pub fn ready() -> io::Result<()> {
     prepare();
-    match SOCKET.get() {
-        Some(Some(socket)) => send(socket, b"READY=1\n", SendFlags::NOSIGNAL)
+    let mut socket = SOCKET.lock().unwrap_or_else(PoisonError::into_inner);
+    match socket.as_mut().and_then(Option::take) {
+        Some(socket) => send(&socket, b"READY=1\n", SendFlags::NOSIGNAL)
             .map(drop)
             .map_err(io::Error::from),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

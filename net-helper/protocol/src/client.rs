@@ -42,6 +42,12 @@ pub struct PendingHold(Channel);
 #[derive(Debug)]
 pub struct Hold(Channel);
 
+impl From<Connection> for OwnedFd {
+    fn from(connection: Connection) -> Self {
+        connection.0.into()
+    }
+}
+
 impl Client {
     /// Connects to the helper that listens on a socket.
     pub fn connect(path: &Path) -> Result<Self, Error> {

@@ -124,6 +124,29 @@ fn a_device_that_is_removed_ends_it_with_an_error() {
     );
 }
 
+/// With nothing to receive into, nothing is read that would fail.
+#[test]
+fn a_device_that_is_removed_is_missed_without_buffers() {
+    in_own_namespace(
+        "start::a_device_that_is_removed_is_missed_without_buffers",
+        || {
+            for pairs in [1, 2] {
+                let net = Net::start(&format!("--persist --num-queues {pairs}"));
+                let mut guest = Guest::connect(&net, MERGED, 2 * pairs);
+                guest.config(6);
+
+                ip("link del net0");
+
+                let (status, said) = net.end();
+                assert_eq!(status.code(), Some(1), "{said}");
+                let last = said.lines().last().unwrap();
+                assert!(last.starts_with("error: "), "{said}");
+                assert!(said.contains("net0 was removed"), "{said}");
+            }
+        },
+    );
+}
+
 #[test]
 fn what_cannot_be_is_named_in_one_line() {
     in_own_namespace("start::what_cannot_be_is_named_in_one_line", || {

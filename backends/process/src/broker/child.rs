@@ -100,7 +100,7 @@ impl State {
     fn act(&mut self, kind: Kind, content: &[u8], fd: Option<OwnedFd>) -> Result<Answer, Errno> {
         match kind {
             Kind::Connect => self.connect(content),
-            Kind::End => {
+            Kind::RemoveNow | Kind::End => {
                 for file in self.files.drain(..) {
                     // Somebody may have been faster.
                     let _ = file.folder.remove(&file.path, file.identity);

@@ -1,19 +1,37 @@
 //! Confinement: what a process gives up before it meets its first hostile byte.
 //!
-//! In this order: no_new_privs, Landlock (paths), capabilities, seccomp (system calls). What is not allowed fails with EPERM and has
-//! no effect. After [`Confinement::enter`] nothing can be got back.
+//! In this order: namespaces of its own, with an empty root folder ([`Confinement::isolate`]), Landlock (paths), capabilities, seccomp
+//! (system calls and their arguments). What is not allowed fails with EPERM and has no effect. Nothing can be got back.
 //!
 //! ```no_run
 //! # use bulkhead_process::confine::Confinement;
 //! Confinement::new()
+//!     .isolate()
 //!     .allow(&[libc::SYS_pread64, libc::SYS_pwrite64])
-//!     .allow_socket_families(&[libc::AF_UNIX])
 //!     .enter()?;
 //! # Ok::<(), bulkhead_process::confine::ConfineError>(())
 //! ```
+//!
+//! A program that must parse hostile files by their names does so in a first stage, in which only what it names can be seen and opened:
+//!
+//! ```no_run
+//! # use bulkhead_process::confine::Confinement;
+//! let serving = Confinement::new().isolate().allow(&[libc::SYS_pread64]);
+//! let opening = Confinement::new()
+//!     .allow(&[libc::SYS_openat, libc::SYS_statx])
+//!     .read_path("/images")
+//!     .write_path("/images/disk.qcow2");
+//! let first = serving.begin(opening)?;
+//! // … the image is opened: its header, its backing chain …
+//! first.finish()?; // from here on nothing is opened any more
+//! # Ok::<(), bulkhead_process::confine::ConfineError>(())
+//! ```
+//!
+//! A thread that needs less than its process gives up the rest for itself: [`Confinement::for_thread`].
 
 mod base;
 mod capabilities;
+mod namespaces;
 mod paths;
 mod syscalls;
 
@@ -21,7 +39,9 @@ use std::path::{Path, PathBuf};
 
 pub use rustix::thread::CapabilitySet;
 
-use syscalls::SyscallList;
+use namespaces::Visible;
+use paths::Rules;
+use syscalls::{Filters, SyscallList, equal};
 
 /// Why a process could not be confined. It must not go on.
 #[derive(Debug, thiserror::Error)]
@@ -35,19 +55,23 @@ pub enum ConfineError {
     /// A path that may be used cannot be opened, or Landlock refused the rules.
     #[error("cannot restrict file access: {0}")]
     Paths(String),
+    /// The process is in a user namespace in which it is nobody.
+    #[error("cannot isolate the process: {0}")]
+    Namespaces(String),
     /// The seccomp filter was refused.
     #[error("cannot restrict system calls: {0}")]
     Syscalls(String),
 }
 
 /// What a process may still do. It starts from what every Rust program needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Confinement {
     syscalls: SyscallList,
     read: Vec<PathBuf>,
     write: Vec<PathBuf>,
     remove: Vec<PathBuf>,
     capabilities: CapabilitySet,
+    isolated: bool,
 }
 
 impl Default for Confinement {
@@ -60,15 +84,38 @@ impl Confinement {
     /// Nothing but what the language's runtime and an event loop need.
     #[must_use]
     pub fn new() -> Self {
-        let mut syscalls = SyscallList::default();
-        base::allow(&mut syscalls);
+        let mut confinement = Self::empty();
+        base::allow(&mut confinement.syscalls);
+        confinement
+    }
+
+    /// For one thread of a program that is confined already, which gives up more than the others with [`Self::enter_thread`]: it starts no
+    /// thread, makes no descriptor, and uses no socket.
+    #[must_use]
+    pub fn for_thread() -> Self {
+        let mut confinement = Self::empty();
+        base::allow_thread(&mut confinement.syscalls);
+        confinement
+    }
+
+    fn empty() -> Self {
         Self {
-            syscalls,
+            syscalls: SyscallList::default(),
             read: Vec::new(),
             write: Vec::new(),
             remove: Vec::new(),
             capabilities: CapabilitySet::empty(),
+            isolated: false,
         }
+    }
+
+    /// Moves the process to mount, network and IPC namespaces of its own, with a root folder in which there is nothing but the paths that
+    /// are allowed, read-only where they are to be read only. Where the host does not allow that, one warning says so, and the rest of
+    /// the confinement holds.
+    #[must_use]
+    pub fn isolate(mut self) -> Self {
+        self.isolated = true;
+        self
     }
 
     /// Allows system calls whatever their arguments.
@@ -85,8 +132,8 @@ impl Confinement {
     pub fn allow_ioctls(mut self, requests: &[u64]) -> Self {
         for &request in requests {
             // The kernel looks at the low 32 bits only.
-            self.syscalls
-                .when_equal(libc::SYS_ioctl, 1, request & 0xffff_ffff);
+            let request = equal(1, request & 0xffff_ffff);
+            self.syscalls.when(libc::SYS_ioctl, &[request]);
         }
         self
     }
@@ -95,9 +142,32 @@ impl Confinement {
     #[must_use]
     pub fn allow_socket_families(mut self, families: &[libc::c_int]) -> Self {
         for &family in families {
-            self.syscalls
-                .when_equal(libc::SYS_socket, 0, u64::from(family.unsigned_abs()));
+            let family = equal(0, u64::from(family.unsigned_abs()));
+            self.syscalls.when(libc::SYS_socket, &[family]);
         }
+        self
+    }
+
+    /// Allows socketpair(2), for connected Unix stream sockets.
+    #[must_use]
+    pub fn allow_socket_pairs(mut self) -> Self {
+        base::allow_socket_pairs(&mut self.syscalls);
+        self
+    }
+
+    /// Allows fcntl(2) with these commands, beyond those about a descriptor's flags.
+    #[must_use]
+    pub fn allow_fcntls(mut self, commands: &[libc::c_int]) -> Self {
+        for &command in commands {
+            base::allow_fcntl(&mut self.syscalls, command);
+        }
+        self
+    }
+
+    /// Allows mapping files that are open. Memory is never executable.
+    #[must_use]
+    pub fn allow_file_mappings(mut self) -> Self {
+        base::allow_file_mappings(&mut self.syscalls);
         self
     }
 
@@ -140,12 +210,120 @@ impl Confinement {
 
     /// The same for a process that has nothing to report to a service manager.
     pub(crate) fn enter_silently(self) -> Result<(), ConfineError> {
+        self.enter_stage(None).map(drop)
+    }
+
+    /// Enters a first stage, in which what `opening` allows is allowed, too: its system calls, and the files and folders it names, of which
+    /// those that are not there are left out.
+    ///
+    /// # Errors
+    /// See [`Self::enter`].
+    pub fn begin(self, mut opening: Confinement) -> Result<First, ConfineError> {
+        crate::notify::prepare();
+        for paths in [&mut opening.read, &mut opening.write, &mut opening.remove] {
+            paths.retain(|path| path.exists());
+        }
+        base::allow_finishing(&mut opening.syscalls);
+        opening.syscalls.add(&self.syscalls);
+        opening.read.extend_from_slice(&self.read);
+        opening.write.extend_from_slice(&self.write);
+        opening.remove.extend_from_slice(&self.remove);
+        opening.capabilities |= self.capabilities;
+        opening.isolated |= self.isolated;
+        let last = opening.enter_stage(Some(self))?;
+        Ok(First { last })
+    }
+
+    /// Puts these rules in place, and prepares those of the last stage while its paths can be opened.
+    fn enter_stage(self, last: Option<Confinement>) -> Result<Option<Last>, ConfineError> {
         alone()?;
-        // Made first: building the filter allocates and may fail, and nothing has been given up yet.
+        // Made first: building a filter allocates and may fail, and nothing has been given up yet.
         let filters = self.syscalls.compile()?;
-        paths::restrict(&self.read, &self.write, &self.remove)?;
+        let missing = match self.isolated {
+            true => namespaces::enter(&visible(&self.read, &self.write, &self.remove))?,
+            false => None,
+        };
+        let rules = Rules::new(&self.read, &self.write, &self.remove)?;
+        let last = last.map(Last::new).transpose()?;
+        rustix::thread::set_no_new_privs(true)
+            .map_err(|error| ConfineError::Capabilities(error.into()))?;
+        let enforced = rules.restrict()?;
         capabilities::keep(self.capabilities)?;
-        filters.apply()
+        filters.apply()?;
+        if self.isolated {
+            report(missing.as_deref(), enforced);
+        }
+        Ok(last)
+    }
+
+    /// Confines the calling thread further; its process is confined already. Only system calls count.
+    ///
+    /// # Errors
+    /// When the filter is refused.
+    pub fn enter_thread(self) -> Result<(), ConfineError> {
+        self.syscalls.compile()?.apply_to_thread()
+    }
+}
+
+/// A process in its first stage.
+#[derive(Debug)]
+#[must_use = "the process can still open what it was given"]
+pub struct First {
+    last: Option<Last>,
+}
+
+impl First {
+    /// Enters the last stage: nothing of the first is allowed any more.
+    ///
+    /// # Errors
+    /// When any part of it is refused, or the process has a second thread already. End it then.
+    pub fn finish(self) -> Result<(), ConfineError> {
+        namespaces::alone().map_err(|_| ConfineError::Threads(2))?;
+        self.last.map_or(Ok(()), Last::enter)
+    }
+}
+
+/// The rules of the last stage.
+#[derive(Debug)]
+struct Last {
+    filters: Filters,
+    rules: Rules,
+}
+
+impl Last {
+    fn new(last: Confinement) -> Result<Self, ConfineError> {
+        Ok(Self {
+            filters: last.syscalls.compile()?,
+            rules: Rules::new(&last.read, &last.write, &last.remove)?,
+        })
+    }
+
+    fn enter(self) -> Result<(), ConfineError> {
+        self.rules.restrict()?;
+        self.filters.apply()
+    }
+}
+
+/// A folder in which files are removed is seen, and written to.
+fn visible(read: &[PathBuf], write: &[PathBuf], remove: &[PathBuf]) -> Vec<Visible> {
+    let one = |path: &PathBuf, writable| Visible {
+        path: path.clone(),
+        writable,
+    };
+    let read = read.iter().map(|path| one(path, false));
+    let write = write.iter().chain(remove).map(|path| one(path, true));
+    read.chain(write).collect()
+}
+
+/// One line for what the host does not allow.
+fn report(missing: Option<&str>, landlock: bool) {
+    let landlock = (!landlock).then_some("no Landlock");
+    let missing: Vec<_> = missing.into_iter().chain(landlock).collect();
+    if !missing.is_empty() {
+        crate::warn(&format!(
+            "the host does not allow all of the confinement ({}): see \"What the host must allow\" in ARCHITECTURE.md",
+            missing.join("; ")
+        ));
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
-    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, Scope,
+    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
 use super::ConfineError;
@@ -12,29 +12,43 @@ use super::ConfineError;
 /// The newest rights asked for; a kernel that knows fewer enforces those.
 const NEWEST: ABI = ABI::V6;
 
-pub(super) fn restrict(
-    read: &[PathBuf],
-    write: &[PathBuf],
-    remove: &[PathBuf],
-) -> Result<(), ConfineError> {
-    let mut rules = Ruleset::default()
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(NEWEST))
-        .and_then(|rules| rules.handle_access(AccessNet::from_all(NEWEST)))
-        .and_then(|rules| rules.scope(Scope::from_all(NEWEST)))
-        .and_then(Ruleset::create)
-        .map_err(refused)?;
-    let readable = AccessFs::ReadFile | AccessFs::ReadDir;
-    for path in read {
-        rules = rule(rules, path, readable)?;
+#[derive(Debug)]
+/// Rules that are made while paths can be opened, and put in place later.
+pub(super) struct Rules(RulesetCreated);
+
+impl Rules {
+    pub(super) fn new(
+        read: &[PathBuf],
+        write: &[PathBuf],
+        remove: &[PathBuf],
+    ) -> Result<Self, ConfineError> {
+        let mut rules = Ruleset::default()
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(AccessFs::from_all(NEWEST))
+            .and_then(|rules| rules.handle_access(AccessNet::from_all(NEWEST)))
+            .and_then(|rules| rules.scope(Scope::from_all(NEWEST)))
+            .and_then(Ruleset::create)
+            .map_err(refused)?
+            // The process has it already.
+            .no_new_privs(false);
+        let readable = AccessFs::ReadFile | AccessFs::ReadDir;
+        for path in read {
+            rules = rule(rules, path, readable)?;
+        }
+        for path in write {
+            rules = rule(rules, path, readable | AccessFs::from_write(NEWEST))?;
+        }
+        for folder in remove {
+            rules = rule(rules, folder, AccessFs::RemoveFile.into())?;
+        }
+        Ok(Self(rules))
     }
-    for path in write {
-        rules = rule(rules, path, readable | AccessFs::from_write(NEWEST))?;
+
+    /// Puts them in place. Whether the kernel has Landlock.
+    pub(super) fn restrict(self) -> Result<bool, ConfineError> {
+        let status = self.0.restrict_self().map_err(refused)?;
+        Ok(status.ruleset != RulesetStatus::NotEnforced)
     }
-    for folder in remove {
-        rules = rule(rules, folder, AccessFs::RemoveFile.into())?;
-    }
-    rules.restrict_self().map(drop).map_err(refused)
 }
 
 fn rule(

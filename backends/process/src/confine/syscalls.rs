@@ -9,18 +9,54 @@ use seccompiler::{
 
 use super::ConfineError;
 
-/// One condition on one argument; conditions on the same call are alternatives.
-#[derive(Clone, Copy, Debug)]
-struct When {
+/// What an argument must be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Must {
     argument: u8,
     mask: Option<u64>,
     value: u64,
+    length: Length,
 }
 
-/// System calls that are allowed: always (no condition), or when one of the conditions holds.
-#[derive(Debug, Default)]
+/// How much of an argument is looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Length {
+    /// The kernel looks at an `int` too.
+    Int,
+    /// All of it: a pointer.
+    Pointer,
+}
+
+/// The argument is this number.
+pub(super) fn equal(argument: u8, value: u64) -> Must {
+    Must {
+        argument,
+        mask: None,
+        value,
+        length: Length::Int,
+    }
+}
+
+/// The argument's bits under the mask are these.
+pub(super) fn masked(argument: u8, mask: u64, value: u64) -> Must {
+    Must {
+        mask: Some(mask),
+        ..equal(argument, value)
+    }
+}
+
+/// The argument is a null pointer.
+pub(super) fn null(argument: u8) -> Must {
+    Must {
+        length: Length::Pointer,
+        ..equal(argument, 0)
+    }
+}
+
+/// System calls that are allowed: always (no alternative), or when all that one of the alternatives asks for holds.
+#[derive(Clone, Debug, Default)]
 pub(super) struct SyscallList {
-    allowed: BTreeMap<libc::c_long, Vec<When>>,
+    allowed: BTreeMap<libc::c_long, Vec<Vec<Must>>>,
     unavailable: Vec<libc::c_long>,
 }
 
@@ -29,48 +65,33 @@ impl SyscallList {
         self.allowed.insert(number, Vec::new());
     }
 
-    pub(super) fn when_equal(&mut self, number: libc::c_long, argument: u8, value: u64) {
-        self.when(
-            number,
-            When {
-                argument,
-                mask: None,
-                value,
-            },
-        );
+    pub(super) fn when(&mut self, number: libc::c_long, all: &[Must]) {
+        match self.allowed.get_mut(&number) {
+            // Allowed always already.
+            Some(alternatives) if alternatives.is_empty() => {}
+            Some(alternatives) if alternatives.iter().any(|one| one == all) => {}
+            Some(alternatives) => alternatives.push(all.to_vec()),
+            None => {
+                self.allowed.insert(number, vec![all.to_vec()]);
+            }
+        }
     }
 
-    pub(super) fn when_masked(
-        &mut self,
-        number: libc::c_long,
-        argument: u8,
-        mask: u64,
-        value: u64,
-    ) {
-        self.when(
-            number,
-            When {
-                argument,
-                mask: Some(mask),
-                value,
-            },
-        );
+    /// Allows what `other` allows, too.
+    pub(super) fn add(&mut self, other: &Self) {
+        for (&number, alternatives) in &other.allowed {
+            if alternatives.is_empty() {
+                self.always(number);
+            }
+            for all in alternatives {
+                self.when(number, all);
+            }
+        }
     }
 
     /// The call fails with ENOSYS, as on a kernel that has not got it.
     pub(super) fn unavailable(&mut self, number: libc::c_long) {
         self.unavailable.push(number);
-    }
-
-    fn when(&mut self, number: libc::c_long, when: When) {
-        match self.allowed.get_mut(&number) {
-            // Allowed always already.
-            Some(conditions) if conditions.is_empty() => {}
-            Some(conditions) => conditions.push(when),
-            None => {
-                self.allowed.insert(number, vec![when]);
-            }
-        }
     }
 
     pub(super) fn compile(self) -> Result<Filters, ConfineError> {
@@ -85,10 +106,10 @@ impl SyscallList {
             SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
         )?;
         let mut rules = BTreeMap::new();
-        for (number, conditions) in self.allowed {
-            let alternatives = conditions
-                .into_iter()
-                .map(rule)
+        for (number, alternatives) in self.allowed {
+            let alternatives = alternatives
+                .iter()
+                .map(|all| rule(all))
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(refused)?;
             rules.insert(number, alternatives);
@@ -106,6 +127,7 @@ impl SyscallList {
     }
 }
 
+#[derive(Debug)]
 /// Two filters, in the order they are put in place; the kernel takes the stricter answer.
 pub(super) struct Filters {
     absent: BpfProgram,
@@ -113,20 +135,60 @@ pub(super) struct Filters {
 }
 
 impl Filters {
+    /// For every thread of the process, and those they start.
     pub(super) fn apply(self) -> Result<(), ConfineError> {
-        seccompiler::apply_filter_all_threads(&self.absent).map_err(refused)?;
-        seccompiler::apply_filter_all_threads(&self.listed).map_err(refused)
+        self.install(libc::SECCOMP_FILTER_FLAG_TSYNC)
+    }
+
+    /// For the calling thread.
+    pub(super) fn apply_to_thread(self) -> Result<(), ConfineError> {
+        self.install(0)
+    }
+
+    fn install(self, flags: libc::c_ulong) -> Result<(), ConfineError> {
+        for program in [&self.absent, &self.listed] {
+            install(program, flags).map_err(refused)?;
+        }
+        Ok(())
     }
 }
 
-fn rule(when: When) -> Result<SeccompRule, seccompiler::BackendError> {
-    let operator = when.mask.map_or(SeccompCmpOp::Eq, SeccompCmpOp::MaskedEq);
-    SeccompRule::new(vec![SeccompCondition::new(
-        when.argument,
-        SeccompCmpArgLen::Dword,
-        operator,
-        when.value,
-    )?])
+/// seccomp(2), for which a process must have no_new_privs.
+fn install(program: &BpfProgram, flags: libc::c_ulong) -> std::io::Result<()> {
+    let length = program.len().try_into();
+    let program = libc::sock_fprog {
+        len: length.map_err(|_| std::io::Error::from_raw_os_error(libc::EINVAL))?,
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: `program` and the filter that it points to live until the call returns, and the kernel only reads them. seccompiler's own
+    // call sets no_new_privs each time, which a confined process may not do.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        -1 => Err(std::io::Error::last_os_error()),
+        thread => Err(std::io::Error::other(format!(
+            "thread {thread} has another filter"
+        ))),
+    }
+}
+
+fn rule(all: &[Must]) -> Result<SeccompRule, seccompiler::BackendError> {
+    let conditions = all.iter().map(|must| {
+        let operator = must.mask.map_or(SeccompCmpOp::Eq, SeccompCmpOp::MaskedEq);
+        let length = match must.length {
+            Length::Int => SeccompCmpArgLen::Dword,
+            Length::Pointer => SeccompCmpArgLen::Qword,
+        };
+        SeccompCondition::new(must.argument, length, operator, must.value)
+    });
+    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
 fn filter(

@@ -1,0 +1,343 @@
+//! Namespaces of a process's own: a root folder with nothing in it but what was named, no network, no System V IPC.
+//!
+//! Root makes them directly; others do in a user namespace of their own, where the host allows that.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::ConfineError;
+
+/// A file or folder that stays visible, by the name it has.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Visible {
+    pub(super) path: PathBuf,
+    pub(super) writable: bool,
+}
+
+/// Where the new root is put together, out of sight: any folder that is there will do.
+const PLACES: [&str; 4] = ["/tmp", "/run", "/proc", "/dev"];
+
+/// Moves the process to namespaces of its own.
+///
+/// `Some` is what the host does not allow; the process sees what it saw before then.
+///
+/// # Errors
+/// When the process is left in a user namespace in which it is nobody.
+pub(super) fn enter(visible: &[Visible]) -> Result<Option<String>, ConfineError> {
+    let own = match unshare() {
+        Ok(own) => own,
+        Err(missing) => return Ok(Some(missing)),
+    };
+    if let Own::User(user, group) = own {
+        map(user, group).map_err(|error| ConfineError::Namespaces(error.to_string()))?;
+    }
+    Ok(enter_root(visible).err())
+}
+
+/// A process that shares nothing but its threads' memory with others has no other thread.
+pub(super) fn alone() -> io::Result<()> {
+    unshare_all(libc::CLONE_THREAD)
+}
+
+/// Has a root folder of its own with what is visible in it.
+fn enter_root(visible: &[Visible]) -> Result<(), String> {
+    // One that has been removed, or is not to be seen, is nowhere to go back to.
+    let folder = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let sources = sources(visible)?;
+    // Nothing that is mounted from here on is seen by others.
+    let private = libc::MS_REC | libc::MS_PRIVATE;
+    mount(None, "/", private).map_err(failed("mounts of its own"))?;
+    let place = PLACES.into_iter().find(|place| Path::new(place).is_dir());
+    let place = place.ok_or("there is no folder to mount on")?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    mount(Some("tmpfs"), place, flags).map_err(failed("a file system of its own"))?;
+    let entered = std::env::set_current_dir(place)
+        .map_err(failed("a root of its own"))
+        .and_then(|()| fill(&sources, &folder))
+        .and_then(|()| pivot().map_err(failed("a root of its own")));
+    if entered.is_err() {
+        // As it was: files are opened by the rules of Landlock then.
+        let _ = std::env::set_current_dir(&folder);
+        let _ = unmount(place);
+        return entered;
+    }
+    let _ = std::env::set_current_dir(&folder);
+    set_attributes(None, mount_h::RDONLY).map_err(failed("a root that is not written to"))
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> String {
+    move |error| format!("{what}: {error}")
+}
+
+/// The network and System V IPC go with the mounts.
+fn unshare() -> Result<Own, String> {
+    let own = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC;
+    let privileged =
+        capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::SYS_ADMIN));
+    if privileged {
+        unshare_all(own).map_err(failed("namespaces"))?;
+        return Ok(Own::Host);
+    }
+    // There are hosts that give a user namespace and nothing that can be done in it; there is no way back out of one.
+    try_in_child()?;
+    let user = rustix::process::geteuid().as_raw();
+    let group = rustix::process::getegid().as_raw();
+    unshare_all(own | libc::CLONE_NEWUSER).map_err(failed("user namespaces"))?;
+    Ok(Own::User(user, group))
+}
+
+/// Whose namespaces they are.
+enum Own {
+    /// The host's root's.
+    Host,
+    /// A user namespace's, in which this user and group are to be.
+    User(u32, u32),
+}
+
+/// The same user and group inside as outside, and no other.
+fn map(user: u32, group: u32) -> io::Result<()> {
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
+    fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
+}
+
+/// Whether a process may mount in a user namespace of its own, found out by one that ends after it.
+fn try_in_child() -> Result<(), String> {
+    let user = rustix::process::geteuid().as_raw();
+    let group = rustix::process::getegid().as_raw();
+    let attempt = || -> io::Result<()> {
+        unshare_all(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)?;
+        map(user, group)?;
+        mount(None, "/", libc::MS_REC | libc::MS_PRIVATE)
+    };
+    // SAFETY: the process has one thread. The child makes its attempt and ends; nothing of the parent's is dropped or flushed there.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let status = attempt().map_or_else(|error| error.raw_os_error().unwrap_or(1), |()| 0);
+        // SAFETY: as above.
+        unsafe { libc::_exit(status & 0x7f) };
+    }
+    let mut status = 0;
+    // SAFETY: it waits for the child of above, and `status` lives until it returns.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    match (
+        waited == pid,
+        libc::WIFEXITED(status),
+        libc::WEXITSTATUS(status),
+    ) {
+        (true, true, 0) => Ok(()),
+        (true, true, error) => Err(failed("user namespaces")(io::Error::from_raw_os_error(
+            error,
+        ))),
+        _ => Err("user namespaces: no process to try them in".to_owned()),
+    }
+}
+
+fn unshare_all(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: the process has one thread, so nothing that it shares with another is taken from that.
+    match unsafe { libc::unshare(flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A copy of a mount, and where it goes.
+struct Source {
+    mount: OwnedFd,
+    at: PathBuf,
+    is_folder: bool,
+}
+
+/// Copies of what stays visible, by the names that were given and by those without symbolic links; what holds others comes first.
+fn sources(visible: &[Visible]) -> Result<Vec<Source>, String> {
+    let mut named = Vec::new();
+    for Visible { path, writable } in visible {
+        let shown = |error: io::Error| format!("{}: {error}", path.display());
+        if !path.exists() {
+            // Whoever opens it will say so.
+            continue;
+        }
+        let absolute = std::path::absolute(path).map_err(shown)?;
+        let real = fs::canonicalize(path).map_err(shown)?;
+        named.extend([(absolute, *writable), (real, *writable)]);
+    }
+    named.sort();
+    named.dedup();
+    let copied = named.into_iter().map(|(at, writable)| copy(at, writable));
+    copied.collect()
+}
+
+fn copy(at: PathBuf, writable: bool) -> Result<Source, String> {
+    let shown = |error: io::Error| format!("{}: {error}", at.display());
+    let metadata = fs::metadata(&at).map_err(shown)?;
+    let path = c_string(&at);
+    let flags = mount_h::OPEN_TREE_CLONE | libc::O_CLOEXEC.unsigned_abs();
+    // SAFETY: `path` ends in a zero and lives until the call returns.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(shown(io::Error::last_os_error()));
+    }
+    // SAFETY: the kernel has just given this descriptor to us, and nobody else knows it.
+    let mount = unsafe { OwnedFd::from_raw_fd(fd) };
+    let is_device = metadata.file_type().is_block_device() || metadata.file_type().is_char_device();
+    let mut attributes = mount_h::NOSUID | mount_h::NOEXEC;
+    if !writable {
+        attributes |= mount_h::RDONLY;
+    }
+    if !is_device {
+        attributes |= mount_h::NODEV;
+    }
+    set_attributes(Some(&mount), attributes).map_err(shown)?;
+    Ok(Source {
+        mount,
+        at,
+        is_folder: metadata.is_dir(),
+    })
+}
+
+/// Puts what stays visible under the current folder, which is to be the root, and makes `current`, so that relative names still hold.
+fn fill(sources: &[Source], current: &Path) -> Result<(), String> {
+    for source in sources {
+        let shown = |error: io::Error| format!("{}: {error}", source.at.display());
+        let at = below(&source.at);
+        let folder = if source.is_folder {
+            Some(at.as_path())
+        } else {
+            at.parent()
+        };
+        make_folder(folder.unwrap_or(Path::new("."))).map_err(shown)?;
+        if !source.is_folder && fs::symlink_metadata(&at).is_err() {
+            fs::File::create(&at).map_err(shown)?;
+        }
+        move_mount(&source.mount, &at).map_err(shown)?;
+    }
+    make_folder(&below(current)).map_err(failed("the current folder"))
+}
+
+/// An absolute path, from the new root.
+fn below(path: &Path) -> PathBuf {
+    let mut below = PathBuf::from(".");
+    below.extend(path.components().filter(|part| *part != Component::RootDir));
+    below
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+}
+
+fn pivot() -> io::Result<()> {
+    let here = c".";
+    // SAFETY: the paths end in a zero and live until the calls return. The old root is put over the new one and taken away there, as
+    // pivot_root(2) describes.
+    unsafe {
+        if libc::syscall(libc::SYS_pivot_root, here.as_ptr(), here.as_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    unmount(".")?;
+    std::env::set_current_dir("/")
+}
+
+fn mount(kind: Option<&str>, at: &str, flags: libc::c_ulong) -> io::Result<()> {
+    let kind = c_string(Path::new(kind.unwrap_or("none")));
+    let at = c_string(Path::new(at));
+    let options = c"mode=0755";
+    // SAFETY: the strings end in a zero and live until the call returns.
+    let mounted = unsafe {
+        libc::mount(
+            kind.as_ptr(),
+            at.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            options.as_ptr().cast(),
+        )
+    };
+    match mounted {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn unmount(at: &str) -> io::Result<()> {
+    let at = c_string(Path::new(at));
+    // SAFETY: the path ends in a zero and lives until the call returns.
+    match unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn move_mount(mount: &OwnedFd, at: &Path) -> io::Result<()> {
+    let (empty, at) = (c"", c_string(at));
+    // SAFETY: the paths end in a zero and live until the call returns.
+    let moved = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            empty.as_ptr(),
+            libc::AT_FDCWD,
+            at.as_ptr(),
+            mount_h::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    match moved {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Adds attributes to a mount, or to the root's.
+fn set_attributes(mount: Option<&OwnedFd>, attributes: u64) -> io::Result<()> {
+    let path = if mount.is_some() { c"" } else { c"/" };
+    let fd = mount.map_or(libc::AT_FDCWD, AsRawFd::as_raw_fd);
+    let flags = if mount.is_some() {
+        libc::AT_EMPTY_PATH
+    } else {
+        0
+    };
+    let change = [attributes, 0, 0, 0];
+    // SAFETY: the path ends in a zero, `change` is a `struct mount_attr`, and both live until the call returns.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd,
+            path.as_ptr(),
+            flags,
+            change.as_ptr(),
+            size_of_val(&change),
+        )
+    };
+    match set {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A path of the command line holds no zero; one that does names nothing.
+fn c_string(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).unwrap_or_default()
+}
+
+/// `linux/mount.h`, where the libc crate has it not.
+mod mount_h {
+    pub(super) const RDONLY: u64 = 0x1;
+    pub(super) const NOSUID: u64 = 0x2;
+    pub(super) const NODEV: u64 = 0x4;
+    pub(super) const NOEXEC: u64 = 0x8;
+    pub(super) const OPEN_TREE_CLONE: u32 = 1;
+    pub(super) const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
+}
