@@ -26,7 +26,7 @@ const CALLS: &[libc::c_long] = &[
 ];
 
 /// The requests that make a TAP device.
-const IOCTLS: &[u64] = &[libc::TUNSETIFF, libc::TUNSETVNETHDRSZ];
+const IOCTLS: &[u64] = &[libc::TUNSETIFF, libc::TUNSETVNETHDRSZ, libc::TUNSETPERSIST];
 
 /// Confines the process. `folder` holds the socket and the state.
 pub(crate) fn enter(folders: &[&Path]) -> Result<(), ConfineError> {

@@ -222,9 +222,13 @@ impl Host {
         })
     }
 
-    /// Takes over the TAP devices that clients of a run that was killed still have.
+    /// Takes over the TAP devices that clients of a run that was killed still have, and removes those that nobody has.
     fn adopt_ports(&mut self, standing: &Standing) -> Result<()> {
         for link in taps(&mut self.links, standing.bridge)? {
+            if !link.has_carrier {
+                self.links.delete(link.index)?;
+                continue;
+            }
             self.ports.push(Port {
                 index: link.index,
                 network: standing.network.name.clone(),
@@ -233,21 +237,14 @@ impl Host {
         Ok(())
     }
 
-    /// Whether there are TAP devices still of those that were made or taken over: without leases, they are those of guests of a run that was killed.
+    /// Whether there are guests of a run that was killed: somebody has a TAP device open that was made or taken over, and no lease.
     pub(crate) fn has_ports(&mut self) -> bool {
         let links = &mut self.links;
-        let mut exists = |port: &Port| match links.by_index(port.index) {
-            Ok(link) => link.is_some_and(|link| link.name.starts_with(TAP_PREFIX)),
+        let is_open = |port: &Port| match links.by_index(port.index) {
+            Ok(link) => link.is_some_and(|link| link.has_carrier),
             Err(_) => true,
         };
-        self.ports.retain_mut(|port| exists(port));
-        !self.ports.is_empty()
-    }
-
-    /// Removes a client's TAP device.
-    pub(crate) fn remove_port(&mut self, index: u32) -> Result<()> {
-        self.ports.retain(|port| port.index != index);
-        Ok(self.links.delete(index)?)
+        self.ports.iter().any(is_open)
     }
 
     /// Whether guests of a run that was killed use what this one has failed to take over.
@@ -255,7 +252,7 @@ impl Host {
         let bridges = std::mem::take(&mut self.record.bridges);
         let used = bridges.keys().any(|name| {
             let link = name.parse().ok().map(|name| self.links.find(&name));
-            matches!(link, Some(Ok(Some(link))) if taps(&mut self.links, link.index).is_ok_and(|taps| !taps.is_empty()))
+            matches!(link, Some(Ok(Some(link))) if taps(&mut self.links, link.index).is_ok_and(|taps| taps.iter().any(|tap| tap.has_carrier)))
         });
         self.record.bridges = bridges;
         !self.is_complete && used

@@ -15,6 +15,13 @@ pub(crate) fn random_mac() -> Result<MacAddr> {
     Ok(MacAddr::new([0x52, 0x54, 0, a, b, c]))
 }
 
+/// A group that no other interface is in.
+pub(crate) fn random_group() -> Result<u32> {
+    let mut bytes = [0; 4];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(u32::from_ne_bytes(bytes) | 1 << 31)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,7 +25,7 @@ pub(crate) struct Lease {
 pub(crate) struct Grant {
     pub(crate) lease: Lease,
     pub(crate) info: TapInfo,
-    /// To be handed over, and then closed here: a TAP device ends with its last open file.
+    /// To be handed over, and then closed here: the device itself is removed when the lease ends.
     pub(crate) queues: Vec<Tap>,
 }
 
@@ -48,9 +48,10 @@ impl Lease {
         act(wanted, host).map_err(|error| refusal(RefusalKind::System, format!("{error:#}")))
     }
 
-    /// Takes it back.
-    pub(crate) fn release(self, host: &mut Host) -> Result<()> {
-        host.remove_port(self.index)
+    /// Ends it: the device's index, for [`Reclaim`](crate::reclaim::Reclaim).
+    pub(crate) fn end(self, host: &mut Host) -> u32 {
+        host.ports.retain(|port| port.index != self.index);
+        self.index
     }
 }
 
@@ -129,6 +130,9 @@ fn act(wanted: Wanted, host: &mut Host) -> Result<Grant> {
     let index = host
         .links
         .attach(&name, standing.bridge, host_side(mac), mtu.into())?;
+    // From here on it is this program's to remove: the kernel would keep everybody else waiting for each device that a client closes.
+    let kept = taps.first().map(|tap| tap.set_persistent(true));
+    kept.transpose()?;
     let network = standing.network;
     host.ports.push(Port {
         index,

@@ -23,6 +23,9 @@ use crate::subnet::Ipv4Subnet;
 /// The smallest MTU of an interface that has IPv6 (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
+/// The MTU of a new TAP device.
+const USUAL_MTU: u32 = 1500;
+
 /// This host's interfaces.
 #[derive(Debug)]
 pub(crate) struct Links {
@@ -38,6 +41,8 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     pub(crate) mac: Vec<u8>,
     pub(crate) is_bridge: bool,
+    /// Of a TAP device: somebody has it open.
+    pub(crate) has_carrier: bool,
 }
 
 /// A range of IPv4 addresses that this host has a use for.
@@ -139,13 +144,15 @@ impl Links {
         mtu: u32,
     ) -> io::Result<u32> {
         // By itself: below IPv6's smallest MTU the interface has no IPv6, and then nothing may be said about it.
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.to_string()),
-            LinkAttribute::Mtu(mtu),
-        ];
-        self.netlink
-            .request(RouteNetlinkMessage::NewLink(message), 0)?;
+        if mtu != USUAL_MTU {
+            let mut message = LinkMessage::default();
+            message.attributes = vec![
+                LinkAttribute::IfName(name.to_string()),
+                LinkAttribute::Mtu(mtu),
+            ];
+            self.netlink
+                .request(RouteNetlinkMessage::NewLink(message), 0)?;
+        }
         let attributes = vec![
             LinkAttribute::IfName(name.to_string()),
             LinkAttribute::Address(mac.to_vec()),
@@ -194,13 +201,25 @@ impl Links {
     pub(crate) fn delete(&mut self, index: u32) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        match self
-            .netlink
-            .request(RouteNetlinkMessage::DelLink(message), 0)
-        {
-            Err(e) if Errno::from_io_error(&e) == Some(Errno::NODEV) => Ok(()),
-            other => other,
-        }
+        let request = RouteNetlinkMessage::DelLink(message);
+        unless_gone(self.netlink.request(request, 0))
+    }
+
+    /// Puts an interface in a group; that it is gone already is as good.
+    pub(crate) fn set_group(&mut self, index: u32, group: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::Group(group)];
+        let request = RouteNetlinkMessage::NewLink(message);
+        unless_gone(self.netlink.request(request, 0))
+    }
+
+    /// Removes all interfaces of a group.
+    pub(crate) fn delete_group(&mut self, group: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::Group(group)];
+        let request = RouteNetlinkMessage::DelLink(message);
+        unless_gone(self.netlink.request(request, 0))
     }
 
     /// The ports of a bridge.
@@ -249,6 +268,13 @@ impl Links {
     }
 }
 
+fn unless_gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if Errno::from_io_error(&e) == Some(Errno::NODEV) => Ok(()),
+        other => other,
+    }
+}
+
 /// `net.ipv4.conf.IFACE.forwarding=0`: what comes in by the interface itself, once its bridge is gone, is not routed.
 fn not_routed() -> AfSpecUnspec {
     const IFLA_INET_CONF: u16 = 1;
@@ -268,6 +294,7 @@ impl From<LinkMessage> for Link {
             mtu: 0,
             mac: Vec::new(),
             is_bridge: false,
+            has_carrier: message.header.flags.contains(LinkFlags::LowerUp),
         };
         for attribute in message.attributes {
             match attribute {

@@ -15,7 +15,7 @@
 //! | `identity` | names and addresses of what is made |
 //! | `link`, `nft`, `routing`, `forwarding`, `dhcp` | the kinds of thing that stand |
 //! | `dhcp/launcher`, `dhcp/keeper` | the processes between this one and dnsmasq |
-//! | `listen`, `serve`, `lease` | clients |
+//! | `listen`, `serve`, `lease`, `reclaim` | clients, and the end of what they had |
 //! | `state` | what a killed run has left |
 //! | `bridge_helper` | what `qemu-bridge-helper` does |
 
@@ -34,6 +34,7 @@ mod listen;
 mod netlink;
 mod network;
 mod nft;
+mod reclaim;
 mod repair;
 mod routing;
 mod serve;
@@ -46,13 +47,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use bulkhead_process::{notify, signals};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use args::{Args, Config, Task};
 use dhcp::Dhcp;
 use host::Host;
+use link::Links;
 use listen::Listener;
 use network::Network;
+use reclaim::Reclaim;
 use serve::Server;
 use state::{Record, StateDir};
 
@@ -97,6 +101,7 @@ fn run(config: Config) -> Result<ExitCode> {
         .client_on_stdin
         .then(listen::connection_on_stdin)
         .transpose()?;
+    allow_files(serve::FILES)?;
     let (state, record) = StateDir::open(&config.state, &config.socket)?;
     // The launchers come before the signals are blocked, so that what they start does not inherit it.
     let dhcp = match launchers(&config.networks, state.path()) {
@@ -119,13 +124,23 @@ fn run(config: Config) -> Result<ExitCode> {
     let _waiting = server.close(&mut host);
     let errors = host.down();
     for error in &errors {
-        warn(&format!("{error:#}"));
+        bulkhead_process::warn(&format!("{error:#}"));
     }
     served?;
     match errors.len() {
         0 => Ok(ExitCode::SUCCESS),
         _ => bail!("not everything could be undone"),
     }
+}
+
+/// Raises the limit of open files, as far as it may be.
+fn allow_files(number: u64) -> Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < number) {
+        limit.current = Some(limit.maximum.map_or(number, |maximum| maximum.min(number)));
+        setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")?;
+    }
+    Ok(())
 }
 
 /// Makes the networks and serves, until it is time to end.
@@ -137,9 +152,8 @@ fn stand(
 ) -> Result<()> {
     // First: when the socket is somebody else's, nothing has been changed yet. Who connects already, waits.
     let listener = Listener::bind(&config.socket, config.group)?;
-    let served = serve(config, &listener, signals, host, server);
-    // Before anything is undone, so that whoever comes now finds no helper rather than one that ends.
-    served.and(listener.close())
+    // The socket's file goes before anything is undone, so that whoever comes now finds no helper rather than one that ends.
+    serve(config, &listener, signals, host, server)
 }
 
 fn serve(
@@ -152,9 +166,12 @@ fn serve(
     host.up(&config.networks)?;
     let folders =
         [config.socket.parent(), config.state.parent()].map(|p| p.unwrap_or(Path::new("/")));
+    let removal = Links::open().context("cannot speak to the kernel about interfaces")?;
     confine::enter(&folders).context("cannot confine the process")?;
+    let reclaim = Reclaim::start(removal, identity::random_group()?)?;
     notify::ready().context("cannot report readiness")?;
     host.is_complete = true;
+    server.reclaim = Some(reclaim);
     server.run(listener, signals, host)
 }
 
@@ -168,10 +185,4 @@ fn launchers(networks: &[Network], state: &Path) -> Result<Vec<Dhcp>> {
         }
     }
     Ok(launchers)
-}
-
-/// One line for whoever looks after the host.
-fn warn(message: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "warning: {message}");
 }

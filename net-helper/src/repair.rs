@@ -39,7 +39,7 @@ impl Host {
             return;
         }
         for error in self.repair() {
-            crate::warn(&format!("{error:#}"));
+            bulkhead_process::warn(&format!("{error:#}"));
         }
     }
 
@@ -104,7 +104,7 @@ impl Host {
                     server.start_again();
                 }
             }
-            crate::warn(&format!(
+            bulkhead_process::warn(&format!(
                 "{}: somebody has removed bridge {bridge}; it is there again",
                 standing.network
             ));

@@ -1,5 +1,6 @@
 //! The loop: connections come, ask, and close.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,15 @@ use rustix::io::Errno;
 use crate::host::Host;
 use crate::lease::{Lease, refusal};
 use crate::listen::Listener;
+use crate::reclaim::Reclaim;
 
 /// How many connections there can be, and how many of one user. A guest has one for each card and one that is its hold.
 const MOST: usize = 1024;
 const MOST_OF_ONE_USER: usize = 256;
+/// How many devices may be waiting to be removed before more can be had.
+const MOST_RETURNED: usize = 1024;
+/// How many files all of that takes.
+pub(crate) const FILES: u64 = 4096;
 
 /// How long an idle helper stays that is to end when idle: a client whose process has died is started again meanwhile.
 const LINGER: Duration = Duration::from_secs(1);
@@ -24,6 +30,8 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Server {
     clients: Vec<Client>,
+    /// There is none before clients are served.
+    pub(crate) reclaim: Option<Reclaim>,
     /// Whether to end once nobody needs this helper any more.
     exit_idle: bool,
     /// Whether anybody has needed it yet.
@@ -71,6 +79,7 @@ impl Server {
     pub(crate) fn new(exit_idle: bool) -> Self {
         Server {
             clients: Vec::new(),
+            reclaim: None,
             exit_idle,
             needed_yet: false,
             end: None,
@@ -115,10 +124,10 @@ impl Server {
             for position in ready.dhcp.into_iter().rev() {
                 report_dead(host, position);
             }
-            for position in ready.clients.into_iter().rev() {
-                if matches!(self.attend(position, host), Outcome::Gone) {
+            for (position, has_closed) in self.one_of_each_user(ready.clients).into_iter().rev() {
+                if has_closed || matches!(self.attend(position, host), Outcome::Gone) {
                     let client = self.clients.swap_remove(position);
-                    release(client, host);
+                    release(client, host, self.reclaim.as_ref());
                 }
             }
             // After the others: whoever has ended before is not one that needs the helper.
@@ -137,12 +146,26 @@ impl Server {
         let mut waiting = Vec::new();
         for client in self.clients {
             if client.lease.is_some() {
-                release(client, host);
+                release(client, host, self.reclaim.as_ref());
             } else {
                 waiting.push(client.channel.into());
             }
         }
+        if let Some(reclaim) = self.reclaim {
+            reclaim.finish();
+        }
         waiting
+    }
+
+    /// Those that have closed their connection, and of the others one for each user, the first; the rest are in the next rounds. So
+    /// who asks for much waits for himself.
+    fn one_of_each_user(&self, ready: Vec<(usize, bool)>) -> Vec<(usize, bool)> {
+        let mut users = BTreeSet::new();
+        let user = |position: usize| self.clients.get(position).map(|client| client.user);
+        ready
+            .into_iter()
+            .filter(|&(position, has_closed)| has_closed || users.insert(user(position)))
+            .collect()
     }
 
     fn look_at_the_clock(&mut self) {
@@ -181,14 +204,18 @@ impl Server {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e).context("poll"),
         }
-        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        let mut next = || ready.next().unwrap_or(false);
+        let mut events = fds.iter().map(PollFd::revents);
+        let mut next = || !events.next().unwrap_or(PollFlags::empty()).is_empty();
         let (signal, listener) = (next(), next());
         for _ in reports {
             next();
         }
         let dhcp = (0..host.dhcp.len()).filter(|_| next()).collect();
-        let clients = (0..self.clients.len()).filter(|_| next()).collect();
+        let clients = events
+            .enumerate()
+            .filter(|(_, event)| !event.is_empty())
+            .map(|(position, event)| (position, event.contains(PollFlags::HUP)))
+            .collect();
         Ok(Ready {
             signal,
             listener,
@@ -203,7 +230,9 @@ impl Server {
         };
         let client = Client::new(socket, user);
         let of_user = self.clients.iter().filter(|c| c.user == user).count();
-        if self.clients.len() >= MOST || (user != 0 && of_user >= MOST_OF_ONE_USER) {
+        let of_user = user != 0 && of_user >= MOST_OF_ONE_USER;
+        let returned = self.reclaim.as_ref().map_or(0, Reclaim::pending);
+        if self.clients.len() >= MOST || returned >= MOST_RETURNED || of_user {
             let why = refusal(
                 RefusalKind::Limit,
                 "bulkhead-net-helper has as many clients as it takes".into(),
@@ -254,6 +283,7 @@ impl Server {
                 "a connection is the lease of one TAP device".into(),
             ));
         }
+        let _removing_nothing = self.reclaim.as_ref().map(Reclaim::hold);
         let grant = Lease::grant(
             &request,
             host,
@@ -330,16 +360,14 @@ struct Ready {
     signal: bool,
     listener: bool,
     dhcp: Vec<usize>,
-    clients: Vec<usize>,
+    /// Which, and whether the other end has closed.
+    clients: Vec<(usize, bool)>,
 }
 
-fn release(client: Client, host: &mut Host) {
-    let Client { channel, lease, .. } = client;
-    if let Some(Err(error)) = lease.map(|lease| lease.release(host)) {
-        crate::warn(&format!("cannot take back a TAP device: {error:#}"));
+fn release(client: Client, host: &mut Host, reclaim: Option<&Reclaim>) {
+    if let (Some(lease), Some(reclaim)) = (client.lease, reclaim) {
+        reclaim.take(lease.end(host), client.channel.into());
     }
-    // Closed last: who waits for the end of the connection finds the device gone.
-    drop(OwnedFd::from(channel));
 }
 
 fn report_dead(host: &mut Host, position: usize) {
@@ -347,7 +375,7 @@ fn report_dead(host: &mut Host, position: usize) {
         return;
     };
     if dhcp.is_dead() {
-        crate::warn(&format!(
+        bulkhead_process::warn(&format!(
             "network {}: all that could start dnsmasq was killed; there is no DHCP until a restart",
             dhcp.network()
         ));

@@ -128,7 +128,7 @@ impl Dhcp {
             let network = &self.network;
             match (read, report.strip_prefix(launcher::WARNING)) {
                 (Ok(_), Some(warning)) => {
-                    crate::warn(&format!("network {network}: {}", warning.trim()))
+                    bulkhead_process::warn(&format!("network {network}: {}", warning.trim()))
                 }
                 (Ok(_), None) if report == keeper::READY => return Ok(()),
                 (Ok(0), None) => bail!("network {network}: the launcher of dnsmasq has died"),

@@ -5,6 +5,7 @@
 mod bridge_helper;
 mod closed;
 mod deaths;
+mod fairness;
 mod guests;
 mod host;
 mod leases;

@@ -1,0 +1,111 @@
+//! Takes TAP devices back, on a thread of its own: the kernel needs some 20 ms for a device, or for several at once, and clients that
+//! ask meanwhile are not to wait for it.
+//!
+//! The kernel makes one change of interfaces at a time: that is why a batch is small, and why none begins while a client is served.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use anyhow::{Context, Result};
+
+use crate::link::Links;
+
+/// How many devices are removed at once.
+const BATCH: usize = 4;
+
+/// A device that nobody has a lease of any more.
+struct Returned {
+    index: u32,
+    /// Closed last: who waits for the end of the connection finds the device gone.
+    _connection: OwnedFd,
+}
+
+/// The thread, and the devices that it has not removed yet.
+#[derive(Debug)]
+pub(crate) struct Reclaim {
+    returned: Sender<Returned>,
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    pending: AtomicUsize,
+    serving: Mutex<()>,
+}
+
+impl Reclaim {
+    /// Starts the thread; `links` is from before the process was confined, `group` a number that no interface has.
+    pub(crate) fn start(mut links: Links, group: u32) -> Result<Self> {
+        let (returned, receiver) = channel();
+        let shared = Arc::new(Shared::default());
+        let with_server = shared.clone();
+        let work = move || work(&receiver, &mut links, group, &with_server);
+        let thread = Builder::new().name("reclaim".into()).spawn(work);
+        Ok(Reclaim {
+            returned,
+            shared,
+            thread: thread.context("cannot start a thread")?,
+        })
+    }
+
+    /// Has a device removed, and then the connection closed.
+    pub(crate) fn take(&self, index: u32, connection: OwnedFd) {
+        self.shared.pending.fetch_add(1, Ordering::Relaxed);
+        // The thread receives as long as this value lives.
+        let _ = self.returned.send(Returned {
+            index,
+            _connection: connection,
+        });
+    }
+
+    /// How many devices are not removed yet.
+    pub(crate) fn pending(&self) -> usize {
+        self.shared.pending.load(Ordering::Relaxed)
+    }
+
+    /// No batch begins until the result is dropped.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.shared.hold()
+    }
+
+    /// Waits until all are removed.
+    pub(crate) fn finish(self) {
+        drop(self.returned);
+        // A thread that has panicked has said so; what it has not removed goes with the bridges.
+        let _ = self.thread.join();
+    }
+}
+
+impl Shared {
+    fn hold(&self) -> MutexGuard<'_, ()> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn work(receiver: &Receiver<Returned>, links: &mut Links, group: u32, shared: &Shared) {
+    while let Ok(first) = receiver.recv() {
+        drop(shared.hold());
+        let mut batch = vec![first];
+        batch.extend(receiver.try_iter().take(BATCH - 1));
+        if let Err(error) = remove(links, &batch, group) {
+            bulkhead_process::warn(&format!("cannot take back a TAP device: {error}"));
+        }
+        shared.pending.fetch_sub(batch.len(), Ordering::Relaxed);
+    }
+}
+
+/// Several at once by a group that they are put in: the kernel then waits once for all processors to be done with them.
+fn remove(links: &mut Links, batch: &[Returned], group: u32) -> io::Result<()> {
+    if let [only] = batch {
+        return links.delete(only.index);
+    }
+    for device in batch {
+        links.set_group(device.index, group)?;
+    }
+    links.delete_group(group)
+}
