@@ -11,41 +11,31 @@ const KVM_IOEVENTFD: u64 = 0x4040_ae79;
 /// Putting the terminal back.
 const TCGETS2: u64 = 0x802c_542a;
 const TCSETS2: u64 = 0x402c_542b;
+/// Whether it is a terminal.
+const TIOCGWINSZ: u64 = 0x5413;
 /// Whether a socket blocks.
 const FIONBIO: u64 = 0x5421;
 
 const SYSCALLS: &[libc::c_long] = &[
     // Clients of the API and of the serial port.
     libc::SYS_accept4,
-    // A backend that comes back, and its channel for what it has to say.
-    libc::SYS_connect,
+    // Clearing an interrupt that has been delivered, without waiting.
+    libc::SYS_preadv2,
+    // The channel of a backend that comes back, for what it has to say. Connecting to it is the broker's.
     libc::SYS_socketpair,
-    // The API's socket and the serial port's, at the end. Landlock allows it nowhere else.
-    libc::SYS_unlink,
 ];
 
-/// Confines the process. `sockets` are those it has made and is to remove.
-pub(crate) fn confine<'a>(
-    sockets: impl Iterator<Item = &'a std::path::Path>,
-) -> anyhow::Result<()> {
-    let mut confinement = Confinement::new()
-        .allow(SYSCALLS)
-        .allow_ioctls(&[
-            KVM_RUN,
-            KVM_SET_GSI_ROUTING,
-            KVM_IRQFD,
-            KVM_IOEVENTFD,
-            TCGETS2,
-            TCSETS2,
-            FIONBIO,
-        ])
-        .allow_socket_families(&[libc::AF_UNIX]);
-    for socket in sockets {
-        // Landlock knows rights to remove from a folder, not rights to remove a file.
-        let folder = socket
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        confinement = confinement.write_path(folder.unwrap_or(std::path::Path::new(".")));
-    }
+/// Confines the process.
+pub(crate) fn confine() -> anyhow::Result<()> {
+    let confinement = Confinement::new().allow(SYSCALLS).allow_ioctls(&[
+        KVM_RUN,
+        KVM_SET_GSI_ROUTING,
+        KVM_IRQFD,
+        KVM_IOEVENTFD,
+        TCGETS2,
+        TCSETS2,
+        TIOCGWINSZ,
+        FIONBIO,
+    ]);
     Ok(confinement.enter()?)
 }

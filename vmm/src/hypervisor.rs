@@ -35,6 +35,14 @@ impl MsiVector for Vector {
         self.0.eventfd()
     }
 
+    fn signal(&self) {
+        self.0.signal();
+    }
+
+    fn is_pending(&self) -> bool {
+        self.0.is_pending()
+    }
+
     fn route(&self, address: u64, data: u32) -> io::Result<()> {
         self.0.route(address, data).map_err(io::Error::other)
     }

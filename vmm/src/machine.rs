@@ -8,18 +8,20 @@ use anyhow::{Context, anyhow, bail};
 use bulkhead_boot::layout::{COM1_GSI, COM1_PORTS, ECAM, PCI_32, PCI_CONFIG_PORTS, POWER_PORTS};
 use bulkhead_boot::{Entry, Initramfs, Kernel, Layout, acpi, reset_vector};
 use bulkhead_devices::pci::{PciRoot, Window};
-use bulkhead_devices::vhost_user::{BackendEvent, Frontend};
+use bulkhead_devices::vhost_user::{BackendEvent, Frontend, FrontendError};
 use bulkhead_devices::virtio::VirtioPci;
 use bulkhead_devices::{Bus, BusDevice, Serial};
 use bulkhead_kvm::{BootState, Interrupts, Vcpu, Vm, guest_ram};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::broker::Broker;
 use crate::config::{PayloadConfig, VmConfig};
 use crate::console::Console;
 use crate::ending::Endings;
 use crate::host;
 use crate::hypervisor::Kvm;
 use crate::platform::Buses;
+use crate::reports::Reports;
 
 /// A machine that is ready to run.
 pub(crate) struct Machine {
@@ -27,32 +29,35 @@ pub(crate) struct Machine {
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) console: Option<(Console, Arc<Serial>)>,
     pub(crate) frontends: Vec<Arc<Frontend>>,
+    pub(crate) reports: Arc<Reports>,
     // The vCPUs end before their machine does.
     _vm: Vm,
 }
 
 impl Machine {
     /// Builds what `config` describes.
-    pub(crate) fn new(config: &VmConfig) -> anyhow::Result<Self> {
+    pub(crate) fn new(config: &VmConfig, broker: &Broker) -> anyhow::Result<Self> {
         let layout = Layout::new(config.memory.size);
         let vm = Vm::new(allocate(config, &layout)?)?;
         let interrupts = vm.interrupts()?;
         let buses = Arc::new(Buses::new(Arc::new(Endings::new()?)));
 
-        let console = add_serial(config, &buses.ports, &interrupts)?;
+        let console = add_serial(config, &buses.ports, &interrupts, broker)?;
         add_power(&buses)?;
-        let frontends = add_pci(&vm, config, &layout, &buses, interrupts)?;
+        let reports = Arc::new(Reports::new()?);
+        let frontends = add_pci(&vm, config, &layout, &buses, (interrupts, &reports), broker)?;
 
         let cpus = u8::try_from(config.cpus.boot_vcpus).context("--cpus")?;
         reset_vector::write(vm.memory())?;
         let rsdp = acpi::write(vm.memory(), &layout, cpus)?;
-        let boot = load(&vm, &layout, &config.payload, rsdp)?;
+        let boot = load(&vm, &layout, &config.payload, rsdp, broker)?;
         let vcpus = vm.create_vcpus(cpus, &boot)?;
         Ok(Self {
             buses,
             vcpus,
             console,
             frontends,
+            reports,
             _vm: vm,
         })
     }
@@ -64,9 +69,11 @@ impl Machine {
         }
     }
 
-    /// The path of the serial port's socket.
-    pub(crate) fn console_socket(&self) -> Option<&Path> {
-        self.console.as_ref()?.0.socket()
+    /// Waits for the guest's last words to be written.
+    pub(crate) fn finish(&self) {
+        if let Some((console, _)) = &self.console {
+            console.finish();
+        }
     }
 }
 
@@ -82,15 +89,21 @@ fn allocate(config: &VmConfig, layout: &Layout) -> anyhow::Result<vm_memory::Gue
     Ok(guest_ram(&layout.ram(), config.memory.hugepages)?)
 }
 
-fn load(vm: &Vm, layout: &Layout, payload: &PayloadConfig, rsdp: u64) -> anyhow::Result<BootState> {
+fn load(
+    vm: &Vm,
+    layout: &Layout,
+    payload: &PayloadConfig,
+    rsdp: u64,
+    broker: &Broker,
+) -> anyhow::Result<BootState> {
     let kernel_path = payload.kernel.display();
-    let mut file = open("kernel", &payload.kernel)?;
+    let mut file = open("kernel", &payload.kernel, broker)?;
     let kernel = Kernel::load(vm.memory(), layout, &mut file)
         .map_err(|error| anyhow!("kernel {kernel_path} {error}"))?;
     let initramfs = match &payload.initramfs {
         None => None,
         Some(path) => {
-            let mut file = open("initramfs", path)?;
+            let mut file = open("initramfs", path, broker)?;
             let loaded = Initramfs::load(vm.memory(), layout, &kernel, &mut file)
                 .map_err(|error| anyhow!("initramfs {} {error}", path.display()))?;
             Some(loaded)
@@ -115,9 +128,10 @@ fn load(vm: &Vm, layout: &Layout, payload: &PayloadConfig, rsdp: u64) -> anyhow:
     })
 }
 
-fn open(what: &str, path: &Path) -> anyhow::Result<File> {
-    let file =
-        File::open(path).with_context(|| format!("cannot open {what} {}", path.display()))?;
+fn open(what: &str, path: &Path, broker: &Broker) -> anyhow::Result<File> {
+    let file = broker
+        .open(path)
+        .with_context(|| format!("cannot open {what} {}", path.display()))?;
     if !file.metadata()?.is_file() {
         bail!("{what} {} is not a file", path.display());
     }
@@ -128,8 +142,9 @@ fn add_serial(
     config: &VmConfig,
     ports: &Bus,
     interrupts: &Interrupts,
+    broker: &Broker,
 ) -> anyhow::Result<Option<(Console, Arc<Serial>)>> {
-    let Some(console) = Console::open(&config.serial)? else {
+    let Some(console) = Console::open(&config.serial, broker)? else {
         return Ok(None);
     };
     let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
@@ -149,7 +164,8 @@ fn add_pci(
     config: &VmConfig,
     layout: &Layout,
     buses: &Buses,
-    interrupts: Arc<Interrupts>,
+    (interrupts, reports): (Arc<Interrupts>, &Arc<Reports>),
+    broker: &Broker,
 ) -> anyhow::Result<Vec<Arc<Frontend>>> {
     let windows = [layout.pci_64(), PCI_32].map(|(base, len)| Window { base, len });
     let root = PciRoot::new(&windows)?;
@@ -166,24 +182,27 @@ fn add_pci(
         .devices()
         .into_iter()
         .map(|(flag, device)| {
-            let frontend =
-                Frontend::connect(device, vm.memory().clone(), Box::new(tell)).context(flag)?;
+            let connector = Box::new(
+                broker
+                    .connector(&device.socket)
+                    .map_err(|error| {
+                        let socket = device.socket.clone();
+                        FrontendError::connecting(socket, error)
+                    })
+                    .context(flag)?,
+            );
+            let observer = reports.clone();
+            let observer = Box::new(move |socket: &Path, event: BackendEvent<'_>| {
+                observer.note(socket, &event);
+            });
+            let frontend = Frontend::connect(device, vm.memory().clone(), connector, observer)
+                .context(flag)?;
             let function =
                 VirtioPci::new(frontend.clone(), hypervisor.clone(), vm.memory().clone())?;
             root.add(function)?;
             Ok(frontend)
         })
         .collect()
-}
-
-/// A guest whose disk stands still is a riddle, unless somebody says why.
-fn tell(socket: &Path, event: BackendEvent<'_>) {
-    let socket = socket.display();
-    match event {
-        BackendEvent::Lost => eprintln!("warning: {socket}: the backend is gone; waiting for it"),
-        BackendEvent::Unusable(error) => eprintln!("warning: {error}"),
-        BackendEvent::Back => eprintln!("warning: {socket}: the backend is back"),
-    }
 }
 
 fn insert<T: Into<u64>>(

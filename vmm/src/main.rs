@@ -5,9 +5,11 @@
 //! the process confines itself, the machine runs.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without
 
 mod api;
 mod args;
+mod broker;
 mod config;
 mod confine;
 mod console;
@@ -17,6 +19,7 @@ mod hypervisor;
 mod machine;
 mod platform;
 mod power;
+mod reports;
 mod run;
 
 use std::process::ExitCode;
@@ -24,7 +27,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use api::Server;
 use args::Args;
-use bulkhead_process::{signals, usage};
+use broker::Broker;
+use bulkhead_process::signals::{self, SignalFd};
+use bulkhead_process::usage;
 use ending::Ending;
 use machine::Machine;
 
@@ -37,33 +42,43 @@ fn main() -> ExitCode {
 
 fn start(args: Args) -> anyhow::Result<ExitCode> {
     let signals = signals::block_termination()?;
+    // A guest whose terminal is another job's runs on.
+    let _job_control = signals::block(&[libc::SIGTTIN, libc::SIGTTOU])?;
+    let broker = Broker::start().context("cannot start the broker process")?;
+    let outcome = serve(args, &signals, &broker);
+    broker.end();
+    outcome
+}
+
+fn serve(args: Args, signals: &SignalFd, broker: &Broker) -> anyhow::Result<ExitCode> {
     let mut server = match args.api_socket() {
-        Some(path) => Some(Server::new(path).context("--api-socket")?),
+        Some(path) => Some(Server::new(path, broker).context("--api-socket")?),
         None => None,
     };
     let guest = match (args.into_config(), &mut server) {
         (Some(config), _) => {
             let config = config.check().map_err(usage)?;
-            let machine = Machine::new(&config)?;
+            let machine = Machine::new(&config, broker)?;
             Some((config, machine))
         }
-        (None, Some(server)) => run::wait_for_guest(server, &signals)?,
+        (None, Some(server)) => run::wait_for_guest(server, signals, broker)?,
         (None, None) => None,
     };
     let Some((config, mut machine)) = guest else {
         return Ok(ExitCode::SUCCESS);
     };
     machine.make_console_raw();
-    let api_socket = server.iter().map(Server::path);
-    confine::confine(api_socket.chain(machine.console_socket()))?;
+    broker.seal()?;
+    confine::confine()?;
     // From here on the process can do nothing but run this guest.
-    let ending = run::run(&config, &mut machine, &mut server, &signals)?;
+    let ending = run::run(&config, &mut machine, &mut server, signals)?;
+    machine.finish();
     drop(machine);
     Ok(match ending {
         Ending::PowerOff | Ending::Stopped => ExitCode::SUCCESS,
         Ending::Reset => ExitCode::from(RESET),
         Ending::Crash(vcpu, crash) => {
-            eprintln!("error: the guest crashed: vCPU {vcpu}: {crash}");
+            bulkhead_process::report(&format!("the guest crashed: vCPU {vcpu}: {crash}"));
             ExitCode::from(CRASH)
         }
     })

@@ -10,8 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::api::{ApiEvent, Next, Response, Running, Server, Waiting};
+use crate::broker::Broker;
 use crate::config::VmConfig;
-use crate::console::ConsoleEvent;
 use crate::ending::Ending;
 use crate::machine::Machine;
 
@@ -19,9 +19,8 @@ use crate::machine::Machine;
 enum Event {
     Signal,
     Ended,
-    Console(ConsoleEvent),
-    /// The guest can take more input.
-    Room,
+    /// Something happened to a backend.
+    Backend,
     Api(ApiEvent),
 }
 
@@ -31,6 +30,7 @@ type Source<'a> = (Event, PollFd<'a>);
 pub(crate) fn wait_for_guest(
     server: &mut Server,
     signals: &SignalFd,
+    broker: &Broker,
 ) -> anyhow::Result<Option<(VmConfig, Machine)>> {
     let mut waiting = Waiting::default();
     let mut guest = None;
@@ -43,14 +43,14 @@ pub(crate) fn wait_for_guest(
                 Event::Signal => end |= signals.take()?.is_some(),
                 Event::Api(event) => server.handle(event, |request| {
                     let (reply, next) = waiting.answer(request, |config| {
-                        let machine = Machine::new(config).map_err(|e| format!("{e:#}"))?;
+                        let machine = Machine::new(config, broker).map_err(|e| format!("{e:#}"))?;
                         guest = Some((config.clone(), machine));
                         Ok(())
                     });
                     end |= next == Next::End;
                     reply
                 }),
-                Event::Ended | Event::Console(_) | Event::Room => {}
+                Event::Ended | Event::Backend => {}
             }
             // What else was asked is about a guest that runs.
             if guest.is_some() {
@@ -71,8 +71,11 @@ pub(crate) fn run(
     server: &mut Option<Server>,
     signals: &SignalFd,
 ) -> anyhow::Result<Ending> {
+    if let Some((console, serial)) = &mut machine.console {
+        console.start(serial, || ())?;
+    }
     for frontend in &machine.frontends {
-        frontend.supervise()?;
+        frontend.supervise(|| ())?;
     }
     let vcpus = Vcpus::start(std::mem::take(&mut machine.vcpus), &machine.buses, false)?;
     let endings = machine.buses.endings.clone();
@@ -84,14 +87,11 @@ pub(crate) fn run(
     bulkhead_process::notify::ready()?;
     loop {
         let deadline = server.as_ref().and_then(Server::deadline);
+        let deadline = deadline.into_iter().chain(machine.reports.deadline()).min();
         for event in wait(sources(machine, server.as_ref(), signals), deadline)? {
-            match (event, &mut machine.console, &mut *server) {
-                (Event::Signal, ..) if signals.take()?.is_some() => endings.tell(Ending::Stopped),
-                (Event::Console(event), Some((console, serial)), _) => {
-                    console.handle(event, serial);
-                }
-                (Event::Room, Some((console, serial)), _) => console.feed(serial),
-                (Event::Api(event), _, Some(server)) => {
+            match (event, &mut *server) {
+                (Event::Signal, _) if signals.take()?.is_some() => endings.tell(Ending::Stopped),
+                (Event::Api(event), Some(server)) => {
                     server.handle(event, |request| running.answer(request));
                 }
                 _ => {}
@@ -101,8 +101,14 @@ pub(crate) fn run(
             server.tidy();
         }
         if let Some(ending) = endings.first() {
+            // What becomes of backends from here on is part of the end.
+            machine
+                .frontends
+                .iter()
+                .for_each(|frontend| frontend.close());
             return Ok(ending);
         }
+        machine.reports.write();
     }
 }
 
@@ -149,11 +155,6 @@ fn sources<'a>(
         sources.push((event, PollFd::from_borrowed_fd(fd, flags)));
     };
     add(Event::Ended, machine.buses.endings.told(), PollFlags::IN);
-    if let Some((console, serial)) = &machine.console {
-        console.sources(|event, fd, flags| add(Event::Console(event), fd, flags));
-        if console.is_full() {
-            add(Event::Room, serial.room(), PollFlags::IN);
-        }
-    }
+    add(Event::Backend, machine.reports.noted(), PollFlags::IN);
     sources
 }

@@ -4,6 +4,7 @@
 //! Pure functions over guest memory: it may touch the files it is handed, to read, and guest RAM. It must not open
 //! anything, and knows neither KVM nor any device; where things are is in [`layout`].
 
+#![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without
 #![forbid(unsafe_code)]
 
 pub mod acpi;

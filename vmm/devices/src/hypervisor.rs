@@ -7,10 +7,18 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// One message-signalled interrupt, triggered by an eventfd without the monitor's help.
 pub trait MsiVector: Send + Sync {
-    /// The eventfd that raises the interrupt while a route is set. It is the same one for the vector's whole life,
+    /// The eventfd by which a backend raises the interrupt while a route is set. It is the same one for the vector's whole life,
     /// so that a backend may keep it. While no route is set, signals stay in its counter, and setting a
     /// route delivers them.
+    ///
+    /// A backend that has it can fill it and make it block, so the monitor neither reads nor writes it.
     fn eventfd(&self) -> &EventFd;
+
+    /// Raises the interrupt like a signal on [`Self::eventfd`]. Never waits.
+    fn signal(&self);
+
+    /// Whether a signal waits for a route. Never waits itself.
+    fn is_pending(&self) -> bool;
 
     /// From now on a signal on [`Self::eventfd`] sends the message `data` to `address`.
     ///

@@ -4,6 +4,7 @@
 //! connect to. It must not depend on KVM, on a backend or on image code: what it needs of a hypervisor is in
 //! [`Hypervisor`], and the machine supplies it.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without
 #![forbid(unsafe_code)]
 
 mod bus;

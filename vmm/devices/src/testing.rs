@@ -19,6 +19,18 @@ impl MsiVector for NotedVector {
         &self.eventfd
     }
 
+    fn signal(&self) {
+        self.eventfd.write(1).unwrap();
+    }
+
+    fn is_pending(&self) -> bool {
+        let pending = self.eventfd.read().is_ok();
+        if pending {
+            self.signal();
+        }
+        pending
+    }
+
     fn route(&self, address: u64, data: u32) -> io::Result<()> {
         *self.changes.lock().unwrap() += 1;
         // KVM accepts messages to local APICs.

@@ -114,11 +114,14 @@ fn connect_with(folder: &Path, events: &Arc<Events>, memory: GuestMemoryMmap) ->
         queue_sizes: vec![64],
         particulars: Particulars::default(),
     };
+    let path = config.socket.clone();
+    let connector = Box::new(move || bulkhead_devices::vhost_user::connect(&path));
     let seen = events.clone();
     let observer = move |_: &Path, event: BackendEvent<'_>| seen.note(&event);
-    let frontend = Frontend::connect(config, memory.clone(), Box::new(observer)).unwrap();
+    let frontend =
+        Frontend::connect(config, memory.clone(), connector, Box::new(observer)).unwrap();
     frontend.attach(events.clone());
-    frontend.supervise().unwrap();
+    frontend.supervise(|| ()).unwrap();
     BlockGuest::new(frontend, memory)
 }
 
@@ -167,8 +170,8 @@ fn a_reset_takes_the_queues_back_and_the_next_driver_starts_afresh() {
     for round in 0..5 {
         guest.activate();
         assert_eq!(guest.read(round), sector(round));
-        guest.frontend.reset();
-        guest.frontend.reset();
+        guest.reset();
+        guest.reset();
         // Nobody works on the ring now.
         guest.submit_read(3);
         std::thread::sleep(Duration::from_millis(20));
@@ -214,7 +217,7 @@ fn a_driver_may_start_and_stop_while_there_is_no_backend() {
     wait("the loss", || events.lost() == 1);
 
     guest.activate();
-    guest.frontend.reset();
+    guest.reset();
     guest.activate();
     guest.submit_read(5);
     let mut capacity = [0; 8];

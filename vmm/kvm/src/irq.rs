@@ -57,8 +57,11 @@ impl Interrupts {
     /// # Errors
     /// When all routes are taken or the process has no more descriptors.
     pub fn allocate(self: &Arc<Self>) -> Result<Interrupt, Error> {
-        let fd = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-            .map_err(|e| Error::Refused("an eventfd", e))?;
+        let eventfd = || {
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                .map_err(|e| Error::Refused("an eventfd", e))
+        };
+        let (shared, own) = (eventfd()?, eventfd()?);
         let mut messages = self.lock();
         let gsi = (IOAPIC_PINS..MAX_ROUTES)
             .find(|gsi| !messages.contains_key(gsi))
@@ -67,7 +70,8 @@ impl Interrupts {
         Ok(Interrupt {
             all: self.clone(),
             gsi,
-            fd,
+            shared,
+            own,
         })
     }
 
@@ -112,11 +116,13 @@ fn message_entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {
     entry
 }
 
-/// One message-signalled interrupt, raised by an eventfd.
+/// One message-signalled interrupt, raised by either of two eventfds: one to be given away, and one of the monitor's own. Whoever has
+/// the first can fill it and make it block, so it is neither written here nor read.
 pub struct Interrupt {
     all: Arc<Interrupts>,
     gsi: u32,
-    fd: EventFd,
+    shared: EventFd,
+    own: EventFd,
 }
 
 impl Interrupt {
@@ -124,7 +130,23 @@ impl Interrupt {
     /// setting a route delivers them.
     #[must_use]
     pub fn eventfd(&self) -> &EventFd {
-        &self.fd
+        &self.shared
+    }
+
+    /// Raises the interrupt, as a signal on [`Self::eventfd`] does.
+    pub fn signal(&self) {
+        // It only fails when the counter is full, and then it is pending already.
+        let _ = self.own.write(1);
+    }
+
+    /// Whether a signal waits for a route.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.fds().iter().any(|fd| is_readable(fd))
+    }
+
+    fn fds(&self) -> [&EventFd; 2] {
+        [&self.shared, &self.own]
     }
 
     /// From now on a signal sends the message `data` to `address`.
@@ -136,10 +158,19 @@ impl Interrupt {
         let former = messages.insert(self.gsi, Some(Message { address, data }));
         self.all.install(&messages)?;
         if former.flatten().is_none() {
-            self.all
-                .vm
-                .register_irqfd(&self.fd, self.gsi)
-                .map_err(refused("an interrupt"))?;
+            // Signals from before are taken and made again once there is a route, so that each vector starts with empty counters.
+            // One that comes in between stays in its counter, and KVM delivers it when it learns of the eventfd.
+            let pending = self.is_pending();
+            self.fds().into_iter().for_each(clear);
+            for fd in self.fds() {
+                self.all
+                    .vm
+                    .register_irqfd(fd, self.gsi)
+                    .map_err(refused("an interrupt"))?;
+            }
+            if pending {
+                self.signal();
+            }
         }
         Ok(())
     }
@@ -150,16 +181,40 @@ impl Interrupt {
     /// When KVM refuses.
     pub fn unroute(&self) -> Result<(), Error> {
         let mut messages = self.all.lock();
-        match messages.insert(self.gsi, None) {
-            // The route itself may stay in KVM's table until the next change: nothing raises it any more.
-            Some(Some(_)) => self
-                .all
-                .vm
-                .unregister_irqfd(&self.fd, self.gsi)
-                .map_err(refused("to forget an interrupt")),
-            _ => Ok(()),
+        // The route itself may stay in KVM's table until the next change: nothing raises it any more.
+        if let Some(Some(_)) = messages.insert(self.gsi, None) {
+            for fd in self.fds() {
+                self.all
+                    .vm
+                    .unregister_irqfd(fd, self.gsi)
+                    .map_err(refused("to forget an interrupt"))?;
+            }
         }
+        Ok(())
     }
+}
+
+/// Whether the counter is not zero.
+fn is_readable(fd: &EventFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: `poll` outlives the call, which does not wait. No type of this crate's has a borrowed descriptor for rustix.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLIN != 0 }
+}
+
+/// Sets the counter to zero, also of an eventfd that another process has made to block.
+fn clear(fd: &EventFd) {
+    let mut counter = 0_u64;
+    let part = libc::iovec {
+        iov_base: (&raw mut counter).cast(),
+        iov_len: size_of::<u64>(),
+    };
+    // SAFETY: `part` is `counter`, which outlives the call. It is needed because reads without waiting are of this call alone. When
+    // it fails, the counter was zero.
+    unsafe { libc::preadv2(fd.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) };
 }
 
 impl Drop for Interrupt {
@@ -205,7 +260,7 @@ impl std::fmt::Debug for Interrupt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Interrupt")
             .field("gsi", &self.gsi)
-            .field("fd", &self.fd.as_raw_fd())
+            .field("fd", &self.shared.as_raw_fd())
             .finish()
     }
 }

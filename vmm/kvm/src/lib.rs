@@ -7,6 +7,7 @@
 //! `unsafe` is needed for three things that no safe wrapper offers: handing guest RAM to KVM, reading the union in
 //! `kvm_run`, and asking a running vCPU to return from its signal handler.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without
 mod cpuid;
 mod irq;
 mod ram;

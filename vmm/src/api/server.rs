@@ -5,13 +5,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bulkhead_process::listen;
 use rustix::event::PollFlags;
 
 use super::http::{MAX_REQUEST, Parsed, Request, Response, Status, parse};
-use crate::console::listen;
+use crate::broker::Broker;
 
 /// More than are served at once make the one that has been idle for longest go.
 const MAX_CLIENTS: usize = 16;
@@ -40,10 +41,9 @@ pub(crate) enum ApiEvent {
     Client(usize),
 }
 
-/// The API's socket and who is connected to it. The socket is removed when it is dropped.
+/// The API's socket and who is connected to it.
 pub(crate) struct Server {
     listener: UnixListener,
-    path: PathBuf,
     clients: Vec<Client>,
     /// When to look for connections again, after one could not be taken.
     deaf_until: Option<Instant>,
@@ -68,19 +68,15 @@ struct Client {
 }
 
 impl Server {
-    /// Listens at `path`, which must not exist.
-    pub(crate) fn new(path: &Path) -> anyhow::Result<Self> {
+    /// Listens at `path`, in place of a monitor that was killed.
+    pub(crate) fn new(path: &Path, broker: &Broker) -> anyhow::Result<Self> {
+        let (listener, file) = listen::listen(path)?.into_parts();
+        broker.remove_at_end(file)?;
         Ok(Self {
-            listener: listen(path)?,
-            path: path.to_owned(),
+            listener: listener.into(),
             clients: Vec::new(),
             deaf_until: None,
         })
-    }
-
-    /// Where it listens.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Calls `add` for everything to wait for.
@@ -171,13 +167,6 @@ impl Server {
             // Too many open files, say: it would be tried again without end.
             Err(_) => self.deaf_until = Some(Instant::now() + ACCEPT_PAUSE),
         }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Who removed it before has done the same.
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

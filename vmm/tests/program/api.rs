@@ -10,7 +10,7 @@ use crate::elf::{self, forever, out};
 use crate::{Monitor, kvm_is_usable};
 
 /// Sends one request; the status and the body, if there is one.
-fn ask(socket: &Path, method: &str, name: &str, body: &Value) -> (u16, Value) {
+pub(crate) fn ask(socket: &Path, method: &str, name: &str, body: &Value) -> (u16, Value) {
     let body = match body {
         Value::Null => String::new(),
         body => body.to_string(),

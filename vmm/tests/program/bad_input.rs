@@ -81,11 +81,15 @@ const CASES: &[Case<'_>] = &[
         1,
         &["--serial", "missing"],
     ),
-    (&["--serial", "socket={}/empty"], 1, &["--serial", "in use"]),
+    (
+        &["--serial", "socket={}/empty"],
+        1,
+        &["--serial", "not a socket"],
+    ),
     (
         &["--api-socket", "path={}/empty"],
         1,
-        &["--api-socket", "in use"],
+        &["--api-socket", "not a socket"],
     ),
     (&["--nonsense"], 2, &["--nonsense"]),
 ];

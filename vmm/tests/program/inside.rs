@@ -100,7 +100,8 @@ fn files_programs_and_the_network_are_refused() {
 
     // That a call is made at all: these are allowed.
     assert_eq!(puppet.call(libc::SYS_getpid, [0; 3]), i64::from(pid));
-    assert!(socket(libc::AF_UNIX) > 0);
+    let pair = [libc::AF_UNIX as u64, libc::SOCK_STREAM as u64, 0];
+    assert_ne!(puppet.call(libc::SYS_socketpair, pair), REFUSED);
     // Were it not for the confinement, the null pointers would be what is wrong.
     assert_eq!(puppet.call(libc::SYS_open, [0; 3]), REFUSED);
     let here = libc::AT_FDCWD as u64;
@@ -108,7 +109,12 @@ fn files_programs_and_the_network_are_refused() {
     assert_eq!(puppet.call(libc::SYS_execve, [0; 3]), REFUSED);
     assert_eq!(puppet.call(libc::SYS_fork, [0; 3]), REFUSED);
     assert_eq!(puppet.call(libc::SYS_ptrace, [0; 3]), REFUSED);
+    // Its own peers are connected to by its broker, and its sockets are removed by it.
+    assert_eq!(puppet.call(libc::SYS_connect, [0; 3]), REFUSED);
+    assert_eq!(puppet.call(libc::SYS_unlink, [0; 3]), REFUSED);
+    assert_eq!(puppet.call(libc::SYS_unlinkat, [here, 0, 0]), REFUSED);
     for family in [
+        libc::AF_UNIX,
         libc::AF_INET,
         libc::AF_INET6,
         libc::AF_NETLINK,

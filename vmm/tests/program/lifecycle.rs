@@ -1,10 +1,13 @@
 //! From the first instruction to the exit status.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
 use rustix::process::Signal;
+use serde_json::Value;
 
+use crate::api::ask;
 use crate::elf::{echo, forever, out};
 use crate::{Monitor, kvm_is_usable};
 
@@ -60,30 +63,123 @@ fn signals_end_it_with_0_and_nothing_is_left() {
 }
 
 #[test]
-fn a_guest_whose_output_nobody_reads_can_be_ended() {
+fn a_guest_whose_output_nobody_reads_runs_on_and_can_be_ended() {
     if !kvm_is_usable() {
         return;
     }
-    // Far more than a pipe holds: a write blocks in the vCPU's thread.
+    // Far more than a pipe holds.
     let mut code = out(COM1, b'x');
     code.extend([0xee, 0xeb, 0xfd]); // again: out dx, al; jmp again
-    let monitor = Monitor::start(&code, &[]);
+    let monitor = Monitor::start(&code, &["--api-socket", "path={}/api"]);
     monitor.wait_ready();
-    let stuck = || {
-        let syscall = std::fs::read_to_string(format!("/proc/{}/io", monitor.child.id())).unwrap();
-        let written = syscall
-            .lines()
-            .find_map(|l| l.strip_prefix("wchar: "))
-            .unwrap();
-        written.parse::<u64>().unwrap() >= 65536
+    let full = || {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", monitor.child.id())).unwrap();
+        let written = io.lines().find_map(|l| l.strip_prefix("wchar: ")).unwrap();
+        // Its last page may be the only one with something in it.
+        written.parse::<u64>().unwrap() > 15 * 4096
     };
-    while !stuck() {
+    while !full() {
         std::thread::yield_now();
     }
 
+    let exits = || {
+        ask(&monitor.path("api"), "GET", "vm.counters", &Value::Null).1["vcpu0"]["io"]
+            .as_u64()
+            .unwrap()
+    };
+    let before = exits();
+    while exits() < before + 100_000 {
+        std::thread::yield_now();
+    }
+    assert_eq!(
+        ask(&monitor.path("api"), "PUT", "vm.pause", &Value::Null).0,
+        204
+    );
     monitor.signal(Signal::TERM);
 
     assert_eq!(monitor.end().0.code(), Some(0));
+}
+
+#[test]
+fn a_monitor_that_was_killed_is_succeeded_at_its_sockets_and_one_that_lives_is_not() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let sockets = [
+        "--api-socket",
+        "path={}/api",
+        "--serial",
+        "socket={}/serial",
+    ];
+    let mut first = Monitor::start(&forever(), &sockets);
+    first.wait_ready();
+    for name in ["api", "serial"] {
+        let mode = std::fs::metadata(first.path(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    let folder = first.folder.path().to_owned();
+    let start = |arguments: &[&str]| {
+        let here = folder.to_str().unwrap();
+        std::process::Command::new(env!("CARGO_BIN_EXE_bulkhead-vmm"))
+            .args([
+                "--kernel",
+                &format!("{here}/kernel"),
+                "--memory",
+                "size=16M",
+            ])
+            .args(arguments.iter().map(|word| word.replace("{}", here)))
+            .stdin(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let refused = start(&sockets).wait_with_output().unwrap();
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(error.contains("is in use by another process"), "{error}");
+    assert_eq!(
+        ask(&first.path("api"), "GET", "vm.info", &Value::Null).0,
+        200
+    );
+
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    assert!(first.path("api").exists() && first.path("serial").exists());
+    let second = start(&sockets);
+    while UnixStream::connect(first.path("api")).is_err() {
+        std::thread::yield_now();
+    }
+    assert_eq!(
+        ask(&first.path("api"), "PUT", "vm.shutdown", &Value::Null).0,
+        204
+    );
+
+    assert_eq!(second.wait_with_output().unwrap().status.code(), Some(0));
+    assert!(!first.path("api").exists() && !first.path("serial").exists());
+}
+
+#[test]
+fn a_serial_file_that_nobody_reads_or_that_has_no_room_keeps_nobody() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let mut code = out(COM1, b'x');
+    // So often: mov ecx, 200000; again: out dx, al; loop again
+    code.extend([0xb9, 0x40, 0x0d, 0x03, 0, 0xee, 0xe2, 0xfd]);
+    code.extend(out(SLEEP_CONTROL, 0x34));
+    code.extend(forever());
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+    for file in ["/dev/full", fifo.to_str().unwrap()] {
+        let monitor = Monitor::start(&code, &["--serial", &format!("file={file}")]);
+        let (status, _, left) = monitor.end();
+        assert_eq!((status.code(), left), (Some(0), Vec::new()));
+    }
 }
 
 #[test]

@@ -7,8 +7,6 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vmm_sys_util::eventfd::EventFd;
-
 use crate::hypervisor::{Hypervisor, MsiVector};
 
 /// The number that means "no vector" (virtio 1.2 §4.1.5.1.1).
@@ -91,8 +89,7 @@ impl Msix {
     /// Interrupts the guest, or remembers to. A vector that does not exist interrupts nobody.
     pub fn signal(&self, vector: u16) {
         if let Some(vector) = self.vectors.get(usize::from(vector)) {
-            // It only fails when the counter is full, and then it is pending already.
-            let _ = vector.eventfd().write(1);
+            vector.signal();
         }
     }
 
@@ -166,7 +163,7 @@ impl Msix {
     fn pending(&self, state: &State, number: u64) -> bool {
         let number = usize::try_from(number).unwrap_or(usize::MAX);
         match (state.entries.get(number), self.vectors.get(number)) {
-            (Some(entry), Some(vector)) if entry.route.is_none() => signalled(vector.eventfd()),
+            (Some(entry), Some(vector)) if entry.route.is_none() => vector.is_pending(),
             _ => false,
         }
     }
@@ -183,18 +180,9 @@ impl Msix {
             return;
         }
         match (wanted, entry.route) {
-            (Some((address, data)), None) => {
-                // Signals from before are taken and made again once there is a route, so that each vector starts with
-                // an empty counter. One that comes in between stays in the counter, and setting the route delivers it.
-                let pending = vector.eventfd().read().is_ok();
+            (Some((address, data)), former) => {
                 entry.route = vector.route(address, data).ok().and(wanted);
-                if pending {
-                    let _ = vector.eventfd().write(1);
-                }
-            }
-            (Some((address, data)), Some(_)) => {
-                entry.route = vector.route(address, data).ok().and(wanted);
-                if entry.route.is_none() {
+                if entry.route.is_none() && former.is_some() {
                     let _ = vector.unroute();
                 }
             }
@@ -212,15 +200,6 @@ impl Msix {
 
 fn aligned(offset: u64, len: usize) -> bool {
     matches!(len, 4 | 8) && offset.is_multiple_of(len as u64)
-}
-
-/// Whether the counter is not zero. Nobody else reads it while there is no route, and signals only add to it.
-fn signalled(eventfd: &EventFd) -> bool {
-    let signalled = eventfd.read().is_ok();
-    if signalled {
-        let _ = eventfd.write(1);
-    }
-    signalled
 }
 
 #[cfg(test)]

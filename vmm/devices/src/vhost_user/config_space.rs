@@ -33,12 +33,17 @@ impl ConfigCopy {
         u32::try_from(offset).ok().filter(|_| fits)
     }
 
-    /// The backend has taken this write.
-    pub(super) fn note(&mut self, offset: u32, data: &[u8]) {
+    /// The driver writes what no backend need know.
+    pub(super) fn put(&mut self, offset: u32, data: &[u8]) {
         let fields = self.bytes.iter_mut().skip(offset as usize);
         for (to, byte) in fields.zip(data) {
             *to = *byte;
         }
+    }
+
+    /// The driver writes what a backend is told.
+    pub(super) fn note(&mut self, offset: u32, data: &[u8]) {
+        self.put(offset, data);
         let same = |(at, bytes): &(u32, Vec<u8>)| *at == offset && bytes.len() == data.len();
         self.written.retain(|write| !same(write));
         if self.written.len() < MAX_WRITES {

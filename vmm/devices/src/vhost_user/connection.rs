@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -16,11 +16,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
-    SocketFlags, SocketType, connect, recvmsg, socket_with,
+    SocketFlags, SocketType, recvmsg, socket_with,
 };
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use super::Connector;
 use super::error::{Fault, Result};
 
 /// How long a backend may take for all the answers of one step, such as the handshake or the start of its queues.
@@ -44,6 +45,22 @@ pub(super) struct Reply {
     pub(super) fd: Option<OwnedFd>,
 }
 
+/// Connects to the socket at `path`, without waiting.
+///
+/// # Errors
+/// Those of connect(2).
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(UnixStream::from(socket))
+}
+
 pub(super) struct Connection {
     socket: UnixStream,
     /// When the step being taken must be over. A backend that is slow at each answer holds nobody longer than one that
@@ -54,31 +71,20 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects to the backend that listens at `path`, without waiting.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let address = SocketAddrUnix::new(path).map_err(|errno| match errno {
-            Errno::NAMETOOLONG => Fault::PathTooLong,
-            other => Fault::Io(other.into()),
-        })?;
-        let socket = socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            None,
-        )
-        .map_err(io::Error::from)?;
-        connect(&socket, &address).map_err(|errno| match errno {
-            Errno::NOENT => Fault::Missing,
-            Errno::NAMETOOLONG => Fault::PathTooLong,
-            Errno::PROTOTYPE => Fault::NotAStream,
-            Errno::AGAIN => Fault::Busy,
-            Errno::CONNREFUSED => match std::fs::metadata(path) {
+    /// A connection to the backend that listens at `path`, made by `connector`.
+    pub(super) fn open(path: &Path, connector: &Connector) -> Result<Self> {
+        let failed = |error: io::Error| match Errno::from_io_error(&error) {
+            Some(Errno::NOENT) => Fault::Missing,
+            Some(Errno::NAMETOOLONG) => Fault::PathTooLong,
+            Some(Errno::PROTOTYPE) => Fault::NotAStream,
+            Some(Errno::AGAIN) => Fault::Busy,
+            Some(Errno::CONNREFUSED) => match std::fs::metadata(path) {
                 Ok(file) if !file.file_type().is_socket() => Fault::NotASocket,
                 _ => Fault::NobodyListens,
             },
-            other => Fault::Io(other.into()),
-        })?;
-        Ok(Self::new(UnixStream::from(socket)))
+            _ => Fault::Io(error),
+        };
+        connector().map(Self::new).map_err(failed)
     }
 
     fn new(socket: UnixStream) -> Self {
@@ -99,7 +105,7 @@ impl Connection {
         self.acknowledged = true;
     }
 
-    /// The socket, to watch for its end.
+    /// The socket, to end the connection from another thread.
     pub(super) fn try_clone_socket(&self) -> Result<UnixStream> {
         Ok(self.socket.try_clone()?)
     }
@@ -233,9 +239,9 @@ impl Drop for Connection {
     }
 }
 
-impl AsRawFd for Connection {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

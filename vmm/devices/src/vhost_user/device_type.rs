@@ -12,6 +12,14 @@ pub const TYPE_BLOCK: u16 = ids::VIRTIO_ID_BLOCK as u16;
 /// A file system.
 pub const TYPE_FS: u16 = ids::VIRTIO_ID_FS as u16;
 
+const TYPE_CONSOLE: u16 = ids::VIRTIO_ID_CONSOLE as u16;
+const TYPE_BALLOON: u16 = ids::VIRTIO_ID_BALLOON as u16;
+const TYPE_SCSI: u16 = ids::VIRTIO_ID_SCSI as u16;
+const TYPE_INPUT: u16 = ids::VIRTIO_ID_INPUT as u16;
+const TYPE_CRYPTO: u16 = ids::VIRTIO_ID_CRYPTO as u16;
+const TYPE_SCMI: u16 = ids::VIRTIO_ID_SCMI as u16;
+const TYPE_GPIO: u16 = ids::VIRTIO_ID_GPIO as u16;
+
 const fn bits(features: &[u32]) -> u64 {
     let (mut all, mut at) = (0, 0);
     while at < features.len() {
@@ -24,6 +32,7 @@ const fn bits(features: &[u32]) -> u64 {
 const BLK_F_MQ: u64 = bits(&[blk::VIRTIO_BLK_F_MQ]);
 const BLK_F_RO: u64 = bits(&[blk::VIRTIO_BLK_F_RO]);
 const NET_F_MAC: u64 = bits(&[net::VIRTIO_NET_F_MAC]);
+const NET_F_MQ: u64 = bits(&[net::VIRTIO_NET_F_MQ]);
 const NET_F_MTU: u64 = bits(&[net::VIRTIO_NET_F_MTU]);
 /// The control queue and all that needs it.
 const NET_CONTROL: u64 = bits(&[
@@ -50,6 +59,26 @@ const NET_FIELDS: u64 = bits(&[
     net::VIRTIO_NET_F_SPEED_DUPLEX,
 ]);
 
+/// The second pair of queues, and those for control.
+const CONSOLE_F_MULTIPORT: u64 = 1 << 1;
+/// The balloon's queues after the first two, in their order: each exists if its feature was agreed on.
+/// (virtio 1.2 §5.5.2): statistics, free pages, reporting.
+const BALLOON_QUEUES: [u64; 3] = [1 << 1, 1 << 3, 1 << 5];
+/// The notification queue of a file system (virtio 1.2 §5.11.2), which is its second.
+const FS_F_NOTIFICATION: u64 = 1 << 0;
+/// Events of a GPIO device (§5.18.2) and of an SCMI device (§5.17.2) come by their second queue.
+const GPIO_F_IRQ: u64 = 1 << 0;
+const SCMI_F_P2A_CHANNELS: u64 = 1 << 0;
+
+const CONSOLE_MAX_PORTS: usize = 4;
+const SCSI_NUM_QUEUES: usize = 0;
+const CRYPTO_MAX_DATA_QUEUES: usize = 4;
+const FS_NUM_REQUEST_QUEUES: usize = 36;
+/// Whether a disk has a cache for writes: the one byte of a disk's configuration that a driver writes.
+const BLK_WCE: u32 = 32;
+/// What a driver selects of an input device's configuration: two bytes.
+const INPUT_SELECTION: u32 = 2;
+
 const NET_MAC: usize = 0;
 const NET_MAX_PAIRS: usize = 8;
 const NET_MTU: usize = 10;
@@ -60,22 +89,22 @@ const FS_TAG_LEN: usize = 36;
 const TYPES: &[(u16, &str, usize, u16)] = &[
     (TYPE_NET, "net", 24, 2),
     (TYPE_BLOCK, "blk", 60, 1),
-    (3, "console", 12, 2),
+    (TYPE_CONSOLE, "console", 12, 2),
     (4, "rng", 0, 1),
-    (5, "balloon", 16, 2),
-    (8, "scsi", 36, 3),
+    (TYPE_BALLOON, "balloon", 16, 2),
+    (TYPE_SCSI, "scsi", 36, 3),
     (16, "gpu", 16, 2),
-    (18, "input", 136, 2),
+    (TYPE_INPUT, "input", 136, 2),
     (19, "vsock", 8, 3),
-    (20, "crypto", 56, 2),
+    (TYPE_CRYPTO, "crypto", 56, 2),
     (25, "sound", 12, 4),
     (TYPE_FS, "fs", 40, 2),
     (27, "pmem", 16, 1),
     (28, "rpmb", 3, 1),
-    (32, "scmi", 0, 2),
+    (TYPE_SCMI, "scmi", 0, 2),
     (34, "i2c", 0, 1),
     (36, "can", 2, 3),
-    (41, "gpio", 8, 2),
+    (TYPE_GPIO, "gpio", 8, 2),
     (45, "spi", 12, 1),
 ];
 
@@ -160,6 +189,10 @@ pub(super) fn features(
             if queues.is_multiple_of(2) {
                 features &= !NET_CONTROL;
             }
+            if queues < 5 {
+                // One pair and the queue for control.
+                features &= !NET_F_MQ;
+            }
             if !config {
                 features &= !NET_FIELDS;
             }
@@ -175,9 +208,33 @@ pub(super) fn features(
                 "a configuration space (CONFIG), and no tag was given",
             ));
         }
+        // One pair for each port, and one for control.
+        TYPE_CONSOLE if queues < 4 => features &= !CONSOLE_F_MULTIPORT,
+        TYPE_BALLOON => {
+            let mut free = queues.saturating_sub(2);
+            for feature in BALLOON_QUEUES {
+                match features & feature != 0 && free > 0 {
+                    true => free -= 1,
+                    false => features &= !feature,
+                }
+            }
+        }
+        TYPE_FS if queues < 3 => features &= !FS_F_NOTIFICATION,
+        TYPE_GPIO if queues < 2 => features &= !GPIO_F_IRQ,
+        TYPE_SCMI if queues < 2 => features &= !SCMI_F_P2A_CHANNELS,
         _ => {}
     }
     Ok(features)
+}
+
+/// Whether what the driver writes there is the backend's affair. All else stays in the copy of the configuration space: backends
+/// need not know it, and some cannot bear it.
+pub(super) fn is_backends(device_type: u16, offset: u32, len: usize) -> bool {
+    match device_type {
+        TYPE_BLOCK => (offset, len) == (BLK_WCE, 1),
+        TYPE_INPUT => u64::from(offset) + len as u64 <= INPUT_SELECTION.into(),
+        _ => false,
+    }
 }
 
 /// Puts into the configuration space what the monitor knows better than the backend.
@@ -187,6 +244,22 @@ pub(super) fn adjust(
     queues: u16,
     particulars: &Particulars,
 ) -> Result<()> {
+    // Counts of queues are no greater than what there is.
+    let mut limit = |at: usize, most: u16| {
+        let field = config
+            .get_mut(at..)
+            .and_then(|rest| rest.first_chunk_mut::<4>());
+        if let Some(field) = field {
+            *field = u32::from_le_bytes(*field).min(most.into()).to_le_bytes();
+        }
+    };
+    match device_type {
+        TYPE_SCSI => limit(SCSI_NUM_QUEUES, queues.saturating_sub(2)),
+        TYPE_CRYPTO => limit(CRYPTO_MAX_DATA_QUEUES, queues.saturating_sub(1)),
+        TYPE_CONSOLE => limit(CONSOLE_MAX_PORTS, (queues / 2).saturating_sub(1).max(1)),
+        TYPE_FS => limit(FS_NUM_REQUEST_QUEUES, queues.saturating_sub(1)),
+        _ => {}
+    }
     let mut put = |at: usize, bytes: &[u8]| {
         for (to, byte) in config.iter_mut().skip(at).zip(bytes) {
             *to = *byte;
@@ -210,10 +283,8 @@ pub(super) fn adjust(
                 }
                 put(0, &[0; FS_TAG_LEN]);
                 put(0, tag.as_bytes());
-                put(
-                    FS_TAG_LEN,
-                    &u32::from(queues.saturating_sub(1)).to_le_bytes(),
-                );
+                let count = u32::from(queues.saturating_sub(1));
+                put(FS_NUM_REQUEST_QUEUES, &count.to_le_bytes());
             }
         }
         _ => {}
@@ -285,6 +356,71 @@ mod tests {
         assert!(features(TYPE_BLOCK, 0, 1, true, &read_only).is_err());
         let offered = features(TYPE_BLOCK, BLK_F_RO, 1, true, &read_only).unwrap();
         assert_eq!(offered, BLK_F_RO);
+    }
+
+    #[test]
+    fn what_needs_more_queues_than_there_are_is_not_offered() {
+        let offered = |kind, feature, queues| {
+            let none = Particulars {
+                tag: Some("share".into()),
+                ..Particulars::default()
+            };
+            features(kind, feature, queues, true, &none).unwrap()
+        };
+        for (kind, feature, enough) in [
+            (TYPE_CONSOLE, CONSOLE_F_MULTIPORT, 4),
+            (TYPE_NET, bits(&[net::VIRTIO_NET_F_CTRL_VQ]), 3),
+            (TYPE_NET, NET_F_MQ, 5),
+            (TYPE_BLOCK, BLK_F_MQ, 2),
+            (TYPE_BALLOON, BALLOON_QUEUES[0], 3),
+            (TYPE_FS, FS_F_NOTIFICATION, 3),
+            (TYPE_GPIO, GPIO_F_IRQ, 2),
+            (TYPE_SCMI, SCMI_F_P2A_CHANNELS, 2),
+        ] {
+            assert_eq!(offered(kind, feature, enough - 1), 0, "{kind}");
+            assert_eq!(offered(kind, feature, enough), feature, "{kind}");
+        }
+        let all = BALLOON_QUEUES.iter().sum();
+        assert_eq!(
+            offered(TYPE_BALLOON, all, 4),
+            BALLOON_QUEUES[0] | BALLOON_QUEUES[1]
+        );
+        assert_eq!(
+            offered(TYPE_BALLOON, BALLOON_QUEUES[2], 3),
+            BALLOON_QUEUES[2]
+        );
+    }
+
+    #[test]
+    fn counts_of_queues_are_no_greater_than_what_there_is() {
+        let none = Particulars::default();
+        for (kind, at, queues, most) in [
+            (TYPE_SCSI, SCSI_NUM_QUEUES, 3, 1),
+            (TYPE_CRYPTO, CRYPTO_MAX_DATA_QUEUES, 2, 1),
+            (TYPE_CONSOLE, CONSOLE_MAX_PORTS, 4, 1),
+            (TYPE_CONSOLE, CONSOLE_MAX_PORTS, 2, 1),
+            (TYPE_FS, FS_NUM_REQUEST_QUEUES, 3, 2),
+        ] {
+            let mut config = vec![0; config_len(kind)];
+            config[at] = 9;
+            adjust(kind, &mut config, queues, &none).unwrap();
+            assert_eq!(config[at..at + 4], [most, 0, 0, 0], "{kind}");
+        }
+    }
+
+    #[test]
+    fn few_writes_are_the_backend_s() {
+        assert!(is_backends(TYPE_BLOCK, 32, 1));
+        for (kind, offset, len) in [
+            (TYPE_BLOCK, 32, 2),
+            (TYPE_BLOCK, 0, 8),
+            (TYPE_NET, 0, 6),
+            (TYPE_SCSI, 20, 4),
+            (TYPE_CONSOLE, 8, 4),
+        ] {
+            assert!(!is_backends(kind, offset, len), "{kind} {offset}");
+        }
+        assert!(is_backends(TYPE_INPUT, 1, 1) && !is_backends(TYPE_INPUT, 2, 1));
     }
 
     #[test]

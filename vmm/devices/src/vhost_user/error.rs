@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
 use thiserror::Error;
 use vhost::vhost_user::message::FrontendReq;
 
@@ -14,6 +15,18 @@ pub struct FrontendError {
     pub socket: PathBuf,
     /// What is wrong.
     pub fault: Fault,
+}
+
+impl FrontendError {
+    /// No connection to the socket can be made, ever.
+    #[must_use]
+    pub fn connecting(socket: PathBuf, error: io::Error) -> Self {
+        let fault = match Errno::from_io_error(&error) {
+            Some(Errno::NAMETOOLONG) => Fault::PathTooLong,
+            _ => Fault::Io(error),
+        };
+        Self { socket, fault }
+    }
 }
 
 /// What is wrong with a backend.
@@ -64,6 +77,9 @@ pub enum Fault {
         /// How many there are.
         has: u64,
     },
+    /// The backend refused queues of that length, and did not come back.
+    #[error("the backend refused the length of its queues and is gone: give a smaller queue_size")]
+    QueuesTooLong,
     /// Something in the options cannot be.
     #[error("{0}")]
     Options(&'static str),
@@ -73,13 +89,6 @@ pub enum Fault {
     /// The operating system failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-}
-
-impl Fault {
-    /// Whether the connection can go on being used after it: only when the backend has answered, and properly.
-    pub(super) fn leaves_connection(&self) -> bool {
-        matches!(self, Self::Refused(_))
-    }
 }
 
 pub(super) type Result<T> = std::result::Result<T, Fault>;

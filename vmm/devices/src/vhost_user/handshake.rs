@@ -6,6 +6,7 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_ORDER_PLATFORM};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use super::Connector;
 use super::backend_channel::BackendChannel;
 use super::connection::Connection;
 use super::device_type;
@@ -38,8 +39,8 @@ pub(super) struct Link {
 
 impl Link {
     /// Connects and negotiates. `slots`: memory has to be given region by region.
-    pub(super) fn establish(socket: &Path, slots: bool) -> Result<Self> {
-        let mut connection = Connection::open(socket)?;
+    pub(super) fn establish(socket: &Path, connector: &Connector, slots: bool) -> Result<Self> {
+        let mut connection = Connection::open(socket, connector)?;
         let backend_features = connection.features()?;
         if backend_features & F_VERSION_1 == 0 {
             return Err(Fault::Lacks("a modern virtio device (VERSION_1)"));
@@ -69,6 +70,16 @@ impl Link {
             protocol,
             queues,
         })
+    }
+
+    /// Asks for queues of these lengths, one for each queue, if the backend says whether it takes them.
+    pub(super) fn try_sizes(&self, sizes: &[u16]) -> Result<()> {
+        if !self.has(VhostUserProtocolFeatures::REPLY_ACK) {
+            return Ok(());
+        }
+        (0..)
+            .zip(sizes)
+            .try_for_each(|(queue, size)| self.connection.set_vring_num(queue, *size))
     }
 
     /// The virtio features that a driver may be offered, before the device type has its say.

@@ -15,11 +15,12 @@ mod handshake;
 mod memory;
 mod requests;
 mod session;
-mod supervisor;
 mod vrings;
+mod worker;
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
@@ -27,6 +28,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::hypervisor::MsiVector;
 use crate::virtio::{ActiveQueue, DeviceEvents, VirtioDevice};
 
+pub use connection::connect;
 pub use device_type::{Particulars, TYPE_BLOCK, TYPE_FS, TYPE_NET, device_type, usual_queues};
 pub use error::{Fault, FrontendError};
 use session::Session;
@@ -57,8 +59,11 @@ pub enum BackendEvent<'a> {
     Back,
 }
 
+/// Connects to the backend's socket, without waiting. Called again after each loss.
+pub type Connector = Box<dyn Fn() -> io::Result<UnixStream> + Send + Sync>;
+
 /// Told of [`BackendEvent`]s, with the socket they are about.
-pub type Observer = Box<dyn Fn(&std::path::Path, BackendEvent<'_>) + Send + Sync>;
+pub type Observer = Box<dyn Fn(&Path, BackendEvent<'_>) + Send + Sync>;
 
 /// A virtio device whose other half is a vhost-user backend.
 pub struct Frontend {
@@ -73,21 +78,28 @@ impl Frontend {
     pub fn connect(
         config: FrontendConfig,
         memory: GuestMemoryMmap,
+        connector: Connector,
         observer: Observer,
     ) -> Result<Arc<Self>, FrontendError> {
         let socket = config.socket.clone();
-        let session = Session::connect(config, memory, observer)
+        let session = Session::connect(config, memory, connector, observer)
             .map_err(|fault| FrontendError { socket, fault })?;
         let session = Arc::new(session);
         Ok(Arc::new(Self { session }))
     }
 
-    /// Starts the thread that looks after the connection. Until it runs, a backend that goes away stays away.
+    /// Starts the thread that deals with the backend. Until it runs, nothing that the driver wants is done. `enter` is what the thread
+    /// does first.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn supervise(&self) -> io::Result<()> {
-        supervisor::start(&self.session)
+    pub fn supervise(&self, enter: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        worker::start(&self.session, enter)
+    }
+
+    /// Ends the dealings with the backend. Nothing is reported any more.
+    pub fn close(&self) {
+        self.session.close();
     }
 }
 
@@ -130,7 +142,15 @@ impl VirtioDevice for Frontend {
         self.session.set_call(index, call);
     }
 
+    fn notify(&self, index: u16) {
+        self.session.notify(index);
+    }
+
     fn reset(&self) {
         self.session.reset();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.session.is_stopped()
     }
 }

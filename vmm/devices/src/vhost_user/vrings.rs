@@ -11,9 +11,11 @@ use super::connection::{DRAIN, STEP};
 use super::error::Result;
 use super::handshake::Link;
 use super::memory;
+use super::worker::signal;
 use crate::virtio::ActiveQueue;
 
 /// What the driver has agreed on and set up.
+#[derive(Clone)]
 pub(super) struct Active {
     pub(super) features: u64,
     pub(super) queues: Vec<ActiveQueue>,
@@ -79,9 +81,8 @@ pub(super) fn start(
 /// when woken, so one too many does no harm.
 fn wake(active: &Active) {
     for queue in &active.queues {
-        // They only fail when the counter is full, and then it is readable already.
-        let _ = queue.kick.write(1);
-        let _ = queue.call.eventfd().write(1);
+        signal(&queue.kick);
+        queue.call.signal();
     }
 }
 

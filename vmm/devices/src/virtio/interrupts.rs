@@ -21,6 +21,12 @@ impl MsiVector for Unheard {
         &self.0
     }
 
+    fn signal(&self) {}
+
+    fn is_pending(&self) -> bool {
+        false
+    }
+
     fn route(&self, _address: u64, _data: u32) -> io::Result<()> {
         Ok(())
     }

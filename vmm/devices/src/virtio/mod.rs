@@ -49,7 +49,8 @@ pub trait DeviceEvents: Send + Sync {
 }
 
 /// A virtio device, as its transport sees it. The transport calls [`Self::activate`], [`Self::set_call`] and [`Self::reset`] never
-/// from two threads at once, and never the first twice without the last between; the other calls come whenever.
+/// from two threads at once, and never the first twice without a complete reset between; the other calls come whenever. A vCPU is
+/// behind each call, so none of them waits for anything.
 pub trait VirtioDevice: Send + Sync {
     /// Its type (virtio 1.2 §5): 1 is a network card, 2 a block device.
     fn device_type(&self) -> u16;
@@ -69,13 +70,18 @@ pub trait VirtioDevice: Send + Sync {
     /// Where to report events from now on.
     fn attach(&self, events: Arc<dyn DeviceEvents>);
 
-    /// The driver is ready: `features` were agreed on, `queues` are set up. When it returns the device works on the queues or
-    /// will as soon as it can.
+    /// The driver is ready: `features` were agreed on, `queues` are set up. The device works on the queues as soon as it can.
     fn activate(&self, features: u64, queues: Vec<ActiveQueue>);
 
     /// Queue `index`, active, shall signal `call` from now on.
     fn set_call(&self, index: u16, call: Arc<dyn MsiVector>);
 
-    /// The driver takes its queues back: when this returns, the device no longer touches them. It may come when there are none.
+    /// The driver has notified queue `index` by a write that came to the monitor.
+    fn notify(&self, index: u16);
+
+    /// The driver takes its queues back. It may come when there are none.
     fn reset(&self);
+
+    /// Whether the last reset is complete: the device no longer touches the queues.
+    fn is_stopped(&self) -> bool;
 }

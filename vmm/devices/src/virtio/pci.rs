@@ -25,7 +25,6 @@ pub struct VirtioPci {
     config: Mutex<ConfigSpace>,
     offsets: Offsets,
     interrupts: Arc<Interrupts>,
-    /// Held while the device is activated or reset: the vCPU that asked waits, and so does any other that asks.
     registers: Mutex<Registers>,
     /// Each queue's doorbell, for the device's whole life.
     kicks: Vec<Arc<EventFd>>,
@@ -75,12 +74,28 @@ impl VirtioPci {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The registers, with a reset that has become complete in them.
+    fn settled_registers(&self) -> MutexGuard<'_, Registers> {
+        let mut registers = self.registers();
+        self.settle(&mut registers);
+        registers
+    }
+
+    /// Completes a reset once the device has let go of the queues. Until then the status is not 0, for which the driver waits
+    /// (virtio 1.2 §4.1.4.3.2).
+    fn settle(&self, registers: &mut Registers) {
+        if registers.is_resetting() && self.device.is_stopped() {
+            self.interrupts.reset();
+            registers.reset(self.device.features());
+        }
+    }
+
     fn config(&self) -> MutexGuard<'_, ConfigSpace> {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write_common(&self, offset: u64, data: &[u8]) {
-        let mut registers = self.registers();
+        let mut registers = self.settled_registers();
         match registers.write(&self.interrupts, offset, data) {
             Action::Nothing => {}
             Action::Activate => match self.active_queues(&registers) {
@@ -91,8 +106,8 @@ impl VirtioPci {
                 if registers.is_live() {
                     self.device.reset();
                 }
-                self.interrupts.reset();
-                registers.reset(self.device.features());
+                registers.begin_reset();
+                self.settle(&mut registers);
             }
             Action::Vector(queue) => {
                 let vector = registers.queues().get(usize::from(queue));
@@ -212,7 +227,7 @@ impl PciFunction for VirtioPci {
             return;
         }
         match part(offset) {
-            Some((Part::Common, at)) => self.registers().read(&self.interrupts, at, data),
+            Some((Part::Common, at)) => self.settled_registers().read(&self.interrupts, at, data),
             Some((Part::Isr, 0)) => {
                 if let Some(byte) = data.first_mut() {
                     *byte = self.interrupts.take_isr();
@@ -233,10 +248,8 @@ impl PciFunction for VirtioPci {
             Some((Part::Common, at)) => self.write_common(at, data),
             Some((Part::Device, at)) => self.device.write_config(at, data),
             Some((Part::Notify, at)) => {
-                let queue = usize::try_from(at / NOTIFY_MULTIPLIER).unwrap_or(usize::MAX);
-                if let Some(kick) = self.kicks.get(queue) {
-                    // It only fails when the counter is full, and then it is readable already.
-                    let _ = kick.write(1);
+                if let Ok(queue) = u16::try_from(at / NOTIFY_MULTIPLIER) {
+                    self.device.notify(queue);
                 }
             }
             Some((Part::Table, at)) => self.interrupts.msix.write_table(at, data),

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use proptest::prelude::*;
 use vm_memory::GuestAddress;
 
@@ -17,6 +19,7 @@ const READY: [u8; 3] = [1, 3, 0xb];
 enum Note {
     Active(u64, Vec<(u16, u16, u64)>),
     Call(u16),
+    Kick(u16),
     Reset,
 }
 
@@ -26,6 +29,8 @@ struct Fake {
     queues: Mutex<Vec<ActiveQueue>>,
     events: Mutex<Option<Arc<dyn DeviceEvents>>>,
     written: Mutex<Vec<(u64, Vec<u8>)>>,
+    /// It has yet to let go of its queues.
+    busy: AtomicBool,
 }
 
 impl VirtioDevice for Fake {
@@ -70,8 +75,16 @@ impl VirtioDevice for Fake {
             .call = call;
     }
 
+    fn notify(&self, index: u16) {
+        self.notes.lock().unwrap().push(Note::Kick(index));
+    }
+
     fn reset(&self) {
         self.notes.lock().unwrap().push(Note::Reset);
+    }
+
+    fn is_stopped(&self) -> bool {
+        !self.busy.load(Ordering::Acquire)
     }
 }
 
@@ -329,12 +342,29 @@ fn each_queue_has_a_doorbell_that_follows_the_bar() {
 fn a_doorbell_the_hypervisor_did_not_take_rings_all_the_same() {
     let guest = Guest::new();
     guest.boot();
+    guest.notes();
     guest.write(NOTIFY.start + 4, &1_u16.to_le_bytes());
-    guest.write(NOTIFY.start + 8, &1_u16.to_le_bytes());
-    assert_eq!(
-        guest.device.queues.lock().unwrap()[1].kick.read().unwrap(),
-        1
-    );
+    assert_eq!(guest.notes(), [Note::Kick(1)]);
+}
+
+#[test]
+fn a_reset_that_takes_its_time_is_waited_for_by_the_driver_alone() {
+    let guest = Guest::new();
+    guest.boot();
+    guest.notes();
+    guest.device.busy.store(true, Ordering::Release);
+
+    guest.set_status(0);
+    assert_eq!(guest.status(), 0xf, "the device has the queues yet");
+    guest.set_status(1);
+    guest.set_status(0);
+    guest.write(0x1a, &0_u16.to_le_bytes());
+    guest.device.busy.store(false, Ordering::Release);
+
+    assert_eq!(guest.status(), 0);
+    assert_eq!(guest.notes(), [Note::Reset]);
+    guest.boot();
+    assert_eq!(guest.status(), 0xf);
 }
 
 #[test]
@@ -453,6 +483,7 @@ proptest! {
                 }
                 Note::Reset => active = false,
                 Note::Call(_) => prop_assert!(active),
+                Note::Kick(_) => {}
             }
         }
     }

@@ -35,6 +35,8 @@ pub(super) struct Registers {
     status: u8,
     queue_select: u16,
     queues: Vec<Queue>,
+    /// The driver waits for the end of a reset.
+    resetting: bool,
 }
 
 impl Registers {
@@ -47,6 +49,7 @@ impl Registers {
             status: 0,
             queue_select: 0,
             queues: max_sizes.iter().copied().map(Queue::new).collect(),
+            resetting: false,
         }
     }
 
@@ -54,6 +57,15 @@ impl Registers {
     pub(super) fn reset(&mut self, device_features: u64) {
         let max_sizes: Vec<u16> = self.queues.iter().map(|queue| queue.max_size).collect();
         *self = Self::new(device_features, &max_sizes);
+    }
+
+    /// Until [`Self::reset`], writes have no effect.
+    pub(super) fn begin_reset(&mut self) {
+        self.resetting = true;
+    }
+
+    pub(super) fn is_resetting(&self) -> bool {
+        self.resetting
     }
 
     /// The features both sides agreed on.
@@ -114,6 +126,7 @@ impl Registers {
     /// Writes. Drivers must use each field's own width, or halves of the 64-bit ones (§4.1.3.1); other writes have no effect.
     pub(super) fn write(&mut self, interrupts: &Interrupts, offset: u64, data: &[u8]) -> Action {
         match *data {
+            _ if self.resetting => {}
             [byte] if offset == 0x14 => return self.write_status(byte),
             [a, b] => return self.write16(interrupts, offset, u16::from_le_bytes([a, b])),
             [a, b, c, d] => self.write32(offset, u32::from_le_bytes([a, b, c, d])),

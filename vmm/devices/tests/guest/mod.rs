@@ -49,6 +49,14 @@ impl MsiVector for Vector {
         &self.0
     }
 
+    fn signal(&self) {
+        self.0.write(1).unwrap();
+    }
+
+    fn is_pending(&self) -> bool {
+        false
+    }
+
     fn route(&self, _address: u64, _data: u32) -> io::Result<()> {
         Ok(())
     }
@@ -60,7 +68,7 @@ impl MsiVector for Vector {
 
 /// What the frontend told of its backend.
 #[derive(Default)]
-pub(crate) struct Events(Mutex<(u64, u64, Vec<String>)>, AtomicU64);
+pub(crate) struct Events(Mutex<(u64, u64, Vec<String>)>, AtomicU64, AtomicU64);
 
 impl Events {
     pub(crate) fn note(&self, event: &BackendEvent<'_>) {
@@ -84,6 +92,11 @@ impl Events {
         self.1.load(Ordering::Acquire)
     }
 
+    #[allow(dead_code)] // not all tests that have this module use it
+    pub(crate) fn resets_needed(&self) -> u64 {
+        self.2.load(Ordering::Acquire)
+    }
+
     pub(crate) fn unusable(&self) -> Vec<String> {
         self.0.lock().unwrap().2.clone()
     }
@@ -94,7 +107,9 @@ impl DeviceEvents for Events {
         self.1.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn needs_reset(&self) {}
+    fn needs_reset(&self) {
+        self.2.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 /// A block driver that has one request at a time.
@@ -138,6 +153,16 @@ impl BlockGuest {
         // Everything but EVENT_IDX, so that every answer is interrupted for.
         let features = self.frontend.features() & !(1 << 29);
         self.frontend.activate(features, vec![queue]);
+    }
+
+    /// Takes the queues back.
+    pub(crate) fn reset(&self) {
+        self.frontend.reset();
+        let start = Instant::now();
+        while !self.frontend.is_stopped() {
+            assert!(start.elapsed() < Duration::from_secs(20), "no reset");
+            std::thread::sleep(Duration::from_micros(50));
+        }
     }
 
     pub(crate) fn read(&mut self, sector: u64) -> Vec<u8> {

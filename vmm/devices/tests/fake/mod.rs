@@ -1,0 +1,116 @@
+//! A backend that does as the test says: it answers what a sound one answers, until it is told otherwise.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+pub(crate) const GET_FEATURES: u32 = 1;
+pub(crate) const SET_FEATURES: u32 = 2;
+pub(crate) const SET_VRING_NUM: u32 = 8;
+pub(crate) const GET_VRING_BASE: u32 = 11;
+pub(crate) const SET_VRING_ENABLE: u32 = 18;
+pub(crate) const SET_CONFIG: u32 = 25;
+const GET_PROTOCOL_FEATURES: u32 = 15;
+const GET_QUEUE_NUM: u32 = 17;
+const GET_CONFIG: u32 = 24;
+
+const VERSION_1: u64 = 1 << 32;
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// MQ, REPLY_ACK and CONFIG.
+const PROTOCOL: u64 = 1 << 0 | 1 << 3 | 1 << 9;
+
+/// What becomes of a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    Answer,
+    /// It answers that it failed.
+    Refuse,
+    /// It never answers again.
+    Hang,
+    /// It ends the connection.
+    Die,
+}
+
+/// The number and body of each request.
+type Seen = Arc<Mutex<Vec<(u32, Vec<u8>)>>>;
+
+type Rule = Box<dyn Fn(u32, &[u8]) -> Then + Send>;
+
+/// The backend, and what it was asked.
+pub(crate) struct Fake {
+    pub(crate) socket: PathBuf,
+    seen: Seen,
+    connections: Arc<Mutex<u32>>,
+}
+
+impl Fake {
+    /// Listens in `folder`. `features` are offered beside those of vhost-user.
+    pub(crate) fn start(folder: &Path, features: u64, rule: Rule) -> Self {
+        let fake = Self {
+            socket: folder.join("socket"),
+            seen: Arc::default(),
+            connections: Arc::default(),
+        };
+        let listener = UnixListener::bind(&fake.socket).unwrap();
+        let (seen, connections) = (fake.seen.clone(), fake.connections.clone());
+        // It ends with the test.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                *connections.lock().unwrap() += 1;
+                // An error is the frontend's end.
+                let _ = serve(&mut stream.unwrap(), features, &rule, &seen);
+            }
+        });
+        fake
+    }
+
+    pub(crate) fn saw(&self, request: u32) -> bool {
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|(seen, _)| *seen == request)
+    }
+
+    pub(crate) fn connections(&self) -> u32 {
+        *self.connections.lock().unwrap()
+    }
+}
+
+fn serve(stream: &mut UnixStream, features: u64, rule: &Rule, seen: &Seen) -> std::io::Result<()> {
+    loop {
+        let mut header = [0; 12];
+        stream.read_exact(&mut header)?;
+        let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
+        let (request, flags) = (word(0), word(4));
+        let mut body = vec![0; word(8) as usize];
+        stream.read_exact(&mut body)?;
+        seen.lock().unwrap().push((request, body.clone()));
+        let then = rule(request, &body);
+        let number = |number: u64| Some(number.to_ne_bytes().to_vec());
+        let reply = match (then, request) {
+            (Then::Hang, _) => {
+                let _ = stream.read_to_end(&mut Vec::new());
+                return Ok(());
+            }
+            (Then::Die, _) => return Ok(()),
+            (_, GET_FEATURES) => number(features | VERSION_1 | PROTOCOL_FEATURES),
+            (_, GET_PROTOCOL_FEATURES) => number(PROTOCOL),
+            (_, GET_QUEUE_NUM) => number(8),
+            (_, GET_VRING_BASE) => Some(body),
+            (_, GET_CONFIG) => Some(body),
+            (then, _) if flags & 8 != 0 => number(u64::from(then == Then::Refuse)),
+            _ => None,
+        };
+        if let Some(reply) = reply {
+            let mut message = Vec::new();
+            for word in [request, 5, reply.len() as u32] {
+                message.extend(word.to_ne_bytes());
+            }
+            message.extend(reply);
+            stream.write_all(&message)?;
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The frontend against backends that refuse, die or never answer: whoever asks for something, a vCPU, returns at once.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test says so when something is wrong
+
+#[allow(dead_code)] // other tests use the rest
+#[path = "guest/mod.rs"]
+mod guest;
+
+mod fake;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bulkhead_devices::vhost_user::{
+    BackendEvent, Frontend, FrontendConfig, FrontendError, Particulars, device_type,
+};
+use bulkhead_devices::virtio::VirtioDevice;
+
+use fake::{Fake, GET_VRING_BASE, SET_CONFIG, SET_FEATURES, SET_VRING_ENABLE, SET_VRING_NUM, Then};
+use guest::{BlockGuest, Events, guest_memory};
+
+/// Far less than a backend may take for an answer, and enough for a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+fn connect(
+    fake: &Fake,
+    kind: &str,
+    size: u16,
+    events: &Arc<Events>,
+) -> Result<Arc<Frontend>, FrontendError> {
+    let config = FrontendConfig {
+        socket: fake.socket.clone(),
+        device_type: device_type(kind).unwrap(),
+        num_queues: None,
+        queue_sizes: vec![size],
+        particulars: Particulars::default(),
+    };
+    let path = config.socket.clone();
+    let connector = Box::new(move || bulkhead_devices::vhost_user::connect(&path));
+    let seen = events.clone();
+    let observer = move |_: &Path, event: BackendEvent<'_>| seen.note(&event);
+    let frontend = Frontend::connect(config, guest_memory(0), connector, Box::new(observer))?;
+    frontend.attach(events.clone());
+    frontend.supervise(|| ()).unwrap();
+    Ok(frontend)
+}
+
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what} in vain");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn at_once(what: &str, action: impl FnOnce()) {
+    let start = Instant::now();
+    action();
+    assert!(
+        start.elapsed() < AT_ONCE,
+        "{what} took {:?}",
+        start.elapsed()
+    );
+}
+
+#[test]
+fn whatever_a_backend_does_at_the_start_no_caller_waits() {
+    for (request, then) in [
+        (SET_FEATURES, Then::Hang),
+        (SET_FEATURES, Then::Die),
+        (SET_FEATURES, Then::Refuse),
+        (SET_VRING_NUM, Then::Hang),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let asked = AtomicU32::new(0);
+        let rule = move |seen: u32, _: &[u8]| match seen == request {
+            // The length of the queue is asked for beforehand, too.
+            true if asked.fetch_add(1, Ordering::Relaxed) > 0 || seen != SET_VRING_NUM => then,
+            _ => Then::Answer,
+        };
+        let fake = Fake::start(folder.path(), 0, Box::new(rule));
+        let frontend = connect(&fake, "blk", 64, &Arc::default()).unwrap();
+        let mut guest = BlockGuest::new(frontend, guest_memory(0));
+
+        at_once("activation", || guest.activate());
+        wait("the request", || fake.saw(request));
+        at_once("a notification", || guest.frontend.notify(0));
+        at_once("a configuration write", || {
+            guest.frontend.write_config(32, &[1])
+        });
+        at_once("reading", || guest.frontend.read_config(0, &mut [0; 8]));
+        at_once("a reset", || guest.frontend.reset());
+        at_once("the end", || guest.frontend.close());
+        // The worker does not wait for the backend either once the device is gone.
+        wait("the reset", || {
+            guest.frontend.is_stopped() || then == Then::Hang
+        });
+    }
+}
+
+#[test]
+fn a_backend_that_does_not_let_go_of_the_queues_does_not_keep_the_caller() {
+    let folder = tempfile::tempdir().unwrap();
+    let rule = |seen: u32, _: &[u8]| match seen {
+        GET_VRING_BASE => Then::Hang,
+        _ => Then::Answer,
+    };
+    let fake = Fake::start(folder.path(), 0, Box::new(rule));
+    let frontend = connect(&fake, "blk", 64, &Arc::default()).unwrap();
+    let mut guest = BlockGuest::new(frontend, guest_memory(0));
+    guest.activate();
+    wait("the start", || fake.saw(SET_VRING_ENABLE));
+
+    at_once("a reset", || guest.frontend.reset());
+    wait("the request", || fake.saw(GET_VRING_BASE));
+
+    assert!(!guest.frontend.is_stopped());
+}
+
+#[test]
+fn queues_are_as_long_as_the_backend_takes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    // As backends do that are made with `vhost-user-backend`: they refuse, and the connection is over.
+    let rule = |seen: u32, body: &[u8]| match seen {
+        SET_VRING_NUM if body[4..] > [128, 0, 0, 0][..] || body[5] > 0 => Then::Die,
+        _ => Then::Answer,
+    };
+    let fake = Fake::start(folder.path(), 0, Box::new(rule));
+    let frontend = connect(&fake, "console", 1024, &Arc::default()).unwrap();
+    assert_eq!(frontend.queue_max_sizes(), [128, 128]);
+}
+
+#[test]
+fn a_backend_that_takes_no_queue_at_all_is_no_reason_not_to_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let rule = |seen: u32, _: &[u8]| match seen {
+        SET_VRING_NUM => Then::Refuse,
+        _ => Then::Answer,
+    };
+    let fake = Fake::start(folder.path(), 0, Box::new(rule));
+    let events = Arc::<Events>::default();
+    let frontend = connect(&fake, "blk", 64, &events).unwrap();
+    assert_eq!(frontend.queue_max_sizes(), [64]);
+    let mut guest = BlockGuest::new(frontend, guest_memory(0));
+
+    at_once("activation", || guest.activate());
+
+    wait("the news", || events.resets_needed() > 0);
+    assert_eq!(events.unusable()[0], "the backend refused SET_VRING_NUM");
+}
+
+#[test]
+fn what_the_driver_writes_and_the_backend_need_not_know_stays_here() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::start(folder.path(), 0, Box::new(|_, _| Then::Answer));
+    let frontend = connect(&fake, "scsi", 64, &Arc::default()).unwrap();
+    frontend.write_config(20, &[96, 0, 0, 0]);
+    let mut size = [0; 4];
+    frontend.read_config(20, &mut size);
+    assert_eq!(size, [96, 0, 0, 0]);
+
+    let mut guest = BlockGuest::new(frontend, guest_memory(0));
+    guest.activate();
+    guest.reset();
+
+    assert!(!fake.saw(SET_CONFIG));
+}
+
+#[test]
+fn a_backend_that_keeps_dying_is_tried_a_few_times_a_second() {
+    let folder = tempfile::tempdir().unwrap();
+    let rule = |seen: u32, _: &[u8]| match seen {
+        SET_FEATURES => Then::Die,
+        _ => Then::Answer,
+    };
+    let fake = Fake::start(folder.path(), 0, Box::new(rule));
+    let events = Arc::<Events>::default();
+    let frontend = connect(&fake, "blk", 64, &events).unwrap();
+    let mut guest = BlockGuest::new(frontend, guest_memory(0));
+    guest.activate();
+
+    let start = Instant::now();
+    wait("a few attempts", || fake.connections() > 12);
+
+    // 5, 10, 20, … 250, 250 milliseconds lie between them.
+    assert!(
+        start.elapsed() > Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[test]
+fn nothing_is_reported_of_a_device_that_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::start(folder.path(), 0, Box::new(|_, _| Then::Answer));
+    let events = Arc::<Events>::default();
+    let frontend = connect(&fake, "blk", 64, &events).unwrap();
+    frontend.close();
+    drop(frontend);
+    assert_eq!((events.lost(), events.unusable()), (0, Vec::new()));
+}

@@ -1,0 +1,105 @@
+//! The guest's input: the thread that reads it and gives the guest what it has room for.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use bulkhead_devices::Serial;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::Shutdown;
+use rustix::termios::isatty;
+
+use super::output::Output;
+
+/// How long to leave a terminal to another job, or a listener alone that has no connection to give.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Where input comes from.
+pub(super) enum Input {
+    /// One stream, until its end.
+    Stream(OwnedFd),
+    /// One client after the other, who gets the output, too.
+    Socket(UnixListener),
+}
+
+impl Input {
+    /// Starts the thread that reads.
+    pub(super) fn start(
+        self,
+        serial: Arc<Serial>,
+        output: Arc<Output>,
+        enter: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        thread::Builder::new()
+            .name("serial-input".into())
+            .spawn(move || {
+                enter();
+                match self {
+                    Self::Stream(stream) => read_all(&stream, &serial),
+                    Self::Socket(listener) => serve(&listener, &serial, &output),
+                }
+            })?;
+        Ok(())
+    }
+}
+
+fn serve(listener: &UnixListener, serial: &Serial, output: &Output) {
+    loop {
+        wait(listener);
+        let client: OwnedFd = match listener.accept() {
+            Ok((client, _)) => client.into(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            // Who has gone away again is not served; without descriptors nobody is, for a while.
+            Err(_) => {
+                thread::sleep(PAUSE);
+                continue;
+            }
+        };
+        let nonblocking = rustix::io::ioctl_fionbio(&client, true).map_err(io::Error::from);
+        let Ok(writer) = nonblocking.and_then(|()| client.try_clone()) else {
+            continue;
+        };
+        output.connect(Some(writer));
+        read_all(&client, serial);
+        output.connect(None);
+        // The thread that writes may be waiting for this client.
+        let _ = rustix::net::shutdown(&client, Shutdown::Both);
+    }
+}
+
+/// Reads until the end.
+fn read_all(stream: &OwnedFd, serial: &Serial) {
+    let mut bytes = [0; 256];
+    loop {
+        match rustix::io::read(stream, &mut bytes) {
+            Ok(0) => return,
+            Ok(len) => feed(serial, bytes.get(..len).unwrap_or_default()),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => wait(stream),
+            // The terminal is another job's for now.
+            Err(Errno::IO) if isatty(stream) => thread::sleep(PAUSE),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Gives the guest all of `bytes`, as it has room for them.
+fn feed(serial: &Serial, mut bytes: &[u8]) {
+    loop {
+        let taken = serial.feed(bytes);
+        bytes = bytes.get(taken..).unwrap_or_default();
+        if bytes.is_empty() {
+            return;
+        }
+        wait(&serial.room());
+    }
+}
+
+fn wait(fd: &impl AsFd) {
+    // The next attempt shows what it was.
+    let _ = poll(&mut [PollFd::new(fd, PollFlags::IN)], None);
+}

@@ -1,0 +1,125 @@
+//! What is on the other side of the guest's serial port: a terminal, a file, a socket or nothing.
+//!
+//! Each direction has a thread of its own, which alone waits for the other side. A vCPU only puts bytes in a buffer, so a guest whose
+//! output nobody reads runs on.
+
+mod input;
+mod output;
+mod terminal;
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use bulkhead_devices::Serial;
+use bulkhead_process::listen;
+
+use crate::broker::Broker;
+use crate::config::SerialConfig;
+use input::Input;
+use output::{Output, Writer};
+use terminal::RawTerminal;
+
+/// The serial port's surroundings.
+pub(crate) struct Console {
+    output: Arc<Output>,
+    /// Where input comes from, until a thread takes it over.
+    input: Option<Input>,
+    /// Whether anything is done with output.
+    writes: bool,
+    raw: Option<RawTerminal>,
+}
+
+impl Console {
+    /// Opens what `config` names. `None` when there is to be no serial port.
+    pub(crate) fn open(config: &SerialConfig, broker: &Broker) -> anyhow::Result<Option<Self>> {
+        let mut console = Self {
+            output: Arc::default(),
+            input: None,
+            writes: true,
+            raw: None,
+        };
+        match config {
+            SerialConfig::Off => return Ok(None),
+            SerialConfig::Null => console.writes = false,
+            SerialConfig::Tty => {
+                // A descriptor that is closed is as good as one at its end.
+                let input = io::stdin().as_fd().try_clone_to_owned().ok();
+                console.input = input.map(Input::Stream);
+                console
+                    .output
+                    .connect(io::stdout().as_fd().try_clone_to_owned().ok());
+            }
+            SerialConfig::File { file } => {
+                let opened = open_output(file)
+                    .with_context(|| format!("--serial: cannot write {}", file.display()))?;
+                console.output.connect(Some(opened));
+            }
+            SerialConfig::Socket { socket } => {
+                let (listener, file) = listen::listen(socket).context("--serial")?.into_parts();
+                console.input = Some(Input::Socket(listener.into()));
+                broker.remove_at_end(file).context("--serial")?;
+                console.output.keep_while_alone();
+            }
+        }
+        Ok(Some(console))
+    }
+
+    /// Takes the terminal out of line mode, if input is one and it is ours. Ctrl-C goes on to interrupt.
+    pub(crate) fn make_raw(&mut self) {
+        if let Some(Input::Stream(input)) = &self.input {
+            self.raw = RawTerminal::new(input);
+        }
+    }
+
+    /// Where the guest's output goes.
+    pub(crate) fn writer(&self) -> Box<dyn Write + Send> {
+        Box::new(Writer(self.output.clone()))
+    }
+
+    /// Starts the threads. `enter` is what each does first.
+    pub(crate) fn start(
+        &mut self,
+        serial: &Arc<Serial>,
+        enter: impl Fn() + Clone + Send + 'static,
+    ) -> io::Result<()> {
+        if let Some(input) = self.input.take() {
+            input.start(serial.clone(), self.output.clone(), enter.clone())?;
+        }
+        if self.writes {
+            output::start(self.output.clone(), enter)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the guest's last words are written, as long as somebody takes them.
+    pub(crate) fn finish(&self) {
+        self.output.drain();
+    }
+}
+
+/// Opens a file to be written anew. It may be a FIFO that nobody reads yet.
+fn open_output(path: &Path) -> io::Result<OwnedFd> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let opened = match options.open(path) {
+        // A FIFO without a reader. With one, namely ourselves, it is as good as one that is read slowly.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) && is_fifo(path) => {
+            options.read(true).open(path)
+        }
+        opened => opened,
+    };
+    opened.map(OwnedFd::from)
+}
+
+fn is_fifo(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo())
+}
+
+#[cfg(test)]
+mod tests;
