@@ -173,7 +173,8 @@ pub(crate) fn preallocate(
                     .map_err(failed)?;
                 at += len;
             }
-            Ok(())
+            // As QEMU: what was allocated is there.
+            storage.sync().map_err(failed)
         }
     }
 }

@@ -229,6 +229,20 @@ impl Target {
         }
     }
 
+    /// Finds out whether everything that was written was taken: some file systems (NFS, with quotas) say only when a file is closed
+    /// that there is no space for it, and only to the first who closes it. So before the image is closed.
+    pub(crate) fn check_written(&self) -> Result<()> {
+        let file = match &self.output {
+            Output::Staged(staging) => staging.file(),
+            Output::InPlace(file) => file,
+            Output::Stream(_) => return Ok(()),
+        };
+        let closed = file
+            .try_clone()
+            .and_then(|again| Ok(nix::unistd::close(again)?));
+        closed.map_err(|error| anyhow!("Could not write '{}': {}", self.name.display(), os(&error)))
+    }
+
     /// The file is whole: gives it its name.
     pub(crate) fn finish(self) -> Result<()> {
         let verb = if self.is_stream() { "write" } else { "create" };

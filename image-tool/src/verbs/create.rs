@@ -219,6 +219,7 @@ fn create(asked: &Asked<'_>) -> Result<()> {
     target
         .create(&create)
         .map_err(|error| anyhow!("{}", create_reason(&error, format, &target)))?;
+    target.check_written()?;
     target.finish()
 }
 

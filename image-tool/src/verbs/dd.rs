@@ -163,6 +163,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
             input.to_string_lossy()
         )),
     }
+    target.check_written()?;
     close(written)?;
     target.finish()?;
     Ok(ExitCode::SUCCESS)

@@ -190,6 +190,9 @@ impl Destination {
     /// The copy is complete: closes the image and gives it its name.
     pub(crate) fn finish(self) -> Result<()> {
         let path = self.image().path().to_owned();
+        if let Some(target) = &self.target {
+            target.check_written()?;
+        }
         close(self.opened)?;
         match self.target {
             Some(target) => target.finish()?,
