@@ -23,14 +23,14 @@ mod pool;
 mod request;
 mod writes;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use bulkhead_daemon::{DaemonArgs, DeviceType};
 use bulkhead_process::usage;
 use clap::{Parser, ValueEnum};
-use qcow::{Image, OpenOptions};
+use qcow::{AllowedFiles, Denied, Folder, Image, OpenOptions};
 
 use device::Options;
 
@@ -52,6 +52,10 @@ struct Args {
     /// Do not let the guest write
     #[arg(long)]
     read_only: bool,
+
+    /// Let the image name files in this folder and those in it, too; without, only files in the image's own folder
+    #[arg(long, value_name = "FOLDER")]
+    allow_path: Vec<PathBuf>,
 
     /// The serial number the guest sees, up to 20 bytes
     #[arg(long, value_name = "STRING", default_value = "")]
@@ -123,8 +127,23 @@ fn open(args: &Args) -> Result<Image> {
     })?;
     let options = OpenOptions::new(format.into())
         .writable(!args.read_only)
-        .follow_references();
-    Image::open(path, &options).context("cannot open the image")
+        .follow_references()
+        .allowed_files(allowed_files(path, &args.allow_path)?);
+    Image::open(path, &options).map_err(|error| match error.denied() {
+        Some(Denied::Outside { .. }) => {
+            anyhow!("cannot open the image: {error}; --allow-path FOLDER allows another folder")
+        }
+        _ => anyhow::Error::new(error).context("cannot open the image"),
+    })
+}
+
+/// What the image may name: files beside it, and those that the command line allows.
+fn allowed_files(image: &Path, folders: &[PathBuf]) -> Result<AllowedFiles> {
+    let mut allowed = vec![Folder::of_image(image).context("cannot open the image")?];
+    for folder in folders {
+        allowed.push(Folder::open(folder).context("--allow-path")?);
+    }
+    Ok(AllowedFiles::beneath(allowed)?)
 }
 
 fn options(args: &Args) -> Result<Options> {

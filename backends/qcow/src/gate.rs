@@ -147,6 +147,7 @@ pub(crate) fn check_type(path: &Path, file: &impl AsFd) -> Result<()> {
         )
     })?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if is_made_up(file) => FileKind::Kernel,
         FileType::RegularFile | FileType::BlockDevice => return Ok(()),
         FileType::Directory => FileKind::Directory,
         FileType::Fifo => FileKind::Fifo,
@@ -161,6 +162,13 @@ pub(crate) fn check_type(path: &Path, file: &impl AsFd) -> Result<()> {
     }))
 }
 
+/// Whether the kernel makes up the content as it is read, and waits for there to be some as it pleases.
+fn is_made_up(file: &impl AsFd) -> bool {
+    /// `PROC_SUPER_MAGIC`, `SYSFS_MAGIC`, `DEBUGFS_MAGIC` and `TRACEFS_MAGIC` of statfs(2).
+    const FILE_SYSTEMS: [u32; 4] = [0x9fa0, 0x6265_6572, 0x6462_6720, 0x7472_6163];
+    rustix::fs::fstatfs(file).is_ok_and(|found| FILE_SYSTEMS.contains(&(found.f_type as u32)))
+}
+
 /// The type of a file that is neither a regular file nor a block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -173,6 +181,8 @@ pub enum FileKind {
     Socket,
     /// A character device.
     CharacterDevice,
+    /// A file in /proc or /sys.
+    Kernel,
     /// Something else.
     Other,
 }
@@ -184,6 +194,7 @@ impl fmt::Display for FileKind {
             Self::Fifo => "a FIFO",
             Self::Socket => "a socket",
             Self::CharacterDevice => "a character device",
+            Self::Kernel => "a file of the kernel",
             Self::Other => "of another type",
         })
     }
