@@ -1,7 +1,7 @@
 //! What a request does to the image, by the image library's own calls, which may wait.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bulkhead_daemon::RingError;
 use qcow::{Destination, Image, Source};
@@ -11,9 +11,6 @@ use crate::memory::GuestBuffers;
 
 use crate::request::{HEADER, Limits, Range, Request, Status, status_offset};
 
-/// Errors of the image that are told on standard error; a broken disk has many.
-const MAX_COMPLAINTS: u8 = 10;
-
 /// The disk as requests see it. Threads share it.
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -21,7 +18,6 @@ pub(crate) struct Disk {
     pub(crate) limits: Limits,
     /// The driver does not flush, so each write is put on the medium before it is done. (virtio 1.2, 5.2.5.2)
     write_through: AtomicBool,
-    complaints: AtomicU8,
 }
 
 /// Where data comes from and goes to.
@@ -45,7 +41,6 @@ impl Disk {
             image,
             limits,
             write_through: AtomicBool::new(true),
-            complaints: AtomicU8::new(0),
         }
     }
 
@@ -59,18 +54,13 @@ impl Disk {
 
     /// How a request ended, for the driver; with a line for the user, if it failed.
     pub(crate) fn status<E: std::fmt::Display>(&self, result: Result<(), E>) -> Status {
-        let Err(error) = result else {
-            return Status::Ok;
-        };
-        let counted = self
-            .complaints
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-                (count < MAX_COMPLAINTS).then_some(count + 1)
-            });
-        if counted.is_ok() {
-            bulkhead_daemon::warn(&error.to_string());
+        match result {
+            Ok(()) => Status::Ok,
+            Err(error) => {
+                bulkhead_daemon::warn(&error.to_string());
+                Status::IoError
+            }
         }
-        Status::IoError
     }
 
     /// Does requests, and says where each goes then. A driver that is told of a write must find it again even if this process is killed the moment after. So where the
