@@ -19,6 +19,8 @@ pub(crate) struct Slot {
     pub(crate) _plan: Option<Plan>,
     /// It is a flush, done in the ring.
     pub(crate) flush: Option<Flush>,
+    /// The threads are to do it when its parts have ended.
+    pub(crate) again: bool,
     /// Parts that are still under way.
     pub(crate) parts: usize,
     pub(crate) status: Status,

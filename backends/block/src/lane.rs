@@ -165,6 +165,7 @@ impl Lane {
             chain: Some(chain),
             _plan: None,
             flush: None,
+            again: false,
             parts: 0,
             status: Status::Ok,
             stage: Stage::Waiting,
@@ -309,6 +310,10 @@ impl Lane {
         number: usize,
     ) -> Result<(), RingError> {
         let slot = self.slot(number)?;
+        if std::mem::take(&mut slot.again) && slot.status == Status::Ok {
+            slot._plan = None;
+            return self.give(number);
+        }
         if let Some(flush) = slot.flush.take()
             && slot.status == Status::Ok
         {
@@ -427,11 +432,8 @@ impl Lane {
     ) -> Result<(), RingError> {
         match (operation.kind, moved) {
             (Kind::Sync, Ok(_)) => {}
-            (Kind::Read, Ok(0)) => {
-                // The end of the file.
-                self.slot(operation.slot)?
-                    .zero(operation.at, operation.length)?;
-            }
+            // The end of the file: the image knows whether zeroes follow or data is missing.
+            (Kind::Read, Ok(0)) => self.slot(operation.slot)?.again = true,
             (_, Ok(moved)) if moved > 0 => {
                 let moved = (moved as u32).min(operation.length);
                 operation.at += moved;
