@@ -75,12 +75,17 @@ impl Backend {
 
     /// The same, but the first call of `syscall` in each thread fails with EIO, and does nothing.
     pub fn start_failing(syscall: &str, image: &Path, format: &str, more: &[&str]) -> Self {
+        let injected = format!("inject={syscall}:error=EIO:when=1");
+        Self::start_traced(&injected, (image, format, more))
+    }
+
+    /// The same, with what strace(1) is to do to its system calls. [`child`](Self::child) is strace.
+    pub fn start_traced(injected: &str, (image, format, more): (&Path, &str, &[&str])) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("blk.sock");
         let mut strace = Command::new("strace");
         strace
-            .args(["-f", "-qq", "-o", "/dev/null", "-e"])
-            .arg(format!("inject={syscall}:error=EIO:when=1"))
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", injected])
             .arg(env!("CARGO_BIN_EXE_bulkhead-block"))
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
