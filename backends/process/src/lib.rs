@@ -1,7 +1,7 @@
 //! `bulkhead-process`: what every Bulkhead program does to itself.
 //!
 //! * [`main`]: command line in, one `error:` line and an exit status out;
-//! * [`warn`] and [`report`]: lines on standard error that never keep the program waiting;
+//! * [`warn`], [`say`] and [`report`]: lines on standard error that never keep the program waiting;
 //! * [`listen`]: Unix sockets to be connected to;
 //! * [`broker`]: a child that connects and removes files for a program that may no longer do so;
 //! * [`notify`]: readiness, told as a service manager wants it;
@@ -20,4 +20,4 @@ mod stderr;
 mod warn;
 
 pub use exit::{ERROR, USAGE, UsageError, main, parse, report, usage};
-pub use warn::warn;
+pub use warn::{say, warn};

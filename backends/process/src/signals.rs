@@ -13,12 +13,17 @@ pub struct SignalFd(OwnedFd);
 /// # Errors
 /// When the kernel has no descriptor to give.
 pub fn block_termination() -> io::Result<SignalFd> {
-    let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
-    let heeded: Vec<_> = signals
-        .into_iter()
-        .filter(|&signal| !is_ignored(signal))
-        .collect();
+    block_unless_ignored(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+}
+
+/// As [`block`], for those of `signals` that were not ignored when the program was started.
+///
+/// # Errors
+/// When a number is no signal's, or the kernel has no descriptor to give.
+pub fn block_unless_ignored(signals: &[libc::c_int]) -> io::Result<SignalFd> {
     // A signal that is blocked is queued even if it is ignored: so it must not be blocked.
+    let heeded = signals.iter().copied();
+    let heeded: Vec<_> = heeded.filter(|&signal| !is_ignored(signal)).collect();
     block(&heeded)
 }
 

@@ -32,6 +32,11 @@ pub fn warn(message: &str) {
     }
 }
 
+/// Writes one `label: message` line that was asked for, such as by `--verbose`, as [`warn`] does, without a bound on how many.
+pub fn say(label: &str, message: &str) {
+    stderr::write_line(label, message);
+}
+
 /// A bucket of lines, filled by time.
 struct Gate {
     used: u32,

@@ -29,7 +29,7 @@ fn with_two(test: &str, first: &str, body: impl FnOnce(&Host, Guest, &Guest)) {
         b.interrupt();
         let (status, said) = b.end();
         assert_eq!(status, Some(0), "{said}");
-        let about_the_helper = |line: &str| line.starts_with("net-helper");
+        let about_the_helper = |line: &str| line.starts_with("warning: net-helper");
         assert!(said.lines().all(about_the_helper), "{said}");
         host.nothing_left();
     });

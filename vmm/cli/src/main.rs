@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+mod init;
 mod program;
 mod runtime;
 mod shell;

@@ -16,10 +16,11 @@ pub(crate) fn base() -> anyhow::Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/run/bulkhead"));
     }
-    let user = std::env::var_os("XDG_RUNTIME_DIR").context(
-        "XDG_RUNTIME_DIR is not set: log in properly, or set it to a folder of your own",
+    let user = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let user = user.filter(|path| path.is_absolute()).context(
+        "XDG_RUNTIME_DIR is not set to an absolute path: log in properly, or set it to a folder of your own",
     )?;
-    Ok(PathBuf::from(user).join("bulkhead"))
+    Ok(user.join("bulkhead"))
 }
 
 /// What `sockaddr_un` holds, less the zero at the end.
@@ -49,6 +50,9 @@ impl GuestFolder {
             );
         }
         let mut tries = 0..TRIES;
+        if let Some(base) = path.parent() {
+            check_base(base)?;
+        }
         loop {
             let lock = match make_folder(path).and_then(|()| open_lock(&path.join(LOCK))) {
                 // Another run of this name, or the last guest of all, may just have removed the folder.
@@ -95,20 +99,47 @@ impl GuestFolder {
     }
 }
 
+/// Whoever can move the folders in it can put sockets of their own where this guest's are looked for.
+fn check_base(base: &Path) -> anyhow::Result<()> {
+    const STICKY: u32 = 0o1000;
+    const ALL_WRITE: u32 = 0o002;
+    let shown = base.display();
+    let metadata = match std::fs::metadata(base) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        metadata => metadata.with_context(|| format!("cannot look at {shown}"))?,
+    };
+    if !metadata.is_dir() {
+        bail!("{shown} is not a folder");
+    }
+    let user = rustix::process::geteuid().as_raw();
+    if ![0, user].contains(&metadata.uid()) {
+        bail!(
+            "the folder {shown} belongs to another user: remove it, or set $XDG_RUNTIME_DIR to a folder of your own"
+        );
+    }
+    if metadata.mode() & (ALL_WRITE | STICKY) == ALL_WRITE {
+        bail!("the folder {shown} can be written by everybody: chmod o-w {shown}");
+    }
+    Ok(())
+}
+
 /// Makes the folder for its user alone, and the one above, where that is missing, for all to pass through, whatever the umask is.
 fn make_folder(path: &Path) -> io::Result<()> {
     let make = |path: &Path, mode| match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         made => made.map(|()| true),
     };
-    let set_mode = |path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode));
     if let Some(base) = path.parent()
         && make(base, 0o755)?
     {
-        set_mode(base, 0o755)?;
+        std::fs::set_permissions(base, Permissions::from_mode(0o755))?;
     }
     make(path, 0o700)?;
-    set_mode(path, 0o700)
+    if std::fs::symlink_metadata(path)?.is_symlink() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    // Fails for a folder of somebody else's.
+    std::fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {

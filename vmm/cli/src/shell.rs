@@ -1,15 +1,24 @@
 //! Words as a POSIX shell reads them back.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// The word, quoted where a shell would otherwise change it.
-pub(crate) fn quote(word: &OsStr) -> String {
-    let text = word.to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.into_owned();
+pub(crate) fn quote(word: &OsStr) -> OsString {
+    let bytes = word.as_bytes();
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./=,:+@%".contains(byte);
+    if !bytes.is_empty() && bytes.iter().all(plain) {
+        return word.to_owned();
     }
-    format!("'{}'", text.replace('\'', r"'\''"))
+    let mut quoted = vec![b'\''];
+    for &byte in bytes {
+        match byte {
+            b'\'' => quoted.extend(br"'\''"),
+            byte => quoted.push(byte),
+        }
+    }
+    quoted.push(b'\'');
+    OsString::from_vec(quoted)
 }
 
 #[cfg(test)]
@@ -18,13 +27,23 @@ mod tests {
 
     #[test]
     fn a_shell_reads_back_what_was_quoted() {
-        for word in ["plain=1,a", "", "two words", "it's", "$HOME;*"] {
-            let script = format!("printf %s {}", quote(OsStr::new(word)));
+        for word in [
+            &b"plain=1,a"[..],
+            b"",
+            b"two words",
+            b"it's",
+            b"$HOME;*",
+            b"a\nb",
+            b"\xff\xc3\xa9",
+        ] {
+            let mut script = OsString::from("printf %s ");
+            script.push(quote(OsStr::from_bytes(word)));
             let output = std::process::Command::new("sh")
-                .args(["-c", &script])
+                .arg("-c")
+                .arg(script)
                 .output()
                 .unwrap();
-            assert_eq!(String::from_utf8(output.stdout).unwrap(), word);
+            assert_eq!(output.stdout, word);
         }
     }
 }

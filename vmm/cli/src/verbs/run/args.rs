@@ -1,7 +1,11 @@
 //! What `bulkhead run` is told: the guest, as a person describes it.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 /// A guest to run.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,7 +33,7 @@ pub(crate) struct Args {
         reason = "the brackets are of the help"
     )]
     /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off]; a comma in PATH is written twice
-    #[arg(long, value_name = "PATH[,…]")]
+    #[arg(long, value_name = "PATH[,…]", value_parser = OsStringValueParser::new().try_map(|text| Disk::parse(&text)))]
     pub(crate) disk: Vec<Disk>,
     /// Network to connect to: NETWORK[,mac=MAC]
     #[arg(long, value_name = "NETWORK[,…]")]
@@ -63,20 +67,15 @@ pub(crate) struct Net {
     pub(crate) mac: Option<String>,
 }
 
-impl FromStr for Disk {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = split(text).into_iter();
-        let path = PathBuf::from(
-            parts
-                .next()
-                .filter(|path| !path.is_empty())
-                .ok_or("no path")?,
-        );
+impl Disk {
+    fn parse(text: &OsStr) -> Result<Self, String> {
+        let mut parts = split(text.as_bytes()).into_iter();
+        let path = parts.next().filter(|path| !path.is_empty());
+        let path = PathBuf::from(OsString::from_vec(path.ok_or("no path")?));
         let mut format = None;
         let mut readonly = false;
         for part in parts {
+            let part = String::from_utf8_lossy(&part);
             match part.split_once('=') {
                 Some(("format", value @ ("raw" | "qcow2"))) => format = Some(value.to_owned()),
                 Some(("format", other)) => {
@@ -105,10 +104,11 @@ impl FromStr for Net {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = split(text).into_iter();
-        let network = name(&parts.next().unwrap_or_default())?;
+        let mut parts = split(text.as_bytes()).into_iter();
+        let network = name(&String::from_utf8_lossy(&parts.next().unwrap_or_default()))?;
         let mut mac = None;
         for part in parts {
+            let part = String::from_utf8_lossy(&part);
             match part.split_once('=') {
                 Some(("mac", value)) => mac = Some(value.to_owned()),
                 _ => return Err(format!("unknown option '{part}': mac=")),
@@ -129,19 +129,14 @@ fn by_name(path: &Path) -> Option<String> {
 }
 
 /// Splits at single commas; a double one stands for itself.
-fn split(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut rest = text.chars().peekable();
-    while let Some(c) = rest.next() {
-        match (c, parts.last_mut()) {
-            (',', _) if rest.peek() != Some(&',') => parts.push(String::new()),
-            (c, Some(part)) => {
-                if c == ',' {
-                    rest.next();
-                }
-                part.push(c);
-            }
-            (_, None) => {}
+fn split(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut parts = vec![Vec::new()];
+    let mut rest = text.iter().copied().peekable();
+    while let Some(byte) = rest.next() {
+        if byte == b',' && rest.next_if_eq(&b',').is_none() {
+            parts.push(Vec::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(byte);
         }
     }
     parts
@@ -165,25 +160,34 @@ mod tests {
 
     #[test]
     fn a_disk_is_read_as_written() {
-        let disk: Disk = "/a,,b.raw,format=qcow2,readonly=on".parse().unwrap();
+        let disk = Disk::parse(OsStr::new("/a,,b.raw,format=qcow2,readonly=on")).unwrap();
         assert_eq!(disk.path, Path::new("/a,b.raw"));
         assert_eq!(disk.format, "qcow2");
         assert!(disk.readonly);
     }
 
     #[test]
+    fn a_path_is_any_bytes() {
+        let bytes = b"/tmp/a b\n\xff\xc3\xa9,,c.raw";
+        let disk = Disk::parse(OsStr::from_bytes(bytes)).unwrap();
+        assert_eq!(
+            disk.path.as_os_str().as_bytes(),
+            b"/tmp/a b\n\xff\xc3\xa9,c.raw"
+        );
+    }
+
+    #[test]
     fn a_format_comes_from_the_name_or_is_asked_for() {
-        assert_eq!("x.qcow2".parse::<Disk>().unwrap().format, "qcow2");
-        assert_eq!("x.img".parse::<Disk>().unwrap().format, "raw");
-        let error = "disk".parse::<Disk>().unwrap_err();
+        assert_eq!(Disk::parse(OsStr::new("x.qcow2")).unwrap().format, "qcow2");
+        assert_eq!(Disk::parse(OsStr::new("x.img")).unwrap().format, "raw");
+        let error = Disk::parse(OsStr::new("disk")).unwrap_err();
         assert!(error.contains("add ,format=raw"), "{error}");
     }
 
     #[test]
     fn what_is_not_known_is_refused_by_name() {
         assert!(
-            "x.img,cache=none"
-                .parse::<Disk>()
+            Disk::parse(OsStr::new("x.img,cache=none"))
                 .unwrap_err()
                 .contains("cache=none")
         );

@@ -1,6 +1,6 @@
 //! One running process: started so that it ends with us, watched to its end, told to stop by a handle that never names another.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -86,22 +86,37 @@ impl Child {
     }
 }
 
+/// The longest line that is passed on, in bytes.
+const LONGEST_LINE: usize = 1024;
+
 /// Passes on what it says; keeps the last line said before it is ready, for the error that its end will be.
 pub(super) fn listen(stderr: ChildStderr, name: &str, ready: &AtomicBool) -> Option<String> {
     let mut last = None;
-    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+    let mut stderr = BufReader::new(stderr);
+    while let Some(line) = next_line(&mut stderr) {
         let error = line.strip_prefix("error: ");
         if !ready.load(Ordering::Relaxed) {
             last = Some(error.unwrap_or(&line).to_owned());
             continue;
         }
-        // Standard error may be closed; the guest runs on.
-        let _ = match error {
-            Some(words) => writeln!(io::stderr(), "error: {name}: {words}"),
-            None => writeln!(io::stderr(), "{name}: {line}"),
-        };
+        let words = line.strip_prefix("warning: ").or(error).unwrap_or(&line);
+        bulkhead_process::warn(&format!("{name}: {words}"));
     }
     last
+}
+
+/// The next line, as much of it as is passed on. A process that has been taken over may say anything, of any length.
+fn next_line(from: &mut impl BufRead) -> Option<String> {
+    let mut line = Vec::new();
+    let mut start = from.by_ref().take(LONGEST_LINE as u64);
+    start.read_until(b'\n', &mut line).ok()?;
+    if line.is_empty() {
+        return None;
+    }
+    if line.pop_if(|last| *last == b'\n').is_none() {
+        from.skip_until(b'\n').ok()?;
+    }
+    Some(String::from_utf8_lossy(&line).into_owned())
 }
 
 /// Even when we are killed, nothing of this guest runs on.
@@ -109,7 +124,7 @@ pub(super) fn listen(stderr: ChildStderr, name: &str, ready: &AtomicBool) -> Opt
 fn end_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();
     let arrange = move || {
-        unblock_signals();
+        begin();
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
         // We may have been killed before that.
         if rustix::process::getppid() != Some(parent) {
@@ -126,7 +141,7 @@ fn end_with_parent(command: &mut Command) {
 #[allow(unsafe_code)]
 pub(super) fn detach(command: &mut Command) {
     let arrange = || {
-        unblock_signals();
+        begin();
         rustix::process::setsid()?;
         Ok(())
     };
@@ -134,13 +149,42 @@ pub(super) fn detach(command: &mut Command) {
     unsafe { command.pre_exec(arrange) };
 }
 
-/// This process has blocked the signals it reads as a descriptor; a child begins without that.
+/// A child begins with no signal blocked, which this process reads as a descriptor, and with standard input, output and error alone: what this
+/// process has inherited is nothing to it.
 #[allow(unsafe_code)]
-fn unblock_signals() {
-    // SAFETY: the set is initialised by sigemptyset before it is read. Both calls are async-signal-safe, and cannot fail with these arguments.
+fn begin() {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: the set is initialised by sigemptyset before it is read. The calls are async-signal-safe, and touch no memory but the set. Without
+    // close_range(2) (Linux 5.11) nothing is lost but this.
     unsafe {
         let mut none = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        let flags = libc::CLOSE_RANGE_CLOEXEC;
+        libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, flags);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_cut_and_the_next_one_is_whole() {
+        let text = [&b"x".repeat(1_000_000)[..], b"\nnext \xff\nlast"].concat();
+        let mut text = &text[..];
+        let lines: Vec<_> = std::iter::from_fn(|| next_line(&mut text)).collect();
+        assert_eq!(lines[0].len(), LONGEST_LINE);
+        assert_eq!(lines[1..], ["next \u{fffd}", "last"]);
+    }
+
+    #[test]
+    fn a_line_of_just_the_longest_length_is_one() {
+        let line = "x".repeat(LONGEST_LINE);
+        let text = format!("{line}\n{line}");
+        let mut text = text.as_bytes();
+        assert_eq!(next_line(&mut text), Some(line.clone()));
+        assert_eq!(next_line(&mut text), Some(line));
+        assert_eq!(next_line(&mut text), None);
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bulkhead_net_protocol::{Client, Error, ErrorKind, Hold};
+use bulkhead_process::say;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -119,7 +120,7 @@ fn acquire(wanted: &Wanted, over: &OwnedFd) -> anyhow::Result<Option<Held>> {
         let Some(process) = &wanted.start else {
             return Err(wanted.missing());
         };
-        let (client, started) = start(process)
+        let (client, started) = start(process, wanted.verbose)
             .with_context(|| format!("cannot start {}", process.program.display()))?;
         match hold(Ok(client), over) {
             Ok(Some(hold)) => {
@@ -159,7 +160,7 @@ fn hold(client: Result<Client, Error>, over: &OwnedFd) -> Result<Option<Hold>, E
 }
 
 /// Starts a helper; its standard input is the connection that is returned.
-fn start(process: &Process) -> anyhow::Result<(Client, Started)> {
+fn start(process: &Process, verbose: bool) -> anyhow::Result<(Client, Started)> {
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -188,6 +189,10 @@ fn start(process: &Process) -> anyhow::Result<(Client, Started)> {
             let stderr = child.stderr.take();
             let last_words = stderr.and_then(|stderr| listen(stderr, "net-helper", &told));
             let ended = child.wait().map(|status| Ended { status, last_words });
+            if let (true, Ok(ended)) = (verbose, &ended) {
+                let how = format!("(process {}) ended by itself, {}", child.id(), ended.status);
+                say("net-helper", &how);
+            }
             let _ = sender.send(ended);
         })?;
     Ok((Client::from_socket(ours), Started { end, ready }))

@@ -7,15 +7,21 @@ mod event;
 mod helper;
 mod plan;
 mod ready;
+mod signals;
 mod supervisor;
 
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
-use bulkhead_process::signals;
+use anyhow::Context;
 
+use crate::init;
 use crate::runtime::{self, GuestFolder};
 pub(crate) use args::Args;
-use plan::Plan;
+use plan::{Plan, Process};
+use signals::Signals;
 use supervisor::{Outcome, Supervisor};
 
 /// The monitor's status when the guest resets.
@@ -27,11 +33,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.dry_run {
         return dry_run(&Plan::new(&args, &base, &path)?, &path);
     }
-    // Before any thread, so that none of them takes the signals.
-    let signals = signals::block_termination()?;
+    if init::is_needed() {
+        return init::run();
+    }
+    let signals = Signals::block()?;
     let folder = GuestFolder::claim(&path)?;
     let console = console::Console::attach()?;
-    let mut supervisor = Supervisor::new(&folder, signals, console.input(), args.verbose)?;
+    let mut supervisor = Supervisor::new(&folder, signals, &console, args.verbose)?;
     let outcome = run_until_end(
         &mut supervisor,
         &Plan::new(&args, &base, &path)?,
@@ -62,20 +70,20 @@ fn run_until_end(
 
 /// Lines that a shell can run, each process in a terminal of its own.
 fn dry_run(plan: &Plan, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    writeln!(
-        out,
-        "mkdir -p -m 0700 {}",
-        crate::shell::quote(folder.as_os_str())
-    )?;
+    let mut folders = OsString::from("mkdir -p -m 0700 ");
+    folders.push(crate::shell::quote(folder.as_os_str()));
+    let mut lines = vec![folders];
     let helper = plan.helper.as_ref().filter(|helper| !helper.runs());
     if let Some(helper) = helper {
         let start = helper.start.as_ref().ok_or_else(|| helper.missing())?;
-        writeln!(out, "{}", start.command())?;
+        lines.push(start.command());
     }
-    for process in &plan.processes {
-        writeln!(out, "{}", process.command())?;
+    lines.extend(plan.processes.iter().map(Process::command));
+    let mut out = std::io::stdout().lock();
+    for line in lines {
+        out.write_all(line.as_bytes()).context("standard output")?;
+        out.write_all(b"\n").context("standard output")?;
     }
+    out.flush().context("standard output")?;
     Ok(ExitCode::SUCCESS)
 }

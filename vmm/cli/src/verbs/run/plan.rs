@@ -1,10 +1,11 @@
 //! From the guest to its processes: which programs, with which arguments, started after which others.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::args::{Args, Disk, Net};
 use crate::{program, shell};
@@ -28,7 +29,7 @@ pub(crate) struct Process {
     pub(crate) role: Role,
     pub(crate) program: PathBuf,
     /// The program as a person would type it.
-    shown: String,
+    shown: OsString,
     pub(crate) args: Vec<OsString>,
     /// The processes, by index, that must be ready first.
     pub(crate) after: Vec<usize>,
@@ -62,10 +63,10 @@ impl Process {
     }
 
     /// The command as a shell takes it.
-    pub(crate) fn command(&self) -> String {
+    pub(crate) fn command(&self) -> OsString {
         let mut words = vec![self.shown.clone()];
         words.extend(self.args.iter().map(|word| shell::quote(word)));
-        words.join(" ")
+        words.join(OsStr::new(" "))
     }
 }
 
@@ -75,6 +76,8 @@ pub(crate) struct Helper {
     pub(crate) socket: PathBuf,
     /// How to start one where none runs, unless it is somebody else's to start.
     pub(crate) start: Option<Process>,
+    /// Whether to say how it ended.
+    pub(crate) verbose: bool,
 }
 
 /// All processes of one guest, in an order in which they may be started.
@@ -126,7 +129,11 @@ fn helper(args: &Args, base: &Path) -> Helper {
         }
         process.flag("--exit-idle")
     });
-    Helper { socket, start }
+    Helper {
+        socket,
+        start,
+        verbose: args.verbose,
+    }
 }
 
 impl Helper {
@@ -186,20 +193,35 @@ fn monitor(args: &Args, folder: &Path) -> anyhow::Result<Process> {
         .option("--memory", format!("size={}", args.memory));
     for index in 0..args.disk.len() {
         let mut device = OsString::from("vhost_user=on,socket=");
-        device.push(folder.join(format!("{}.sock", disk_name(index))));
+        device.push(value(&folder.join(format!("{}.sock", disk_name(index))))?);
         process = process.option("--disk", device);
     }
     for (index, net) in args.net.iter().enumerate() {
         let mut device = OsString::from("vhost_user=on,socket=");
-        device.push(folder.join(format!("net{index}.sock")));
+        device.push(value(&folder.join(format!("net{index}.sock")))?);
         device.push(format!(",mac={}", mac(args, net, index)));
         process = process.option("--net", device);
     }
     let mut api = OsString::from("path=");
-    api.push(folder.join("api.sock"));
+    api.push(value(&folder.join("api.sock"))?);
     Ok(process
         .option("--serial", "tty")
         .option("--api-socket", api))
+}
+
+/// A path as a value in one of the monitor's lists.
+fn value(path: &Path) -> anyhow::Result<OsString> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.contains(&b'"') {
+        bail!("$XDG_RUNTIME_DIR has a double quote in it: set it to another folder");
+    }
+    if !bytes.contains(&b',') {
+        return Ok(path.into());
+    }
+    let mut quoted = OsString::from("\"");
+    quoted.push(path);
+    quoted.push("\"");
+    Ok(quoted)
 }
 
 /// `vda`, …, `vdz`, `vdaa`, as the guest's kernel counts them.
@@ -273,13 +295,24 @@ mod tests {
     #[test]
     fn a_command_names_the_file_and_its_format() {
         let plan = plan(&["--disk", "/a b.qcow2,readonly=on"]);
-        let command = plan.processes[0].command();
+        let command = plan.processes[0].command().into_string().unwrap();
         assert!(
             command.ends_with(
                 "bulkhead-block --socket-path /run/b/g/vda.sock --blk-file '/a b.qcow2' --format qcow2 --read-only"
             ),
             "{command}"
         );
+    }
+
+    #[test]
+    fn a_runtime_folder_with_a_comma_is_one_value() {
+        let line = ["run", "--name", "g", "--kernel", "/k"];
+        let args = Line::parse_from(line).args;
+        let plan = |base: &str| Plan::new(&args, Path::new(base), &Path::new(base).join("g"));
+        let commas = plan("/run/a,b").unwrap();
+        let last = commas.processes[0].args.last().unwrap();
+        assert_eq!(last, "path=\"/run/a,b/g/api.sock\"");
+        assert!(plan("/run/a\"b").is_err());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Readiness: one socket on which each process says, as to a service manager, that it does its work.
 
+use std::fs::Permissions;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,8 @@ use super::event::Event;
 pub(crate) fn listen(folder: &Path, events: Sender<Event>) -> io::Result<PathBuf> {
     let path = folder.join("notify.sock");
     let socket = UnixDatagram::bind(&path)?;
+    // Whatever the umask: who may not write to it does not become ready.
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     set_socket_passcred(&socket, true)?;
     std::thread::Builder::new()
         .name("ready".into())

@@ -1,22 +1,21 @@
 //! Starts the processes of a guest, in order and in parallel where it can; starts a backend that dies again; ends them all in order.
 
-use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bulkhead_process::signals::SignalFd;
+use bulkhead_process::warn;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
 
 use super::child::Child;
-use super::console::Input;
+use super::console::{Console, Input};
 use super::event::{Ended, Event, Helper as HelperNews};
 use super::helper::Helper;
 use super::plan::{Plan, Process, Role};
 use super::ready;
+use super::signals::Signals;
 use crate::runtime::GuestFolder;
 
 /// How long the others may take to end by themselves once the guest has ended, and again once they were told to.
@@ -63,22 +62,19 @@ pub(crate) struct Supervisor {
 impl Supervisor {
     pub(crate) fn new(
         folder: &GuestFolder,
-        signals: SignalFd,
-        input: Input,
+        signals: Signals,
+        console: &Console,
         verbose: bool,
     ) -> anyhow::Result<Self> {
         let (sender, events) = unbounded();
         let notify = ready::listen(folder.path(), sender.clone())
             .with_context(|| format!("cannot listen in {}", folder.path().display()))?;
-        let stop = sender.clone();
-        std::thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || pass_on_signals(&signals, &stop))?;
+        signals.serve(console.terminal(), sender.clone())?;
         Ok(Self {
             events,
             sender,
             notify,
-            input,
+            input: console.input(),
             verbose,
             slots: Vec::new(),
             helper: None,
@@ -179,7 +175,7 @@ impl Supervisor {
         // The guest goes on, as do those on its network.
         self.helper_held = false;
         if self.helper_missed.replace(said.clone()).as_ref() != Some(&said) {
-            let _ = writeln!(std::io::stderr(), "{said}");
+            warn(&said);
         }
         Ok(())
     }
@@ -220,11 +216,7 @@ impl Supervisor {
         slot.restart_at = Some(Instant::now() + pause);
         // Ending with the monitor is what a backend should do; whether that is so, we know in a moment.
         if !ended.status.success() {
-            let _ = writeln!(
-                std::io::stderr(),
-                "{name} died ({}): starting it again",
-                ended.why()
-            );
+            warn(&format!("{name} died ({}): starting it again", ended.why()));
         } else {
             self.told(&name, pid, &ended, true);
         }
@@ -308,11 +300,8 @@ impl Supervisor {
     fn told(&self, name: &str, pid: u32, ended: &Ended, by_itself: bool) {
         if self.verbose {
             let how = if by_itself { "by itself" } else { "as told" };
-            let _ = writeln!(
-                std::io::stderr(),
-                "{name} (process {pid}) ended {how}, {}",
-                ended.status
-            );
+            let words = format!("(process {pid}) ended {how}, {}", ended.status);
+            bulkhead_process::say(name, &words);
         }
     }
 }
@@ -335,21 +324,6 @@ fn pause(restarts: u32, ended_well: bool) -> Duration {
     match restarts {
         0 => Duration::ZERO,
         _ => doubled.min(LONGEST_PAUSE),
-    }
-}
-
-fn pass_on_signals(signals: &SignalFd, events: &Sender<Event>) {
-    loop {
-        let waited = poll(&mut [PollFd::new(signals, PollFlags::IN)], None);
-        match (waited, signals.take()) {
-            (Err(rustix::io::Errno::INTR), _) | (Ok(_), Ok(None)) => {}
-            (Ok(_), Ok(Some(_))) => {
-                if events.send(Event::Stop).is_err() {
-                    return;
-                }
-            }
-            _ => return,
-        }
     }
 }
 
