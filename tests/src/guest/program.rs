@@ -78,6 +78,14 @@ impl Program {
         self.child.id()
     }
 
+    /// Whether it has ended.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("wait for a child").is_some()
+    }
+
     /// The next line on standard output, or `None` when there will be no more.
     ///
     /// # Panics
@@ -99,6 +107,9 @@ impl Program {
     /// # Panics
     /// When it does not end in time.
     pub fn wait(&mut self) -> (ExitStatus, String) {
+        if let Some(status) = self.child.try_wait().expect("wait for a child") {
+            return (status, self.take_errors());
+        }
         let pid = Pid::from_child(&self.child);
         let pidfd =
             pidfd_open(pid, PidfdFlags::empty()).expect("pidfd_open of a child not waited for");

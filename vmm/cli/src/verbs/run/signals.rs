@@ -52,19 +52,19 @@ impl Signals {
                 last = Some(Instant::now());
             }
             while let Some(signal) = self.job.take().ok()? {
-                if signal == libc::SIGTSTP {
-                    stop(terminal);
-                }
-                // Whoever had the terminal meanwhile has set it up for itself.
-                if let Some(terminal) = terminal {
-                    terminal.set_up();
+                match (signal, terminal) {
+                    (libc::SIGTSTP, _) => stop(terminal),
+                    // Whoever had the terminal meanwhile has set it up for itself.
+                    (_, Some(terminal)) => terminal.set_up(),
+                    _ => {}
                 }
             }
         }
     }
 }
 
-/// Stops this process, as it would have been by itself; the guest runs on. Returns when it continues.
+/// Stops this process, as it would have been by itself; the guest runs on. This may return a moment before: what is to be done when it
+/// continues waits for SIGCONT.
 fn stop(terminal: Option<&Terminal>) {
     if let Some(terminal) = terminal {
         terminal.give_back();

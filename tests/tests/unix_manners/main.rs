@@ -1,0 +1,262 @@
+//! Every program of a guest as a good citizen of Unix: under nohup, with limits, closed descriptors and odd umasks, in containers, in a
+//! shell's jobs. A line for each program and each condition; all of them natively, in namespaces of this test's own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
+
+mod program;
+mod terminal;
+
+use std::fs;
+use std::path::Path;
+
+use bulkhead_tests::guest::{RUN, in_own_host, kvm_is_usable, processes};
+use rustix::process::Signal;
+
+use program::{PROGRAMS, Place, eventually};
+
+/// What has to come of a condition.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// It serves, ends with 0 when it is told to, and says nothing.
+    Works,
+    /// That, or one line says what is wrong, and it ends with 1.
+    WorksOrSays,
+}
+
+use Outcome::{Works, WorksOrSays};
+
+/// Where and how a program is started: words of a shell, which becomes the program.
+const CONDITIONS: &[(&str, Outcome)] = &[
+    (":", Works),
+    ("exec <&-", Works),
+    ("exec >&-", Works),
+    ("exec 2>&-", Works),
+    ("exec <&- >&- 2>&-", Works),
+    ("exec </dev/null >/dev/full 2>/dev/full", Works),
+    ("umask 0", Works),
+    ("umask 0777", Works),
+    ("ulimit -n 3", WorksOrSays),
+    ("ulimit -n 5", WorksOrSays),
+    ("ulimit -n 7", WorksOrSays),
+    ("ulimit -n 9", WorksOrSays),
+    ("ulimit -n 12", WorksOrSays),
+    ("ulimit -n 16", WorksOrSays),
+    ("ulimit -n 20", WorksOrSays),
+    ("ulimit -n 256", Works),
+    ("ulimit -f 0", WorksOrSays),
+    ("ulimit -f 8", Works),
+    ("ulimit -l 0", WorksOrSays),
+    ("ulimit -c 0", Works),
+    ("ulimit -s 256", Works),
+    ("mount -t tmpfs none /proc", WorksOrSays),
+    ("mount -o remount,ro none /run", WorksOrSays),
+    ("mount -o remount,noexec,nosuid,nodev none /run", Works),
+    (
+        "mkdir /tmp/gone.$$ && cd /tmp/gone.$$ && rmdir /tmp/gone.$$",
+        Works,
+    ),
+    ("unset HOME USER LANG XDG_RUNTIME_DIR", Works),
+    ("exec 9</etc/passwd 8>/tmp/inherited.$$", Works),
+];
+
+#[test]
+fn each_program_works_or_says_what_is_wrong() {
+    const NAME: &str = "each_program_works_or_says_what_is_wrong";
+    in_own_host(NAME, || {
+        let place = Place::new();
+        let mut complaints = Vec::new();
+        for program in PROGRAMS {
+            if program.needs_kvm && !kvm_is_usable(NAME) {
+                continue;
+            }
+            for &(condition, outcome) in CONDITIONS {
+                if let Err(complaint) = place.check(program, condition, outcome == Works) {
+                    complaints.push(format!("{}, {condition}: {complaint}", program.name));
+                }
+            }
+        }
+        assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+    });
+}
+
+#[test]
+fn a_signal_that_is_ignored_stays_ignored_and_others_end_a_program() {
+    const NAME: &str = "a_signal_that_is_ignored_stays_ignored_and_others_end_a_program";
+    in_own_host(NAME, || {
+        let place = Place::new();
+        for program in PROGRAMS {
+            if program.needs_kvm && !kvm_is_usable(NAME) {
+                continue;
+            }
+            for (word, signal) in [("HUP", Signal::HUP), ("INT", Signal::INT)] {
+                let running = place.start(program, &format!("trap '' {word}"));
+                assert!(running.serves(), "{}", program.name);
+                running.signal(signal);
+                // It is delivered by the time that another is, which is not heeded either.
+                running.signal(Signal::URG);
+                assert!(running.still_serves(), "{} ignores SIG{word}", program.name);
+                running.end_with(Signal::TERM, program.name);
+
+                let running = place.start(program, ":");
+                assert!(running.serves(), "{}", program.name);
+                running.end_with(signal, program.name);
+            }
+            let running = place.start(program, ":");
+            assert!(running.serves(), "{}", program.name);
+            running.signal(Signal::STOP);
+            running.signal(Signal::CONT);
+            assert!(running.still_serves(), "{} continues", program.name);
+            running.end_with(Signal::TERM, program.name);
+        }
+        assert_eq!(processes(), []);
+    });
+}
+
+#[test]
+fn modes_do_not_depend_on_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    const NAME: &str = "modes_do_not_depend_on_the_umask";
+    in_own_host(NAME, || {
+        let place = Place::new();
+        for program in PROGRAMS {
+            if program.needs_kvm && !kvm_is_usable(NAME) {
+                continue;
+            }
+            for umask in ["umask 0", "umask 0777", "umask 022"] {
+                let running = place.start(program, umask);
+                assert!(running.serves(), "{}", program.name);
+                for &(path, mode) in program.modes {
+                    let found = fs::metadata(path).unwrap().permissions().mode() & 0o777;
+                    assert_eq!(found, mode, "{path} of {}, {umask}", program.name);
+                }
+                running.end_with(Signal::TERM, program.name);
+            }
+        }
+    });
+}
+
+#[test]
+fn what_bulkhead_has_inherited_does_not_reach_its_processes() {
+    const NAME: &str = "what_bulkhead_has_inherited_does_not_reach_its_processes";
+    if !kvm_is_usable(NAME) {
+        return;
+    }
+    in_own_host(NAME, || {
+        let place = Place::new();
+        let secret = "/tmp/secret-of-this-test";
+        fs::write(secret, "").unwrap();
+        let running = place.start(&PROGRAMS[0], &format!("exec 3<{secret} 9<{secret}"));
+        assert!(running.serves());
+        let mut seen = 0;
+        for (process, name) in processes() {
+            if process == running.id() {
+                continue;
+            }
+            seen += 1;
+            for entry in fs::read_dir(format!("/proc/{process}/fd"))
+                .into_iter()
+                .flatten()
+            {
+                let target = fs::read_link(entry.unwrap().path()).unwrap_or_default();
+                assert_ne!(target, Path::new(secret), "{name} has it");
+            }
+        }
+        assert!(seen >= 5, "{:?}", processes());
+        fs::remove_file(secret).unwrap();
+        running.end_with(Signal::TERM, "bulkhead run");
+    });
+}
+
+#[test]
+fn as_the_first_process_bulkhead_takes_in_orphans_and_heeds_signals() {
+    const NAME: &str = "as_the_first_process_bulkhead_takes_in_orphans_and_heeds_signals";
+    if !kvm_is_usable(NAME) {
+        return;
+    }
+    in_own_host(NAME, || {
+        let place = Place::new();
+        // A process that is left behind by its parent, in the container's namespace.
+        let container = "unshare --pid --fork --kill-child --mount-proc sh -c '(sleep 0.2 & ) ; exec \"$@\"' sh";
+        let running = place.start_in(&PROGRAMS[0], ":", container);
+        assert!(running.serves());
+        let zombie = || {
+            let entries = fs::read_dir("/proc").unwrap();
+            let stats =
+                entries.filter_map(|e| fs::read_to_string(e.unwrap().path().join("stat")).ok());
+            let mut stats = stats.map(|stat| stat.contains("(sleep)"));
+            stats.any(|is_it| is_it)
+        };
+        eventually("the orphan is taken in", || !zombie());
+        let first = processes()
+            .into_iter()
+            .filter(|(_, name)| name == "bulkhead");
+        let first = first.map(|(number, _)| number).min().unwrap();
+        program::kill(first, Signal::TERM);
+        let (status, said) = running.end();
+        assert_eq!((status, said.as_str()), (Some(0), ""));
+        assert!(!Path::new(RUN).join("bulkhead").exists());
+    });
+}
+
+#[test]
+fn odd_paths_are_taken_as_they_are() {
+    use std::os::unix::ffi::OsStrExt;
+    const NAME: &str = "odd_paths_are_taken_as_they_are";
+    if !kvm_is_usable(NAME) {
+        return;
+    }
+    in_own_host(NAME, || {
+        let place = Place::new();
+        for name in [
+            &b"a b"[..],
+            b"a,b",
+            b"new\nline",
+            "grüß dich".as_bytes(),
+            b"\xff\xfe",
+            b"-x",
+            b"\"q\"",
+            b"=,=",
+        ] {
+            let folder = Path::new(program::FOLDER).join(std::ffi::OsStr::from_bytes(name));
+            fs::create_dir(&folder).unwrap();
+            fs::copy(bulkhead_tests::guest::kernel(), folder.join("guest")).unwrap();
+            fs::File::create(folder.join("disk.raw"))
+                .unwrap()
+                .set_len(1 << 20)
+                .unwrap();
+            let (status, said) = place.run_in(&folder);
+            assert_eq!((status, said.as_str()), (Some(0), ""), "{folder:?}");
+        }
+    });
+}
+
+#[test]
+fn a_runtime_folder_that_others_can_change_is_refused() {
+    in_own_host("a_runtime_folder_that_others_can_change_is_refused", || {
+        let place = Place::new();
+        for (prepare, says) in [
+            ("mkdir -m 777 /run/bulkhead", "chmod o-w /run/bulkhead"),
+            (
+                "mkdir /run/bulkhead && chown 4711 /run/bulkhead",
+                "belongs to another user",
+            ),
+            ("touch /run/bulkhead", "is not a folder"),
+            (
+                "ln -s /tmp /run/b && mkdir /run/bulkhead && ln -s /tmp /run/bulkhead/g",
+                "cannot create /run/bulkhead/g",
+            ),
+        ] {
+            let running = place.start(&PROGRAMS[0], prepare);
+            let (status, said) = running.end();
+            assert_eq!(status, Some(1), "{prepare}: {said}");
+            assert!(
+                said.starts_with("error: ") && said.contains(says),
+                "{prepare}: {said}"
+            );
+            assert_eq!(said.lines().count(), 1, "{said}");
+            let remove = std::process::Command::new("sh")
+                .args(["-c", "rm -rf /run/bulkhead /run/b"])
+                .status();
+            assert!(remove.unwrap().success());
+        }
+    });
+}
