@@ -47,6 +47,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use bulkhead_process::{notify, signals};
+use rustix::fs::Mode;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -97,6 +98,8 @@ fn run(config: Config) -> Result<ExitCode> {
     {
         bail!("bulkhead-net-helper needs CAP_NET_ADMIN: run it as root");
     }
+    // Files have the modes that are given to them here, for dnsmasq too, which may not do without.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let first_client = config
         .client_on_stdin
         .then(listen::connection_on_stdin)

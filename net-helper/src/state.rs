@@ -91,7 +91,10 @@ impl StateDir {
         let lock = match lock {
             // Another has just removed the folder.
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            lock => lock.with_context(|| format!("cannot open {}", path.join(LOCK).display()))?,
+            lock => lock
+                // Only if there is nothing in it, as when we have just made it.
+                .inspect_err(|_| drop(fs::remove_dir(path)))
+                .with_context(|| format!("cannot open {}", path.join(LOCK).display()))?,
         };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(None);

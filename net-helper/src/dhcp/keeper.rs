@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal, setrlimit,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, pidfd_send_signal, setrlimit,
 };
 
 use super::launcher::ready;
@@ -61,9 +61,11 @@ pub(crate) fn become_main(args: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn keep(kept: &Kept<'_>) -> io::Result<()> {
     privileges::become_keeper(kept.user, kept.group)?;
+    let possible = getrlimit(Resource::Nofile).maximum.unwrap_or(FILES);
+    let files = Some(FILES.min(possible));
     let few = Rlimit {
-        current: Some(FILES),
-        maximum: Some(FILES),
+        current: files,
+        maximum: files,
     };
     setrlimit(Resource::Nofile, few)?;
     calls::confine_keeper()?;

@@ -37,6 +37,8 @@ pub(crate) struct GuestFolder {
     path: PathBuf,
     // Locked as long as the guest runs. Not the folder itself: whoever listens in it locks that for a moment.
     _lock: File,
+    /// A descriptor less of those that there may be, for looking into the folder at the end.
+    spare: Option<File>,
 }
 
 impl GuestFolder {
@@ -59,7 +61,9 @@ impl GuestFolder {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && tries.next().is_some() => {
                     continue;
                 }
-                lock => lock.with_context(|| format!("cannot create {shown}"))?,
+                lock => lock
+                    .inspect_err(|_| remove_if_empty(path))
+                    .with_context(|| format!("cannot create {shown}"))?,
             };
             if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 if error == rustix::io::Errno::WOULDBLOCK {
@@ -74,6 +78,7 @@ impl GuestFolder {
             }
             let folder = Self {
                 path: path.to_owned(),
+                spare: lock.try_clone().ok(),
                 _lock: lock,
             };
             folder
@@ -162,15 +167,18 @@ fn is_same(file: &File, path: &Path) -> bool {
 
 impl Drop for GuestFolder {
     fn drop(&mut self) {
+        drop(self.spare.take());
         // What cannot be removed now is removed by the next run of this name.
         let _ = self.clear();
         let _ = std::fs::remove_file(self.path.join(LOCK));
-        let _ = std::fs::remove_dir(&self.path);
-        if let Some(base) = self.path.parent() {
-            // Fails, as it should, while other guests are in it.
-            let _ = std::fs::remove_dir(base);
-        }
+        remove_if_empty(&self.path);
     }
+}
+
+/// Removes a guest's folder, and the one above unless other guests are in it.
+fn remove_if_empty(path: &Path) {
+    let _ = std::fs::remove_dir(path);
+    let _ = path.parent().map(std::fs::remove_dir);
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use anyhow::Context;
 use crate::init;
 use crate::runtime::{self, GuestFolder};
 pub(crate) use args::Args;
+use console::Console;
 use plan::{Plan, Process};
 use signals::Signals;
 use supervisor::{Outcome, Supervisor};
@@ -36,9 +37,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if init::is_needed() {
         return init::run();
     }
-    let signals = Signals::block()?;
+    let signals = Signals::block().context("cannot watch for signals")?;
     let folder = GuestFolder::claim(&path)?;
-    let console = console::Console::attach()?;
+    let console = Console::attach().context("cannot use standard input")?;
     let mut supervisor = Supervisor::new(&folder, signals, &console, args.verbose)?;
     let outcome = run_until_end(
         &mut supervisor,

@@ -69,7 +69,9 @@ impl Supervisor {
         let (sender, events) = unbounded();
         let notify = ready::listen(folder.path(), sender.clone())
             .with_context(|| format!("cannot listen in {}", folder.path().display()))?;
-        signals.serve(console.terminal(), sender.clone())?;
+        signals
+            .serve(console.terminal(), sender.clone())
+            .context("cannot watch for signals")?;
         Ok(Self {
             events,
             sender,
@@ -87,7 +89,8 @@ impl Supervisor {
     /// Runs the processes until the monitor ends or we are told to end. None of them is left when this returns.
     pub(crate) fn run(&mut self, plan: Plan) -> anyhow::Result<Outcome> {
         if let (Some(wanted), None) = (plan.helper, &self.helper) {
-            self.helper = Some(Helper::need(wanted, self.sender.clone())?);
+            let helper = Helper::need(wanted, self.sender.clone());
+            self.helper = Some(helper.context("cannot watch bulkhead-net-helper")?);
         }
         self.slots = plan
             .processes
