@@ -15,7 +15,7 @@
 //! | `identity` | names and addresses of what is made |
 //! | `link`, `nft`, `routing`, `forwarding`, `dhcp` | the kinds of thing that stand |
 //! | `dhcp/launcher`, `dhcp/keeper` | the processes between this one and dnsmasq |
-//! | `listen`, `serve`, `lease`, `reclaim` | clients, and the end of what they had |
+//! | `listen`, `serve`, `connection`, `lease`, `reclaim` | clients, and the end of what they had |
 //! | `state` | what a killed run has left |
 //! | `bridge_helper` | what `qemu-bridge-helper` does |
 
@@ -24,6 +24,7 @@
 mod args;
 mod bridge_helper;
 mod confine;
+mod connection;
 mod dhcp;
 mod forwarding;
 mod host;
@@ -171,7 +172,7 @@ fn serve(
         [config.socket.parent(), config.state.parent()].map(|p| p.unwrap_or(Path::new("/")));
     let removal = Links::open().context("cannot speak to the kernel about interfaces")?;
     confine::enter(&folders).context("cannot confine the process")?;
-    let reclaim = Reclaim::start(removal, identity::random_group()?)?;
+    let reclaim = Reclaim::start(removal, identity::random_group()?, server.closing.clone())?;
     notify::ready().context("cannot report readiness")?;
     host.is_complete = true;
     server.reclaim = Some(reclaim);

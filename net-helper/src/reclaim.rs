@@ -4,24 +4,27 @@
 //! The kernel makes one change of interfaces at a time: that is why a batch is small, and why none begins while a client is served.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use anyhow::{Context, Result};
+use bulkhead_net_protocol::Channel;
 
+use crate::connection::Closing;
 use crate::link::Links;
 
 /// How many devices are removed at once.
 const BATCH: usize = 4;
 
 /// A device that nobody has a lease of any more.
-struct Returned {
-    index: u32,
+#[derive(Debug)]
+pub(crate) struct Returned {
+    pub(crate) index: u32,
     /// Closed last: who waits for the end of the connection finds the device gone.
-    _connection: OwnedFd,
+    pub(crate) channel: Channel,
+    pub(crate) user: u32,
 }
 
 /// The thread, and the devices that it has not removed yet.
@@ -40,11 +43,23 @@ struct Shared {
 
 impl Reclaim {
     /// Starts the thread; `links` is from before the process was confined, `group` a number that no interface has.
-    pub(crate) fn start(mut links: Links, group: u32) -> Result<Self> {
+    pub(crate) fn start(mut links: Links, group: u32, closing: Closing) -> Result<Self> {
         let (returned, receiver) = channel();
         let shared = Arc::new(Shared::default());
         let with_server = shared.clone();
-        let work = move || work(&receiver, &mut links, group, &with_server);
+        let work = move || {
+            while let Some(batch) = next(&receiver, &with_server) {
+                if let Err(error) = remove(&mut links, &batch, group) {
+                    bulkhead_process::warn(&format!("cannot take back a TAP device: {error}"));
+                }
+                with_server
+                    .pending
+                    .fetch_sub(batch.len(), Ordering::Relaxed);
+                for device in batch {
+                    closing.close(device.channel, device.user);
+                }
+            }
+        };
         let thread = Builder::new().name("reclaim".into()).spawn(work);
         Ok(Reclaim {
             returned,
@@ -54,13 +69,10 @@ impl Reclaim {
     }
 
     /// Has a device removed, and then the connection closed.
-    pub(crate) fn take(&self, index: u32, connection: OwnedFd) {
+    pub(crate) fn take(&self, device: Returned) {
         self.shared.pending.fetch_add(1, Ordering::Relaxed);
         // The thread receives as long as this value lives.
-        let _ = self.returned.send(Returned {
-            index,
-            _connection: connection,
-        });
+        let _ = self.returned.send(device);
     }
 
     /// How many devices are not removed yet.
@@ -87,16 +99,13 @@ impl Shared {
     }
 }
 
-fn work(receiver: &Receiver<Returned>, links: &mut Links, group: u32, shared: &Shared) {
-    while let Ok(first) = receiver.recv() {
-        drop(shared.hold());
-        let mut batch = vec![first];
-        batch.extend(receiver.try_iter().take(BATCH - 1));
-        if let Err(error) = remove(links, &batch, group) {
-            bulkhead_process::warn(&format!("cannot take back a TAP device: {error}"));
-        }
-        shared.pending.fetch_sub(batch.len(), Ordering::Relaxed);
-    }
+/// The next batch, once no client is being served.
+fn next(receiver: &Receiver<Returned>, shared: &Shared) -> Option<Vec<Returned>> {
+    let first = receiver.recv().ok()?;
+    drop(shared.hold());
+    let mut batch = vec![first];
+    batch.extend(receiver.try_iter().take(BATCH - 1));
+    Some(batch)
 }
 
 /// Several at once by a group that they are put in: the kernel then waits once for all processors to be done with them.

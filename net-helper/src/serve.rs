@@ -10,10 +10,11 @@ use bulkhead_process::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use crate::connection::{Closing, Next, peek};
 use crate::host::Host;
 use crate::lease::{Lease, refusal};
 use crate::listen::Listener;
-use crate::reclaim::Reclaim;
+use crate::reclaim::{Reclaim, Returned};
 
 /// How many connections there can be, and how many of one user. A guest has one for each card and one that is its hold.
 const MOST: usize = 1024;
@@ -32,6 +33,7 @@ pub(crate) struct Server {
     clients: Vec<Client>,
     /// There is none before clients are served.
     pub(crate) reclaim: Option<Reclaim>,
+    pub(crate) closing: Closing,
     /// Whether to end once nobody needs this helper any more.
     exit_idle: bool,
     /// Whether anybody has needed it yet.
@@ -80,6 +82,7 @@ impl Server {
         Server {
             clients: Vec::new(),
             reclaim: None,
+            closing: Closing::default(),
             exit_idle,
             needed_yet: false,
             end: None,
@@ -127,7 +130,7 @@ impl Server {
             for (position, has_closed) in self.one_of_each_user(ready.clients).into_iter().rev() {
                 if has_closed || matches!(self.attend(position, host), Outcome::Gone) {
                     let client = self.clients.swap_remove(position);
-                    release(client, host, self.reclaim.as_ref());
+                    self.release(client, host);
                 }
             }
             // After the others: whoever has ended before is not one that needs the helper.
@@ -142,11 +145,11 @@ impl Server {
     }
 
     /// Takes everything back. What is returned is to be closed when everything is undone: somebody may be waiting for that.
-    pub(crate) fn close(self, host: &mut Host) -> Vec<OwnedFd> {
+    pub(crate) fn close(mut self, host: &mut Host) -> Vec<OwnedFd> {
         let mut waiting = Vec::new();
-        for client in self.clients {
+        for client in std::mem::take(&mut self.clients) {
             if client.lease.is_some() {
-                release(client, host, self.reclaim.as_ref());
+                self.release(client, host);
             } else {
                 waiting.push(client.channel.into());
             }
@@ -155,6 +158,18 @@ impl Server {
             reclaim.finish();
         }
         waiting
+    }
+
+    /// Takes back what a client had, and closes its connection.
+    fn release(&self, client: Client, host: &mut Host) {
+        match (client.lease, &self.reclaim) {
+            (Some(lease), Some(reclaim)) => reclaim.take(Returned {
+                index: lease.end(host),
+                channel: client.channel,
+                user: client.user,
+            }),
+            _ => self.closing.close(client.channel, client.user),
+        }
     }
 
     /// Those that have closed their connection, and of the others one for each user, the first; the rest are in the next rounds. So
@@ -230,6 +245,7 @@ impl Server {
         };
         let client = Client::new(socket, user);
         let of_user = self.clients.iter().filter(|c| c.user == user).count();
+        let of_user = of_user + self.closing.of(user);
         let of_user = user != 0 && of_user >= MOST_OF_ONE_USER;
         let returned = self.reclaim.as_ref().map_or(0, Reclaim::pending);
         if self.clients.len() >= MOST || returned >= MOST_RETURNED || of_user {
@@ -238,6 +254,7 @@ impl Server {
                 "bulkhead-net-helper has as many clients as it takes".into(),
             );
             let _ = client.channel.send(&Reply::Refused(why), &[]);
+            self.closing.close(client.channel, user);
             return;
         }
         self.clients.push(client);
@@ -249,6 +266,17 @@ impl Server {
         let Some(client) = self.clients.get(position) else {
             return Outcome::Stay;
         };
+        match peek(&client.channel) {
+            Next::Message => {}
+            Next::Nothing => return Outcome::Stay,
+            Next::End => return Outcome::Gone,
+            Next::Files => {
+                let why = "a request comes without files".into();
+                let why = refusal(RefusalKind::Invalid, why);
+                let _ = client.channel.send(&Reply::Refused(why), &[]);
+                return Outcome::Gone;
+            }
+        }
         let packet = match client.channel.receive() {
             Ok(Some(packet)) => packet,
             Err(e) if would_block(&e) => return Outcome::Stay,
@@ -362,12 +390,6 @@ struct Ready {
     dhcp: Vec<usize>,
     /// Which, and whether the other end has closed.
     clients: Vec<(usize, bool)>,
-}
-
-fn release(client: Client, host: &mut Host, reclaim: Option<&Reclaim>) {
-    if let (Some(lease), Some(reclaim)) = (client.lease, reclaim) {
-        reclaim.take(lease.end(host), client.channel.into());
-    }
 }
 
 fn report_dead(host: &mut Host, position: usize) {

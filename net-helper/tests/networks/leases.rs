@@ -1,13 +1,20 @@
 //! What clients get and when they lose it.
 
 use std::fs::File;
-use std::io::ErrorKind as IoErrorKind;
-use std::os::fd::AsFd;
+use std::io::{ErrorKind as IoErrorKind, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use bulkhead_net_protocol::{
     Channel, Client, ErrorKind, RefusalKind, Reply, Request, TapRequest, decode,
 };
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::sockopt::set_socket_linger;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, sendmsg, socket_with,
+};
 use tap::{Options, Tap};
 
 use crate::host::{Helper, attempt, eventually, on_own_host, run};
@@ -226,6 +233,70 @@ fn nonsense_closes_its_connection_and_harms_nobody_else() {
             assert!(exists(&polite.info.interface));
             helper.lease(&TapRequest::on("default")).unwrap();
             helper.stop();
+        },
+    );
+}
+
+/// A file whose last copy takes a minute to close: a TCP socket that lingers, with bytes that nobody reads.
+fn lingering() -> OwnedFd {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let reader = listener.accept().unwrap().0;
+    stream.set_nonblocking(true).unwrap();
+    while stream.write(&[0; 65536]).is_ok() {}
+    stream.set_nonblocking(false).unwrap();
+    set_socket_linger(&stream, Some(Duration::from_secs(60))).unwrap();
+    std::mem::forget(reader);
+    stream.into()
+}
+
+fn send_files(channel: &Channel, files: &[BorrowedFd<'_>]) {
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(files)));
+    let flags = SendFlags::empty();
+    sendmsg(channel, &[IoSlice::new(b"{}")], &mut control, flags).unwrap();
+}
+
+#[test]
+fn files_that_take_long_to_close_keep_nobody_waiting() {
+    on_own_host(
+        "leases::files_that_take_long_to_close_keep_nobody_waiting",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let helper = Helper::start(folder.path(), "--network dhcp=off");
+            let other = || {
+                let start = Instant::now();
+                helper.lease(&TapRequest::on("default")).unwrap();
+                assert!(
+                    start.elapsed() < Duration::from_secs(5),
+                    "{:?}",
+                    start.elapsed()
+                );
+            };
+            for count in [1, 16, 17, 33, 253] {
+                // Received, or left where it was sent.
+                let (read, unread) = (rude(&helper), rude(&helper));
+                let file = lingering();
+                send_files(&read, &vec![file.as_fd(); count]);
+                let request = Request::Tap(TapRequest::on("default"));
+                unread.send(&request, &[]).unwrap();
+                unread.receive().unwrap().unwrap();
+                send_files(&unread, &vec![file.as_fd(); count]);
+                drop((file, unread));
+                assert!(matches!(
+                    decode(&read.receive().unwrap().unwrap().bytes),
+                    Ok(Reply::Refused(_))
+                ));
+                other();
+            }
+            let start = Instant::now();
+            helper.stop();
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "{:?}",
+                start.elapsed()
+            );
         },
     );
 }

@@ -1,0 +1,88 @@
+//! The end of connections, and what comes over them that nobody asked for.
+//!
+//! A client can send open files, and closing the last copy of a file can take as long as the client likes (a TCP socket that lingers). The
+//! kernel does that on behalf of whoever receives the message or closes the socket that it waits at. So a message with files is never
+//! received, and a socket with messages is closed by a thread of its own, which counts against the client's user.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use bulkhead_net_protocol::Channel;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, Shutdown, recvmsg, shutdown};
+
+/// What is to be received next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Nothing yet.
+    Nothing,
+    Message,
+    /// A message with files.
+    Files,
+    /// Nothing any more.
+    End,
+}
+
+/// How long a client gets to receive what it was told.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// Looks at the next message, without receiving it.
+pub(crate) fn peek(connection: &impl AsFd) -> Next {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let received = rustix::io::retry_on_intr(|| {
+        recvmsg(
+            connection,
+            &mut [],
+            &mut RecvAncillaryBuffer::default(),
+            flags,
+        )
+    });
+    match received {
+        // Without room for files the kernel says that there are some.
+        Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) => Next::Files,
+        // One that has not room for itself is one.
+        Ok(message) if message.flags.contains(ReturnFlags::TRUNC) => Next::Message,
+        Err(Errno::AGAIN) => Next::Nothing,
+        _ => Next::End,
+    }
+}
+
+/// A user, and the thread that closes a socket of his.
+type Thread = (u32, JoinHandle<()>);
+
+/// The threads that close sockets with messages.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Closing(Arc<Mutex<Vec<Thread>>>);
+
+impl Closing {
+    /// Closes a connection. It never waits.
+    pub(crate) fn close(&self, channel: Channel, user: u32) {
+        let socket = OwnedFd::from(channel);
+        // Nothing more is sent to it from here on.
+        let _ = shutdown(&socket, Shutdown::Read);
+        if matches!(peek(&socket), Next::Nothing | Next::End) {
+            return;
+        }
+        let closing = Builder::new().name("closing".into()).spawn(move || {
+            // What the client has not received is lost to it when a socket with messages is closed.
+            let mut fds = [PollFd::new(&socket, PollFlags::empty())];
+            let _ = poll(&mut fds, Some(&PATIENCE));
+        });
+        let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|(_, thread)| !thread.is_finished());
+        // Without a thread the socket has been closed here.
+        threads.extend(closing.ok().map(|thread| (user, thread)));
+    }
+
+    /// How many of a user's are not closed yet.
+    pub(crate) fn of(&self, user: u32) -> usize {
+        let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_open = |(whose, thread): &&Thread| *whose == user && !thread.is_finished();
+        threads.iter().filter(is_open).count()
+    }
+}
