@@ -449,6 +449,71 @@ fn a_name_that_was_left_behind_is_not_in_the_way() {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_stays_as_it_was() {
+    if !is_root() {
+        return;
+    }
+    for (before, after, words) in [
+        ("chattr +i m", "chattr -i m", "Operation not permitted"),
+        ("chattr +a m", "chattr -a m", "Operation not permitted"),
+        ("mount -o bind,ro m m", "umount m", "Read-only file system"),
+    ] {
+        for (verb, _) in VERBS {
+            let folder = folder();
+            let line = format!(
+                "echo old >m; mount --bind . . && cd $PWD && {before} || exit 9; $T {verb}; s=$?; {after}; exit $s"
+            );
+            let refused = with_mounts(folder.path(), &line);
+            assert_eq!(refused.status, Some(1), "{before}: {verb}: {refused:?}");
+            assert!(
+                refused.stderr.contains(words),
+                "{before}: {verb}: {refused:?}"
+            );
+            assert_eq!(
+                refused.stderr.lines().count(),
+                1,
+                "{before}: {verb}: {refused:?}"
+            );
+            assert_eq!(
+                fs::read(folder.path().join("m")).unwrap(),
+                b"old\n",
+                "{verb}"
+            );
+            assert_eq!(names(folder.path()), ["m", "s.raw"], "{before}: {verb}");
+        }
+    }
+}
+
+#[test]
+fn swap_space_in_use_is_no_target() {
+    if !is_root() {
+        return;
+    }
+    let folder = folder();
+    let made = shell(
+        folder.path(),
+        "head -c 2M /dev/zero >m; chmod 600 m; mkswap -q m && swapon m",
+    );
+    if made.status != Some(0) {
+        eprintln!("skipped: no swap files here: {made:?}");
+        return;
+    }
+    let before = fs::read(folder.path().join("m")).unwrap();
+    let refused = VERBS.map(|(verb, _)| (verb, shell(folder.path(), &format!("$T {verb}"))));
+    assert_eq!(shell(folder.path(), "swapoff m").status, Some(0));
+    for (verb, refused) in refused {
+        assert_eq!(refused.status, Some(1), "{verb}: {refused:?}");
+        assert!(
+            refused.stderr.contains("Text file busy"),
+            "{verb}: {refused:?}"
+        );
+        assert_eq!(refused.stderr.lines().count(), 1, "{verb}: {refused:?}");
+    }
+    assert!(fs::read(folder.path().join("m")).unwrap() == before);
+    assert_eq!(names(folder.path()), ["m", "s.raw"]);
+}
+
+#[test]
 fn a_long_name_can_be_replaced() {
     for name in ["n".repeat(255), "\u{1f4be}".repeat(63)] {
         let folder = folder();

@@ -266,6 +266,8 @@ impl Target {
         if !is_of_the_name(error) {
             return taken;
         }
+        // Should it not even be emptied (a swap file that is in use), it is as it was.
+        replaced.file.set_len(0)?;
         unfinished::in_place(&self.name, false);
         overwrite::overwrite(&replaced.file, staging.file())
     }

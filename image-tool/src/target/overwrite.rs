@@ -9,10 +9,9 @@ use rustix::io::Errno;
 /// The most bytes of one copy.
 const PART: u64 = 64 << 20;
 
-/// Makes the content of `old` that of `new`, holes where there are any, and durable.
+/// Makes the content of `old`, which is empty, that of `new`, holes where there are any, and durable.
 pub(super) fn overwrite(old: &File, new: &File) -> io::Result<()> {
     let end = new.metadata()?.len();
-    old.set_len(0)?;
     old.set_len(end)?;
     let mut at = 0;
     while let Some((start, stop)) = next_data(new, at, end)? {
