@@ -246,6 +246,7 @@ impl Engine {
             ))
             .into());
         }
+        self.check_space(offset)?;
         let cluster_size = self.geometry.cluster_size();
         self.pages
             .create(Table::Refcounts, offset.0, cluster_size, &mut self.undo);

@@ -1,7 +1,8 @@
 //! The metadata engine: guest ranges → host extents, allocation, refcounts, and the order in which all that may reach the medium.
 //!
 //! It does no I/O. A driver calls [`Engine::attempt`] with an operation; if a table is missing in memory the operation stops with
-//! [`Stop::Need`], the driver reads the range, hands it to [`Engine::fill`], and tries again. What changed is written when the driver
+//! [`Stop::Need`], the driver reads the range, hands it to [`Engine::fill`], and tries again; likewise it has space reserved where a table
+//! is to be made. What changed is written when the driver
 //! asks for it: [`Engine::cut`] hands out all there is at one moment, by stages, each to be on the medium before the next may begin.
 //! Operations go on while it is written; what they change belongs to the next cut.
 //!
@@ -34,6 +35,8 @@ pub(crate) use map::{Piece, Where};
 pub(crate) use pages::{Snapshot, Table};
 pub(crate) use write::Segment;
 
+use std::collections::HashSet;
+
 use crate::address::{ClusterIndex, HostOffset};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
@@ -49,6 +52,8 @@ use pages::Pages;
 pub(crate) enum Stop {
     /// These bytes of the file are needed first.
     Need { offset: u64, len: u64 },
+    /// Space for a table is to be had first: see [`Engine::reserved`].
+    Reserve { offset: u64, len: u64 },
     /// The refcount table has no room for the cluster that is to be allocated: see [`Engine::grow_refcount_table`].
     RefcountTableFull,
     /// It failed.
@@ -86,6 +91,9 @@ pub(crate) struct Freed {
     pub(crate) clusters: u64,
 }
 
+/// At most this many clusters are remembered for which there is space.
+const MAX_RESERVED: usize = 4096;
+
 /// The state of one image's metadata.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -100,6 +108,8 @@ pub(crate) struct Engine {
     freed: Vec<Freed>,
     /// Where the next compressed cluster may begin, within a host cluster that is not full yet.
     tail: Option<u64>,
+    /// Clusters for which the host has space, though no table is written there yet.
+    reserved: HashSet<u64>,
     /// Metadata damage was found, or a sync failed: nothing may be written any more.
     stopped: Option<String>,
     writable: bool,
@@ -117,6 +127,7 @@ impl Engine {
             hint: 1,
             freed: Vec::new(),
             tail: None,
+            reserved: HashSet::new(),
             stopped: None,
             journal: None,
             geometry,
@@ -140,6 +151,11 @@ impl Engine {
             self.roll_back();
         }
         self.note_changes();
+        for undo in &self.undo {
+            if let Undo::Created { offset, .. } = undo {
+                self.reserved.remove(offset);
+            }
+        }
         self.undo.clear();
         if done.is_ok() {
             self.pages.trim();
@@ -171,6 +187,27 @@ impl Engine {
                 Undo::Overlap(cluster) => self.overlap.remove(cluster),
                 Undo::Tail(tail) => self.tail = tail,
             }
+        }
+    }
+
+    /// The host has space for a table of a cluster at `offset`.
+    pub(crate) fn reserved(&mut self, offset: u64) {
+        // Some are never used, because others take the clusters meanwhile.
+        if self.reserved.len() >= MAX_RESERVED {
+            self.reserved.clear();
+        }
+        self.reserved.insert(offset);
+    }
+
+    /// A table may be made at `host`. Its space is had now: later, when it is written, a host without any would keep what others count
+    /// upon from the medium.
+    fn check_space(&self, host: HostOffset) -> Result<(), Stop> {
+        match self.reserved.contains(&host.0) {
+            true => Ok(()),
+            false => Err(Stop::Reserve {
+                offset: host.0,
+                len: self.geometry.cluster_size(),
+            }),
         }
     }
 
@@ -217,6 +254,7 @@ impl Engine {
         self.overlap = Overlap::default();
         self.freed.clear();
         self.tail = None;
+        self.reserved.clear();
         self.hint = 1;
         self.stopped = None;
         self.journal = None;

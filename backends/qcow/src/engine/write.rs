@@ -382,6 +382,7 @@ impl Engine {
             Some((old, _)) => self.table_words(old)?,
         };
         let (table, _) = self.allocate(1)?;
+        self.check_space(table)?;
         self.pages.create(Table::L2, table.0, size, &mut self.undo);
         for (slot, word) in (table.0..).step_by(8).zip(words) {
             if word != 0 {

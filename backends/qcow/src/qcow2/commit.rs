@@ -248,6 +248,10 @@ impl Qcow2 {
             match engine.step(|engine| engine.attempt(&mut operation)) {
                 Ok(done) => return Ok(done),
                 Err(Stop::Need { offset, len }) => self.load(engine, offset, len)?,
+                Err(Stop::Reserve { offset, len }) => {
+                    self.reserve_table(offset, len)?;
+                    engine.step(|engine| engine.reserved(offset));
+                }
                 Err(Stop::RefcountTableFull) => {
                     return Err(Error::corrupt("the refcount table is too small"));
                 }

@@ -33,6 +33,11 @@ impl Qcow2 {
                     drop(engine);
                     self.load(&mut &*self, offset, len)?;
                 }
+                Err(Stop::Reserve { offset, len }) => {
+                    drop(engine);
+                    self.reserve_table(offset, len)?;
+                    self.glance().reserved(offset);
+                }
                 Err(Stop::RefcountTableFull) => {
                     let end = engine.refcount_table_end();
                     drop(engine);
@@ -90,6 +95,10 @@ impl Qcow2 {
                     return Ok(value);
                 }
                 Err(Stop::Need { offset, len }) => self.load(engine, offset, len)?,
+                Err(Stop::Reserve { offset, len }) => {
+                    self.reserve_table(offset, len)?;
+                    engine.reserved(offset);
+                }
                 Err(Stop::RefcountTableFull) => self.grow_refcount_table(engine)?,
                 Err(Stop::Fail(error)) => {
                     if error.kind() == ErrorKind::Corrupt {
@@ -98,6 +107,15 @@ impl Qcow2 {
                     return Err(error);
                 }
             }
+        }
+    }
+
+    /// Has the host keep space for a table that is about to be made.
+    pub(super) fn reserve_table(&self, offset: u64, len: u64) -> Result<()> {
+        match self.storage.allocate(offset, len) {
+            // Whoever cannot say so beforehand says so when it is written.
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
+            done => done.map_err(io_failed("cannot write metadata")),
         }
     }
 
@@ -150,6 +168,7 @@ impl Qcow2 {
             match engine.attempt(Engine::grow_refcount_table) {
                 Ok(switch) => break switch,
                 Err(Stop::Need { offset, len }) => self.load(engine, offset, len)?,
+                Err(Stop::Reserve { offset, .. }) => engine.reserved(offset),
                 Err(Stop::RefcountTableFull) => {
                     return Err(Error::corrupt("the refcount table is too small"));
                 }

@@ -218,7 +218,7 @@ impl Qcow2 {
     }
 
     /// Gives back the L2 tables of what is no part of the disk any more.
-    fn drop_tables_beyond(&self, size: u64) -> Result<()> {
+    pub(super) fn drop_tables_beyond(&self, size: u64) -> Result<()> {
         let mut engine = self.engine();
         let l1 = self.run_locked(&mut engine, Engine::l1_words)?;
         let kept = engine.geometry().l1_entries_for(size);
@@ -235,7 +235,7 @@ impl Qcow2 {
     }
 
     /// Gives back refcount blocks that nothing needs any more, and the free end of the file.
-    fn drop_idle_refcounts(&self) -> Result<()> {
+    pub(super) fn drop_idle_refcounts(&self) -> Result<()> {
         let mut engine = self.engine();
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;

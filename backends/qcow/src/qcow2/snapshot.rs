@@ -32,7 +32,7 @@ impl Qcow2 {
     }
 
     /// Makes the tables of the image others, all at once. The caller has the whole disk for himself.
-    fn exchange(&self, mut engine: Alone<'_>, trees: Trees) -> Result<()> {
+    pub(super) fn exchange(&self, mut engine: Alone<'_>, trees: Trees) -> Result<()> {
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;
         }
