@@ -91,16 +91,17 @@ impl AsFd for Folder {
 #[derive(Debug)]
 pub(crate) struct Folders {
     folders: Vec<Folder>,
-    /// Relative names are relative to this.
-    working: PathBuf,
+    /// Relative names are relative to this, unless it has been removed.
+    working: Option<PathBuf>,
 }
 
 impl Folders {
     pub(crate) fn new(folders: Vec<Folder>) -> io::Result<Self> {
-        Ok(Self {
-            folders,
-            working: std::env::current_dir()?,
-        })
+        let working = match std::env::current_dir() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            working => Some(working?),
+        };
+        Ok(Self { folders, working })
     }
 
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
@@ -118,7 +119,12 @@ impl Folders {
         let mut at = PathBuf::from("/");
         let mut left = Vec::new();
         let mut links = 0;
-        push(&mut left, &self.working.join(path))?;
+        let path = match &self.working {
+            Some(working) => working.join(path),
+            None if path.is_absolute() => path.to_owned(),
+            None => return Err(io::ErrorKind::NotFound.into()),
+        };
+        push(&mut left, &path)?;
         while let Some(next) = left.pop() {
             if next == ".." {
                 at.pop();

@@ -400,3 +400,57 @@ fn an_idle_helper_ends_by_itself_once_it_was_of_use() {
         },
     );
 }
+
+#[test]
+fn a_hold_keeps_an_idle_helper_and_the_last_to_give_it_back_sees_the_end() {
+    const PATIENCE: std::time::Duration = crate::host::PATIENCE;
+    on_own_host(
+        "leases::a_hold_keeps_an_idle_helper_and_the_last_to_give_it_back_sees_the_end",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let before = crate::host::traces(folder.path());
+            let mut helper = Helper::start(folder.path(), "--network default --exit-idle");
+            let hold = || {
+                let client = Client::connect(&helper.socket).unwrap();
+                client.request_hold().unwrap().finish().unwrap()
+            };
+            let (one, other) = (hold(), hold());
+            let lease = helper.lease(&TapRequest::on("default")).unwrap();
+
+            assert!(!one.release(PATIENCE).unwrap(), "another is there");
+            drop(lease);
+            std::thread::sleep(std::time::Duration::from_millis(1500));
+            assert!(helper.child.try_wait().unwrap().is_none(), "it is held");
+            assert!(other.release(PATIENCE).unwrap());
+
+            assert_eq!(crate::host::traces(folder.path()), before);
+            assert!(helper.child.wait().unwrap().success());
+        },
+    );
+}
+
+#[test]
+fn guests_of_a_helper_that_was_killed_keep_the_next_one() {
+    on_own_host(
+        "leases::guests_of_a_helper_that_was_killed_keep_the_next_one",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let helper = Helper::start(folder.path(), "--network dhcp=off --exit-idle");
+            let adopted = helper.lease(&TapRequest::on("default")).unwrap();
+            helper.kill();
+            let mut helper = Helper::start(folder.path(), "--network dhcp=off --exit-idle");
+            let own = helper.lease(&TapRequest::on("default")).unwrap();
+
+            drop(own);
+            std::thread::sleep(std::time::Duration::from_millis(2500));
+
+            assert!(exists(&adopted.info.interface));
+            assert!(
+                helper.child.try_wait().unwrap().is_none(),
+                "a guest is there"
+            );
+            drop(adopted);
+            assert!(helper.child.wait().unwrap().success());
+        },
+    );
+}

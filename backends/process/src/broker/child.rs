@@ -53,7 +53,11 @@ fn serve(socket: OwnedFd) -> Result<(), Errno> {
         let done = kind
             .ok_or(Errno::INVAL)
             .and_then(|kind| state.act(kind, content, fd));
-        answer(&socket, done)?;
+        match answer(&socket, done) {
+            // This user has more descriptors under way than it may have open files.
+            Err(Errno::TOOMANYREFS) => answer(&socket, Err(Errno::TOOMANYREFS))?,
+            other => other?,
+        }
         if kind == Some(Kind::End) {
             return Ok(());
         }

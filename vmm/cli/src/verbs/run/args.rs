@@ -32,7 +32,8 @@ pub(crate) struct Args {
         rustdoc::broken_intra_doc_links,
         reason = "the brackets are of the help"
     )]
-    /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off]; a comma in PATH is written twice
+    /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off][,allow-path=FOLDER]…; a comma in a path is written twice. Backing and data files that the
+    /// image names must be in its own folder or in one that is allowed
     #[arg(long, value_name = "PATH[,…]", value_parser = OsStringValueParser::new().try_map(|text| Disk::parse(&text)))]
     pub(crate) disk: Vec<Disk>,
     /// Network to connect to: NETWORK[,mac=MAC]
@@ -58,6 +59,8 @@ pub(crate) struct Disk {
     pub(crate) path: PathBuf,
     pub(crate) format: String,
     pub(crate) readonly: bool,
+    /// Folders, besides its own, in which files may be that the image names.
+    pub(crate) allow: Vec<PathBuf>,
 }
 
 /// One `--net`.
@@ -74,7 +77,12 @@ impl Disk {
         let path = PathBuf::from(OsString::from_vec(path.ok_or("no path")?));
         let mut format = None;
         let mut readonly = false;
+        let mut allow = Vec::new();
         for part in parts {
+            if let Some(folder) = part.strip_prefix(b"allow-path=") {
+                allow.push(PathBuf::from(OsStr::from_bytes(folder)));
+                continue;
+            }
             let part = String::from_utf8_lossy(&part);
             match part.split_once('=') {
                 Some(("format", value @ ("raw" | "qcow2"))) => format = Some(value.to_owned()),
@@ -83,7 +91,11 @@ impl Disk {
                 }
                 Some(("readonly", "on")) => readonly = true,
                 Some(("readonly", "off")) => readonly = false,
-                _ => return Err(format!("unknown option '{part}': format=, readonly=on|off")),
+                _ => {
+                    return Err(format!(
+                        "unknown option '{part}': format=, readonly=on|off, allow-path="
+                    ));
+                }
             }
         }
         let format = format.or_else(|| by_name(&path)).ok_or_else(|| {
@@ -96,6 +108,7 @@ impl Disk {
             path,
             format,
             readonly,
+            allow,
         })
     }
 }
@@ -160,7 +173,11 @@ mod tests {
 
     #[test]
     fn a_disk_is_read_as_written() {
-        let disk = Disk::parse(OsStr::new("/a,,b.raw,format=qcow2,readonly=on")).unwrap();
+        let disk = Disk::parse(OsStr::new(
+            "/a,,b.raw,format=qcow2,readonly=on,allow-path=/base,,s,allow-path=../more",
+        ))
+        .unwrap();
+        assert_eq!(disk.allow, [Path::new("/base,s"), Path::new("../more")]);
         assert_eq!(disk.path, Path::new("/a,b.raw"));
         assert_eq!(disk.format, "qcow2");
         assert!(disk.readonly);

@@ -178,6 +178,9 @@ fn block_backend(disk: &Disk, index: usize, folder: &Path) -> anyhow::Result<Pro
     if disk.readonly {
         process = process.flag("--read-only");
     }
+    for folder in &disk.allow {
+        process = process.option("--allow-path", absolute(folder)?);
+    }
     Ok(process)
 }
 
@@ -294,11 +297,11 @@ mod tests {
 
     #[test]
     fn a_command_names_the_file_and_its_format() {
-        let plan = plan(&["--disk", "/a b.qcow2,readonly=on"]);
+        let plan = plan(&["--disk", "/a b.qcow2,readonly=on,allow-path=/base"]);
         let command = plan.processes[0].command().into_string().unwrap();
         assert!(
             command.ends_with(
-                "bulkhead-block --socket-path /run/b/g/vda.sock --blk-file '/a b.qcow2' --format qcow2 --read-only"
+                "bulkhead-block --socket-path /run/b/g/vda.sock --blk-file '/a b.qcow2' --format qcow2 --read-only --allow-path /base"
             ),
             "{command}"
         );
