@@ -28,15 +28,16 @@ const CALLS: &[libc::c_long] = &[
 /// The requests that make a TAP device.
 const IOCTLS: &[u64] = &[libc::TUNSETIFF, libc::TUNSETVNETHDRSZ, libc::TUNSETPERSIST];
 
-/// Confines the process. `folder` holds the socket and the state.
-pub(crate) fn enter(folders: &[&Path]) -> Result<(), ConfineError> {
+/// Confines the process. `state` is written to, in the others it removes what it has made.
+pub(crate) fn enter(state: &Path, folders: &[&Path]) -> Result<(), ConfineError> {
     let mut confinement = Confinement::new()
         .allow(CALLS)
         .allow_ioctls(IOCTLS)
         .write_path("/dev/net/tun")
+        .write_path(state)
         .keep_capabilities(CapabilitySet::NET_ADMIN);
     for folder in folders {
-        confinement = confinement.write_path(folder);
+        confinement = confinement.remove_below(folder);
     }
     confinement.enter()
 }

@@ -34,14 +34,19 @@ const PATIENCE: Timespec = Timespec {
 /// Looks at the next message, without receiving it.
 pub(crate) fn peek(connection: &impl AsFd) -> Next {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    let received = rustix::io::retry_on_intr(|| {
+    let look = || {
         recvmsg(
             connection,
             &mut [],
             &mut RecvAncillaryBuffer::default(),
             flags,
         )
-    });
+    };
+    let mut received = look();
+    // That the client has not received everything is said once, before what it has sent.
+    while matches!(received, Err(Errno::INTR | Errno::CONNRESET)) {
+        received = look();
+    }
     match received {
         // Without room for files the kernel says that there are some.
         Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) => Next::Files,

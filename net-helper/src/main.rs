@@ -171,7 +171,7 @@ fn serve(
     let folders =
         [config.socket.parent(), config.state.parent()].map(|p| p.unwrap_or(Path::new("/")));
     let removal = Links::open().context("cannot speak to the kernel about interfaces")?;
-    confine::enter(&folders).context("cannot confine the process")?;
+    confine::enter(&config.state, &folders).context("cannot confine the process")?;
     let reclaim = Reclaim::start(removal, identity::random_group()?, server.closing.clone())?;
     notify::ready().context("cannot report readiness")?;
     host.is_complete = true;

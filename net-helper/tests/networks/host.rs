@@ -194,25 +194,52 @@ impl Family {
 /// A running helper.
 pub(crate) struct Helper {
     pub(crate) child: Child,
+    /// Whom signals are for: the process, or the one that it traces.
+    pid: i32,
     pub(crate) socket: PathBuf,
 }
 
 impl Helper {
     /// Starts one that must become ready.
     pub(crate) fn start(folder: &Path, options: &str) -> Helper {
+        let mut helper = Helper::spawn(folder, command(folder, options));
+        helper.pid = helper.child.id() as i32;
+        helper
+    }
+
+    /// Starts one, traced by another program.
+    pub(crate) fn start_under(tracer: &str, folder: &Path, options: &str) -> Helper {
+        let helper = command(folder, options);
+        let mut words = tracer.split_whitespace();
+        let mut traced = Command::new(words.next().unwrap());
+        traced
+            .args(words)
+            .arg(helper.get_program())
+            .args(helper.get_args());
+        let mut helper = Helper::spawn(folder, traced);
+        let tracer = helper.child.id();
+        helper.pid = run(&format!("cat /proc/{tracer}/task/{tracer}/children"))
+            .trim()
+            .parse()
+            .unwrap();
+        helper
+    }
+
+    fn spawn(folder: &Path, mut command: Command) -> Helper {
         let notify = folder.join("notify");
         let ready = UnixDatagram::bind(&notify).unwrap();
         ready.set_read_timeout(Some(PATIENCE)).unwrap();
         let socket = folder.join("helper.sock");
-        let child = command(folder, options)
-            .env("NOTIFY_SOCKET", &notify)
-            .spawn()
-            .unwrap();
+        let child = command.env("NOTIFY_SOCKET", &notify).spawn().unwrap();
         let mut message = [0; 16];
         let length = ready.recv(&mut message).expect("the helper becomes ready");
         assert_eq!(&message[..length], b"READY=1\n");
         std::fs::remove_file(notify).unwrap();
-        Helper { child, socket }
+        Helper {
+            child,
+            pid: 0,
+            socket,
+        }
     }
 
     /// Starts one that must fail, on a socket path of its own.
@@ -228,7 +255,7 @@ impl Helper {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        kill_process(Pid::from_raw(self.pid).unwrap(), signal).unwrap();
     }
 
     /// Ends it in order.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bulkhead_net_protocol::{
     Channel, Client, ErrorKind, RefusalKind, Reply, Request, TapRequest, decode,
 };
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
@@ -283,6 +284,11 @@ fn files_that_take_long_to_close_keep_nobody_waiting() {
                 unread.send(&request, &[]).unwrap();
                 unread.receive().unwrap().unwrap();
                 send_files(&unread, &vec![file.as_fd(); count]);
+                if count > 1 {
+                    // An answer that the client closes without having received it.
+                    let mut answered = [PollFd::new(&unread, PollFlags::IN)];
+                    poll(&mut answered, None).unwrap();
+                }
                 drop((file, unread));
                 assert!(matches!(
                     decode(&read.receive().unwrap().unwrap().bytes),

@@ -185,7 +185,7 @@ impl Confinement {
         self
     }
 
-    /// Allows removing files in the folder, such as a socket of its own, if the system calls for it are allowed too.
+    /// Allows removing files and empty folders in the folder, such as a socket of its own, if the system calls for it are allowed too.
     #[must_use]
     pub fn remove_below(mut self, folder: impl AsRef<Path>) -> Self {
         self.remove.push(folder.as_ref().to_owned());

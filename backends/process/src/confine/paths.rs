@@ -39,7 +39,7 @@ impl Rules {
             rules = rule(rules, path, readable | AccessFs::from_write(NEWEST))?;
         }
         for folder in remove {
-            rules = rule(rules, folder, AccessFs::RemoveFile.into())?;
+            rules = rule(rules, folder, AccessFs::RemoveFile | AccessFs::RemoveDir)?;
         }
         Ok(Self(rules))
     }
