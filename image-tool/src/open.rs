@@ -4,7 +4,7 @@
 //! because each message has to name the file it is about.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -67,6 +67,14 @@ impl Opened {
 
     pub(crate) fn info(&self) -> Result<Info> {
         info(&self.image)
+    }
+
+    /// Whether a file of this chain is the one that is written. Locks keep that from happening, where there are any.
+    pub(crate) fn reads(&self, written: &Metadata) -> bool {
+        self.paths.iter().any(|path| {
+            std::fs::metadata(path)
+                .is_ok_and(|read| (read.dev(), read.ino()) == (written.dev(), written.ino()))
+        })
     }
 
     /// The image alone, to close it.

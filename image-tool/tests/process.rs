@@ -602,6 +602,32 @@ fn where_there_are_no_locks_a_shared_image_needs_none() {
                 "{error} {verb}: {refused:?}"
             );
         }
+        // Not even then is a source its own target.
+        for verb in [
+            "convert -f raw -O raw hard s.raw",
+            "convert -f raw -O qcow2 s.raw hard",
+            "convert -n -f raw -O raw s.raw s.raw",
+            "convert -n -O qcow2 over q",
+            "convert -O raw over qhard",
+            "dd -f raw if=s.raw of=hard bs=1M",
+        ] {
+            let before = shell(
+                path,
+                "ln -f s.raw hard; ln -f q qhard; sha256sum s.raw q >sums",
+            );
+            assert_eq!(before.status, Some(0));
+            let refused = run(&format!("NO_SETLK={error} NO_GETLK={error}"), verb);
+            assert_eq!(refused.status, Some(1), "{error} {verb}: {refused:?}");
+            assert!(
+                refused.stderr.ends_with("is read by this command, too\n"),
+                "{verb}: {refused:?}"
+            );
+            let after = shell(
+                path,
+                "sha256sum --status -c sums; s=$?; rm hard qhard; exit $s",
+            );
+            assert_eq!(after.status, Some(0), "{error} {verb}");
+        }
         // Where nobody can even ask for locks, nobody has any.
         for verb in [
             "info q",

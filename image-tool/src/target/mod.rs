@@ -139,6 +139,18 @@ impl Target {
         })
     }
 
+    /// Refuses to write in place what is read.
+    pub(crate) fn check_sources(&self, sources: &[Opened]) -> Result<()> {
+        let Output::InPlace(file) = &self.output else {
+            return Ok(());
+        };
+        let written = file.metadata()?;
+        match sources.iter().any(|source| source.reads(&written)) {
+            true => Err(is_read(&self.name)),
+            false => Ok(()),
+        }
+    }
+
     /// Makes the image.
     pub(crate) fn create(&mut self, options: &CreateOptions) -> qcow::Result<()> {
         if let Output::InPlace(_) = &self.output {
@@ -324,6 +336,11 @@ fn no_stream(path: &Path, kind: std::fs::FileType) -> anyhow::Error {
         "{}: it is {kind}, which only takes a raw image that is converted or copied",
         not_a_file(path)
     )
+}
+
+/// Why a file is not written.
+pub(crate) fn is_read(path: &Path) -> anyhow::Error {
+    anyhow!("'{}' is read by this command, too", path.display())
 }
 
 fn not_a_file(path: &Path) -> anyhow::Error {

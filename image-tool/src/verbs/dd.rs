@@ -139,6 +139,9 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let length = end - start.unwrap_or(end);
     let streams = (format == Format::Raw).then_some(&watch);
     let mut target = Target::prepare(&local_path(output)?, streams).map_err(failed)?;
+    target
+        .check_sources(std::slice::from_ref(&opened))
+        .map_err(failed)?;
     let rounded = length
         .checked_next_multiple_of(512)
         .ok_or_else(|| anyhow!("Image size is too large"))?;

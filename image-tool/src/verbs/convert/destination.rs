@@ -1,6 +1,7 @@
 //! The image that `convert` writes: a new one, or with `-n` one that exists.
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
@@ -15,7 +16,7 @@ use crate::open::{self, Opened, Opening};
 use crate::reason::reason;
 use crate::report::Hinted;
 use crate::source::{Source, local_path};
-use crate::target::Target;
+use crate::target::{self, Target};
 use crate::unfinished;
 use crate::verbs::{close, create};
 use crate::watch::Watch;
@@ -86,6 +87,7 @@ impl Destination {
         }
         let streams = (format == Format::Raw).then_some(watch);
         let mut target = Target::prepare(&path, streams).map_err(failed)?;
+        target.check_sources(sources).map_err(failed)?;
         target.create(&creation).map_err(|error| {
             failed(anyhow!(
                 "{}",
@@ -131,6 +133,12 @@ impl Destination {
                 ..Opening::default()
             },
         )?;
+        let written = opened.paths.iter().map(std::fs::metadata);
+        for written in written.filter_map(io::Result::ok) {
+            if sources.iter().any(|source| source.reads(&written)) {
+                return Err(target::is_read(opened.image.path()));
+            }
+        }
         if settings.target_image_opts && opened.guessed {
             bail!(
                 "Could not open '{}': the format of an image that is written must be given (driver=…)",
