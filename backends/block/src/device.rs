@@ -98,23 +98,6 @@ pub(crate) fn close(mut queues: Vec<Block>) -> Result<()> {
     Ok(disk.image.close()?)
 }
 
-/// Memory for the image's notes.
-struct Kept(KeptMemory);
-
-impl qcow::Keep for Kept {
-    fn len(&self) -> usize {
-        self.0.words()
-    }
-
-    fn load(&self, at: usize) -> u64 {
-        self.0.load(at)
-    }
-
-    fn store(&self, at: usize, word: u64) {
-        self.0.store(at, word);
-    }
-}
-
 /// A lane for each queue, with an io_uring if there is one to be had.
 fn lanes(image: &Image, options: &Options) -> Result<Vec<Lane>> {
     let files = match options.aio {
@@ -184,10 +167,7 @@ impl Device for Block {
     }
 
     fn kept(&mut self, memory: KeptMemory) {
-        let image = &self.shared.disk.image;
-        if let Err(error) = image.set_journal(Some(Box::new(Kept(memory)))) {
-            bulkhead_daemon::warn(&error.to_string());
-        }
+        self.shared.disk.keep(memory);
     }
 
     fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
@@ -213,10 +193,8 @@ impl Device for Block {
     }
 
     fn disconnected(&mut self) -> io::Result<()> {
-        let image = &self.shared.disk.image;
-        let flushed = image.flush();
-        flushed
-            .and_then(|()| image.set_journal(None))
-            .map_err(io::Error::from)
+        let disk = &self.shared.disk;
+        disk.keep_nothing();
+        disk.image.flush().map_err(io::Error::from)
     }
 }

@@ -1,9 +1,9 @@
 //! What a request does to the image, by the image library's own calls, which may wait.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bulkhead_daemon::RingError;
+use bulkhead_daemon::{KeptMemory, RingError};
 use qcow::{Destination, Image, Source};
 
 use crate::desk::{Desk, Done, Job};
@@ -18,7 +18,13 @@ pub(crate) struct Disk {
     pub(crate) limits: Limits,
     /// The driver does not flush, so each write is put on the medium before it is done. (virtio 1.2, 5.2.5.2)
     write_through: AtomicBool,
+    /// Memory of the frontend's that outlives this process; nothing in it is believed that could harm more than this guest's flushes.
+    kept: Mutex<Option<KeptMemory>>,
 }
+
+/// In the first word of the kept memory: a flush has failed ("blkhdfsf"). The kernel will not report that to the process that comes
+/// next.
+const FLUSH_FAILED: u64 = 0x626c_6b68_6466_7366;
 
 /// Where data comes from and goes to.
 enum Data<'a> {
@@ -41,6 +47,31 @@ impl Disk {
             image,
             limits,
             write_through: AtomicBool::new(true),
+            kept: Mutex::new(None),
+        }
+    }
+
+    /// Takes the memory that the frontend keeps. If a process that served this guest before could not flush, this one cannot either.
+    pub(crate) fn keep(&self, memory: KeptMemory) {
+        if memory.load(0) == FLUSH_FAILED {
+            let error = std::io::Error::other("before this program was started again");
+            self.image.flush_failed(&error);
+        }
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(memory);
+        self.note_failed_flush();
+    }
+
+    /// The frontend is gone.
+    pub(crate) fn keep_nothing(&self) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn note_failed_flush(&self) {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(memory) = &*kept
+            && self.image.flush_error().is_some()
+        {
+            memory.store(0, FLUSH_FAILED);
         }
     }
 
@@ -57,14 +88,16 @@ impl Disk {
         match result {
             Ok(()) => Status::Ok,
             Err(error) => {
+                // Before the driver is told.
+                self.note_failed_flush();
                 bulkhead_daemon::warn(&error.to_string());
                 Status::IoError
             }
         }
     }
 
-    /// Does requests, and says where each goes then. A driver that is told of a write must find it again even if this process is killed the moment after. So where the
-    /// image has new tables that are not in its file then, they are put there first; once for all of them.
+    /// Does requests, and says where each goes then. A driver that is told of a write must find it again even if this process is killed
+    /// the moment after, so that is made sure first; once for all of them.
     pub(crate) fn do_all(&self, jobs: impl Iterator<Item = Job>) -> Vec<(Arc<Desk>, Done)> {
         let mut changed = false;
         let mut all: Vec<(Arc<Desk>, Done)> = jobs
@@ -78,7 +111,7 @@ impl Disk {
                 (job.desk, done)
             })
             .collect();
-        if changed && self.image.is_ahead() && self.status(self.image.flush()) == Status::IoError {
+        if changed && self.status(self.image.secure()) == Status::IoError {
             for (_, done) in &mut all {
                 done.status = done.status.clone().and(Ok(Status::IoError));
             }

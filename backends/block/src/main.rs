@@ -28,6 +28,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use bulkhead_daemon::{DaemonArgs, DeviceType};
+use bulkhead_process::broker::Broker;
 use bulkhead_process::usage;
 use clap::{Parser, ValueEnum};
 use qcow::{AllowedFiles, Denied, Folder, Image, OpenOptions};
@@ -105,13 +106,35 @@ fn run(args: Args) -> Result<ExitCode> {
         bulkhead_daemon::print_capabilities(DeviceType::Block, &["read-only", "blk-file"])?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut queues = device::queues(open(&args)?, &options(&args)?)?;
+    let options = options(&args)?;
+    let image = open(&args)?;
+    let broker = broker(&image)?;
+    let mut queues = device::queues(image, &options)?;
     let served = bulkhead_daemon::run(&args.daemon, &mut queues, confine::confinement());
     // The image is closed in order whatever became of the frontend; the first error is the one that is told.
     let closed = device::close(queues);
+    if let (Ok(()), Some(broker)) = (&closed, broker) {
+        broker.end();
+    }
     served?;
     closed?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Who removes the journal once the image is closed: the confined program itself may not.
+fn broker(image: &Image) -> Result<Option<Broker>> {
+    let Some((path, identity)) = image.journal_file() else {
+        return Ok(None);
+    };
+    let start = || {
+        let mut broker = Broker::start()?;
+        broker.remove_path_at_end(path, identity)?;
+        broker.seal()?;
+        Ok::<_, std::io::Error>(broker)
+    };
+    start()
+        .context("cannot start the process that removes the journal at the end")
+        .map(Some)
 }
 
 fn open(args: &Args) -> Result<Image> {
@@ -127,6 +150,7 @@ fn open(args: &Args) -> Result<Image> {
     })?;
     let options = OpenOptions::new(format.into())
         .writable(!args.read_only)
+        .journal(qcow::Journal::Keep)
         .follow_references()
         .allowed_files(allowed_files(path, &args.allow_path)?);
     Image::open(path, &options).map_err(|error| match error.denied() {

@@ -40,7 +40,7 @@ const NEXT_AT: usize = 6;
 const COUNTER_AT: usize = 8;
 
 /// Bytes for the device. Those that are never written take no memory.
-const KEPT: u64 = 256 << 10;
+const KEPT: u64 = 64;
 
 /// The bytes one ring of `size` descriptors takes.
 fn region_size(size: u16) -> u64 {

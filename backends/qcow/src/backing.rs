@@ -8,9 +8,11 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::{check_type, open_file};
 use crate::image::Image;
+use crate::journal_file::{Access, JournalFile};
 use crate::lock::{FileLock, Use};
 use crate::names::{resolve, resolve_data_file};
-use crate::options::{Backing, DataFile, Format, Locking, OpenOptions};
+use crate::options::{Backing, DataFile, Format, Journal, Locking, OpenOptions};
+use crate::qcow2::pending_session;
 use crate::storage::{HostFile, Storage};
 
 /// The files of a chain seen so far, by (device, inode).
@@ -46,7 +48,11 @@ impl Image {
     ) -> Result<Self> {
         let path = path.as_ref();
         check_options(options)?;
-        let image = Self::assemble(storage, path, options, None)
+        let journal = match &options.journal {
+            Journal::Use(journal) => JournalFile::in_storage(journal.clone(), storage.identity()),
+            _ => None,
+        };
+        let image = Self::assemble(storage, path, options, (None, journal))
             .map_err(|error| error.within(path.display()))?;
         attach(image, path, options, &mut Seen::new())
     }
@@ -84,9 +90,10 @@ fn open_in_chain(file: File, path: &Path, options: &OpenOptions, seen: &mut Seen
         return Err(Error::new(ErrorKind::Backing, message));
     }
     let lock = lock(&file, path, options, seen.len() > 1)?;
+    let journal = journal(&file, path, options)?;
     let storage = HostFile::new(file)
         .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
-    let image = Image::assemble(Box::new(storage), path, options, lock)
+    let image = Image::assemble(Box::new(storage), path, options, (lock, journal))
         .map_err(|error| error.within(path.display()))?;
     attach(image, path, options, seen)
 }
@@ -114,6 +121,27 @@ fn lock(
         Locking::Exclusive | Locking::NoWriters => Use::Read,
     };
     FileLock::acquire(file, usage, path).map(Some)
+}
+
+/// The journal of an image that is locked, if there is to be one or one may have something.
+fn journal(file: &File, path: &Path, options: &OpenOptions) -> Result<Option<JournalFile>> {
+    if options.format != Format::Qcow2 || !options.windows.is_empty() || options.for_info {
+        return Ok(None);
+    }
+    let pending = pending_session(file) != 0;
+    let access = match (&options.journal, options.writable) {
+        (Journal::Use(journal), _) => {
+            let (device, inode) = identity(file, path)?;
+            return Ok(JournalFile::in_storage(journal.clone(), [device, inode]));
+        }
+        (Journal::Keep, true) => Access::Create,
+        _ if !pending => return Ok(None),
+        (_, true) => Access::Write,
+        // What is being written now is not to be had otherwise.
+        (_, false) if FileLock::has_writer(file) => return Ok(None),
+        (_, false) => Access::Read,
+    };
+    JournalFile::beside(file, path, access, pending)
 }
 
 /// Opens the data file and the backing file of `image` as far as the options allow.
@@ -211,6 +239,7 @@ fn open_backing(
         snapshot: None,
         windows: Vec::new(),
         for_check: false,
+        journal: Journal::Replay,
         data_file,
         ..options.clone()
     };

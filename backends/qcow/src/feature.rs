@@ -22,7 +22,9 @@ pub(crate) const LAZY_REFCOUNTS: u64 = 1 << 0;
 pub(crate) const BITMAPS: u64 = 1 << 0;
 /// Autoclear: the external data file is a raw image of the disk.
 pub(crate) const RAW_EXTERNAL: u64 = 1 << 1;
-/// Autoclear bits this library knows.
+/// Autoclear: which session's journal counts; see [`crate::journal_file`].
+pub(crate) const JOURNAL: u64 = 0xffff << 48;
+/// Autoclear bits this library knows, and that stay when an image is closed.
 pub(crate) const AUTOCLEAR_KNOWN: u64 = BITMAPS | RAW_EXTERNAL;
 
 /// (type, bit, name), as QEMU writes them; type 0 incompatible, 1 compatible, 2 autoclear.

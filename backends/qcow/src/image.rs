@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::below::Below;
 use crate::buffer::{Destination, Source};
 use crate::error::{Error, ErrorKind, Result};
+use crate::journal_file::JournalFile;
 use crate::lock::FileLock;
 use crate::names::References;
 use crate::options::{Format, OpenOptions};
@@ -47,7 +48,7 @@ impl Image {
         storage: Box<dyn Storage>,
         path: &Path,
         options: &OpenOptions,
-        lock: Option<FileLock>,
+        (lock, journal): (Option<FileLock>, Option<JournalFile>),
     ) -> Result<Self> {
         let mut storage = storage;
         let mut start = 0u64;
@@ -57,14 +58,15 @@ impl Image {
         }
         let sync_state = SyncState::default();
         let (storage, syncs) = Synced::new(Arc::from(storage), &sync_state);
-        let storage = Box::new(storage);
         let layer = match options.format {
             Format::Raw => Layer::Raw(Raw::new(
-                storage,
+                Box::new(storage),
                 start,
                 options.discard == crate::options::Discard::Unmap,
             )?),
-            Format::Qcow2 => Layer::Qcow2(Box::new(Qcow2::open(storage, options)?)),
+            Format::Qcow2 => {
+                Layer::Qcow2(Box::new(Qcow2::open(Arc::new(storage), options, journal)?))
+            }
         };
         Ok(Self {
             path: path.to_path_buf(),
@@ -250,7 +252,7 @@ impl Image {
     }
 
     /// Whether something that was written is known to this process alone, because the tables that lead to it are not in the file yet:
-    /// if the process were killed now, another one would not find it. After [`Image::flush`] nothing is.
+    /// if the process were killed now, another one would not find it. After [`Image::secure`] nothing is.
     pub fn is_ahead(&self) -> bool {
         match &self.layer {
             Layer::Raw(_) => false,
@@ -258,18 +260,32 @@ impl Image {
         }
     }
 
-    /// Notes in `memory`, which outlives this process, what the file lacks, so that [`Image::is_ahead`] no longer holds after each write
-    /// that allocates; and makes the changes that a former process noted there. `None`: no longer. Nothing is noted, and all is as
-    /// without it, for images that need no notes (raw) or would be repaired at the next open anyway (lazy refcounts).
-    ///
-    /// # Errors
-    /// What was noted is damaged or does not fit the image; it is left out then, and notes are taken. Or it could not be written.
-    pub fn set_journal(&self, memory: Option<Box<dyn crate::Keep>>) -> Result<()> {
+    /// Makes sure that what was written so far is found by whoever opens the image next, even if this process is killed: notes it in
+    /// the journal ([`crate::Journal`]) or, without one, flushes where tables are not in the file yet. A power cut is another matter:
+    /// see [`Image::flush`].
+    pub fn secure(&self) -> Result<()> {
         match &self.layer {
-            Layer::Qcow2(qcow2) if self.writable => qcow2.set_journal(memory),
-            _ => Ok(()),
+            Layer::Raw(_) => Ok(()),
+            Layer::Qcow2(qcow2) => qcow2.secure(),
         }
         .map_err(|error| error.within(self.path.display()))
+    }
+
+    /// Whether a journal is kept.
+    pub fn has_journal(&self) -> bool {
+        match &self.layer {
+            Layer::Raw(_) => false,
+            Layer::Qcow2(qcow2) => qcow2.has_journal(),
+        }
+    }
+
+    /// The journal's file, and its device and inode, for a process that may not remove it itself: once [`Image::close`] has succeeded,
+    /// it is empty and needed no more.
+    pub fn journal_file(&self) -> Option<(&Path, (u64, u64))> {
+        match &self.layer {
+            Layer::Raw(_) => None,
+            Layer::Qcow2(qcow2) => qcow2.journal_file(),
+        }
     }
 
     /// Writes `buf` as compressed clusters where that saves space (qcow2 only). `offset` is cluster-aligned, and so is the

@@ -151,6 +151,7 @@ mod gate;
 mod geometry;
 mod header;
 mod image;
+mod journal_file;
 mod l2;
 mod lock;
 mod luks;
@@ -162,6 +163,7 @@ mod qcow2;
 mod range_lock;
 mod raw;
 mod report;
+mod scratch;
 mod snapshot_table;
 mod storage;
 mod sync;
@@ -171,15 +173,14 @@ mod window;
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use buffer::{Destination, Source};
 pub use create::{create, create_file, create_in};
-pub use engine::Keep;
 pub use error::{Denied, Error, ErrorKind, Result, TableFault};
 pub use extent::Extent;
 pub use folder::Folder;
 pub use gate::{AllowedFiles, FileKind, open_file};
 pub use image::Image;
 pub use options::{
-    Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Format, Locking,
-    OpenOptions, Preallocation,
+    Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Format, Journal,
+    Locking, OpenOptions, Preallocation,
 };
 pub use plan::{Part, Place, Plan};
 pub use qcow2::DirtyRanges;

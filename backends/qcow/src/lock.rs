@@ -98,6 +98,11 @@ impl FileLock {
         patiently(|| Self::attempt(file, usage, path))
     }
 
+    /// Whether another process has the image open for writing.
+    pub(crate) fn has_writer(file: &File) -> bool {
+        is_taken(file, HELD_BASE + 1).unwrap_or(false)
+    }
+
     fn attempt(file: &File, usage: Use, path: &Path) -> Result<Self> {
         let (held, unshared) = match usage {
             Use::Write => (CONSISTENT_READ | WRITE | RESIZE, WRITE | RESIZE),

@@ -95,6 +95,21 @@ pub enum Discard {
     Unmap,
 }
 
+/// What is done about a journal: the file `NAME.bulkhead-journal` beside a qcow2 image, by which writes that were never flushed are
+/// found again after the process that served the image was killed, though it need not wait for a sync when one allocates.
+#[derive(Clone, Default)]
+pub enum Journal {
+    /// What a process left that was killed is made part of the image or, if it is opened read-only, of what is read. None is kept.
+    #[default]
+    Replay,
+    /// The same, and one is kept while the image is open for writing, where that is possible: for an image of version 3, in a regular
+    /// file that has one name, in a folder where this process may make files; without lazy refcounts and external data file.
+    /// Otherwise [`Image::secure`](crate::Image::secure) flushes.
+    Keep,
+    /// The same, in this storage instead of a file beside the image.
+    Use(Arc<dyn Storage>),
+}
+
 /// How to open an image; see the crate's example.
 #[derive(Clone)]
 pub struct OpenOptions {
@@ -112,6 +127,7 @@ pub struct OpenOptions {
     pub(crate) snapshot: Option<String>,
     pub(crate) unformatted_backing: Option<Format>,
     pub(crate) windows: Vec<(u64, Option<u64>)>,
+    pub(crate) journal: Journal,
 }
 
 impl OpenOptions {
@@ -132,6 +148,7 @@ impl OpenOptions {
             snapshot: None,
             unformatted_backing: None,
             windows: Vec::new(),
+            journal: Journal::Replay,
         }
     }
 
@@ -211,6 +228,12 @@ impl OpenOptions {
     /// a part of the one before. With a size the image cannot grow beyond it.
     pub fn window(mut self, offset: u64, size: Option<u64>) -> Self {
         self.windows.push((offset, size));
+        self
+    }
+
+    /// What is done about a journal (qcow2 only).
+    pub fn journal(mut self, journal: Journal) -> Self {
+        self.journal = journal;
         self
     }
 

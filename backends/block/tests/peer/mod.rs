@@ -42,6 +42,7 @@ pub struct Backend {
     pub child: Child,
     pub socket: PathBuf,
     folder: TempDir,
+    strace: bool,
 }
 
 /// The program, ready to be given more arguments.
@@ -70,6 +71,7 @@ impl Backend {
             child,
             socket,
             folder,
+            strace: false,
         }
     }
 
@@ -94,15 +96,43 @@ impl Backend {
             child,
             socket,
             folder,
+            strace: true,
         }
     }
 
     /// Kills the program as nothing else can, and starts another in its place.
     pub fn kill_and_restart(&mut self, image: &Path, format: &str, more: &[&str]) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.kill();
         let image = (image, format, more);
         self.child = spawn(program(), &self.socket, image, self.folder.path());
+    }
+
+    /// Kills the program; strace ends with it.
+    pub fn kill(&mut self) {
+        if self.strace {
+            let id = self.child.id();
+            let children = format!("/proc/{id}/task/{id}/children");
+            let children = std::fs::read_to_string(children).unwrap();
+            for child in children.split_whitespace() {
+                let child = rustix::process::Pid::from_raw(child.parse().unwrap()).unwrap();
+                rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
+            }
+        } else {
+            self.child.kill().unwrap();
+        }
+        self.child.wait().unwrap();
+        self.strace = false;
+    }
+
+    /// Starts the program on `image` again, with another socket.
+    pub fn restart_elsewhere(&mut self, image: &Path, format: &str) {
+        self.socket = self.folder.path().join("other.sock");
+        self.child = spawn(
+            program(),
+            &self.socket,
+            (image, format, &[]),
+            self.folder.path(),
+        );
     }
 
     /// Waits for the end, and gives the status and what was said on standard error.

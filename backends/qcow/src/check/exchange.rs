@@ -291,7 +291,7 @@ impl Check<'_> {
                 {
                     last.clusters += 1;
                 }
-                _ => freed.push(Freed { host, clusters: 1 }),
+                _ => freed.push(Freed::new(host, 1)),
             }
         }
         freed

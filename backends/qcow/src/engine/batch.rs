@@ -53,14 +53,26 @@ impl Engine {
             self.pages.left(stage, written);
         }
         if written {
-            if let Some(journal) = &mut self.journal {
-                journal.written();
-            }
-            return joined(cut.freed, self.geometry.cluster_size());
+            return self.settled(cut.freed);
         }
         let later = std::mem::replace(&mut self.freed, cut.freed);
         self.freed.extend(later);
         Vec::new()
+    }
+
+    /// No table uses these any more: they are free once their counts say so, which the journal knows.
+    fn settled(&mut self, freed: Vec<Freed>) -> Vec<Freed> {
+        let mut runs = joined(&freed, self.geometry.cluster_size());
+        if let Some(journal) = &mut self.journal {
+            for run in freed {
+                journal.forget_owed(run.number);
+            }
+            for run in &mut runs {
+                *run = journal.owe(run.host, run.clusters);
+            }
+            journal.written();
+        }
+        runs
     }
 
     /// Whether there is nothing to write. What is being written does not count.
@@ -69,7 +81,7 @@ impl Engine {
     }
 
     /// Whether the tables on the file lack something that was written or discarded, and that is not noted for a process to come.
-    /// Refcounts that lag do not matter for that.
+    /// Refcounts that lag do not matter for that. With a journal: that is not in its file yet.
     pub(crate) fn is_ahead(&self) -> bool {
         if self.journal.as_ref().is_some_and(Journal::is_complete) {
             return false;
@@ -90,8 +102,8 @@ impl Engine {
 
     /// So much waits to be written that it should be before more comes.
     pub(crate) fn wants_commit(&self) -> bool {
-        let noted = self.journal.as_ref().is_none_or(Journal::is_complete);
-        self.pages.is_crowded() || self.freed.len() > MAX_FREED || !noted
+        let full = self.journal.as_ref().is_some_and(Journal::is_full);
+        self.pages.is_crowded() || self.freed.len() > MAX_FREED || full
     }
 
     /// Which clusters (of the beginning) of a run will be free once [`Engine::apply_freed`] has been called; and nothing
@@ -110,12 +122,12 @@ impl Engine {
             {
                 self.set_tail(None);
             }
-            free.push(Freed {
-                host: self.geometry.offset_of(ClusterIndex(cluster)),
-                clusters: 1,
-            });
+            free.push(Freed::new(
+                self.geometry.offset_of(ClusterIndex(cluster)),
+                1,
+            ));
         }
-        Ok(joined(free, self.geometry.cluster_size()))
+        Ok(joined(&free, self.geometry.cluster_size()))
     }
 
     /// Lowers the refcounts of (the beginning of) a run; returns how many clusters that was, and which of them are free now.
@@ -125,13 +137,11 @@ impl Engine {
         let mut free = Vec::new();
         for cluster in (first..first + count).map(ClusterIndex) {
             if self.dereference(cluster)? == 0 {
-                free.push(Freed {
-                    host: self.geometry.offset_of(cluster),
-                    clusters: 1,
-                });
+                free.push(Freed::new(self.geometry.offset_of(cluster), 1));
             }
         }
-        Ok((count, joined(free, self.geometry.cluster_size())))
+        self.settle_owed(freed, count);
+        Ok((count, joined(&free, self.geometry.cluster_size())))
     }
 
     /// These clusters hold no metadata any more, if they ever did.
@@ -149,9 +159,9 @@ impl Engine {
 }
 
 /// Runs that follow each other, as one.
-fn joined(freed: Vec<Freed>, cluster_size: u64) -> Vec<Freed> {
+fn joined(freed: &[Freed], cluster_size: u64) -> Vec<Freed> {
     let mut runs: Vec<Freed> = Vec::new();
-    for freed in freed {
+    for freed in freed.iter().copied() {
         match runs.last_mut() {
             Some(last) if last.host.0 + last.clusters * cluster_size == freed.host.0 => {
                 last.clusters += freed.clusters;

@@ -86,10 +86,7 @@ impl Engine {
             HostOffset(offset(0)),
             HostOffset(offset(blocks + clusters - 1)),
         )?;
-        let old = Freed {
-            host: HostOffset(self.header.refcount_table_offset),
-            clusters: old_clusters,
-        };
+        let old = Freed::new(HostOffset(self.header.refcount_table_offset), old_clusters);
         let metadata = (first..first + blocks + clusters)
             .map(ClusterIndex)
             .collect();
@@ -117,10 +114,8 @@ impl Engine {
         let old_clusters = self
             .geometry
             .clusters_for(u64::from(self.header.l1_size) * 8);
-        let old = (old_clusters > 0).then_some(Freed {
-            host: HostOffset(self.header.l1_offset),
-            clusters: old_clusters,
-        });
+        let old = (old_clusters > 0)
+            .then_some(Freed::new(HostOffset(self.header.l1_offset), old_clusters));
         let first = self.geometry.cluster_of(host).0;
         Switch {
             writes: vec![(host.0, bytes)],

@@ -1,49 +1,44 @@
-//! Changes of tables that are not in the file yet, noted in memory that outlives the process.
+//! Changes of tables that are not in the file yet, noted where the next process finds them.
 //!
 //! A guest that was told of a write must find it again even if the process is killed the moment after. What was written is with the
 //! host's kernel then, but not the tables that lead to it: they reach the file in an order with syncs in between, which only a flush
-//! pays for. So each change of a table is noted in memory that somebody keeps for the next process, which makes the same changes.
+//! pays for. So each change of a table is noted in a file beside the image ([`crate::journal_file`]), and whoever opens the image next
+//! makes the same changes. Notes are for a process that is killed; after a power cut, what was flushed is what counts.
 //!
-//! There are two halves: one takes notes while what the other has noted is being written. A record is 4 words:
+//! Notes are written in groups, one for each operation of the engine, into one of several parts of the file. When tables are about to
+//! be written to the image, the notes go on in another part; once the tables are there, a group in it ends the need for the parts
+//! before. A group has a number that no other of its session has and a checksum, so that neither what a kill has cut off nor what
+//! an earlier session left is taken for one.
 //!
 //! ```text
-//! 1 | table << 8, offset, old value, new value      a word of a table was changed
-//! 2 | table << 8, offset, length, 0                 a table of zeroes was begun
-//! 3,              host offset, clusters, 0          their last use has ended
+//! group:  epoch, first epoch that is needed, place in the part << 32 | records, checksum; then the records
+//! record: 1 | table << 8, offset, old value, new value      a word of a table was changed
+//!         2 | table << 8, offset, length, 0                 a table of zeroes was begun
+//!         3, host offset, clusters, number                  each of them has one reference more than tables have
+//!         4, number, clusters, 0                            no longer so for the first of those
+//!         5, 0, 0, 0                                        what follows in this part is not all there was
 //! ```
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::address::HostOffset;
 use crate::engine::{Freed, Table};
-use crate::{Error, HostOffset, Result};
+use crate::storage::Storage;
 
-/// Memory of 64-bit words that outlives this process, and that another may have written to.
-pub trait Keep: Send + Sync {
-    /// How many words there are.
-    fn len(&self) -> usize;
+/// Where the parts begin; before them is the file's header.
+pub(crate) const PARTS_AT: u64 = 4096;
+pub(crate) const PART: usize = 512 << 10;
+/// At most three are in use while an image is served; the last is for the process that takes them over.
+pub(crate) const PARTS: usize = 4;
+const SERVED_PARTS: usize = 3;
 
-    /// Whether there are none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The word at `at`, which is less than the length.
-    fn load(&self, at: usize) -> u64;
-
-    /// Sets the word at `at`. Whoever comes next sees no store without those before it.
-    fn store(&self, at: usize, word: u64);
-}
-
-/// "blkhdjr1"
-const MAGIC: u64 = 0x626c_6b68_646a_7231;
-const MAGIC_AT: usize = 0;
-const IDENTITY_AT: usize = 1;
-/// Which half takes notes.
-const CURRENT_AT: usize = 3;
-/// How many records each half has.
-const COUNTS_AT: usize = 4;
-const HEADER: usize = 8;
-const RECORD: usize = 4;
-/// With less, it would be full all the time.
-const LEAST: usize = 1024;
+const RECORD: usize = 32;
+/// Room for the group that says that notes are missing, and for an empty one that ends the need for other parts.
+const RESERVE: usize = 3 * RECORD;
+/// Tables begun within a part: the next process has all of them in memory.
+const MAX_CREATED: u64 = 64 << 20;
 
 /// A change of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +54,17 @@ pub(crate) enum Change {
         offset: u64,
         len: u64,
     },
-    Freed(Freed),
+    /// These clusters have a reference that no table will have: theirs was just taken, or will end when tables are written.
+    Owed(Freed),
+    Settled {
+        number: u64,
+        clusters: u64,
+    },
+    Gap,
 }
 
 impl Change {
-    fn encode(self) -> [u64; RECORD] {
+    fn encode(self) -> [u64; 4] {
         match self {
             Self::Word {
                 table,
@@ -72,11 +73,13 @@ impl Change {
                 new,
             } => [1 | (table as u64) << 8, offset, old, new],
             Self::Created { table, offset, len } => [2 | (table as u64) << 8, offset, len, 0],
-            Self::Freed(freed) => [3, freed.host.0, freed.clusters, 0],
+            Self::Owed(run) => [3, run.host.0, run.clusters, run.number],
+            Self::Settled { number, clusters } => [4, number, clusters, 0],
+            Self::Gap => [5, 0, 0, 0],
         }
     }
 
-    fn decode([kind, a, b, c]: [u64; RECORD]) -> Option<Self> {
+    fn decode([kind, a, b, c]: [u64; 4]) -> Option<Self> {
         let table = || Table::ALL.get(usize::try_from(kind >> 8).ok()?).copied();
         match kind & 0xff {
             1 => Some(Self::Word {
@@ -90,296 +93,417 @@ impl Change {
                 offset: a,
                 len: b,
             }),
-            3 => Some(Self::Freed(Freed {
+            3 => Some(Self::Owed(Freed {
                 host: HostOffset(a),
                 clusters: b,
+                number: c,
             })),
+            4 => Some(Self::Settled {
+                number: a,
+                clusters: b,
+            }),
+            5 => Some(Self::Gap),
             _ => None,
         }
     }
 }
 
-/// The notes.
+/// Not cryptographic: it tells what was written from what was not.
+pub(crate) fn checksum<'a>(session: u64, words: impl IntoIterator<Item = &'a u64>) -> u64 {
+    let start = session ^ 0xcbf2_9ce4_8422_2325;
+    words.into_iter().fold(start, |sum, word| {
+        (sum ^ word)
+            .wrapping_mul(0x0000_0100_0000_01b3)
+            .rotate_left(23)
+    })
+}
+
+pub(crate) fn words_of(bytes: &[u8]) -> Vec<u64> {
+    let word = |chunk: &[u8]| chunk.try_into().map_or(0, u64::from_le_bytes);
+    bytes.chunks_exact(8).map(word).collect()
+}
+
+/// Notes that are on their way to the file: the engine adds, the driver writes.
+pub(crate) struct Notes {
+    file: Arc<dyn Storage>,
+    session: u64,
+    /// Offsets and bytes, in order.
+    waiting: Mutex<Vec<(u64, Vec<u8>)>>,
+    /// Whoever writes to the file.
+    writing: Mutex<()>,
+    added: AtomicU64,
+    written: AtomicU64,
+    /// One could not be written.
+    broken: AtomicBool,
+}
+
+impl Notes {
+    pub(crate) fn new(file: Arc<dyn Storage>, session: u64) -> Self {
+        Self {
+            file,
+            session,
+            waiting: Mutex::default(),
+            writing: Mutex::default(),
+            added: 0.into(),
+            written: 0.into(),
+            broken: false.into(),
+        }
+    }
+
+    fn add(&self, offset: u64, bytes: &[u8]) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting.last_mut() {
+            Some((start, all)) if *start + all.len() as u64 == offset => all.extend(bytes),
+            _ => waiting.push((offset, bytes.to_vec())),
+        }
+        self.added.fetch_add(1, Ordering::Release);
+    }
+
+    /// Puts into the file what was noted so far; returns whether all of it is there.
+    pub(crate) fn write(&self) -> bool {
+        let needed = self.added.load(Ordering::Acquire);
+        if self.written.load(Ordering::Acquire) < needed {
+            let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let (taken, count) = {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                (
+                    std::mem::take(&mut *waiting),
+                    self.added.load(Ordering::Acquire),
+                )
+            };
+            for (offset, bytes) in taken {
+                let done = self.is_whole()
+                    && self
+                        .file
+                        .write(offset, &bytes.as_slice(), 0, bytes.len())
+                        .is_ok();
+                if !done {
+                    // What follows must not be found without this.
+                    self.broken.store(true, Ordering::Release);
+                }
+            }
+            self.written.fetch_max(count, Ordering::AcqRel);
+        }
+        self.is_whole()
+    }
+
+    /// Whether everything could be written so far.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.broken.load(Ordering::Acquire)
+    }
+
+    fn is_all_there(&self) -> bool {
+        self.is_whole()
+            && self.written.load(Ordering::Acquire) == self.added.load(Ordering::Acquire)
+    }
+}
+
+/// What is noted, and where the next note goes.
 pub(crate) struct Journal {
-    memory: Box<dyn Keep>,
-    /// Which file the notes are about.
-    identity: [u64; 2],
-    /// The memory holds these notes. Until then it holds those of a former process, which may still be needed.
-    begun: bool,
-    current: usize,
-    counts: [usize; 2],
-    /// Not everything that belongs to this half is noted.
-    incomplete: [bool; 2],
-    /// What is being written now is what the other half has.
-    split: bool,
+    notes: Arc<Notes>,
+    /// The number of the part that takes notes.
+    epoch: u64,
+    /// The epochs of the parts that hold something needed.
+    parts: [Option<u64>; PARTS],
+    part: usize,
+    /// Bytes in the part, groups in it, and the size of tables begun.
+    used: usize,
+    groups: u64,
+    created: u64,
+    /// The first epoch that is needed.
+    base: u64,
+    /// Not everything that belongs to these epochs is noted.
+    incomplete: Vec<u64>,
+    /// What is being written to the image now is what these epochs have.
+    leaving: Vec<u64>,
+    owed: BTreeMap<u64, Freed>,
+    next: u64,
 }
 
 impl Journal {
-    /// Takes over the memory, with what it has for the file of this identity: in the order in which it happened. `None` if it is too
-    /// small to be of use.
-    pub(crate) fn open(
-        memory: Box<dyn Keep>,
-        identity: [u64; 2],
-    ) -> Option<(Self, Result<Vec<Change>>)> {
-        if memory.len() < LEAST {
-            return None;
-        }
-        let journal = Self {
-            memory,
-            identity,
-            begun: false,
-            current: 0,
-            counts: [0; 2],
-            incomplete: [false; 2],
-            split: false,
+    /// A new one, in a file that has nothing of use.
+    pub(crate) fn new(notes: Arc<Notes>) -> Self {
+        Self::after(notes, [None; PARTS], 0)
+    }
+
+    fn after(notes: Arc<Notes>, parts: [Option<u64>; PARTS], last: u64) -> Self {
+        let mut journal = Self {
+            notes,
+            epoch: last,
+            parts,
+            part: 0,
+            used: PART,
+            groups: 0,
+            created: 0,
+            base: 0,
+            incomplete: Vec::new(),
+            leaving: Vec::new(),
+            owed: BTreeMap::new(),
+            next: 1,
         };
-        let left = journal.read();
-        Some((journal, left))
+        journal.begin_part(PARTS);
+        journal
     }
 
-    fn capacity(&self) -> usize {
-        self.memory.len().saturating_sub(HEADER) / 2 / RECORD
+    /// One that goes on where a former process left off, all of whose changes are in the image now, but for what it owed.
+    pub(crate) fn resume(notes: Arc<Notes>, left: &Left) -> Self {
+        let mut journal = Self::after(notes, left.parts, left.last_epoch);
+        journal.owed = left.owed.iter().map(|run| (run.number, *run)).collect();
+        journal.next = journal
+            .owed
+            .keys()
+            .last()
+            .map_or(1, |last| last.saturating_add(1));
+        journal.leaving = left.parts.iter().flatten().copied().collect();
+        journal.written();
+        journal
     }
 
-    fn place(&self, half: usize, record: usize) -> usize {
-        HEADER + (half * self.capacity() + record) * RECORD
-    }
-
-    fn read(&self) -> Result<Vec<Change>> {
-        let load = |at| self.memory.load(at);
-        if load(MAGIC_AT) == 0 {
-            return Ok(Vec::new());
+    /// Goes on in a part that holds nothing needed, if fewer than `most` do.
+    fn begin_part(&mut self, most: usize) -> bool {
+        let free = self.parts.iter().position(Option::is_none);
+        let in_use = self.parts.iter().flatten().count();
+        let Some(part) = free.filter(|_| in_use < most) else {
+            return false;
+        };
+        self.epoch += 1;
+        self.part = part;
+        (self.used, self.groups, self.created) = (0, 0, 0);
+        if let Some(epoch) = self.parts.get_mut(part) {
+            *epoch = Some(self.epoch);
         }
-        let counts = [load(COUNTS_AT), load(COUNTS_AT + 1)];
-        if counts == [0, 0] {
-            return Ok(Vec::new());
-        }
-        let damaged = || Error::invalid("the tables that a former process left are damaged");
-        let of_this = [load(IDENTITY_AT), load(IDENTITY_AT + 1)] == self.identity;
-        if load(MAGIC_AT) != MAGIC || !of_this {
-            return Err(Error::invalid(
-                "a former process left tables of another image",
-            ));
-        }
-        let current = usize::from(load(CURRENT_AT) & 1 == 1);
-        let mut changes = Vec::new();
-        for half in [1 - current, current] {
-            let count = usize::try_from(*counts.get(half).unwrap_or(&0)).unwrap_or(usize::MAX);
-            if count > self.capacity() {
-                return Err(damaged());
-            }
-            for record in 0..count {
-                let at = self.place(half, record);
-                let words = [load(at), load(at + 1), load(at + 2), load(at + 3)];
-                changes.push(Change::decode(words).ok_or_else(damaged)?);
-            }
-        }
-        Ok(changes)
-    }
-
-    /// Begins: nothing is unwritten, and what a former process noted is not needed any more.
-    pub(crate) fn begin(&mut self) {
-        self.counts = [0; 2];
-        self.incomplete = [false; 2];
-        self.memory.store(COUNTS_AT, 0);
-        self.memory.store(COUNTS_AT + 1, 0);
-        self.memory.store(IDENTITY_AT, self.identity[0]);
-        self.memory.store(IDENTITY_AT + 1, self.identity[1]);
-        self.memory.store(CURRENT_AT, self.current as u64);
-        self.memory.store(MAGIC_AT, MAGIC);
-        self.begun = true;
+        true
     }
 
     /// Notes changes that belong together.
     pub(crate) fn note(&mut self, changes: &[Change]) {
-        let half = self.current;
-        let count = self.counts[half];
-        let fits = count + changes.len() <= self.capacity();
-        if !self.begun || self.incomplete[half] || !fits {
-            self.incomplete[half] = true;
+        if changes.is_empty() || self.incomplete.contains(&self.epoch) {
             return;
         }
-        for (record, change) in (count..).zip(changes) {
-            let at = self.place(half, record);
-            for (at, word) in (at..).zip(change.encode()) {
-                self.memory.store(at, word);
-            }
+        self.created += changes.iter().map(created_by).sum::<u64>();
+        if self.used + RECORD * (1 + changes.len()) + RESERVE > PART || self.created > MAX_CREATED {
+            self.incomplete.push(self.epoch);
+            return self.write_group(&[Change::Gap]);
         }
-        self.set_count(half, count + changes.len());
+        self.write_group(changes);
     }
 
-    fn set_count(&mut self, half: usize, count: usize) {
-        self.counts[half] = count;
-        if self.begun {
-            self.memory.store(COUNTS_AT + half, count as u64);
+    fn write_group(&mut self, changes: &[Change]) {
+        let place = self.groups << 32 | changes.len() as u64;
+        let mut words = vec![self.epoch, self.base, place, 0];
+        words.extend(changes.iter().flat_map(|change| change.encode()));
+        let sum = checksum(self.notes.session, &words);
+        if let Some(place) = words.get_mut(3) {
+            *place = sum;
         }
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let at = PARTS_AT + (self.part * PART + self.used) as u64;
+        self.notes.add(at, &bytes);
+        self.used += bytes.len();
+        self.groups += 1;
     }
 
-    /// All that was noted is about to be written; what comes from now on belongs to the next time.
+    /// All that was noted is about to be written to the image; what comes from now on belongs to the next time.
     pub(crate) fn cut(&mut self) {
-        let other = 1 - self.current;
-        self.split = self.counts[other] == 0 && !self.incomplete[other];
-        if self.split {
-            self.current = other;
-            if self.begun {
-                self.memory.store(CURRENT_AT, other as u64);
-            }
-        } else {
-            // The time before, it could not be written: both halves have something. What comes now cannot be kept apart.
-            self.incomplete[self.current] = true;
+        self.leaving = self.parts.iter().flatten().copied().collect();
+        if !self.begin_part(SERVED_PARTS) && !self.incomplete.contains(&self.epoch) {
+            // It could not be written several times. What comes now cannot be kept apart.
+            self.incomplete.push(self.epoch);
+            self.write_group(&[Change::Gap]);
         }
     }
 
-    /// It was written.
+    /// It was written. `owed` is noted once more, for its notes are not needed any more.
     pub(crate) fn written(&mut self) {
-        let other = 1 - self.current;
-        self.set_count(other, 0);
-        self.incomplete[other] = false;
-        if !self.split {
-            self.set_count(self.current, 0);
+        for part in &mut self.parts {
+            *part = part.filter(|epoch| !self.leaving.contains(epoch));
         }
-        if !self.begun && self.incomplete == [false; 2] {
-            self.begin();
+        self.incomplete
+            .retain(|epoch| !self.leaving.contains(epoch));
+        if std::mem::take(&mut self.leaving).contains(&self.epoch) {
+            // The part it wrote to last is not overwritten before another one says that it is not needed.
+            let kept = self.part;
+            if let Some(part) = self.parts.get_mut(kept) {
+                *part = Some(self.epoch);
+            }
+            self.begin_part(PARTS);
+            if let Some(part) = self.parts.get_mut(kept) {
+                *part = None;
+            }
         }
+        self.base = self.epoch;
+        let room = (PART - self.used).saturating_sub(RECORD + RESERVE) / RECORD;
+        let owed: Vec<Change> = self.owed.values().copied().map(Change::Owed).collect();
+        self.write_group(owed.get(..room.min(owed.len())).unwrap_or_default());
     }
 
-    /// Whether all that is unwritten is noted.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.begun && self.incomplete == [false; 2]
+    /// The image has other tables, and all there is, is in it.
+    pub(crate) fn restart(&mut self) {
+        self.owed.clear();
+        self.leaving = self.parts.iter().flatten().copied().collect();
+        self.written();
     }
+
+    /// Whether all that is unwritten is noted, in the file.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.incomplete.is_empty() && self.notes.is_all_there()
+    }
+
+    /// Whether notes are missing that no writing of notes will bring.
+    pub(crate) fn is_full(&self) -> bool {
+        !self.incomplete.is_empty() || !self.notes.is_whole()
+    }
+
+    /// Each of these clusters has a reference that no table has.
+    pub(crate) fn owe(&mut self, host: HostOffset, clusters: u64) -> Freed {
+        let run = Freed {
+            host,
+            clusters,
+            number: self.next,
+        };
+        self.next += 1;
+        self.owed.insert(run.number, run);
+        run
+    }
+
+    /// Takes that back; returns what it was.
+    pub(crate) fn forget_owed(&mut self, number: u64) -> Option<Freed> {
+        self.owed.remove(&number)
+    }
+
+    pub(crate) fn restore_owed(&mut self, run: Freed) {
+        self.owed.insert(run.number, run);
+    }
+
+    /// The first clusters of a run have as many references as tables say. Returns the run as it was.
+    pub(crate) fn settle_owed(&mut self, number: u64, clusters: u64, size: u64) -> Option<Freed> {
+        let before = self.owed.remove(&number)?;
+        if let Some(rest) = without_first(before, clusters, size) {
+            self.owed.insert(number, rest);
+        }
+        Some(before)
+    }
+}
+
+fn created_by(change: &Change) -> u64 {
+    match change {
+        Change::Created { len, .. } => *len,
+        _ => 0,
+    }
+}
+
+fn without_first(run: Freed, clusters: u64, size: u64) -> Option<Freed> {
+    let left = run
+        .clusters
+        .checked_sub(clusters)
+        .filter(|left| *left > 0)?;
+    Some(Freed {
+        host: HostOffset(run.host.0.saturating_add(clusters.saturating_mul(size))),
+        clusters: left,
+        number: run.number,
+    })
+}
+
+/// What a former process left.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// In the order in which it happened.
+    pub(crate) changes: Vec<Change>,
+    pub(crate) owed: Vec<Freed>,
+    /// Not all is noted: the file may have later values of words than the notes.
+    pub(crate) has_gap: bool,
+    parts: [Option<u64>; PARTS],
+    last_epoch: u64,
+}
+
+impl Left {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.owed.is_empty() && !self.has_gap
+    }
+}
+
+/// A group as it is in the file.
+struct Group {
+    epoch: u64,
+    base: u64,
+    changes: Vec<Change>,
+}
+
+/// The groups of a part, as far as they are whole. `None`: one is whole and makes no sense.
+fn groups_of(session: u64, part: &[u64]) -> Option<Vec<Group>> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut rest = part;
+    while let Some((&[epoch, base, place, sum], records)) = rest.split_first_chunk::<4>() {
+        let (number, count) = (place >> 32, (place & 0xffff_ffff) as usize);
+        let Some(records) = count.checked_mul(4).and_then(|len| records.get(..len)) else {
+            break;
+        };
+        let same = groups.first().is_none_or(|first| first.epoch == epoch);
+        let head = [epoch, base, place, 0];
+        let expected = checksum(session, head.iter().chain(records));
+        if !same || epoch == 0 || number != groups.len() as u64 || sum != expected {
+            break;
+        }
+        let (records, _) = records.as_chunks::<4>();
+        let changes = records.iter().map(|record| Change::decode(*record));
+        groups.push(Group {
+            epoch,
+            base,
+            changes: changes.collect::<Option<_>>()?,
+        });
+        rest = rest.get(4 + 4 * count..)?;
+    }
+    Some(groups)
+}
+
+/// What the parts, as words, have. `None` if that makes no sense.
+pub(crate) fn read(session: u64, parts: &[u64], cluster_size: u64) -> Option<Left> {
+    let mut left = Left::default();
+    let mut all = Vec::new();
+    for (index, part) in parts.chunks(PART / 8).enumerate().take(PARTS) {
+        all.push((index, groups_of(session, part)?));
+    }
+    let groups = || all.iter().flat_map(|(_, groups)| groups);
+    let base = groups().map(|group| group.base).max().unwrap_or(0);
+    left.last_epoch = groups().map(|group| group.epoch).max().unwrap_or(0);
+    all.sort_by_key(|(_, groups)| groups.first().map_or(0, |first| first.epoch));
+    let mut owed = BTreeMap::new();
+    for (index, groups) in &all {
+        let Some(epoch) = groups
+            .first()
+            .map(|first| first.epoch)
+            .filter(|at| *at >= base)
+        else {
+            continue;
+        };
+        if let Some(part) = left.parts.get_mut(*index) {
+            *part = Some(epoch);
+        }
+        for change in groups.iter().flat_map(|group| &group.changes) {
+            match *change {
+                _ if left.has_gap => {}
+                Change::Gap => left.has_gap = true,
+                Change::Owed(run) => {
+                    owed.entry(run.number).or_insert(Some(run));
+                }
+                Change::Settled { number, clusters } => {
+                    // What is settled stays so, though it may be noted as owed once more.
+                    let run = owed.entry(number).or_insert(None);
+                    *run = run.and_then(|run| without_first(run, clusters, cluster_size));
+                }
+                change => left.changes.push(change),
+            }
+        }
+    }
+    left.owed = owed.into_values().flatten().collect();
+    // One is always free.
+    left.parts.contains(&None).then_some(left)
 }
 
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Journal")
-            .field("counts", &self.counts)
+            .field("parts", &self.parts)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    #[derive(Clone)]
-    struct Memory(Arc<Vec<AtomicU64>>);
-
-    impl Memory {
-        fn new(words: usize) -> Self {
-            Self(Arc::new((0..words).map(|_| AtomicU64::new(0)).collect()))
-        }
-    }
-
-    impl Keep for Memory {
-        fn len(&self) -> usize {
-            self.0.len()
-        }
-
-        fn load(&self, at: usize) -> u64 {
-            self.0[at].load(Ordering::Acquire)
-        }
-
-        fn store(&self, at: usize, word: u64) {
-            self.0[at].store(word, Ordering::Release);
-        }
-    }
-
-    const IDENTITY: [u64; 2] = [1, 2];
-
-    fn word(new: u64) -> Change {
-        Change::Word {
-            table: Table::L2,
-            offset: 0x1_0000,
-            old: new - 1,
-            new,
-        }
-    }
-
-    fn fresh(memory: &Memory) -> Journal {
-        let (mut journal, left) = Journal::open(Box::new(memory.clone()), IDENTITY).unwrap();
-        assert_eq!(left.unwrap(), []);
-        journal.begin();
-        journal
-    }
-
-    fn left(memory: &Memory) -> Vec<Change> {
-        let (_, left) = Journal::open(Box::new(memory.clone()), IDENTITY).unwrap();
-        left.unwrap()
-    }
-
-    #[test]
-    fn what_is_not_written_is_found_in_its_order() {
-        let memory = Memory::new(LEAST);
-        let mut journal = fresh(&memory);
-        let freed = Change::Freed(Freed {
-            host: HostOffset(0x5_0000),
-            clusters: 3,
-        });
-        let created = Change::Created {
-            table: Table::Refcounts,
-            offset: 0x2_0000,
-            len: 0x1_0000,
-        };
-        journal.note(&[word(1), freed]);
-        journal.cut();
-        journal.note(&[created, word(2)]);
-        assert_eq!(left(&memory), [word(1), freed, created, word(2)]);
-
-        journal.written();
-        assert_eq!(left(&memory), [created, word(2)]);
-        assert!(journal.is_complete());
-    }
-
-    #[test]
-    fn what_could_not_be_written_stays_and_what_follows_is_known_to_be_missing() {
-        let memory = Memory::new(LEAST);
-        let mut journal = fresh(&memory);
-        journal.note(&[word(1)]);
-        journal.cut();
-        journal.note(&[word(2)]);
-        // Not written. The next time, all of it is to be.
-        journal.cut();
-        journal.note(&[word(3)]);
-        assert_eq!(left(&memory), [word(1), word(2)]);
-        assert!(!journal.is_complete());
-        journal.written();
-        assert!(!journal.is_complete());
-        journal.cut();
-        journal.written();
-        assert!(journal.is_complete());
-        assert_eq!(left(&memory), []);
-    }
-
-    #[test]
-    fn a_full_half_is_incomplete_until_it_is_written() {
-        let memory = Memory::new(LEAST);
-        let mut journal = fresh(&memory);
-        (1..200).for_each(|new| journal.note(&[word(new)]));
-        assert!(!journal.is_complete());
-        journal.cut();
-        assert!(!journal.is_complete());
-        journal.note(&[word(500)]);
-        journal.written();
-        assert!(journal.is_complete());
-        assert_eq!(left(&memory), [word(500)]);
-    }
-
-    #[test]
-    fn damaged_notes_and_those_of_another_file_are_refused() {
-        let memory = Memory::new(LEAST);
-        let mut journal = fresh(&memory);
-        journal.note(&[word(1)]);
-        let open = |identity| Journal::open(Box::new(memory.clone()), identity).unwrap().1;
-        assert!(open([1, 3]).is_err());
-        for (at, value) in [(COUNTS_AT, 1 << 40), (HEADER, 0x901), (MAGIC_AT, 7)] {
-            let good = memory.load(at);
-            memory.store(at, value);
-            assert!(open(IDENTITY).is_err(), "word {at}");
-            memory.store(at, good);
-        }
-        assert!(open(IDENTITY).is_ok());
-        assert!(Journal::open(Box::new(Memory::new(8)), IDENTITY).is_none());
     }
 }

@@ -42,8 +42,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
 use crate::geometry::Geometry;
 use crate::header::Header;
-pub(crate) use journal::Journal;
-pub use journal::Keep;
+pub(crate) use journal::{
+    Journal, Left, Notes, PART, PARTS, PARTS_AT, checksum, read as read_notes, words_of,
+};
 use overlap::Overlap;
 use pages::Pages;
 
@@ -80,6 +81,11 @@ pub(crate) enum Undo {
     },
     Hint(u64),
     Freed(usize),
+    Owed(Freed),
+    Settled {
+        before: Freed,
+        clusters: u64,
+    },
     Overlap(ClusterIndex),
     Tail(Option<u64>),
 }
@@ -89,6 +95,18 @@ pub(crate) enum Undo {
 pub(crate) struct Freed {
     pub(crate) host: HostOffset,
     pub(crate) clusters: u64,
+    /// By which the journal knows it; 0 if there is none.
+    pub(crate) number: u64,
+}
+
+impl Freed {
+    pub(crate) fn new(host: HostOffset, clusters: u64) -> Self {
+        Self {
+            host,
+            clusters,
+            number: 0,
+        }
+    }
 }
 
 /// At most this many clusters are remembered for which there is space.
@@ -184,6 +202,16 @@ impl Engine {
                 Undo::Created { offset, len } => self.pages.forget(offset, len),
                 Undo::Hint(hint) => self.hint = hint,
                 Undo::Freed(len) => self.freed.truncate(len),
+                Undo::Owed(run) => {
+                    if let Some(journal) = &mut self.journal {
+                        journal.forget_owed(run.number);
+                    }
+                }
+                Undo::Settled { before, .. } => {
+                    if let Some(journal) = &mut self.journal {
+                        journal.restore_owed(before);
+                    }
+                }
                 Undo::Overlap(cluster) => self.overlap.remove(cluster),
                 Undo::Tail(tail) => self.tail = tail,
             }
@@ -266,7 +294,7 @@ impl Engine {
         self.restart(header);
         self.journal = journal;
         if let Some(journal) = &mut self.journal {
-            journal.begin();
+            journal.restart();
         }
     }
 
@@ -298,7 +326,28 @@ impl Engine {
     fn free_later(&mut self, host: HostOffset, clusters: u64) {
         // A change of the last element could not be undone by truncating, so runs are joined only when they are applied.
         self.undo.push(Undo::Freed(self.freed.len()));
-        self.freed.push(Freed { host, clusters });
+        let run = self.owe(host, clusters);
+        self.freed.push(run);
+    }
+
+    /// These clusters have a reference that no table will have, unless [`Engine::settle_owed`] says so.
+    fn owe(&mut self, host: HostOffset, clusters: u64) -> Freed {
+        let Some(journal) = &mut self.journal else {
+            return Freed::new(host, clusters);
+        };
+        let run = journal.owe(host, clusters);
+        self.undo.push(Undo::Owed(run));
+        run
+    }
+
+    /// The first clusters of the run have as many references as tables have.
+    fn settle_owed(&mut self, run: Freed, clusters: u64) {
+        let size = self.geometry.cluster_size();
+        if let Some(journal) = &mut self.journal
+            && let Some(before) = journal.settle_owed(run.number, clusters, size)
+        {
+            self.undo.push(Undo::Settled { before, clusters });
+        }
     }
 
     fn mark_metadata(&mut self, cluster: ClusterIndex) {

@@ -52,10 +52,10 @@ impl Engine {
             self.geometry.cluster_of(host),
             self.geometry.cluster_of(last),
         );
-        Ok(Some(Freed {
-            host: self.geometry.offset_of(first),
-            clusters: last.0 - first.0 + 1,
-        }))
+        Ok(Some(Freed::new(
+            self.geometry.offset_of(first),
+            last.0 - first.0 + 1,
+        )))
     }
 
     /// What `who` leads to, from `host` to `last`, must not be metadata.

@@ -27,7 +27,7 @@ impl Engine {
                 continue;
             }
             let state = self.classify(&entry, GuestOffset(0))?;
-            if let Some(Freed { host, clusters }) = self.space_of(&state)? {
+            if let Some(Freed { host, clusters, .. }) = self.space_of(&state)? {
                 let first = self.geometry.cluster_of(host).0;
                 uses.extend((first..first + clusters).map(ClusterIndex));
             }
@@ -42,10 +42,7 @@ impl Engine {
         let mut free = Vec::new();
         for cluster in uses {
             if self.dereference(cluster)? == 0 {
-                free.push(Freed {
-                    host: self.geometry.offset_of(cluster),
-                    clusters: 1,
-                });
+                free.push(Freed::new(self.geometry.offset_of(cluster), 1));
             }
         }
         Ok(free)
@@ -61,10 +58,7 @@ impl Engine {
         let mut free = Vec::new();
         for cluster in (first..first + clusters).map(ClusterIndex) {
             if self.dereference(cluster)? == 0 {
-                free.push(Freed {
-                    host: self.geometry.offset_of(cluster),
-                    clusters: 1,
-                });
+                free.push(Freed::new(self.geometry.offset_of(cluster), 1));
             }
         }
         Ok(free)

@@ -185,10 +185,8 @@ impl Engine {
             (HostOffset(touched.base.0), wanted)
         } else {
             let (host, count) = self.allocate(wanted)?;
-            plan.fresh.push(Freed {
-                host,
-                clusters: count,
-            });
+            let fresh = self.owe(host, count);
+            plan.fresh.push(fresh);
             (host, count)
         };
         let mut start = touched.start;
@@ -291,6 +289,7 @@ impl Engine {
             }
             self.set_l2_entry(update.slot, entry)?;
         }
+        self.settle_fresh(&plan);
         let size = self.geometry.cluster_size();
         let runs = match self.external() {
             true => vec![(HostOffset(guest.0), plan.end - guest.0)],
@@ -415,7 +414,15 @@ impl Engine {
                 self.free_later(freed.host, freed.clusters);
             }
         }
+        self.settle_fresh(plan);
         Ok(())
+    }
+
+    /// Tables have what the plan took, or it was given back.
+    fn settle_fresh(&mut self, plan: &WritePlan) {
+        for fresh in &plan.fresh {
+            self.settle_owed(*fresh, fresh.clusters);
+        }
     }
 
     /// The data could not be written: the clusters it was to be in are free again.
@@ -423,6 +430,7 @@ impl Engine {
         for fresh in &plan.fresh {
             self.release(fresh.host, fresh.clusters)?;
         }
+        self.settle_fresh(plan);
         Ok(())
     }
 

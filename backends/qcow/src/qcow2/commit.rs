@@ -4,7 +4,6 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::engine::{Cut, Engine, Freed, Snapshot, Stop, Table};
-use crate::engine::{Journal, Keep};
 use crate::error::{Error, Result};
 use crate::geometry::HOST_LIMIT;
 use crate::options::Discard;
@@ -138,7 +137,16 @@ impl Qcow2 {
 
     fn commit_by_steps(&self, engine: &mut impl Steps, finish: bool) -> Result<()> {
         let cut = engine.step(|engine| engine.cut(finish))?;
-        let written = self.write_cut(&cut);
+        // What reaches the image is noted before.
+        let noted = self.keep_notes(engine);
+        let written = match noted {
+            Ok(()) => self.write_cut(&cut),
+            Err(error) => Written {
+                marked: false,
+                lost: true,
+                result: Err(error),
+            },
+        };
         let freed = engine.step(|engine| {
             if written.marked {
                 engine.header.incompatible |= crate::feature::DIRTY;
@@ -151,6 +159,7 @@ impl Qcow2 {
             engine.settle(cut, written.result.is_ok())
         });
         written.result?;
+        self.write_notes();
         freed
             .into_iter()
             .try_for_each(|freed| self.free(engine, freed))
@@ -212,7 +221,7 @@ impl Qcow2 {
     }
 
     /// Lowers the refcounts of what no table on the medium uses any more.
-    fn free(&self, engine: &mut impl Steps, mut freed: Freed) -> Result<()> {
+    pub(super) fn free(&self, engine: &mut impl Steps, mut freed: Freed) -> Result<()> {
         while freed.clusters > 0 {
             let ending = self.attempt(engine, |engine| engine.about_to_be_free(freed))?;
             if !ending.is_empty() {
@@ -263,7 +272,7 @@ impl Qcow2 {
         }
     }
 
-    fn sync_files(&self) -> Result<()> {
+    pub(super) fn sync_files(&self) -> Result<()> {
         self.sync_data()?;
         self.storage.sync().map_err(io_failed("flush error"))
     }
@@ -273,35 +282,6 @@ impl Qcow2 {
         self.sync_files().inspect_err(|error| {
             engine.stop(error.to_string());
         })
-    }
-
-    /// See [`crate::Image::set_journal`].
-    pub(crate) fn set_journal(&self, memory: Option<Box<dyn Keep>>) -> Result<()> {
-        let mut engine = self.engine();
-        // Then no notes are left.
-        self.commit_all(&mut engine, false)?;
-        engine.set_journal(None);
-        let (Some(memory), false) = (memory, engine.header.lazy_refcounts()) else {
-            return Ok(());
-        };
-        let Some((mut journal, left)) = Journal::open(memory, self.storage.identity()) else {
-            return Ok(());
-        };
-        let made = left.and_then(|changes| {
-            let freed = self.run_locked(&mut engine, |engine| engine.replay(&changes))?;
-            self.commit_all(&mut engine, false).map(|()| freed)
-        });
-        if engine.is_clean() {
-            journal.begin();
-        }
-        engine.set_journal(Some(journal));
-        // Only now: the notes say it, and would be followed once more if this process is killed, too. At worst it leaks.
-        let unused = made?;
-        self.run_locked(&mut engine, |engine| {
-            engine.give_up(&unused);
-            Ok(())
-        })?;
-        self.commit_all(&mut engine, false)
     }
 
     /// Puts everything on the medium.

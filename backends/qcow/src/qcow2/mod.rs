@@ -8,6 +8,7 @@ mod facts;
 mod io;
 mod plan;
 mod preallocation;
+mod recovery;
 mod resize;
 mod snapshot;
 
@@ -23,20 +24,22 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extension::kind;
 use crate::feature;
 use crate::header::Header;
+use crate::journal_file::JournalFile;
 use crate::names::References;
-use crate::options::{CompressionType, Discard, OpenOptions};
+use crate::options::{self, CompressionType, Discard, OpenOptions};
 use crate::range_lock::RangeLock;
 use crate::report::{CheckResult, Repair, SnapshotInfo};
 use crate::snapshot_table::{Reading, Snapshot, SnapshotTable};
 use crate::storage::Storage;
 use crate::turn::Turns;
 use bitmaps::Bitmaps;
+use recovery::Kept;
 
 pub use bitmaps::DirtyRanges;
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
-    storage: Box<dyn Storage>,
+    storage: Arc<dyn Storage>,
     /// The external data file, and where it is.
     data: Option<(Box<dyn Storage>, PathBuf)>,
     engine: RwLock<Engine>,
@@ -62,11 +65,18 @@ pub(crate) struct Qcow2 {
     discard: Discard,
     /// It was closed in order: there is nothing left to do when it is dropped.
     closed: AtomicBool,
+    /// Where changes are noted for the process after a kill.
+    kept: std::sync::OnceLock<Kept>,
 }
 
 impl Qcow2 {
     /// Opens an image. Reads the header and the snapshot table; opens no other file.
-    pub(crate) fn open(storage: Box<dyn Storage>, options: &OpenOptions) -> Result<Self> {
+    pub(crate) fn open(
+        storage: Arc<dyn Storage>,
+        options: &OpenOptions,
+        journal: Option<JournalFile>,
+    ) -> Result<Self> {
+        let storage = Self::recover(storage, options, journal.as_ref())?;
         let mut header = read_header(&*storage)?;
         if !options.for_info || options.writable {
             header.check_encryption()?;
@@ -89,7 +99,22 @@ impl Qcow2 {
         if let Some(wanted) = &options.snapshot {
             select_snapshot(&mut header, &snapshots, wanted)?;
         }
-        let image = Self {
+        let image = Self::new(storage, header, snapshots, options);
+        if options.writable && !options.for_check {
+            image.prepare_for_writing(journal, &options.journal)?;
+        } else if let Some(journal) = journal.filter(|_| options.writable) {
+            journal.remove();
+        }
+        Ok(image)
+    }
+
+    fn new(
+        storage: Arc<dyn Storage>,
+        header: Header,
+        snapshots: Vec<Snapshot>,
+        options: &OpenOptions,
+    ) -> Self {
+        Self {
             size: header.size.into(),
             cluster_size: 1 << header.cluster_bits,
             zstd: (header.compression == CompressionType::Zstd).into(),
@@ -107,18 +132,19 @@ impl Qcow2 {
             for_check: options.for_check,
             discard: options.discard,
             closed: false.into(),
+            kept: std::sync::OnceLock::new(),
             data: None,
             storage,
-        };
-        if options.writable && !options.for_check {
-            image.prepare_for_writing()?;
         }
-        Ok(image)
     }
 
     /// What must be done before the first write: repair after an unclean end, clear what this library does not maintain,
     /// learn where metadata is.
-    fn prepare_for_writing(&self) -> Result<()> {
+    fn prepare_for_writing(
+        &self,
+        journal: Option<JournalFile>,
+        wanted: &options::Journal,
+    ) -> Result<()> {
         if self.engine().header.incompatible & feature::DIRTY != 0 {
             let result = self.check(Repair::All)?;
             if !result.is_sound() {
@@ -140,7 +166,12 @@ impl Qcow2 {
             self.update_header(&mut engine, header)?;
         }
         drop(engine);
-        self.load_bitmaps()
+        self.load_bitmaps()?;
+        match (journal, wanted) {
+            (Some(journal), options::Journal::Replay) => journal.remove(),
+            (journal, _) => self.keep_journal(&mut self.engine(), journal)?,
+        }
+        Ok(())
     }
 
     fn register_all_metadata(&self) -> Result<()> {
@@ -259,12 +290,21 @@ impl Qcow2 {
         self.store_bitmaps()?;
         let mut engine = self.engine();
         self.commit_all(&mut engine, true)?;
-        if engine.header.incompatible & feature::DIRTY != 0 && !self.for_check {
-            let mut header = engine.header.clone();
+        let mut header = engine.header.clone();
+        if !self.for_check {
             header.incompatible &= !feature::DIRTY;
-            return self.update_header(&mut engine, header);
         }
-        self.sync(&mut engine)
+        header.autoclear &= !feature::JOURNAL;
+        if header == engine.header {
+            self.sync(&mut engine)?;
+        } else {
+            self.update_header(&mut engine, header)?;
+        }
+        engine.set_journal(None);
+        if let Some(kept) = self.kept.get() {
+            kept.file.remove();
+        }
+        Ok(())
     }
 
     /// Checks the image, and repairs it as far as `repair` allows. Nothing else happens to it meanwhile.
@@ -327,6 +367,19 @@ impl Drop for Qcow2 {
         // Whoever wants to know of errors calls close.
         let _ = self.close();
     }
+}
+
+/// The session whose journal an image waits for, as its header has it; 0 if there is none, or no such header.
+pub(crate) fn pending_session(file: &std::fs::File) -> u64 {
+    use std::os::unix::fs::FileExt;
+    let mut start = [0u8; 96];
+    if file.read_exact_at(&mut start, 0).is_err() || !start.starts_with(b"QFI\xfb\0\0\0\x03") {
+        return 0;
+    }
+    let autoclear = start
+        .last_chunk()
+        .map_or(0, |bits| u64::from_be_bytes(*bits));
+    autoclear & feature::JOURNAL
 }
 
 /// Reads and parses the header.

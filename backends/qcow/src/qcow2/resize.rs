@@ -251,7 +251,7 @@ impl Qcow2 {
             if self.run_locked(&mut engine, |engine| engine.refcount(cluster))? > 0 {
                 self.run_locked(&mut engine, |engine| engine.dereference_run(host, 1))?;
             }
-            self.give_back(&mut engine, &[Freed { host, clusters: 1 }]);
+            self.give_back(&mut engine, &[Freed::new(host, 1)]);
         }
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;

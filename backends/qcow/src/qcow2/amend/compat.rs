@@ -70,6 +70,7 @@ impl Qcow2 {
         }
         // What was written meanwhile, too.
         self.check_compression_of_version_2(&mut engine)?;
+        self.end_journal(&mut *engine)?;
         let mut header = engine.header.clone();
         header.version = 2;
         header.header_length = 72;
@@ -138,10 +139,12 @@ impl Qcow2 {
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;
         }
+        if lazy {
+            // Whoever opens it after a crash counts anew by the tables in the file, before any notes could be followed.
+            self.end_journal(&mut *engine)?;
+        }
         let mut header = engine.header.clone();
         if lazy {
-            // Whoever opens it after a crash counts anew by the tables in the file, before he could follow any notes.
-            engine.set_journal(None);
             header.compatible |= feature::LAZY_REFCOUNTS;
         } else {
             header.compatible &= !feature::LAZY_REFCOUNTS;

@@ -1,0 +1,265 @@
+//! The journal of an open image: taking over what a killed process left, and keeping one.
+
+use std::sync::Arc;
+
+use crate::address::HostOffset;
+use crate::check::Check;
+use crate::engine::{Engine, Freed, Journal, Left, Notes};
+use crate::error::{Error, ErrorKind, Result};
+use crate::feature;
+use crate::geometry::OFFSET_MASK;
+use crate::header::Header;
+use crate::journal_file::JournalFile;
+use crate::options::OpenOptions;
+use crate::qcow2::commit::Steps;
+use crate::qcow2::{Qcow2, read_header};
+use crate::report::Repair;
+use crate::scratch::Scratch;
+use crate::storage::Storage;
+
+/// Clusters whose references end in one step.
+const STEP: u64 = 4096;
+
+/// With tables and a file of at most this size, all of them are checked before anything is changed.
+const CHECKED_TABLES: u64 = 16 << 20;
+const CHECKED_CLUSTERS: u64 = 1 << 21;
+
+/// What an open image keeps of its journal.
+pub(crate) struct Kept {
+    pub(super) file: JournalFile,
+    pub(super) notes: Arc<Notes>,
+}
+
+impl Qcow2 {
+    /// Makes what a killed process left part of the image: of its file or, if it is opened read-only, of what is read from the storage
+    /// that is returned.
+    pub(super) fn recover(
+        storage: Arc<dyn Storage>,
+        options: &OpenOptions,
+        journal: Option<&JournalFile>,
+    ) -> Result<Arc<dyn Storage>> {
+        let Some(journal) = journal else {
+            return Ok(storage);
+        };
+        let header = read_header(&*storage)?;
+        let bits = header.autoclear & feature::JOURNAL;
+        if bits == 0 || header.incompatible & feature::CORRUPT != 0 {
+            return Ok(storage);
+        }
+        let Some((session, left)) = journal.read(bits, header.geometry().cluster_size())? else {
+            return Ok(storage);
+        };
+        if left.is_empty() {
+            return Ok(storage);
+        }
+        let rejected = |error: Error| match error.kind() {
+            ErrorKind::Io => error,
+            _ => Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "{} has what was written since the last flush, and cannot be used ({error}); remove it to go on without",
+                    journal.path.display()
+                ),
+            ),
+        };
+        // First where it changes nothing.
+        let scratch: Arc<dyn Storage> = Arc::new(Scratch::new(storage.clone()));
+        let Some(file) = journal.storage() else {
+            return Ok(storage);
+        };
+        let notes = Arc::new(Scratch::new(file.clone()));
+        take_over(scratch.clone(), options, Notes::new(notes, session), &left).map_err(rejected)?;
+        check(&scratch, &storage).map_err(rejected)?;
+        if !options.writable {
+            return Ok(scratch);
+        }
+        let notes = Notes::new(file.clone(), session);
+        take_over(storage.clone(), options, notes, &left)?;
+        Ok(storage)
+    }
+
+    /// Begins a journal, if one is to be kept and can be. The engine has nothing unwritten.
+    pub(super) fn keep_journal(
+        &self,
+        engine: &mut Engine,
+        file: Option<JournalFile>,
+    ) -> Result<()> {
+        let Some(file) = file else {
+            return Ok(());
+        };
+        let header = engine.header.clone();
+        if header.version < 3 || header.lazy_refcounts() || header.external_data() {
+            file.remove();
+            return Ok(());
+        }
+        while !engine.is_clean() {
+            self.commit(engine, true)?;
+        }
+        // Where there is no room for one, tables are written first.
+        let Ok((storage, session)) = file.begin() else {
+            file.remove();
+            return Ok(());
+        };
+        let header = Header {
+            autoclear: header.autoclear & feature::AUTOCLEAR_KNOWN | session & feature::JOURNAL,
+            ..header
+        };
+        self.update_header(engine, header)?;
+        let notes = Arc::new(Notes::new(storage, session));
+        engine.set_journal(Some(Journal::new(notes.clone())));
+        let _ = self.kept.set(Kept { file, notes });
+        Ok(())
+    }
+
+    pub(crate) fn has_journal(&self) -> bool {
+        self.look().header.autoclear & feature::JOURNAL != 0
+    }
+
+    /// See [`crate::Image::journal_file`].
+    pub(crate) fn journal_file(&self) -> Option<(&std::path::Path, (u64, u64))> {
+        self.kept.get().map(|kept| kept.file.identity())
+    }
+
+    /// Puts into the journal what was noted.
+    pub(super) fn write_notes(&self) -> bool {
+        self.kept.get().is_none_or(|kept| kept.notes.write())
+    }
+
+    /// The same; where that is not possible, the journal counts no more before anything else reaches the image.
+    pub(super) fn keep_notes(&self, engine: &mut impl Steps) -> Result<()> {
+        if self.write_notes() {
+            return Ok(());
+        }
+        self.end_journal(engine)
+    }
+
+    /// No notes are taken any more, and those there are do not count.
+    pub(super) fn end_journal(&self, engine: &mut impl Steps) -> Result<()> {
+        let mut header = engine.step(|engine| engine.header.clone());
+        if header.autoclear & feature::JOURNAL != 0 {
+            header.autoclear &= !feature::JOURNAL;
+            let mut sync = || self.sync_files();
+            self.write_header(&header, &mut sync)?;
+            sync()?;
+        }
+        engine.step(|engine| {
+            engine.header.autoclear &= !feature::JOURNAL;
+            engine.set_journal(None);
+        });
+        Ok(())
+    }
+
+    /// See [`crate::Image::secure`].
+    pub(crate) fn secure(&self) -> Result<()> {
+        self.write_notes();
+        match self.is_ahead() {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+
+    /// The changes, and then what is owed once they are on the medium.
+    fn take_over_left(&self, notes: Arc<Notes>, left: &Left) -> Result<()> {
+        self.register_all_metadata()?;
+        {
+            let mut engine = self.engine();
+            self.run_locked(&mut engine, |engine| engine.replay(left))?;
+            self.commit_all(&mut engine, false)?;
+            engine.forget_metadata();
+        }
+        self.register_all_metadata()?;
+        let mut engine = self.engine();
+        engine.set_journal(Some(Journal::resume(notes.clone(), left)));
+        // From here on, this is what a killed process left.
+        if !notes.write() {
+            return Err(Error::io(
+                "cannot write the journal",
+                std::io::ErrorKind::StorageFull.into(),
+            ));
+        }
+        for run in &left.owed {
+            self.pay(&mut engine, *run)?;
+        }
+        while !engine.is_clean() {
+            self.commit(&mut engine, true)?;
+        }
+        self.end_journal(&mut *engine)
+    }
+
+    /// Takes back the references of a run that no table has. What cannot be one is left: at worst it leaks.
+    fn pay(&self, engine: &mut Engine, run: Freed) -> Result<()> {
+        let mut rest = run;
+        while rest.clusters > 0 {
+            let part = Freed {
+                clusters: rest.clusters.min(STEP),
+                ..rest
+            };
+            if !self.run_locked(engine, |engine| engine.can_be_owed(&part))? {
+                return Ok(());
+            }
+            self.free(engine, part)?;
+            rest.host = HostOffset(
+                rest.host
+                    .0
+                    .saturating_add(part.clusters * self.cluster_size),
+            );
+            rest.clusters -= part.clusters;
+        }
+        Ok(())
+    }
+}
+
+fn take_over(
+    storage: Arc<dyn Storage>,
+    options: &OpenOptions,
+    notes: Notes,
+    left: &Left,
+) -> Result<()> {
+    let options = OpenOptions {
+        writable: true,
+        for_check: false,
+        snapshot: None,
+        ..options.clone()
+    };
+    let header = read_header(&*storage)?;
+    let image = Qcow2::new(storage, header, Vec::new(), &options);
+    // All that is to be written was written, whatever the outcome.
+    let taken = image.take_over_left(Arc::new(notes), left);
+    image
+        .closed
+        .store(true, std::sync::atomic::Ordering::Release);
+    taken
+}
+
+/// Whether no damage was done, where that is found out in little time.
+fn check(changed: &Arc<dyn Storage>, before: &Arc<dyn Storage>) -> Result<()> {
+    let header = read_header(&**changed)?;
+    let geometry = header.geometry();
+    let bytes = u64::from(header.l1_size) * 8;
+    let mut l1 = vec![0; bytes.min(crate::geometry::MAX_L1_BYTES) as usize];
+    let len = l1.len();
+    let length = changed
+        .read(header.l1_offset, &mut &mut l1[..], 0, len)
+        .and_then(|()| changed.len())
+        .map_err(|error| Error::io("cannot read the L1 table", error))?;
+    let is_used = |word: &&[u8]| {
+        word.first_chunk()
+            .is_some_and(|word| u64::from_be_bytes(*word) & OFFSET_MASK != 0)
+    };
+    let tables = l1.chunks_exact(8).filter(is_used).count() as u64;
+    let clusters = geometry.clusters_for(length);
+    if tables.saturating_mul(geometry.cluster_size()) > CHECKED_TABLES
+        || clusters > CHECKED_CLUSTERS
+    {
+        return Ok(());
+    }
+    let found = |storage: &Arc<dyn Storage>| -> Result<_> {
+        let header = read_header(&**storage)?;
+        Ok(Check::new(&**storage, &header, Repair::None)?.run().result)
+    };
+    let damage = found(changed)?;
+    if damage.corruptions + damage.check_errors > 0 && found(before)?.is_sound() {
+        return Err(Error::corrupt("it would damage the image"));
+    }
+    Ok(())
+}
