@@ -1,9 +1,11 @@
 //! Operations, and an image that they are done to.
 
-use qcow::{Format, Image, OpenOptions, Preallocation};
+use std::sync::Arc;
+
+use qcow::{Format, Image, Journal, OpenOptions, Preallocation};
 
 use crate::host::Host;
-use crate::journal::Journal;
+use crate::memory::Memory;
 use crate::model::{Model, Now};
 
 /// The longest single read or write, so that a step stays cheap.
@@ -69,7 +71,7 @@ pub struct Session<'a> {
     /// It may be that two places of the disk lie in one cluster.
     pub(crate) shares: bool,
     pub(crate) model: Option<Model>,
-    pub(crate) journal: Option<Journal>,
+    pub(crate) journal: Option<Memory>,
 }
 
 impl<'a> Session<'a> {
@@ -195,7 +197,7 @@ impl<'a> Session<'a> {
             26 => self.check(step),
             27 => self.snapshot_of_any_name(step),
             28 => return self.flatten(),
-            29 => self.keep_journal(step),
+            29 => return self.keep_journal(step),
             30 => return self.kill(step),
             31 => self.by_plan(step),
             32 => {
@@ -245,6 +247,7 @@ impl<'a> Session<'a> {
             sound: self.sound,
             shares: self.shares,
             model: self.model,
+            journal: self.journal,
         };
         (self.image, left)
     }
@@ -359,6 +362,7 @@ pub(crate) struct Left<'a> {
     pub(crate) sound: bool,
     shares: bool,
     pub(crate) model: Option<Model>,
+    pub(crate) journal: Option<Memory>,
 }
 
 impl<'a> Left<'a> {
@@ -371,7 +375,14 @@ impl<'a> Left<'a> {
     /// Opens the image again. One that was sound can be, unless two tables of different kinds are one: no check tells of that, but who is
     /// about to write notices, and marks the image.
     pub(crate) fn enter(self) -> Option<Session<'a>> {
-        let image = match self.host.open(self.options.clone()) {
+        let options = match &self.journal {
+            Some(journal) => {
+                let journal = Journal::Use(Arc::new(journal.clone()));
+                self.options.clone().journal(journal)
+            }
+            None => self.options.clone(),
+        };
+        let image = match self.host.open(options) {
             Ok(image) => image,
             Err(error) if self.sound && !self.host.is_marked_corrupt() => {
                 panic!("a sound image cannot be opened again: {error}")
@@ -385,7 +396,7 @@ impl<'a> Left<'a> {
             sound: self.sound,
             shares: self.shares,
             model: self.model,
-            journal: None,
+            journal: self.journal,
         })
     }
 }

@@ -3,7 +3,7 @@
 
 use qcow::{Image, Place, Plan, Preallocation, Repair, Storage};
 
-use crate::journal::Journal;
+use crate::memory::Memory;
 use crate::mended::is_harmless;
 use crate::model::Now;
 use crate::program::{Session, Step};
@@ -110,49 +110,35 @@ impl Session<'_> {
         self.reopen()
     }
 
-    pub(crate) fn keep_journal(&mut self, step: Step) {
-        let journal = Journal::new(usize::from(step.len % 2048));
-        self.journal = match step.fill & 1 {
-            0 => self
-                .image
-                .set_journal(Some(Box::new(journal.clone())))
-                .is_ok()
-                .then_some(journal),
-            _ => {
-                let _ = self.image.set_journal(None);
-                None
-            }
-        };
+    /// The image is opened again, and a journal is kept from then on, or none.
+    pub(crate) fn keep_journal(mut self, step: Step) -> Option<Self> {
+        self.journal = (step.fill & 1 == 0).then(Memory::default);
+        self.reopen()
     }
 
     /// The process ends at once, and another one opens the image. What was flushed is there, and with a journal all that was written.
     pub(crate) fn kill(mut self, step: Step) -> Option<Self> {
-        let flushed = step.fill & 1 != 0 && self.image.flush().is_ok();
-        // One whose changes failed on the way notes no more.
-        let fails = self.host.file.is_spent();
-        let kept = (self.journal.take().filter(|_| !fails)).map(|journal| journal.copy());
-        let all_there = flushed || (kept.is_some() && !self.image.is_ahead());
+        let all_there = match step.fill & 3 {
+            0 => self.image.secure().is_ok(),
+            1 => self.image.flush().is_ok(),
+            _ => false,
+        };
+        // Of one whose changes failed nobody knows what it still did.
+        let all_there = all_there && !self.host.file.is_spent();
+        let journal = self.journal.take().map(|journal| journal.copy());
         let file = self.host.file.copy();
         let (image, mut left) = self.leave();
         drop(image);
         left.host.file.become_like(&file);
-        let lies = kept.is_some() && step.fill & 8 != 0;
-        if lies {
+        if let Some(journal) = &journal
+            && step.fill & 8 != 0
+        {
             left.sound = false;
             left.model = None;
+            flip(journal, step);
         }
+        left.journal = journal;
         let mut next = left.enter()?;
-        if let Some(kept) = kept {
-            if lies {
-                kept.flip(step.place, 1 << (step.len % 64));
-            }
-            let taken = next.image.set_journal(Some(Box::new(kept.clone())));
-            assert!(
-                taken.is_ok() || !next.sound,
-                "notes are not understood: {taken:?}"
-            );
-            next.journal = taken.is_ok().then_some(kept);
-        }
         if let Some(model) = &mut next.model {
             model.bitmaps.clear();
         }
@@ -205,4 +191,14 @@ fn copy_up(image: &Image, size: u64) -> qcow::Result<()> {
         at += extent.length;
     }
     Ok(())
+}
+
+/// Whoever else can write to the journal changes a bit of it.
+fn flip(journal: &Memory, step: Step) {
+    let len = journal.len().unwrap_or(0).max(1);
+    let at = u64::from(step.place) % len;
+    let mut byte = [0];
+    let _ = journal.read(at, &mut &mut byte[..], 0, 1);
+    byte[0] ^= 1 << (step.len % 8);
+    let _ = journal.write(at, &&byte[..], 0, 1);
 }

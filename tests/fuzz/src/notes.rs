@@ -1,0 +1,89 @@
+//! A journal that somebody forged, beside a sound image that waits for what is in it.
+
+use std::sync::Arc;
+
+use qcow::{Format, Image, Journal, OpenOptions, Storage};
+
+use crate::memory::Memory;
+
+const PARTS_AT: usize = 4096;
+const PART: usize = 512 << 10;
+const RECORD: usize = 32;
+
+/// The image and its journal.
+pub struct Pending {
+    pub image: Memory,
+    pub journal: Memory,
+}
+
+impl Pending {
+    /// Of an image that a process served that was killed. `None` if it has no journal.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let pending = Self {
+            image: Memory::new(bytes),
+            journal: Memory::default(),
+        };
+        let image = pending.open(true).ok().filter(Image::has_journal)?;
+        let killed = Self {
+            image: pending.image.copy(),
+            journal: pending.journal.copy(),
+        };
+        drop(image);
+        Some(killed)
+    }
+
+    /// Opens the image with what is in the journal.
+    pub fn open(&self, writable: bool) -> qcow::Result<Image> {
+        let options = OpenOptions::new(Format::Qcow2)
+            .writable(writable)
+            .journal(Journal::Use(Arc::new(self.journal.clone())));
+        Image::open_storage(Box::new(self.image.clone()), "image.qcow2", &options)
+    }
+
+    /// Puts groups of records into a part: their first byte says how many records each has and which part it is.
+    pub fn forge(&self, mut bytes: &[u8]) {
+        let header = self.journal.bytes();
+        let session = word(&header, 32);
+        let mut ends = [0usize; 4];
+        let mut groups = [0u64; 4];
+        while let Some((first, rest)) = bytes.split_first() {
+            let (part, count) = (
+                usize::from(first & 3),
+                usize::from(first >> 2).min(rest.len() / RECORD),
+            );
+            let (records, rest) = rest.split_at(count * RECORD);
+            bytes = rest;
+            let place = groups[part] << 32 | count as u64;
+            let mut words = vec![1 + part as u64, 0, place, 0];
+            words.extend((0..records.len() / 8).map(|at| word(records, at * 8)));
+            words[3] = checksum(session, &words);
+            let group: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            if ends[part] + group.len() > PART {
+                return;
+            }
+            let at = PARTS_AT + part * PART + ends[part];
+            let _ = self.journal.write(at as u64, &&group[..], 0, group.len());
+            ends[part] += group.len();
+            groups[part] += 1;
+        }
+    }
+
+    /// Puts bytes into the journal.
+    pub fn put(&self, at: u64, bytes: &[u8]) {
+        let _ = self.journal.write(at, &bytes, 0, bytes.len());
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    let word = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    word.map_or(0, |word| u64::from_le_bytes(*word))
+}
+
+fn checksum(session: u64, words: &[u64]) -> u64 {
+    let start = session ^ 0xcbf2_9ce4_8422_2325;
+    words.iter().fold(start, |sum, word| {
+        (sum ^ word)
+            .wrapping_mul(0x0000_0100_0000_01b3)
+            .rotate_left(23)
+    })
+}
