@@ -21,13 +21,13 @@ const SYSCALLS: &[libc::c_long] = &[
     libc::SYS_accept4,
     // Clearing an interrupt that has been delivered, without waiting.
     libc::SYS_preadv2,
-    // The channel of a backend that comes back, for what it has to say. Connecting to it is the broker's.
-    libc::SYS_socketpair,
 ];
 
 /// Confines the process.
 pub(crate) fn confine() -> anyhow::Result<()> {
-    let confinement = Confinement::new().allow(SYSCALLS).allow_ioctls(&[
+    // The channel of a backend that comes back, for what it has to say, is a pair of sockets; connecting to it is the broker's.
+    let confinement = Confinement::new().isolate().allow_socket_pairs();
+    let confinement = confinement.allow(SYSCALLS).allow_ioctls(&[
         KVM_RUN,
         KVM_SET_GSI_ROUTING,
         KVM_IRQFD,

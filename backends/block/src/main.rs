@@ -9,6 +9,8 @@
 //! KVM, networking, or the monitor.
 
 #![forbid(unsafe_code)]
+// Nothing waits for whoever reads standard error, and nothing panics without: `warn` and `report` write there.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod config;
 mod confine;

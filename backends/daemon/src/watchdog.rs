@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use bulkhead_process::confine::Confinement;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::warn;
@@ -129,7 +130,11 @@ pub(crate) fn start(termination: OwnedFd) -> io::Result<()> {
     std::thread::Builder::new()
         .name("watchdog".to_owned())
         .stack_size(64 << 10)
-        .spawn(move || watch(&termination))
+        .spawn(move || {
+            // It reads no byte of a frontend's; what it may do less than others is not missed where it is refused.
+            let _ = Confinement::for_thread().enter_thread();
+            watch(&termination);
+        })
         .map(drop)
 }
 

@@ -123,6 +123,12 @@ impl Backend {
         program
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.program.id()
+    }
+
     /// The socket it listens on.
     #[must_use]
     pub fn socket(&self) -> &Path {
