@@ -396,13 +396,15 @@ fn format_of(source: &Source, storage: &Under) -> Result<(Format, bool)> {
         Some(name) => Ok((known(name)?, false)),
         None => {
             let start = source.windows.iter().map(|window| window.offset).sum();
-            Ok((
-                known(probe::format_of(
-                    |at, buffer| storage.read_at(at, buffer),
-                    start,
-                )?)?,
-                true,
-            ))
+            let read_at = |at, buffer: &mut [u8]| storage.read_at(at, buffer);
+            // As with QEMU, the name counts if it is one, and not an option among others.
+            let path = source.path.to_string_lossy();
+            let name = source.text.strip_prefix("file:").unwrap_or(&source.text);
+            let path = Some(&*path).filter(|path| *path == name);
+            let name = probe::format_of(read_at, start, path)?;
+            let format = name.parse();
+            let format = format.map_err(|_| anyhow!("The format '{name}' is not supported"))?;
+            Ok((format, true))
         }
     }
 }

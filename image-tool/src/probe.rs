@@ -1,31 +1,95 @@
-//! Guessing the format of a file that was named without one: qemu-img's habit, kept for images that are read.
+//! Guessing the format of a file that was named without one: qemu-img's habit, kept for images that are read. The rules are QEMU's, also for
+//! formats that are not known here: what it would open as one of those is not taken for a raw disk.
 
 use std::io;
 
-/// Names of formats with the bytes they begin with, and at which offset.
-const MAGICS: [(&str, usize, &[u8]); 14] = [
-    ("qcow2", 0, b"QFI\xfb"),
-    ("vmdk", 0, b"KDMV"),
-    ("vmdk", 0, b"COWD"),
-    ("vmdk", 0, b"# Disk DescriptorFile"),
-    ("vhdx", 0, b"vhdxfile"),
-    ("vpc", 0, b"conectix"),
-    ("vdi", 0x40, &[0x7f, 0x10, 0xda, 0xbe]),
-    ("luks", 0, b"LUKS\xba\xbe"),
-    ("qed", 0, b"QED\0"),
-    ("parallels", 0, b"WithoutFreeSpace"),
-    ("parallels", 0, b"WithouFreSpacExt"),
-    ("bochs", 0, b"Bochs Virtual HD Image"),
-    ("cloop", 0, b"#!/bin/sh\n#V2.0 Format\n"),
-    ("dmg", 0, b"encrcdsa"),
+/// How much of a file is looked at.
+const HEAD: usize = 512;
+
+/// A format, and whether the beginning of a file is one of it.
+type Rule = (&'static str, fn(&[u8; HEAD]) -> bool);
+
+/// What can be told for certain.
+const RULES: [Rule; 11] = [
+    ("qcow2", |head| {
+        head.starts_with(b"QFI\xfb") && be32(head, 4) >= 2
+    }),
+    ("qcow", |head| {
+        head.starts_with(b"QFI\xfb") && be32(head, 4) == 1
+    }),
+    ("vmdk", is_vmdk),
+    ("vhdx", |head| head.starts_with(b"vhdxfile")),
+    ("vpc", |head| head.starts_with(b"conectix")),
+    ("vdi", |head| has(head, 0x40, &[0x7f, 0x10, 0xda, 0xbe])),
+    ("luks", |head| head.starts_with(b"LUKS\xba\xbe\0\x01")),
+    ("qed", |head| head.starts_with(b"QED\0")),
+    ("parallels", |head| {
+        let magic = head.starts_with(b"WithoutFreeSpace") || head.starts_with(b"WithouFreSpacExt");
+        magic && has(head, 16, &2u32.to_le_bytes())
+    }),
+    ("bochs", |head| {
+        let version = [0x1_0000u32, 0x2_0000].map(u32::to_le_bytes);
+        head.starts_with(b"Bochs Virtual HD Image\0")
+            && has(head, 32, b"Redolog\0")
+            && has(head, 48, b"Growing\0")
+            && version.iter().any(|version| has(head, 64, version))
+    }),
+    ("cloop", |head| {
+        head.starts_with(
+            b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n",
+        )
+    }),
 ];
 
-/// The name of the format that the bytes from `start` on speak of; `raw` when they speak of none.
+fn has(head: &[u8; HEAD], at: usize, bytes: &[u8]) -> bool {
+    head.get(at..).is_some_and(|tail| tail.starts_with(bytes))
+}
+
+fn be32(head: &[u8; HEAD], at: usize) -> u32 {
+    let bytes = head.get(at..).and_then(|tail| tail.first_chunk());
+    bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+/// An extent of VMware's, or the description of some: comments and lines of blanks, then a version.
+fn is_vmdk(head: &[u8; HEAD]) -> bool {
+    if head.starts_with(b"KDMV") || head.starts_with(b"COWD") {
+        return true;
+    }
+    let mut rest = &head[..];
+    loop {
+        let end = rest.iter().position(|byte| *byte == b'\n');
+        let (line, below) = match end {
+            Some(end) => rest.split_at(end + 1),
+            None => (rest, &[][..]),
+        };
+        let is_blank = || {
+            let blanks = line.iter().take_while(|byte| **byte == b' ').count();
+            let end = line.get(blanks..).unwrap_or_default();
+            blanks > 0 && (end == b"\n" || end == b"\r\n")
+        };
+        match line {
+            [b'#', ..] => {}
+            _ if is_blank() => {}
+            _ => {
+                let version = line.strip_prefix(b"version=").unwrap_or_default();
+                return matches!(version, [b'1'..=b'3', b'\n'] | [b'1'..=b'3', b'\r', b'\n']);
+            }
+        }
+        rest = below;
+        if rest.is_empty() {
+            return false;
+        }
+    }
+}
+
+/// The name of the format that the bytes from `start` on, and the name of the file, speak of; `raw` when they speak of none.
 pub(crate) fn format_of(
     read_at: impl Fn(u64, &mut [u8]) -> io::Result<usize>,
     start: u64,
+    path: Option<&str>,
 ) -> io::Result<&'static str> {
-    let mut head = [0u8; 512];
+    // What is missing to a whole sector is zeroes.
+    let mut head = [0u8; HEAD];
     let mut filled = 0;
     while let Some(rest) = head.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match read_at(start.saturating_add(filled as u64), rest) {
@@ -35,14 +99,12 @@ pub(crate) fn format_of(
             Err(error) => return Err(error),
         }
     }
-    let head = head.get(..filled).unwrap_or_default();
-    let found = MAGICS
-        .iter()
-        .find(|(_, at, magic)| head.get(*at..).is_some_and(|tail| tail.starts_with(magic)));
-    Ok(match found {
-        // The same magic, and another format.
-        Some(("qcow2", ..)) if head.get(4..8) == Some(&[0, 0, 0, 1]) => "qcow",
-        Some((name, ..)) => name,
-        None => "raw",
+    if let Some((name, _)) = RULES.iter().find(|(_, is_one)| is_one(&head)) {
+        return Ok(name);
+    }
+    let is_dmg = path.is_some_and(|path| path.len() > 4 && path.ends_with(".dmg"));
+    Ok(match is_dmg && filled > 0 {
+        true => "dmg",
+        false => "raw",
     })
 }
