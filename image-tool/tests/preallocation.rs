@@ -202,3 +202,71 @@ fn what_is_reserved_in_subclusters_is_not_said_to_be_stored() {
         }
     }
 }
+
+/// Runs image-tool where the system call fallocate fails with this error.
+fn without_fallocate(pair: &Pair, error: &str, line: &str) -> Option<Outcome> {
+    let inject = format!("inject=fallocate:error={error}");
+    let output = std::process::Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", &inject])
+        .arg(env!("CARGO_BIN_EXE_image-tool"))
+        .args(line.split(' '))
+        .current_dir(pair.ours())
+        .output();
+    match output {
+        Ok(output) => Some(output.into()),
+        Err(_) => {
+            eprintln!("skipped: strace is not installed");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_file_system_without_fallocate_gets_zeroes_instead() {
+    if !reference_is_there() {
+        return;
+    }
+    const MIB: u64 = 1 << 20;
+    for error in ["EOPNOTSUPP", "EINVAL", "ENOSYS"] {
+        let pair = Pair::new();
+        pair.make(&[
+            "qemu-img create -q -f raw a 3M; qemu-io -f raw -c 'write -P 7 1M 1M' a",
+            "qemu-img create -q -f raw grown 3M; qemu-io -f raw -c 'write -P 7 1M 1M' grown",
+            "qemu-img create -q -f qcow2 larger 3M; qemu-io -f qcow2 -c 'write -P 7 1M 1M' larger",
+        ]);
+        for (line, image, least) in [
+            ("create -f raw -o preallocation=falloc raw 10M", "raw", 10),
+            ("create -f qcow2 -o preallocation=falloc one 10M", "one", 10),
+            ("create -f qcow2 -o preallocation=full two 10M", "two", 10),
+            ("convert -O raw -o preallocation=falloc a three", "three", 3),
+            ("convert -O qcow2 -o preallocation=falloc a four", "four", 3),
+            (
+                "resize -f raw --preallocation=falloc grown 12M",
+                "grown",
+                10,
+            ),
+            ("resize -f raw --preallocation=full grown 13M", "grown", 11),
+            (
+                "resize -f qcow2 --preallocation=falloc larger 12M",
+                "larger",
+                10,
+            ),
+            ("convert -O qcow2 a plain", "plain", 1),
+        ] {
+            let Some(done) = without_fallocate(&pair, error, line) else {
+                return;
+            };
+            assert_eq!(done.status, Some(0), "{error} {line}: {done:?}");
+            let stored = fs::metadata(pair.ours().join(image)).unwrap().blocks() * 512;
+            assert!(stored >= least * MIB, "{error} {line}: {stored} bytes");
+        }
+        let same = |command: &[&str]| must("look", &pair.ours(), command);
+        for image in ["one", "two", "four", "larger", "plain"] {
+            same(&["qemu-img", "check", "-q", image]);
+        }
+        for image in ["three", "four", "grown", "larger", "plain"] {
+            // A disk that is longer differs in nothing but zeroes.
+            same(&["qemu-img", "compare", "-q", "a", image]);
+        }
+    }
+}

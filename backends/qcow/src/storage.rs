@@ -93,6 +93,9 @@ pub struct HostFile {
 /// Writes of this length take turns.
 const LONG_WRITE: usize = 64 << 10;
 
+/// A file has space for all of such a piece, or for none of it.
+const BLOCK: usize = 4096;
+
 /// Zeroes written at a time where the host cannot do it by itself.
 const ZERO_CHUNK: usize = 1 << 20;
 
@@ -145,6 +148,34 @@ impl HostFile {
                 other => return other,
             }
         }
+    }
+
+    /// Makes the host keep space for a range by writing zeroes where nothing else is. A device has all of its space.
+    fn allocate_by_writing(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (end, old) = (offset.saturating_add(len), self.len()?);
+        if !self.regular {
+            return match end <= old {
+                true => Ok(()),
+                false => Err(Errno::NOSPC.into()),
+            };
+        }
+        // Not from where data is said to be: those that know no preallocation often know no holes, either.
+        let mut at = offset;
+        let mut piece = vec![0u8; ZERO_CHUNK.min(usize::try_from(len).unwrap_or(ZERO_CHUNK))];
+        while at < end.min(old) {
+            let part = piece
+                .len()
+                .min(usize::try_from(end.min(old) - at).unwrap_or(usize::MAX));
+            let piece = piece.get_mut(..part).unwrap_or_default();
+            self.read(at, &mut &mut *piece, 0, part)?;
+            for (place, block) in (at..).step_by(BLOCK).zip(piece.chunks(BLOCK)) {
+                if block.iter().all(|byte| *byte == 0) {
+                    self.write(place, &block, 0, block.len())?;
+                }
+            }
+            at += part as u64;
+        }
+        self.write_zero_bytes(at, end.saturating_sub(at))
     }
 
     fn write_zero_bytes(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -317,21 +348,14 @@ impl Storage for HostFile {
             return Ok(());
         }
         match self.fallocate(FallocateFlags::empty(), offset, len) {
-            // A file system without preallocation: the size is all that can be had.
-            Err(error) if not_supported(error) && self.regular => {
-                if self.len()? < offset + len {
-                    self.set_len(offset + len)?;
-                }
-                Ok(())
-            }
-            other => {
-                other?;
-                if self.regular {
-                    self.has_reached(offset, len);
-                }
-                Ok(())
-            }
+            // A file system without preallocation, or a device.
+            Err(error) if not_supported(error) => self.allocate_by_writing(offset, len)?,
+            other => other?,
         }
+        if self.regular {
+            self.has_reached(offset, len);
+        }
+        Ok(())
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
