@@ -1,6 +1,9 @@
-//! What the monitor may still do once the guest runs: no file is opened, no program started, no network reached.
+//! What the monitor may do while it builds the guest, and what it may still do once that runs: no file is opened, no program started,
+//! nothing connected to.
 
-use bulkhead_process::confine::Confinement;
+use std::path::Path;
+
+use bulkhead_process::confine::{Confinement, First};
 
 /// KVM's requests (linux/kvm.h): running vCPUs, and what the guest's set-up of interrupts and doorbells leads to.
 const KVM_RUN: u64 = 0xae80;
@@ -16,6 +19,9 @@ const TIOCGWINSZ: u64 = 0x5413;
 /// Whether a socket blocks.
 const FIONBIO: u64 = 0x5421;
 
+/// What threads do to the descriptors they have.
+const DUPLICATE: &[libc::c_int] = &[libc::F_DUPFD_CLOEXEC];
+
 const SYSCALLS: &[libc::c_long] = &[
     // Clients of the API and of the serial port.
     libc::SYS_accept4,
@@ -23,19 +29,123 @@ const SYSCALLS: &[libc::c_long] = &[
     libc::SYS_preadv2,
 ];
 
-/// Confines the process.
-pub(crate) fn confine() -> anyhow::Result<()> {
-    // The channel of a backend that comes back, for what it has to say, is a pair of sockets; connecting to it is the broker's.
-    let confinement = Confinement::new().isolate().allow_socket_pairs();
-    let confinement = confinement.allow(SYSCALLS).allow_ioctls(&[
-        KVM_RUN,
-        KVM_SET_GSI_ROUTING,
-        KVM_IRQFD,
-        KVM_IOEVENTFD,
-        TCGETS2,
-        TCSETS2,
-        TIOCGWINSZ,
-        FIONBIO,
-    ]);
-    Ok(confinement.enter()?)
+/// What building the machine takes.
+const BUILDING: &[libc::c_long] = &[
+    // Guest memory.
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    // KVM, the host's size, and what the serial port writes to.
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    // The kernel and its initramfs, from the broker.
+    libc::SYS_pread64,
+    // The serial port's socket.
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_connect,
+    libc::SYS_fchmod,
+    libc::SYS_chmod,
+    libc::SYS_fchmodat,
+    libc::SYS_flock,
+    libc::SYS_unlinkat,
+];
+
+/// Making a machine and the first state of its vCPUs (linux/kvm.h), and what a terminal is like.
+const BUILDING_IOCTLS: &[u64] = &[
+    0xae00,      // KVM_GET_API_VERSION
+    0xae01,      // KVM_CREATE_VM
+    0xae03,      // KVM_CHECK_EXTENSION
+    0xae04,      // KVM_GET_VCPU_MMAP_SIZE
+    0xc008_ae05, // KVM_GET_SUPPORTED_CPUID
+    0xae41,      // KVM_CREATE_VCPU
+    0x4020_ae46, // KVM_SET_USER_MEMORY_REGION
+    0xae47,      // KVM_SET_TSS_ADDR
+    0x4008_ae48, // KVM_SET_IDENTITY_MAP_ADDR
+    0xae60,      // KVM_CREATE_IRQCHIP
+    0x4090_ae82, // KVM_SET_REGS
+    0x8138_ae83, // KVM_GET_SREGS
+    0x4138_ae84, // KVM_SET_SREGS
+    0x4008_ae89, // KVM_SET_MSRS
+    0x8400_ae8e, // KVM_GET_LAPIC
+    0x4400_ae8f, // KVM_SET_LAPIC
+    0x4008_ae90, // KVM_SET_CPUID2
+    0xaea3,      // KVM_GET_TSC_KHZ
+    0x5401,      // TCGETS
+    0x540f,      // TIOCGPGRP
+];
+
+/// The first stage: the machine is built, of a kernel and an initramfs that the broker opens. Nothing is seen but KVM and, where the
+/// guest's configuration is yet to come, the folder that its serial port may write in.
+pub(crate) fn begin(folder: Option<&Path>) -> anyhow::Result<First> {
+    let running = Confinement::new()
+        .isolate()
+        .allow(SYSCALLS)
+        // The channel of a backend that comes back, for what it has to say. Connecting to it is the broker's.
+        .allow_socket_pairs()
+        .allow_ioctls(&[
+            KVM_RUN,
+            KVM_SET_GSI_ROUTING,
+            KVM_IRQFD,
+            KVM_IOEVENTFD,
+            TCGETS2,
+            TCSETS2,
+            TIOCGWINSZ,
+            FIONBIO,
+        ]);
+    let building = Confinement::new()
+        .allow(BUILDING)
+        .allow_ioctls(BUILDING_IOCTLS)
+        .allow_file_mappings()
+        .allow_fcntls(&[libc::F_ADD_SEALS])
+        .allow_socket_families(&[libc::AF_UNIX])
+        .read_path("/proc/meminfo")
+        .write_path("/dev/kvm");
+    let building = folder.into_iter().fold(building, Confinement::write_path);
+    Ok(running.begin(building)?)
+}
+
+/// A vCPU's thread: it runs the guest, and sets up interrupts and doorbells as the guest asks.
+pub(crate) fn enter_vcpu() {
+    enter(
+        Confinement::for_thread()
+            .allow(&[libc::SYS_preadv2])
+            .allow_ioctls(&[KVM_RUN, KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD]),
+    );
+}
+
+/// The thread that deals with a backend: messages and their descriptors, and a channel for a new one.
+pub(crate) fn enter_worker() {
+    enter(
+        Confinement::for_thread()
+            .allow(&[
+                libc::SYS_sendmsg,
+                libc::SYS_recvmsg,
+                libc::SYS_recvfrom,
+                libc::SYS_shutdown,
+                libc::SYS_epoll_create1,
+            ])
+            .allow_socket_pairs()
+            .allow_fcntls(DUPLICATE)
+            .allow_ioctls(&[FIONBIO]),
+    );
+}
+
+/// The threads of the serial port.
+pub(crate) fn enter_serial() {
+    enter(
+        Confinement::for_thread()
+            .allow(&[libc::SYS_accept4, libc::SYS_shutdown])
+            .allow_fcntls(DUPLICATE)
+            .allow_ioctls(&[FIONBIO, TIOCGWINSZ]),
+    );
+}
+
+/// A thread that is not confined must not go on, and the guest does not without it.
+fn enter(confinement: Confinement) {
+    if let Err(error) = confinement.enter_thread() {
+        bulkhead_process::report(&error.to_string());
+        std::process::exit(bulkhead_process::ERROR.into());
+    }
 }

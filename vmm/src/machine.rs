@@ -1,6 +1,7 @@
 //! The machine: the one list of its devices, and the guest's memory as it is at the first instruction.
 
 use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,13 +37,17 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Builds what `config` describes.
-    pub(crate) fn new(config: &VmConfig, broker: &Broker) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        config: &VmConfig,
+        console: Option<Console>,
+        broker: &Broker,
+    ) -> anyhow::Result<Self> {
         let layout = Layout::new(config.memory.size);
         let vm = Vm::new(allocate(config, &layout)?)?;
         let interrupts = vm.interrupts()?;
         let buses = Arc::new(Buses::new(Arc::new(Endings::new()?)));
 
-        let console = add_serial(config, &buses.ports, &interrupts, broker)?;
+        let console = add_serial(console, &buses.ports, &interrupts)?;
         add_power(&buses)?;
         let reports = Arc::new(Reports::new()?);
         let frontends = add_pci(&vm, config, &layout, &buses, (interrupts, &reports), broker)?;
@@ -75,6 +80,17 @@ impl Machine {
             console.finish();
         }
     }
+}
+
+/// What is no socket is said to be none while paths can be looked at.
+pub(crate) fn check_sockets(config: &VmConfig) -> anyhow::Result<()> {
+    for (flag, device) in config.devices() {
+        let found = std::fs::metadata(&device.socket);
+        if found.is_ok_and(|file| !file.file_type().is_socket()) {
+            bail!("{flag}: {}: not a socket", device.socket.display());
+        }
+    }
+    Ok(())
 }
 
 fn allocate(config: &VmConfig, layout: &Layout) -> anyhow::Result<vm_memory::GuestMemoryMmap> {
@@ -139,12 +155,11 @@ fn open(what: &str, path: &Path, broker: &Broker) -> anyhow::Result<File> {
 }
 
 fn add_serial(
-    config: &VmConfig,
+    console: Option<Console>,
     ports: &Bus,
     interrupts: &Interrupts,
-    broker: &Broker,
 ) -> anyhow::Result<Option<(Console, Arc<Serial>)>> {
-    let Some(console) = Console::open(&config.serial, broker)? else {
+    let Some(console) = console else {
         return Ok(None);
     };
     let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;

@@ -22,6 +22,7 @@ mod power;
 mod reports;
 mod run;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -30,6 +31,7 @@ use args::Args;
 use broker::Broker;
 use bulkhead_process::signals::{self, SignalFd};
 use bulkhead_process::usage;
+use console::Console;
 use ending::Ending;
 use machine::Machine;
 
@@ -50,26 +52,43 @@ fn start(args: Args) -> anyhow::Result<ExitCode> {
     outcome
 }
 
+/// The folder a path is in, by a name that does not change.
+fn folder_of(path: &Path) -> PathBuf {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned())
+}
+
 fn serve(args: Args, signals: &SignalFd, broker: &Broker) -> anyhow::Result<ExitCode> {
     let mut server = match args.api_socket() {
         Some(path) => Some(Server::new(path, broker).context("--api-socket")?),
         None => None,
     };
-    let guest = match (args.into_config(), &mut server) {
+    let folder = args.api_socket().map(folder_of);
+    let (stage, guest) = match (args.into_config(), &mut server) {
         (Some(config), _) => {
             let config = config.check().map_err(usage)?;
-            let machine = Machine::new(&config, broker)?;
-            Some((config, machine))
+            machine::check_sockets(&config)?;
+            let console = Console::open(&config.serial, broker)?;
+            let stage = confine::begin(None)?;
+            let machine = Machine::new(&config, console, broker)?;
+            (stage, Some((config, machine)))
         }
-        (None, Some(server)) => run::wait_for_guest(server, signals, broker)?,
-        (None, None) => None,
+        (None, Some(server)) => {
+            // Requests are hostile bytes, too.
+            let stage = confine::begin(folder.as_deref())?;
+            (stage, run::wait_for_guest(server, signals, broker)?)
+        }
+        (None, None) => return Ok(ExitCode::SUCCESS),
     };
     let Some((config, mut machine)) = guest else {
         return Ok(ExitCode::SUCCESS);
     };
     machine.make_console_raw();
     broker.seal()?;
-    confine::confine()?;
+    stage.finish()?;
     // From here on the process can do nothing but run this guest.
     let ending = run::run(&config, &mut machine, &mut server, signals)?;
     machine.finish();

@@ -12,6 +12,8 @@ use rustix::io::Errno;
 use crate::api::{ApiEvent, Next, Response, Running, Server, Waiting};
 use crate::broker::Broker;
 use crate::config::VmConfig;
+use crate::confine;
+use crate::console::Console;
 use crate::ending::Ending;
 use crate::machine::Machine;
 
@@ -43,7 +45,7 @@ pub(crate) fn wait_for_guest(
                 Event::Signal => end |= signals.take()?.is_some(),
                 Event::Api(event) => server.handle(event, |request| {
                     let (reply, next) = waiting.answer(request, |config| {
-                        let machine = Machine::new(config, broker).map_err(|e| format!("{e:#}"))?;
+                        let machine = build(config, broker).map_err(|e| format!("{e:#}"))?;
                         guest = Some((config.clone(), machine));
                         Ok(())
                     });
@@ -64,6 +66,11 @@ pub(crate) fn wait_for_guest(
     }
 }
 
+fn build(config: &VmConfig, broker: &Broker) -> anyhow::Result<Machine> {
+    let console = Console::open(&config.serial, broker)?;
+    Machine::new(config, console, broker)
+}
+
 /// Runs the machine until it ends.
 pub(crate) fn run(
     config: &VmConfig,
@@ -72,12 +79,13 @@ pub(crate) fn run(
     signals: &SignalFd,
 ) -> anyhow::Result<Ending> {
     if let Some((console, serial)) = &mut machine.console {
-        console.start(serial, || ())?;
+        console.start(serial, confine::enter_serial)?;
     }
     for frontend in &machine.frontends {
-        frontend.supervise(|| ())?;
+        frontend.supervise(confine::enter_worker)?;
     }
-    let vcpus = Vcpus::start(std::mem::take(&mut machine.vcpus), &machine.buses, false)?;
+    let vcpus = std::mem::take(&mut machine.vcpus);
+    let vcpus = Vcpus::start(vcpus, &machine.buses, false, confine::enter_vcpu)?;
     let endings = machine.buses.endings.clone();
     let running = Running::new(config, &vcpus, &endings);
     if let Some(server) = server {

@@ -152,7 +152,7 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts every vCPU in a thread of its own, paused when `paused`.
+    /// Starts every vCPU in a thread of its own, paused when `paused`. `enter` is what each thread does first.
     ///
     /// # Errors
     /// When a thread or the signal that interrupts them cannot be had.
@@ -160,6 +160,7 @@ impl Vcpus {
         vcpus: Vec<Vcpu>,
         platform: &Arc<impl Platform>,
         paused: bool,
+        enter: impl Fn() + Copy + Send + 'static,
     ) -> Result<Self, Error> {
         register_signal_handler(SIGRTMIN(), interrupt_run).map_err(refused("a signal"))?;
         let mut all = Self {
@@ -181,7 +182,10 @@ impl Vcpus {
             let thread = Builder::new()
                 .name(format!("vcpu{}", vcpu.index))
                 .stack_size(STACK_SIZE)
-                .spawn(move || run(vcpu, &control, &counters, &*platform));
+                .spawn(move || {
+                    enter();
+                    run(vcpu, &control, &counters, &*platform);
+                });
             match thread {
                 Ok(thread) => all.threads.push(thread),
                 Err(error) => {

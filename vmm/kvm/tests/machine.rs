@@ -71,7 +71,7 @@ fn start(code: &[u8], paused: bool) -> Machine {
     let vcpus = vm.create_vcpus(2, &boot).unwrap();
     let (tell, seen) = channel();
     let platform = Arc::new(Recorder(Mutex::new(tell)));
-    let vcpus = Vcpus::start(vcpus, &platform, paused).unwrap();
+    let vcpus = Vcpus::start(vcpus, &platform, paused, || ()).unwrap();
     Machine {
         vcpus,
         _vm: vm,

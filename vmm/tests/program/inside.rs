@@ -6,6 +6,9 @@ use std::ptr::null_mut;
 
 use libc::{c_long, pid_t, user_regs_struct};
 
+use serde_json::{Value, json};
+
+use crate::api::ask;
 use crate::elf::forever;
 use crate::{Monitor, kvm_is_usable};
 
@@ -122,10 +125,127 @@ fn files_programs_and_the_network_are_refused() {
     ] {
         assert_eq!(socket(family), REFUSED, "{family}");
     }
+    // Signals to others, by kill(2) or by way of a descriptor.
+    assert_eq!(puppet.call(libc::SYS_kill, [1, 0, 0]), REFUSED);
+    let owner = [0, libc::F_SETOWN as u64, 1];
+    assert_eq!(puppet.call(libc::SYS_fcntl, owner), REFUSED);
+    assert_eq!(puppet.call(libc::SYS_statx, [here, 0, 0]), REFUSED);
     // KVM's own requests are on the list; this one, which makes a machine, is not.
     assert_eq!(puppet.call(libc::SYS_ioctl, [0, 0xae01, 0]), REFUSED);
     drop(puppet);
 
     monitor.signal(rustix::process::Signal::TERM);
+    assert_eq!(monitor.end().0.code(), Some(0));
+}
+
+/// Waits until the thread has a filter of its own on top of the process's.
+fn wait_confined(process: u32, thread: pid_t) {
+    let filters = |thread: String| {
+        let status = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/status"));
+        let status = status.unwrap();
+        let count = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Seccomp_filters:"));
+        count.unwrap().trim().parse::<u32>().unwrap()
+    };
+    while filters(thread.to_string()) <= filters(process.to_string()) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_thread_can_do_what_it_is_for_and_no_more() {
+    if !kvm_is_usable() {
+        return;
+    }
+    const REFUSED: i64 = -(libc::EPERM as i64);
+    let monitor = Monitor::start(&forever(), &["--serial", "socket={}/serial"]);
+    monitor.wait_ready();
+    // Its name is a thread's own first act.
+    let thread = |name: &str| loop {
+        let threads = format!("/proc/{}/task", monitor.child.id());
+        let mut threads = std::fs::read_dir(threads).unwrap().map(Result::unwrap);
+        let found = threads.find(|one| {
+            let own = std::fs::read_to_string(one.path().join("comm")).unwrap();
+            own.trim() == name
+        });
+        if let Some(found) = found {
+            break found
+                .file_name()
+                .to_str()
+                .unwrap()
+                .parse::<pid_t>()
+                .unwrap();
+        }
+    };
+    for (name, refused) in [
+        (
+            "vcpu0",
+            &[
+                libc::SYS_socketpair,
+                libc::SYS_accept4,
+                libc::SYS_recvmsg,
+                libc::SYS_eventfd2,
+                libc::SYS_clone,
+            ][..],
+        ),
+        (
+            "serial-output",
+            &[libc::SYS_socketpair, libc::SYS_recvmsg, libc::SYS_eventfd2],
+        ),
+        (
+            "serial-input",
+            &[libc::SYS_socketpair, libc::SYS_recvmsg, libc::SYS_eventfd2],
+        ),
+    ] {
+        let thread = thread(name);
+        wait_confined(monitor.child.id(), thread);
+        let puppet = Puppet::stop(thread);
+        assert_eq!(
+            puppet.call(libc::SYS_getpid, [0; 3]),
+            i64::from(monitor.child.id())
+        );
+        for &number in refused {
+            assert_eq!(puppet.call(number, [0; 3]), REFUSED, "{name}: {number}");
+        }
+    }
+    monitor.signal(rustix::process::Signal::TERM);
+    assert_eq!(monitor.end().0.code(), Some(0));
+}
+
+#[test]
+fn a_monitor_without_a_guest_sees_nothing_but_its_folder() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let monitor = Monitor::start_in(
+        tempfile::tempdir().unwrap(),
+        &["--api-socket", "path={}/api"],
+    );
+    monitor.wait_ready();
+    let path =
+        |path: &str| json!({"payload": {"kernel": "/k"}, "serial": {"mode": "File", "file": path}});
+    let api = monitor.path("api");
+    let outside = tempfile::tempdir().unwrap();
+    let elsewhere = outside.path().join("log");
+
+    let config = path(elsewhere.to_str().unwrap());
+    assert_eq!(ask(&api, "PUT", "vm.create", &config).0, 204);
+    let (status, error) = ask(&api, "PUT", "vm.boot", &Value::Null);
+    assert_eq!(status, 500, "{error}");
+    assert!(error[0].as_str().unwrap().contains("--serial"), "{error}");
+    assert!(!elsewhere.exists());
+
+    assert_eq!(ask(&api, "PUT", "vm.delete", &Value::Null).0, 204);
+    let inside = monitor.path("log");
+    let mut config = path(inside.to_str().unwrap());
+    let kernel = monitor.path("kernel");
+    std::fs::write(&kernel, crate::elf::kernel(&forever())).unwrap();
+    config["payload"]["kernel"] = json!(kernel);
+    config["memory"] = json!({"size": 16 << 20});
+    assert_eq!(ask(&api, "PUT", "vm.create", &config).0, 204);
+    assert_eq!(ask(&api, "PUT", "vm.boot", &Value::Null).0, 204);
+    assert!(inside.exists());
+    assert_eq!(ask(&api, "PUT", "vmm.shutdown", &Value::Null).0, 204);
     assert_eq!(monitor.end().0.code(), Some(0));
 }
