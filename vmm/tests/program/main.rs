@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod api;
+mod backend;
 mod bad_input;
 mod elf;
 mod inside;

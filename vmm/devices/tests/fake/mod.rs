@@ -43,6 +43,7 @@ pub(crate) struct Fake {
     pub(crate) socket: PathBuf,
     seen: Seen,
     connections: Arc<Mutex<u32>>,
+    current: Arc<Mutex<Option<UnixStream>>>,
 }
 
 impl Fake {
@@ -52,20 +53,26 @@ impl Fake {
             socket: folder.join("socket"),
             seen: Arc::default(),
             connections: Arc::default(),
+            current: Arc::default(),
         };
         let listener = UnixListener::bind(&fake.socket).unwrap();
         let (seen, connections) = (fake.seen.clone(), fake.connections.clone());
+        let current = fake.current.clone();
         // It ends with the test.
         thread::spawn(move || {
             for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
                 *connections.lock().unwrap() += 1;
+                *current.lock().unwrap() = Some(stream.try_clone().unwrap());
                 // An error is the frontend's end.
-                let _ = serve(&mut stream.unwrap(), features, &rule, &seen);
+                let _ = serve(&mut stream, features, &rule, &seen);
+                current.lock().unwrap().take();
             }
         });
         fake
     }
 
+    #[allow(dead_code)] // as above
     pub(crate) fn saw(&self, request: u32) -> bool {
         self.seen
             .lock()
@@ -74,6 +81,15 @@ impl Fake {
             .any(|(seen, _)| *seen == request)
     }
 
+    /// Ends the connection there is.
+    #[allow(dead_code)] // not all tests that have this module use it
+    pub(crate) fn cut(&self) {
+        if let Some(stream) = &*self.current.lock().unwrap() {
+            stream.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+    }
+
+    #[allow(dead_code)] // as above
     pub(crate) fn connections(&self) -> u32 {
         *self.connections.lock().unwrap()
     }
