@@ -4,7 +4,7 @@
 //! `kvm-ioctls`. It must not know any device, boot protocol, configuration or socket: what a vCPU's access means is
 //! for the [`Platform`] it is given.
 //!
-//! `unsafe` is needed for three things that no safe wrapper offers: handing guest RAM to KVM, reading the union in
+//! `unsafe` is needed for four things that no safe wrapper offers: eventfds read without waiting, handing guest RAM to KVM, reading the union in
 //! `kvm_run`, and asking a running vCPU to return from its signal handler.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without

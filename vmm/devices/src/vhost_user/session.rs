@@ -281,7 +281,9 @@ impl Session {
 
     /// Whether the last reset is complete.
     pub(super) fn is_stopped(&self) -> bool {
-        !self.state().stopping
+        let state = self.state();
+        // A device that is gone has no driver to wait for it.
+        !state.stopping || state.closed
     }
 
     /// What is to be done first of what there is to do.

@@ -62,8 +62,8 @@ impl Fake {
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                *connections.lock().unwrap() += 1;
                 *current.lock().unwrap() = Some(stream.try_clone().unwrap());
+                *connections.lock().unwrap() += 1;
                 // An error is the frontend's end.
                 let _ = serve(&mut stream, features, &rule, &seen);
                 current.lock().unwrap().take();
