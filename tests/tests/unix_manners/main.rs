@@ -166,6 +166,31 @@ fn what_bulkhead_has_inherited_does_not_reach_its_processes() {
 }
 
 #[test]
+fn each_process_of_a_guest_has_process_numbers_of_its_own() {
+    const NAME: &str = "each_process_of_a_guest_has_process_numbers_of_its_own";
+    if !kvm_is_usable(NAME) {
+        return;
+    }
+    in_own_host(NAME, || {
+        let place = Place::new();
+        let running = place.start(&PROGRAMS[0], ":");
+        assert!(running.serves());
+        let namespace = |process: u32| fs::read_link(format!("/proc/{process}/ns/pid")).unwrap();
+        let mut namespaces = vec![namespace(running.id())];
+        for (process, name) in processes() {
+            if ["bulkhead-vmm", "bulkhead-block", "bulkhead-net"].contains(&name.as_str()) {
+                namespaces.push(namespace(process));
+            }
+        }
+        assert_eq!(namespaces.len(), 4, "{:?}", processes());
+        namespaces.sort();
+        namespaces.dedup();
+        assert_eq!(namespaces.len(), 4);
+        running.end_with(Signal::TERM, NAME);
+    });
+}
+
+#[test]
 fn as_the_first_process_bulkhead_takes_in_orphans_and_heeds_signals() {
     const NAME: &str = "as_the_first_process_bulkhead_takes_in_orphans_and_heeds_signals";
     if !kvm_is_usable(NAME) {

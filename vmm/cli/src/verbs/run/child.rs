@@ -4,11 +4,11 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{ChildStderr, Command, Stdio};
+use std::process::{self, ChildStderr, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Sender, bounded};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::console::Input;
@@ -51,24 +51,28 @@ impl Child {
             })
             .stderr(Stdio::piped());
         end_with_parent(&mut command);
-        let mut child = command.spawn()?;
-        if let Some(stdin) = child.stdin.take() {
-            *input.lock().unwrap_or_else(PoisonError::into_inner) = Some(stdin);
-        }
-        let pid = child.id();
-        // Our own child: until it is waited for, its number is its own.
-        let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
         let ready = Arc::new(AtomicBool::new(false));
-        let stderr = child.stderr.take();
         let (name, events, told) = (process.name.clone(), events.clone(), ready.clone());
+        let (sender, started) = bounded(1);
         std::thread::Builder::new()
             .name(format!("watch-{name}"))
             .spawn(move || {
+                // It is a thread's, and where it cannot be had (it is root's) the others are seen and no more.
+                let _ = number_processes_anew();
+                let Some(mut child) = started_for(&sender, command.spawn()) else {
+                    return;
+                };
+                let (pid, stderr) = (child.id(), child.stderr.take());
                 let last_words = stderr.and_then(|stderr| listen(stderr, &name, &told));
                 let ended = child.wait().map(|status| Ended { status, last_words });
                 // Nobody listens any more once the run is over.
                 let _ = events.send(Event::Ended(index, pid, ended));
             })?;
+        let lost = |_| io::Error::other("lost track of it");
+        let (pid, handle, stdin) = started.recv().map_err(lost)??;
+        if let Some(stdin) = stdin {
+            *input.lock().unwrap_or_else(PoisonError::into_inner) = Some(stdin);
+        }
         Ok(Self { pid, handle, ready })
     }
 
@@ -84,6 +88,28 @@ impl Child {
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.handle, signal);
     }
+}
+
+/// What the supervisor has of a process: its number, a handle, what writes to its standard input.
+type Started = (u32, OwnedFd, Option<ChildStdin>);
+
+/// Gives the supervisor its part of what was started.
+fn started_for(
+    supervisor: &Sender<io::Result<Started>>,
+    spawned: io::Result<process::Child>,
+) -> Option<process::Child> {
+    let parts = spawned.and_then(|mut child| {
+        // Our own child: until it is waited for, its number is its own.
+        let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+        let stdin = child.stdin.take();
+        Ok(((child.id(), handle, stdin), child))
+    });
+    let (parts, child) = match parts {
+        Ok((parts, child)) => (Ok(parts), Some(child)),
+        Err(error) => (Err(error), None),
+    };
+    supervisor.send(parts).ok()?;
+    child
 }
 
 /// The longest line that is passed on, in bytes.
@@ -124,10 +150,11 @@ fn next_line(from: &mut impl BufRead) -> Option<String> {
 fn end_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();
     let arrange = move || {
-        begin();
+        // As the first process of its namespace it would not heed the signal before it has said how.
+        begin(Some(libc::SIGTERM));
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
-        // We may have been killed before that.
-        if rustix::process::getppid() != Some(parent) {
+        // We may have been killed before that. From a namespace of its own that is not seen.
+        if rustix::process::getppid().is_some_and(|now| now != parent) {
             return Err(rustix::io::Errno::OWNERDEAD.into());
         }
         Ok(())
@@ -141,7 +168,7 @@ fn end_with_parent(command: &mut Command) {
 #[allow(unsafe_code)]
 pub(super) fn detach(command: &mut Command) {
     let arrange = || {
-        begin();
+        begin(None);
         rustix::process::setsid()?;
         Ok(())
     };
@@ -149,17 +176,31 @@ pub(super) fn detach(command: &mut Command) {
     unsafe { command.pre_exec(arrange) };
 }
 
-/// A child begins with no signal blocked, which this process reads as a descriptor, and with standard input, output and error alone: what this
+/// What this thread starts from now on, one process and what that starts, has process numbers of its own: it sees no other process, and can
+/// signal none. All of it ends with that process.
+#[allow(unsafe_code)]
+fn number_processes_anew() -> io::Result<()> {
+    // SAFETY: it changes nothing but what the next fork of this thread does. rustix has it as unsafe, too.
+    match unsafe { libc::unshare(libc::CLONE_NEWPID) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A child begins with no signal blocked but perhaps one, unlike this process, which reads signals as a descriptor, and with standard input, output and error alone: what this
 /// process has inherited is nothing to it.
 #[allow(unsafe_code)]
-fn begin() {
+fn begin(blocked: Option<libc::c_int>) {
     const FIRST: libc::c_uint = 3;
     // SAFETY: the set is initialised by sigemptyset before it is read. The calls are async-signal-safe, and touch no memory but the set. Without
     // close_range(2) (Linux 5.11) nothing is lost but this.
     unsafe {
-        let mut none = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut set);
+        if let Some(signal) = blocked {
+            libc::sigaddset(&mut set, signal);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
         let flags = libc::CLOSE_RANGE_CLOEXEC;
         libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, flags);
     }
