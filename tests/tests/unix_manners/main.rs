@@ -124,7 +124,8 @@ fn modes_do_not_depend_on_the_umask() {
                 let running = place.start(program, umask);
                 assert!(running.serves(), "{}", program.name);
                 for &(path, mode) in program.modes {
-                    let found = fs::metadata(path).unwrap().permissions().mode() & 0o777;
+                    let found = fs::metadata(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+                    let found = found.permissions().mode() & 0o777;
                     assert_eq!(found, mode, "{path} of {}, {umask}", program.name);
                 }
                 running.end_with(Signal::TERM, program.name);

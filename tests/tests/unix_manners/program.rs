@@ -38,8 +38,6 @@ pub(crate) const PROGRAMS: &[Called] = &[
         modes: &[
             ("/run/bulkhead", 0o755),
             ("/run/bulkhead/g", 0o700),
-            ("/run/bulkhead/g/vda.sock", 0o600),
-            ("/run/bulkhead/g/net0.sock", 0o600),
             ("/run/bulkhead/net-helper.sock", 0o660),
         ],
     },
