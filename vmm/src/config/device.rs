@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::value;
 
 const QUEUE_SIZE: u16 = 256;
+/// Some backends of devices without much traffic end when they are asked for more.
+const OTHER_QUEUE_SIZE: u16 = 128;
 const FS_QUEUE_SIZE: u16 = 1024;
 const MAX_QUEUE_SIZE: u16 = 1 << 15;
 /// The smallest MTU of IPv4.
@@ -125,7 +127,7 @@ impl Serialize for VhostUserConfig {
         }
         let DeviceType(number) = self.device_type;
         let queues = self.num_queues.or(usual_queues(number)).unwrap_or(1);
-        let sizes = vec![self.queue_size.unwrap_or(QUEUE_SIZE); queues.into()];
+        let sizes = vec![self.size(); queues.into()];
         Contract {
             id: &self.id,
             device_type: number,
@@ -195,7 +197,7 @@ impl VhostUserConfig {
         let count = sizes
             .as_ref()
             .map(|sizes| u16::try_from(sizes.len()).unwrap_or(u16::MAX));
-        let size = || vec![self.queue_size.unwrap_or(QUEUE_SIZE)];
+        let size = || vec![self.size()];
         FrontendConfig {
             socket: self.socket.clone(),
             device_type: number,
@@ -206,6 +208,14 @@ impl VhostUserConfig {
                 ..Particulars::default()
             },
         }
+    }
+
+    fn size(&self) -> u16 {
+        let usual = match self.device_type {
+            DeviceType(TYPE_BLOCK | TYPE_NET) => QUEUE_SIZE,
+            _ => OTHER_QUEUE_SIZE,
+        };
+        self.queue_size.unwrap_or(usual)
     }
 
     pub(super) fn check(&self) -> Result<(), &'static str> {
@@ -312,6 +322,19 @@ mod tests {
         assert!("socket=/s".parse::<FsConfig>().is_err());
         let wrong: VhostUserConfig = "type=blk,tag=share,socket=/s".parse().unwrap();
         assert!(wrong.check().is_err());
+    }
+
+    #[test]
+    fn queues_are_no_longer_than_usual_unless_asked_for() {
+        for (text, size) in [
+            ("type=blk,socket=/s", 256),
+            ("type=console,socket=/s", 128),
+            ("type=60,socket=/s", 128),
+            ("type=console,socket=/s,queue_size=512", 512),
+        ] {
+            let device: VhostUserConfig = text.parse().unwrap();
+            assert_eq!(device.frontend().queue_sizes, [size], "{text}");
+        }
     }
 
     #[test]
