@@ -1,5 +1,7 @@
 //! What the image needs of the kernel once it is open.
 
+use std::path::Path;
+
 use bulkhead_daemon::Confinement;
 
 /// The reason for each.
@@ -26,4 +28,41 @@ pub(crate) fn confinement() -> Confinement {
         .allow(SYSCALLS)
         // The locks of an image that is closed.
         .allow_fcntls(&[libc::F_OFD_SETLK, libc::F_OFD_GETLK])
+}
+
+/// What it takes besides, until the image is open.
+const OPENING: &[libc::c_long] = &[
+    // The image, its backing chain and its journal: names are followed, and files opened by the folders that are open.
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_newfstatat,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_fstatfs,
+    libc::SYS_getcwd,
+    // Whose journal it is.
+    libc::SYS_geteuid,
+    libc::SYS_getuid,
+    libc::SYS_getegid,
+    libc::SYS_getgid,
+    // A journal that is not needed any more.
+    libc::SYS_unlinkat,
+    // The rings.
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_register,
+];
+
+/// What may be done until the image is open, and where: in these folders, and by the names that /proc has for open files.
+pub(crate) fn opening<'a>(folders: impl Iterator<Item = &'a Path>, writable: bool) -> Confinement {
+    let confinement = Confinement::new()
+        .allow(OPENING)
+        .read_path("/proc/self/fd")
+        // By which a journal is known to be of this start of the host.
+        .read_path("/proc/sys/kernel/random/boot_id");
+    folders.fold(confinement, |confinement, folder| match writable {
+        true => confinement.write_path(folder),
+        false => confinement.read_path(folder),
+    })
 }

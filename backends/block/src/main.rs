@@ -16,6 +16,7 @@ mod config;
 mod confine;
 mod desk;
 mod device;
+mod disk_file;
 mod execute;
 mod flight;
 mod lane;
@@ -25,17 +26,16 @@ mod pool;
 mod request;
 mod writes;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow};
-use bulkhead_daemon::{DaemonArgs, DeviceType};
-use bulkhead_process::broker::Broker;
+use anyhow::Result;
+use bulkhead_daemon::{Daemon, DaemonArgs, DeviceType};
 use bulkhead_process::usage;
 use clap::{Parser, ValueEnum};
-use qcow::{AllowedFiles, Denied, Folder, Image, OpenOptions};
 
 use device::Options;
+use disk_file::DiskFile;
 
 /// A vhost-user block device on a raw or qcow2 image.
 #[derive(Debug, Parser)]
@@ -73,7 +73,7 @@ struct Args {
     num_queues: u16,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 enum Format {
     /// The file is the disk
     Raw,
@@ -109,10 +109,21 @@ fn run(args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let options = options(&args)?;
-    let image = open(&args)?;
-    let broker = broker(&image)?;
-    let mut queues = device::queues(image, &options)?;
-    let served = bulkhead_daemon::run(&args.daemon, &mut queues, confine::confinement());
+    let disk = DiskFile::named(&args)?;
+    let mut daemon = Daemon::new(&args.daemon)?;
+    let broker = disk.broker()?;
+    let serving = confine::confinement();
+    // A raw image has nothing to parse, and a block device no folder that is its own.
+    let staged = disk.format == Format::Qcow2 && disk.path.is_file();
+    let mut queues = if staged {
+        daemon.begin(serving, disk.opening()?)?;
+        device::queues(disk.open()?, &options)?
+    } else {
+        let queues = device::queues(disk.open()?, &options)?;
+        daemon.confine(serving)?;
+        queues
+    };
+    let served = daemon.run(&mut queues);
     // The image is closed in order whatever became of the frontend; the first error is the one that is told.
     let closed = device::close(queues);
     if let (Ok(()), Some(broker)) = (&closed, broker) {
@@ -121,55 +132,6 @@ fn run(args: Args) -> Result<ExitCode> {
     served?;
     closed?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Who removes the journal once the image is closed: the confined program itself may not.
-fn broker(image: &Image) -> Result<Option<Broker>> {
-    let Some((path, identity)) = image.journal_file() else {
-        return Ok(None);
-    };
-    let start = || {
-        let mut broker = Broker::start()?;
-        broker.remove_path_at_end(path, identity)?;
-        broker.seal()?;
-        Ok::<_, std::io::Error>(broker)
-    };
-    start()
-        .context("cannot start the process that removes the journal at the end")
-        .map(Some)
-}
-
-fn open(args: &Args) -> Result<Image> {
-    let path = args
-        .blk_file
-        .as_ref()
-        .ok_or_else(|| usage("no image is given: --blk-file PATH"))?;
-    let format = args.format.ok_or_else(|| {
-        usage(format!(
-            "{}: its format must be declared: --format raw or --format qcow2",
-            path.display()
-        ))
-    })?;
-    let options = OpenOptions::new(format.into())
-        .writable(!args.read_only)
-        .journal(qcow::Journal::Keep)
-        .follow_references()
-        .allowed_files(allowed_files(path, &args.allow_path)?);
-    Image::open(path, &options).map_err(|error| match error.denied() {
-        Some(Denied::Outside { .. }) => {
-            anyhow!("cannot open the image: {error}; --allow-path FOLDER allows another folder")
-        }
-        _ => anyhow::Error::new(error).context("cannot open the image"),
-    })
-}
-
-/// What the image may name: files beside it, and those that the command line allows.
-fn allowed_files(image: &Path, folders: &[PathBuf]) -> Result<AllowedFiles> {
-    let mut allowed = vec![Folder::of_image(image).context("cannot open the image")?];
-    for folder in folders {
-        allowed.push(Folder::open(folder).context("--allow-path")?);
-    }
-    Ok(AllowedFiles::beneath(allowed)?)
 }
 
 fn options(args: &Args) -> Result<Options> {

@@ -153,6 +153,14 @@ impl Broker {
         self.ask(Kind::Remove, &content, None).map(drop)
     }
 
+    /// The same for a file that is not there yet, or not known yet: one of this name that is empty then.
+    ///
+    /// # Errors
+    /// When the folder cannot be opened, or the broker is sealed.
+    pub fn remove_empty_at_end(&mut self, path: &Path) -> io::Result<()> {
+        self.remove_path_at_end(path, crate::listen::EMPTY)
+    }
+
     /// Hands over a descriptor that is to stay open until the program has ended, and that the program itself must not use: a lease.
     ///
     /// # Errors

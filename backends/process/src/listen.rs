@@ -191,6 +191,9 @@ impl Listen {
     }
 }
 
+/// Stands for the device and inode of any regular file that is empty.
+pub(crate) const EMPTY: (u64, u64) = (0, 0);
+
 /// The folder that a socket is in.
 #[derive(Debug)]
 pub(crate) struct Folder {
@@ -219,7 +222,8 @@ impl Folder {
         let name = path.file_name().ok_or(Errno::INVAL)?;
         let _locked = self.lock();
         let now = self.status(name)?;
-        match (now.st_dev, now.st_ino) == identity {
+        let is_empty = FileType::from_raw_mode(now.st_mode).is_file() && now.st_size == 0;
+        match (now.st_dev, now.st_ino) == identity || (identity == EMPTY && is_empty) {
             true => rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()),
             false => Ok(()),
         }

@@ -35,6 +35,16 @@ const HEADER_WORDS: usize = 8;
 const LENGTH: u64 = PARTS_AT + (PARTS * PART) as u64;
 const SUFFIX: &str = ".bulkhead-journal";
 
+/// Where the journal of the image of this name is, if it has one.
+///
+/// # Errors
+/// The image is not there.
+pub fn journal_path(image: impl AsRef<Path>) -> io::Result<PathBuf> {
+    let mut path = std::fs::canonicalize(image)?.into_os_string();
+    path.push(SUFFIX);
+    Ok(path.into())
+}
+
 /// A journal, or a place for one.
 pub(crate) struct JournalFile {
     /// The file, once there is one.

@@ -178,6 +178,7 @@ pub use extent::Extent;
 pub use folder::Folder;
 pub use gate::{AllowedFiles, FileKind, open_file};
 pub use image::Image;
+pub use journal_file::journal_path;
 pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Format, Journal,
     Locking, OpenOptions, Preallocation,

@@ -1,0 +1,91 @@
+//! The image that the command line names: what it takes to open it, and who removes its journal.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow};
+use bulkhead_daemon::Confinement;
+use bulkhead_process::broker::Broker;
+use bulkhead_process::usage;
+use qcow::{AllowedFiles, Denied, Folder, Image, OpenOptions};
+
+use crate::{Args, Format, confine};
+
+/// The image of the command line.
+pub(crate) struct DiskFile {
+    pub(crate) path: PathBuf,
+    pub(crate) format: Format,
+    writable: bool,
+    /// What it may name: files beside it, and those that the command line allows.
+    allowed: AllowedFiles,
+    folders: Vec<PathBuf>,
+}
+
+impl DiskFile {
+    pub(crate) fn named(args: &Args) -> Result<Self> {
+        let path = args
+            .blk_file
+            .as_ref()
+            .ok_or_else(|| usage("no image is given: --blk-file PATH"))?;
+        let format = args.format.ok_or_else(|| {
+            usage(format!(
+                "{}: its format must be declared: --format raw or --format qcow2",
+                path.display()
+            ))
+        })?;
+        let mut allowed = vec![Folder::of_image(path).context("cannot open the image")?];
+        for folder in &args.allow_path {
+            allowed.push(Folder::open(folder).context("--allow-path")?);
+        }
+        Ok(Self {
+            path: std::path::absolute(path).context("cannot open the image")?,
+            format,
+            writable: !args.read_only,
+            folders: allowed
+                .iter()
+                .map(|folder| folder.path().to_owned())
+                .collect(),
+            allowed: AllowedFiles::beneath(allowed)?,
+        })
+    }
+
+    /// What it takes to open the image and what it names.
+    pub(crate) fn opening(&self) -> Result<Confinement> {
+        let real = std::fs::canonicalize(&self.path).context("cannot open the image")?;
+        let beside = [real.parent(), self.path.parent()].into_iter().flatten();
+        let folders = self.folders.iter().map(PathBuf::as_path).chain(beside);
+        Ok(confine::opening(folders, self.writable))
+    }
+
+    pub(crate) fn open(&self) -> Result<Image> {
+        let options = OpenOptions::new(self.format.into())
+            .writable(self.writable)
+            .journal(qcow::Journal::Keep)
+            .follow_references()
+            .allowed_files(self.allowed.clone());
+        Image::open(&self.path, &options).map_err(|error| match error.denied() {
+            Some(Denied::Outside { .. }) => {
+                anyhow!("cannot open the image: {error}; --allow-path FOLDER allows another folder")
+            }
+            _ => anyhow::Error::new(error).context("cannot open the image"),
+        })
+    }
+
+    /// Who removes the journal once the image is closed, which has made it empty: the confined program itself may not.
+    pub(crate) fn broker(&self) -> Result<Option<Broker>> {
+        if self.format != Format::Qcow2 || !self.writable {
+            return Ok(None);
+        }
+        let Ok(journal) = qcow::journal_path(&self.path) else {
+            return Ok(None);
+        };
+        let start = || {
+            let mut broker = Broker::start()?;
+            broker.remove_empty_at_end(&journal)?;
+            broker.seal()?;
+            Ok::<_, std::io::Error>(broker)
+        };
+        start()
+            .context("cannot start the process that removes the journal at the end")
+            .map(Some)
+    }
+}
