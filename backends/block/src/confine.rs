@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use bulkhead_daemon::Confinement;
+use bulkhead_process::confine::CapabilitySet;
 
 /// The reason for each.
 const SYSCALLS: &[libc::c_long] = &[
@@ -58,6 +59,8 @@ const OPENING: &[libc::c_long] = &[
 pub(crate) fn opening<'a>(folders: impl Iterator<Item = &'a Path>, writable: bool) -> Confinement {
     let confinement = Confinement::new()
         .allow(OPENING)
+        // Root serves images of others, of those that can be seen.
+        .keep_capabilities(CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH)
         .read_path("/proc/self/fd")
         // By which a journal is known to be of this start of the host.
         .read_path("/proc/sys/kernel/random/boot_id");

@@ -1,6 +1,6 @@
 //! The image that the command line names: what it takes to open it, and who removes its journal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use bulkhead_daemon::Confinement;
@@ -51,7 +51,11 @@ impl DiskFile {
     /// What it takes to open the image and what it names.
     pub(crate) fn opening(&self) -> Result<Confinement> {
         let real = std::fs::canonicalize(&self.path).context("cannot open the image")?;
-        let beside = [real.parent(), self.path.parent()].into_iter().flatten();
+        let links = folders_of(&self.path);
+        let beside = real
+            .parent()
+            .into_iter()
+            .chain(links.iter().map(PathBuf::as_path));
         let folders = self.folders.iter().map(PathBuf::as_path).chain(beside);
         Ok(confine::opening(folders, self.writable))
     }
@@ -88,4 +92,24 @@ impl DiskFile {
             .context("cannot start the process that removes the journal at the end")
             .map(Some)
     }
+}
+
+/// The folder that a path is in, and that of each link that it leads over.
+fn folders_of(path: &Path) -> Vec<PathBuf> {
+    /// As many as the kernel follows (path_resolution(7)).
+    const LINKS: usize = 40;
+    let mut folders = Vec::new();
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        let Some(folder) = path.parent().map(Path::to_owned) else {
+            break;
+        };
+        let target = std::fs::read_link(&path);
+        folders.push(folder.clone());
+        match target {
+            Ok(target) => path = folder.join(target),
+            Err(_) => break,
+        }
+    }
+    folders
 }

@@ -180,3 +180,26 @@ fn only_regular_files_and_block_devices_are_opened_and_nothing_is_waited_for() {
         }
     }
 }
+
+/// Links of links in folders of their own, and, for root, an image that belongs to somebody else.
+#[test]
+fn an_image_is_opened_whatever_leads_there_and_whoever_owns_it() {
+    let folder = folders();
+    for name in ["first", "second"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    let image = folder.path().join("images/disk.qcow2");
+    qcow::create(&image, &CreateOptions::new(Format::Qcow2, SIZE)).unwrap();
+    symlink("../second/link", folder.path().join("first/link")).unwrap();
+    symlink("../images/disk.qcow2", folder.path().join("second/link")).unwrap();
+    if rustix::process::geteuid().is_root() {
+        rustix::fs::chmod(&image, Mode::RUSR | Mode::WUSR).unwrap();
+        std::os::unix::fs::chown(&image, Some(65534), Some(65534)).unwrap();
+    }
+    for path in ["images/disk.qcow2", "second/link", "first/link"] {
+        let backend = Backend::start(&folder.path().join(path), "qcow2", &[]);
+        drop(Guest::connect(&backend, 1));
+        let (status, said) = backend.end();
+        assert_eq!((status.code(), said.as_str()), (Some(0), ""), "{path}");
+    }
+}

@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -50,6 +51,10 @@ const CASES: &[Case] = &[
     (
         "what_is_named_is_opened_in_the_first_stage_only",
         what_is_named_is_opened_in_the_first_stage_only,
+    ),
+    (
+        "a_first_stage_opens_what_belongs_to_others_where_that_is_named",
+        a_first_stage_opens_what_belongs_to_others_where_that_is_named,
     ),
     (
         "signals_to_others_and_foreign_memory_are_refused_by_argument",
@@ -415,5 +420,25 @@ fn a_datagram_goes_to_no_address() {
     socket.send(b"x").unwrap();
     assert_eq!(peer_socket.recv(&mut [0; 8]).unwrap(), 1);
     assert!(refused(socket.send_to(b"x", &other)));
+    std::mem::forget(folder);
+}
+
+fn a_first_stage_opens_what_belongs_to_others_where_that_is_named() {
+    if rustix::process::geteuid().as_raw() != 0 {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "of another").unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(&file, Some(65534), Some(65534)).unwrap();
+    let opening = Confinement::new()
+        .allow(PATHS)
+        .keep_capabilities(CapabilitySet::DAC_OVERRIDE)
+        .read_path(&file);
+    let first = Confinement::new().isolate().begin(opening).unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "of another");
+    first.finish().unwrap();
+    assert!(refused(File::open(&file)));
     std::mem::forget(folder);
 }

@@ -65,6 +65,17 @@ const THREAD: &[Group] = &[
         ],
     ),
     (
+        "who one is; these calls cannot fail, and some callers do not look",
+        &[
+            libc::SYS_getuid,
+            libc::SYS_geteuid,
+            libc::SYS_getgid,
+            libc::SYS_getegid,
+            libc::SYS_getppid,
+            libc::SYS_getpgrp,
+        ],
+    ),
+    (
         "signals, among them the one a panic aborts with",
         &[
             libc::SYS_rt_sigaction,
@@ -179,11 +190,13 @@ pub(super) fn allow(list: &mut SyscallList) {
     list.when(libc::SYS_seccomp, &[equal(0, filter), equal(1, 0)]);
 }
 
-/// What it takes to go from the first stage to the last: to count threads, and to restrict oneself further.
+/// What it takes to go from the first stage to the last: to count threads, to restrict oneself further, and to give up capabilities.
 pub(super) fn allow_finishing(list: &mut SyscallList) {
     let filter = u64::from(libc::SECCOMP_SET_MODE_FILTER);
     list.when(libc::SYS_seccomp, &[equal(0, filter)]);
     list.always(libc::SYS_landlock_restrict_self);
+    list.always(libc::SYS_capget);
+    list.always(libc::SYS_capset);
     list.when(libc::SYS_unshare, &[equal(0, number(libc::CLONE_THREAD))]);
 }
 

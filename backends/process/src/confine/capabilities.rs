@@ -10,11 +10,19 @@ use rustix::thread::{
 
 use super::ConfineError;
 
-pub(super) fn keep(kept: CapabilitySet) -> Result<(), ConfineError> {
-    drop_all_but(kept).map_err(|error| ConfineError::Capabilities(io::Error::from(error)))
+/// Keeps those of `kept` that the process has; those of `bounding` may be had by a later execve.
+pub(super) fn keep(kept: CapabilitySet, bounding: CapabilitySet) -> Result<(), ConfineError> {
+    bound(bounding)
+        .and_then(|()| hold(kept))
+        .map_err(|error| ConfineError::Capabilities(io::Error::from(error)))
 }
 
-fn drop_all_but(kept: CapabilitySet) -> rustix::io::Result<()> {
+/// Drops all but these, after [`keep`].
+pub(super) fn keep_only(kept: CapabilitySet) -> Result<(), ConfineError> {
+    hold(kept).map_err(|error| ConfineError::Capabilities(io::Error::from(error)))
+}
+
+fn bound(kept: CapabilitySet) -> rustix::io::Result<()> {
     set_no_new_privs(true)?;
     clear_ambient_capability_set()?;
     for number in 0..u64::BITS {
@@ -31,6 +39,10 @@ fn drop_all_but(kept: CapabilitySet) -> rustix::io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+    Ok(())
+}
+
+fn hold(kept: CapabilitySet) -> rustix::io::Result<()> {
     let held = capabilities(None)?.permitted & kept;
     set_capabilities(
         None,

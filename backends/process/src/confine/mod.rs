@@ -248,7 +248,10 @@ impl Confinement {
         rustix::thread::set_no_new_privs(true)
             .map_err(|error| ConfineError::Capabilities(error.into()))?;
         let enforced = rules.restrict()?;
-        capabilities::keep(self.capabilities)?;
+        let bounding = last
+            .as_ref()
+            .map_or(self.capabilities, |last| last.capabilities);
+        capabilities::keep(self.capabilities, bounding)?;
         filters.apply()?;
         if self.isolated {
             report(missing.as_deref(), enforced);
@@ -288,6 +291,7 @@ impl First {
 struct Last {
     filters: Filters,
     rules: Rules,
+    capabilities: CapabilitySet,
 }
 
 impl Last {
@@ -295,11 +299,13 @@ impl Last {
         Ok(Self {
             filters: last.syscalls.compile()?,
             rules: Rules::new(&last.read, &last.write, &last.remove)?,
+            capabilities: last.capabilities,
         })
     }
 
     fn enter(self) -> Result<(), ConfineError> {
         self.rules.restrict()?;
+        capabilities::keep_only(self.capabilities)?;
         self.filters.apply()
     }
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::thread::{CapabilitySet, capabilities};
@@ -51,6 +51,10 @@ fn enter_root(visible: &[Visible]) -> Result<(), String> {
     // One that has been removed, or is not to be seen, is nowhere to go back to.
     let folder = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let sources = sources(visible)?;
+    if sources.iter().any(|source| source.at == Path::new("/")) {
+        // Everything was named.
+        return Ok(());
+    }
     // Nothing that is mounted from here on is seen by others.
     let private = libc::MS_REC | libc::MS_PRIVATE;
     mount(None, "/", private).map_err(failed("mounts of its own"))?;
@@ -178,7 +182,10 @@ fn copy(at: PathBuf, writable: bool) -> Result<Source, String> {
     let shown = |error: io::Error| format!("{}: {error}", at.display());
     let metadata = fs::metadata(&at).map_err(shown)?;
     let path = c_string(&at);
-    let flags = mount_h::OPEN_TREE_CLONE | libc::O_CLOEXEC.unsigned_abs();
+    // What is mounted below belongs to it, and a user may not take that away.
+    let flags = mount_h::OPEN_TREE_CLONE
+        | mount_h::AT_RECURSIVE.unsigned_abs()
+        | libc::O_CLOEXEC.unsigned_abs();
     // SAFETY: `path` ends in a zero and lives until the call returns.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
     let fd = i32::try_from(fd).unwrap_or(-1);
@@ -187,13 +194,10 @@ fn copy(at: PathBuf, writable: bool) -> Result<Source, String> {
     }
     // SAFETY: the kernel has just given this descriptor to us, and nobody else knows it.
     let mount = unsafe { OwnedFd::from_raw_fd(fd) };
-    let is_device = metadata.file_type().is_block_device() || metadata.file_type().is_char_device();
+    // Devices stay devices: an image may be one, and there are folders of them.
     let mut attributes = mount_h::NOSUID | mount_h::NOEXEC;
     if !writable {
         attributes |= mount_h::RDONLY;
-    }
-    if !is_device {
-        attributes |= mount_h::NODEV;
     }
     set_attributes(Some(&mount), attributes).map_err(shown)?;
     Ok(Source {
@@ -305,7 +309,7 @@ fn set_attributes(mount: Option<&OwnedFd>, attributes: u64) -> io::Result<()> {
     let path = if mount.is_some() { c"" } else { c"/" };
     let fd = mount.map_or(libc::AT_FDCWD, AsRawFd::as_raw_fd);
     let flags = if mount.is_some() {
-        libc::AT_EMPTY_PATH
+        libc::AT_EMPTY_PATH | mount_h::AT_RECURSIVE
     } else {
         0
     };
@@ -336,8 +340,8 @@ fn c_string(path: &Path) -> CString {
 mod mount_h {
     pub(super) const RDONLY: u64 = 0x1;
     pub(super) const NOSUID: u64 = 0x2;
-    pub(super) const NODEV: u64 = 0x4;
     pub(super) const NOEXEC: u64 = 0x8;
     pub(super) const OPEN_TREE_CLONE: u32 = 1;
+    pub(super) const AT_RECURSIVE: i32 = 0x8000;
     pub(super) const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
 }
