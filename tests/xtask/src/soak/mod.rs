@@ -24,7 +24,7 @@ pub(crate) struct Options {
 pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     let Some(name) = &options.name else {
         for soak in &SOAKS {
-            println!("{:<10} {:>6} {}", soak.name, soak.amount, soak.what);
+            println!("{:<12} {:>6} {}", soak.name, soak.amount, soak.what);
         }
         return Ok(ExitCode::SUCCESS);
     };
