@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::run;
 
 /// No single command may take longer, in seconds.
-const TIME_LIMIT: &str = "1500";
+const TIME_LIMIT: &str = "2400";
 
 /// How much of what a failed command has said is shown.
 const SHOWN_LINES: usize = 200;
