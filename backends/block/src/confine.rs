@@ -43,6 +43,9 @@ const OPENING: &[libc::c_long] = &[
     libc::SYS_lstat,
     libc::SYS_fstatfs,
     libc::SYS_getcwd,
+    // realpath(3) asks so whether what is before a `..` is a folder.
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
     // Whose journal it is.
     libc::SYS_geteuid,
     libc::SYS_getuid,

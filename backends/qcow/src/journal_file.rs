@@ -108,7 +108,9 @@ impl JournalFile {
             image,
         }) = place_of(file, path)
         else {
-            return Ok(None);
+            let why = "it may wait for a journal, and where that is cannot be found out \
+                by this name (it has several, or is mounted by itself): open it by the name it was served by";
+            return Err(Error::invalid(format!("{}: {why}", path.display())));
         };
         let failed = |error: Errno| {
             Error::io(

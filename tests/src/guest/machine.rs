@@ -194,7 +194,8 @@ impl Machine {
     }
 
     /// Waits for the guest's `ok` and an orderly end of the monitor, which must have said nothing but that the backend was
-    /// gone and came back, up to `times` each: one that is killed again before it was found is not missed twice.
+    /// gone and came back, up to `times` each: one that is killed again before it was found is not missed twice, and what
+    /// happened in the last second is not reported any more.
     ///
     /// # Panics
     /// When that is not how it ends.
@@ -202,8 +203,8 @@ impl Machine {
         let said = self.expect_end();
         let count = |what| said.lines().filter(|line| line.contains(what)).count();
         let (gone, back) = (count("is gone"), count("is back"));
-        assert!((1..=times).contains(&gone), "{said}");
-        assert_eq!((back, said.lines().count()), (gone, 2 * gone), "{said}");
+        assert!(gone <= times && back <= gone, "{said}");
+        assert_eq!(said.lines().count(), gone + back, "{said}");
     }
 
     /// Waits for the guest's `ok` and an orderly end of the monitor. Returns what that wrote to standard error.

@@ -170,7 +170,12 @@ impl Place {
         }
         let (status, said) = running.end();
         let works = serves && (status, said.as_str()) == (Some(0), "");
-        let says = status == Some(1) && said.starts_with("error: ") && said.lines().count() == 1;
+        // Too few descriptors for the confinement are warned of before they are too few for the rest.
+        let mut lines = said
+            .lines()
+            .skip_while(|line| line.starts_with("warning: "));
+        let error = lines.next().is_some_and(|line| line.starts_with("error: "));
+        let says = status == Some(1) && error && lines.next().is_none();
         if !works && (must_work || !says) {
             return Err(format!("{status:?}: {said}"));
         }

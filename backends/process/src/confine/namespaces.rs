@@ -209,6 +209,14 @@ fn copy(at: PathBuf, writable: bool) -> Result<Source, String> {
 
 /// Puts what stays visible under the current folder, which is to be the root, and makes `current`, so that relative names still hold.
 fn fill(sources: &[Source], current: &Path) -> Result<(), String> {
+    // What a user has for new files must not close the folders that lead to what may be seen.
+    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let filled = fill_root(sources, current);
+    rustix::process::umask(umask);
+    filled
+}
+
+fn fill_root(sources: &[Source], current: &Path) -> Result<(), String> {
     for source in sources {
         let shown = |error: io::Error| format!("{}: {error}", source.at.display());
         let at = below(&source.at);
