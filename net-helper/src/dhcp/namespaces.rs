@@ -7,11 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
-    mount_change, mount_remount, unmount,
+    mount_change, mount_move, mount_remount, unmount,
 };
-use rustix::process::{PidfdFlags, chdir, getpid, pidfd_open, pivot_root};
+use rustix::process::{PidfdFlags, chdir, chroot, getpid, pidfd_open, pivot_root};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 
 use super::{Kept, privileges};
@@ -106,8 +107,15 @@ fn change_root(kept: &Kept<'_>) -> io::Result<()> {
     mount_bind(held(&leases), &new)?;
     mount_remount(&new, MountFlags::BIND | closed | MountFlags::NOEXEC, c"")?;
     chdir(root)?;
-    pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
+    match pivot_root(".", ".") {
+        Ok(()) => unmount(".", UnmountFlags::DETACH)?,
+        // A host that runs from its initramfs cannot leave that root: it is covered.
+        Err(Errno::INVAL) => {
+            mount_move(".", "/")?;
+            chroot(".")?;
+        }
+        Err(error) => return Err(error.into()),
+    }
     chdir("/")?;
     Ok(mount_remount(
         "/",

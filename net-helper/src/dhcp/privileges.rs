@@ -20,6 +20,7 @@ pub(super) const DNSMASQ: CapabilitySet = CapabilitySet::NET_BIND_SERVICE
 /// What the launcher uses: the same to be given on, namespaces, and ending a keeper that is another user.
 pub(super) const LAUNCHER: CapabilitySet = DNSMASQ
     .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_CHROOT)
     .union(CapabilitySet::SETPCAP)
     .union(CapabilitySet::KILL);
 
