@@ -123,7 +123,7 @@ impl<'a> Session<'a> {
         let (image, left) = self.leave();
         let closed = image.close().is_ok();
         if host.file.is_spent() {
-            let again = left.enter_cut_off();
+            let again = left.enter();
             return again.is_some_and(|session| session.image.close().is_ok());
         }
         if !closed {
@@ -233,10 +233,8 @@ impl<'a> Session<'a> {
     pub(crate) fn reopen(self) -> Option<Self> {
         let (image, left) = self.leave();
         let closed = image.close().is_ok();
-        match left.host.file.is_spent() {
-            true => left.enter_cut_off(),
-            false => closed.then(|| left.enter()).flatten(),
-        }
+        let cut_off = left.host.file.is_spent();
+        (cut_off || closed).then(|| left.enter()).flatten()
     }
 
     /// Lets go of the image, which must be opened again by [`Left::enter`].
@@ -366,15 +364,10 @@ pub(crate) struct Left<'a> {
 }
 
 impl<'a> Left<'a> {
-    /// Opens an image again of which the last changes failed, because no more were to be made.
-    fn enter_cut_off(self) -> Option<Session<'a>> {
-        self.host.file.all();
-        self.enter()
-    }
-
     /// Opens the image again. One that was sound can be, unless two tables of different kinds are one: no check tells of that, but who is
-    /// about to write notices, and marks the image.
+    /// about to write notices, and marks the image. A limit of changes ends here, also one that was just enough.
     pub(crate) fn enter(self) -> Option<Session<'a>> {
+        self.host.file.all();
         let options = match &self.journal {
             Some(journal) => {
                 let journal = Journal::Use(Arc::new(journal.clone()));
