@@ -38,6 +38,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 write(folder, target, &name, &join(&steps, &input))?;
             }
         }
+        for way in 0..4 {
+            let name = format!("{}-{way}", image.name);
+            write(folder, "image_journal", &name, &journal(index, way))?;
+        }
         if image.name.contains("backed") {
             for (target, steps) in targets(index) {
                 let mut input = join(&steps, &hostile::recipe(index, &[]));
@@ -74,6 +78,13 @@ fn targets(index: u8) -> [(&'static str, Steps); 5] {
         ("image_repair", after(repair(index), changes(index))),
         ("image_write", changes(index)),
     ]
+}
+
+/// Notes of each kind, forged or put over the journal's own, for a writer or a reader of the image of this number.
+fn journal(index: u8, way: u8) -> Vec<u8> {
+    // Seven records in the first part.
+    let notes = (1..8).flat_map(|kind| [kind, 0, 0, 1, 0, 0, 0, 0].repeat(4));
+    [index, way, 7 << 2].into_iter().chain(notes).collect()
 }
 
 fn write(folder: &Path, target: &str, name: &str, content: &[u8]) -> std::io::Result<()> {
