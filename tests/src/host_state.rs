@@ -85,6 +85,23 @@ pub fn processes() -> Result<Vec<(u32, String)>> {
     Ok(pids.filter_map(|pid| Some((pid, name_of(pid)?))).collect())
 }
 
+/// The processes of that program that somebody else started: not those that it has for parts of its work.
+pub fn running(program: &str) -> Result<Vec<u32>> {
+    let is_named = |pid: u32| name_of(pid).is_some_and(|name| name == comm(program));
+    let is_part =
+        |pid: u32| std::iter::successors(parent_of(pid), |&pid| parent_of(pid)).any(is_named);
+    let found = processes()?.into_iter().map(|(pid, _)| pid);
+    Ok(found
+        .filter(|&pid| is_named(pid) && !is_part(pid))
+        .collect())
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
 fn name_of(pid: u32) -> Option<String> {
     Some(
         std::fs::read_to_string(format!("/proc/{pid}/comm"))

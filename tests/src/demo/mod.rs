@@ -127,12 +127,8 @@ fn follow(run: &mut GuestRun, ok: &mut dyn FnMut(&str)) -> Result<String> {
 
 /// Each program of a guest runs once.
 fn running() -> Result<()> {
-    let processes = host_state::processes()?;
     for program in PROGRAMS {
-        let count = processes
-            .iter()
-            .filter(|(_, name)| name == host_state::comm(program))
-            .count();
+        let count = host_state::running(program)?.len();
         ensure!(count == 1, "{program} runs {count} times");
     }
     Ok(())

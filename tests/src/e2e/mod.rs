@@ -148,14 +148,10 @@ impl<'a> Stage<'a> {
 
 /// The one process of that program.
 fn process_of(program: &str) -> Result<u32> {
-    let processes = host_state::processes()?;
-    let mut found = processes
-        .iter()
-        .filter(|(_, name)| name == host_state::comm(program));
-    match (found.next(), found.next()) {
-        (Some((pid, _)), None) => Ok(*pid),
-        (None, _) => bail!("{program} does not run"),
-        (Some(_), Some(_)) => bail!("{program} runs more than once"),
+    match host_state::running(program)?[..] {
+        [pid] => Ok(pid),
+        [] => bail!("{program} does not run"),
+        _ => bail!("{program} runs more than once"),
     }
 }
 
