@@ -3,7 +3,6 @@
 //!
 //! Rules come before what they guard and go after it. A run that is killed leaves all of it standing, and the next takes it over.
 
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -12,8 +11,9 @@ use netlink_packet_route::rule::RuleMessage;
 
 use crate::dhcp::Dhcp;
 use crate::forwarding::Forwarding;
-use crate::identity::{TAP_PREFIX, random_mac};
-use crate::link::{InUse, Link, Links};
+use crate::identity::random_mac;
+use crate::leftovers::{self, remove_bridge};
+use crate::link::{InUse, Links};
 use crate::network::{Mode, Network};
 use crate::state::{Record, StateDir};
 use crate::subnet::Ipv4Subnet;
@@ -58,9 +58,8 @@ pub(crate) struct Port {
 
 impl Host {
     /// Nothing made yet. `record` is what a run that was killed has left.
-    pub(crate) fn new(state: StateDir, record: Record, dhcp: Vec<Dhcp>) -> Result<Self> {
-        let links = Links::open().context("cannot speak to the kernel about interfaces")?;
-        Ok(Host {
+    pub(crate) fn new(links: Links, state: StateDir, record: Record, dhcp: Vec<Dhcp>) -> Self {
+        Host {
             links,
             networks: Vec::new(),
             ports: Vec::new(),
@@ -72,12 +71,13 @@ impl Host {
             state,
             forwarding: None,
             is_complete: false,
-        })
+        }
     }
 
     /// Makes everything these networks need. After an error, [`Host::down`] undoes what was made.
     pub(crate) fn up(&mut self, networks: &[Network]) -> Result<()> {
-        self.clear_leftovers(networks)?;
+        let left = std::mem::take(&mut self.record.networks);
+        self.record.networks = leftovers::clear(&mut self.links, left, networks)?;
         for network in networks {
             self.check(network).with_context(|| network.to_string())?;
         }
@@ -89,12 +89,12 @@ impl Host {
         self.record.forwarding_was_off |= switch_on;
         self.watch = Some(Watch::open()?);
         self.guard(networks)?;
-        let adopts = std::mem::replace(&mut self.record.bridges, owned(networks));
+        let adopts = std::mem::replace(&mut self.record.networks, networks.to_vec());
         self.state.write(&self.record)?;
         for network in networks {
             let standing = self.raise(network).with_context(|| network.to_string())?;
             if !adopts.is_empty() {
-                self.adopt_ports(&standing)?;
+                leftovers::adopt(&mut self.links, &standing, &mut self.ports)?;
             }
             self.networks.push(standing);
         }
@@ -126,23 +126,6 @@ impl Host {
         routing::add(&mut self.links, &self.routing).context("cannot make routing rules")
     }
 
-    /// Removes bridges of a run that was killed which these networks do not have.
-    fn clear_leftovers(&mut self, networks: &[Network]) -> Result<()> {
-        let wanted = owned(networks);
-        for (name, subnet) in std::mem::take(&mut self.record.bridges) {
-            if wanted.get(&name) == Some(&subnet) {
-                self.record.bridges.insert(name, subnet);
-                continue;
-            }
-            let name = name.parse().with_context(|| "state file names a bridge")?;
-            if let Some(link) = self.links.find(&name)? {
-                remove_bridge(&mut self.links, &link)
-                    .with_context(|| format!("cannot remove the leftover bridge {name}"))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Looks for what would be in the way, before anything is changed.
     fn check(&mut self, network: &Network) -> Result<()> {
         let bridge = self.links.find(&network.bridge)?;
@@ -153,7 +136,10 @@ impl Host {
                 None => bail!("there is no bridge {} on this host", network.bridge),
             };
         };
-        let ours = self.record.bridges.contains_key(network.bridge.as_str());
+        let left = &self.record.networks;
+        let ours = left
+            .iter()
+            .any(|left| left.owns_bridge() && left.bridge == network.bridge);
         match bridge {
             Some(link) if ours && link.is_bridge => {
                 self.check_subnet(addressing.subnet, Some(link.index))
@@ -222,21 +208,6 @@ impl Host {
         })
     }
 
-    /// Takes over the TAP devices that clients of a run that was killed still have, and removes those that nobody has.
-    fn adopt_ports(&mut self, standing: &Standing) -> Result<()> {
-        for link in taps(&mut self.links, standing.bridge)? {
-            if !link.has_carrier {
-                self.links.delete(link.index)?;
-                continue;
-            }
-            self.ports.push(Port {
-                index: link.index,
-                network: standing.network.name.clone(),
-            });
-        }
-        Ok(())
-    }
-
     /// Whether there are guests of a run that was killed: somebody has a TAP device open that was made or taken over, and no lease.
     pub(crate) fn has_ports(&mut self) -> bool {
         let links = &mut self.links;
@@ -249,13 +220,9 @@ impl Host {
 
     /// Whether guests of a run that was killed use what this one has failed to take over.
     fn is_left_to_guests(&mut self) -> bool {
-        let bridges = std::mem::take(&mut self.record.bridges);
-        let used = bridges.keys().any(|name| {
-            let link = name.parse().ok().map(|name| self.links.find(&name));
-            matches!(link, Some(Ok(Some(link))) if taps(&mut self.links, link.index).is_ok_and(|taps| taps.iter().any(|tap| tap.has_carrier)))
-        });
-        self.record.bridges = bridges;
-        !self.is_complete && used
+        let Host { links, record, .. } = self;
+        let mut is_used = |network| leftovers::is_used(links, network).unwrap_or(true);
+        !self.is_complete && record.networks.iter().any(&mut is_used)
     }
 
     /// Undoes everything; goes on when something fails, and returns what did. The rules stay as long as what they guard.
@@ -285,14 +252,13 @@ impl Host {
         for port in ports {
             note(links.delete(port.index).map_err(Error::from));
         }
-        for name in record.bridges.keys() {
-            let removed =
-                name.parse()
-                    .map_err(Error::from)
-                    .and_then(|name| match links.find(&name)? {
-                        Some(link) => remove_bridge(&mut links, &link),
-                        None => Ok(()),
-                    });
+        for network in record.networks.iter().filter(|n| n.owns_bridge()) {
+            let name = &network.bridge;
+            let removed = match links.find(name) {
+                Ok(Some(link)) => remove_bridge(&mut links, &link),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
             note(removed.with_context(|| format!("cannot remove bridge {name}")));
         }
         if record.forwarding_was_off {
@@ -314,32 +280,6 @@ impl Host {
         note(state.remove());
         errors
     }
-}
-
-/// This program's TAP devices that are ports of a bridge.
-fn taps(links: &mut Links, bridge: u32) -> Result<Vec<Link>> {
-    let mut ports = links.ports(bridge)?;
-    ports.retain(|port| port.name.starts_with(TAP_PREFIX));
-    Ok(ports)
-}
-
-/// Removes a bridge and the TAP devices of this program that are still its ports.
-fn remove_bridge(links: &mut Links, bridge: &Link) -> Result<()> {
-    if !bridge.is_bridge {
-        bail!("{} is not a bridge any more", bridge.name);
-    }
-    for port in taps(links, bridge.index)? {
-        links.delete(port.index)?;
-    }
-    Ok(links.delete(bridge.index)?)
-}
-
-fn owned(networks: &[Network]) -> BTreeMap<String, String> {
-    let own = |n: &Network| {
-        n.addressing
-            .map(|a| (n.bridge.to_string(), a.subnet.to_string()))
-    };
-    networks.iter().filter_map(own).collect()
 }
 
 /// Makes the table. One that is to be replaced may belong to a process that has been killed and has not quite ended.

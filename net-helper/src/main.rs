@@ -11,12 +11,13 @@
 //! |---|---|
 //! | `args`, `network`, `subnet` | what is wanted, checked |
 //! | `host` | what stands, its making and undoing |
+//! | `leftovers` | what a killed run has left, and guests on it |
 //! | `watch`, `repair` | what others do to it, and putting it back |
 //! | `identity` | names and addresses of what is made |
 //! | `link`, `nft`, `routing`, `forwarding`, `dhcp` | the kinds of thing that stand |
 //! | `dhcp/launcher`, `dhcp/keeper` | the processes between this one and dnsmasq |
 //! | `listen`, `serve`, `connection`, `lease`, `reclaim` | clients, and the end of what they had |
-//! | `state` | what a killed run has left |
+//! | `state` | the folder in which it is written down |
 //! | `bridge_helper` | what `qemu-bridge-helper` does |
 
 #![forbid(unsafe_code)]
@@ -30,6 +31,7 @@ mod forwarding;
 mod host;
 mod identity;
 mod lease;
+mod leftovers;
 mod link;
 mod listen;
 mod netlink;
@@ -92,7 +94,7 @@ fn is_set_user_id() -> bool {
     getuid() != geteuid() || getgid() != getegid()
 }
 
-fn run(config: Config) -> Result<ExitCode> {
+fn run(mut config: Config) -> Result<ExitCode> {
     if !capabilities(None)?
         .effective
         .contains(CapabilitySet::NET_ADMIN)
@@ -106,7 +108,9 @@ fn run(config: Config) -> Result<ExitCode> {
         .then(listen::connection_on_stdin)
         .transpose()?;
     allow_files(serve::FILES)?;
+    let mut links = Links::open().context("cannot speak to the kernel about interfaces")?;
     let (state, record) = StateDir::open(&config.state, &config.socket)?;
+    config.networks = leftovers::with_used(&mut links, &config.networks, &record.networks)?;
     // The launchers come before the signals are blocked, so that what they start does not inherit it.
     let dhcp = match launchers(&config.networks, state.path()) {
         Ok(dhcp) => dhcp,
@@ -118,7 +122,7 @@ fn run(config: Config) -> Result<ExitCode> {
         }
     };
     let signals = signals::block_termination().context("cannot block signals")?;
-    let mut host = Host::new(state, record, dhcp)?;
+    let mut host = Host::new(links, state, record, dhcp);
     let mut server = Server::new(config.exit_idle);
     if let Some(connection) = first_client {
         server.first_client(connection);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use tap::InterfaceName;
 
 use crate::subnet::Ipv4Subnet;
@@ -33,8 +34,9 @@ pub(crate) struct Addressing {
     pub(crate) dhcp: bool,
 }
 
-/// One network.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One network. The state folder has it as on the command line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub(crate) struct Network {
     /// What clients call it.
     pub(crate) name: String,
@@ -55,6 +57,36 @@ impl Network {
     /// Whether the bridge is this program's to make and to remove.
     pub(crate) fn owns_bridge(&self) -> bool {
         self.mode != Mode::Bridge
+    }
+
+    /// Whether guests of the other network find the same bridge and the same addresses on this one.
+    pub(crate) fn takes_over(&self, other: &Network) -> bool {
+        let subnet = |network: &Network| network.addressing.map(|a| a.subnet);
+        self.bridge == other.bridge && subnet(self) == subnet(other)
+    }
+}
+
+impl TryFrom<String> for Network {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// All that can be said of it, as it is parsed.
+impl From<Network> for String {
+    fn from(network: Network) -> Self {
+        let Network {
+            name,
+            bridge,
+            mode,
+            addressing,
+        } = network;
+        let addressing = addressing.map_or(String::new(), |Addressing { subnet, dhcp }| {
+            format!(",subnet={subnet},dhcp={}", if dhcp { "on" } else { "off" })
+        });
+        format!("name={name},bridge={bridge},mode={mode}{addressing}")
     }
 }
 
@@ -169,6 +201,17 @@ impl FromStr for Mode {
     }
 }
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Nat => "nat",
+            Mode::Routed => "routed",
+            Mode::Isolated => "isolated",
+            Mode::Bridge => "bridge",
+        })
+    }
+}
+
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "network {}", self.name)
@@ -218,6 +261,29 @@ mod tests {
         let other = network("name=lab,bridge=lab0,subnet=10.9.0.0/16,mode=isolated,dhcp=off");
         assert_eq!(other.mode, Mode::Isolated);
         assert!(!other.addressing.unwrap().dhcp);
+    }
+
+    #[test]
+    fn what_is_written_down_is_read_as_it_was() {
+        for text in [
+            "default",
+            "name=lab,bridge=lab0,subnet=10.9.0.0/16,mode=isolated,dhcp=off",
+            "name=out,bridge=out0,subnet=10.8.0.0/16,mode=routed",
+            "name=lan,mode=bridge,bridge=br0",
+        ] {
+            let network = network(text);
+            let written = String::from(network.clone());
+            assert_eq!(Network::try_from(written).unwrap(), network);
+        }
+    }
+
+    #[test]
+    fn a_network_takes_guests_over_that_find_their_addresses_there() {
+        let old = network("name=a,mode=isolated");
+        assert!(network("name=b,mode=nat,dhcp=off").takes_over(&old));
+        assert!(!network("name=a,mode=isolated,bridge=a0").takes_over(&old));
+        assert!(!network("name=a,mode=isolated,subnet=10.0.0.0/24").takes_over(&old));
+        assert!(!network("name=a,mode=bridge,bridge=bulkhead0").takes_over(&old));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What this program has changed on the host, written down before it is changed, so that the next run can put it right when this one is
 //! killed. The folder also says, by a lock, that the program runs.
 
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -13,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::listen;
+use crate::network::Network;
 
 /// How long a helper that ends may take to undo everything, and how often we look.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,8 +25,8 @@ const LOCK: &str = "lock";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Record {
-    /// Bridges made, and the subnet that each has.
-    pub(crate) bridges: BTreeMap<String, String>,
+    /// Networks made.
+    pub(crate) networks: Vec<Network>,
     /// Whether packets were not forwarded between interfaces before this program came.
     pub(crate) forwarding_was_off: bool,
     /// Whether the nftables table and the routing rules are this program's.
@@ -176,9 +176,8 @@ mod tests {
     }
 
     fn record() -> Record {
-        let bridges = BTreeMap::from([("bulkhead0".to_owned(), "192.168.124.0/24".to_owned())]);
         Record {
-            bridges,
+            networks: vec![Network::default_network().unwrap()],
             forwarding_was_off: true,
             rules: true,
         }

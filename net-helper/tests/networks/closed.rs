@@ -13,12 +13,15 @@ use std::time::Duration;
 use bulkhead_net_protocol::TapRequest;
 use rustix::process::Signal;
 
-use crate::host::{Guest, Helper, Machine, attempt, eventually, on_own_host, run, world};
+use crate::host::{Guest, Helper, Machine, attempt, eventually, on_own_host, refused, run, world};
 
 const NETWORKS: &str = "--network name=nat,dhcp=off \
     --network name=island,bridge=island0,subnet=10.78.0.0/24,mode=isolated,dhcp=off \
     --network name=lab,bridge=lab0,subnet=10.77.0.0/24,mode=routed,dhcp=off \
     --network name=lan,bridge=br7,mode=bridge";
+
+/// None of those.
+const OTHER_NETWORKS: &str = "--network name=other,bridge=other0,subnet=10.76.0.0/24,dhcp=off";
 
 /// Sends one packet on each flow every millisecond or so.
 struct Senders {
@@ -419,5 +422,25 @@ fn without_it(scene: &Scene, helper: Helper, folder: &Path) -> Helper {
     scene.resumes("the next one has failed");
     let helper = Helper::start(folder, NETWORKS);
     scene.resumes("the one after that");
+
+    helper.kill();
+    let helper = Helper::start(folder, OTHER_NETWORKS);
+    scene.resumes("started again with other networks");
+    helper.kill();
+    run("nft flush ruleset");
+    let helper = Helper::start(folder, OTHER_NETWORKS);
+    scene.at_uplink.store(0, Ordering::Relaxed);
+    scene.resumes("started again with other networks and without a table");
+    helper.kill();
+    let in_the_way = "--network name=nat,dhcp=off,subnet=10.6.0.0/24";
+    let error = refused(folder, in_the_way, 1);
+    assert!(
+        error.contains("guests are on network nat")
+            && error.contains("subnet=192.168.124.0/24,dhcp=off"),
+        "{error}"
+    );
+    scene.resumes("the next one would have been in the way");
+    let helper = Helper::start(folder, NETWORKS);
+    scene.resumes("started again with the first networks");
     helper
 }

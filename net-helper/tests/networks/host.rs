@@ -207,6 +207,18 @@ impl Helper {
         helper
     }
 
+    /// Starts one that must become ready; what it has said by then.
+    pub(crate) fn start_heard(folder: &Path, options: &str) -> (Helper, String) {
+        let mut command = command(folder, options);
+        let said = folder.join("said");
+        command.stderr(File::create(&said).unwrap());
+        let mut helper = Helper::spawn(folder, command);
+        helper.pid = helper.child.id() as i32;
+        let text = std::fs::read_to_string(&said).unwrap();
+        std::fs::remove_file(said).unwrap();
+        (helper, text)
+    }
+
     /// Starts one, traced by another program.
     pub(crate) fn start_under(tracer: &str, folder: &Path, options: &str) -> Helper {
         let helper = command(folder, options);

@@ -1,6 +1,11 @@
 //! What remains: after an end in order nothing, after a crash what the next run puts right.
 
+use std::net::UdpSocket;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bulkhead_net_protocol::TapRequest;
 
@@ -218,4 +223,138 @@ fn networks_that_the_next_run_does_not_have_are_removed() {
             assert_eq!(traces(folder.path()), before);
         },
     );
+}
+
+#[test]
+fn guests_stay_on_networks_that_the_next_run_is_not_told_of_until_they_end() {
+    on_own_host(
+        "leftovers::guests_stay_on_networks_that_the_next_run_is_not_told_of_until_they_end",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            run(
+                "ip link add br7 type bridge && ip addr add 10.7.0.1/24 dev br7 && ip link set br7 up",
+            );
+            run("ip tuntap add spare mode tap");
+            let before = traces(folder.path());
+            let networks = "--network default --network name=lan,bridge=br7,mode=bridge \
+                --network name=bare,bridge=bare0,subnet=10.5.0.0/24,dhcp=off \
+                --network name=empty,bridge=empty0,subnet=10.8.0.0/24,dhcp=off";
+            let other = "--network name=other,bridge=other0,subnet=10.9.0.0/24,dhcp=off";
+            let helper = Helper::start(folder.path(), networks);
+            let guest = Guest::new(&helper, &TapRequest::on("default"));
+            let neighbour = Guest::new(&helper, &TapRequest::on("lan"));
+            guest.dhcp(folder.path());
+            neighbour.machine.run("ip addr add 10.7.0.9/24 dev eth0");
+            // Somebody else's interface on a bridge of ours.
+            run("ip link set spare master bare0 up");
+            let pings = Pings::start(&guest, "192.168.124.1");
+            pings.go_on();
+
+            helper.kill();
+            pings.go_on();
+            let (helper, said) = Helper::start_heard(folder.path(), other);
+            pings.go_on();
+
+            assert!(
+                said.contains("default (bulkhead0), lan (br7), bare (bare0) stay"),
+                "{said}"
+            );
+            assert_eq!(said.lines().count(), 1, "{said}");
+            let links = run("ip -o link");
+            assert!(
+                links.contains("bare0") && !links.contains("empty0"),
+                "{links}"
+            );
+            assert!(neighbour.can_ping("10.7.0.1"));
+            // A guest whose backend starts again finds its network, and its address.
+            let late = Guest::new(&helper, &TapRequest::on("default"));
+            assert!(late.dhcp(folder.path()).contains("ip=192.168.124."));
+            assert_eq!(pings.lost(), 0);
+            std::fs::remove_file(folder.path().join("udhcpc.sh")).unwrap();
+
+            helper.kill();
+            drop((guest, neighbour, late));
+            run("ip link set spare nomaster down");
+            eventually("nobody has a TAP device open", || {
+                !run("ip -o link show up").contains("bhtap")
+                    || !run("ip -o link | grep bhtap").contains("LOWER_UP")
+            });
+            let helper = Helper::start(folder.path(), other);
+            let links = run("ip -o link");
+            assert!(
+                !["bulkhead0", "bare0", "bhtap"]
+                    .iter()
+                    .any(|gone| links.contains(gone)),
+                "{links}"
+            );
+            helper.stop();
+            assert_eq!(traces(folder.path()), before);
+        },
+    );
+}
+
+/// A guest that asks this host all the time, and gets each packet back.
+struct Pings {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    lost: JoinHandle<u64>,
+}
+
+impl Pings {
+    fn start(guest: &Guest, address: &'static str) -> Pings {
+        let host = UdpSocket::bind((address, 7)).unwrap();
+        std::thread::spawn(move || {
+            let mut packet = [0; 8];
+            while let Ok((length, from)) = host.recv_from(&mut packet) {
+                let _ = host.send_to(&packet[..length], from);
+            }
+        });
+        let (stop, answered) = (Arc::default(), Arc::default());
+        let guest = guest.machine.udp("0.0.0.0:0");
+        guest
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
+        guest.connect((address, 7)).unwrap();
+        let shared = (Arc::clone(&stop), Arc::clone(&answered));
+        let lost = std::thread::spawn(move || ping(&guest, &shared.0, &shared.1));
+        Pings {
+            stop,
+            answered,
+            lost,
+        }
+    }
+
+    /// Waits for some more answers.
+    fn go_on(&self) {
+        let enough = self.answered.load(Ordering::Relaxed) + 20;
+        eventually("answers", || {
+            self.answered.load(Ordering::Relaxed) >= enough
+        });
+    }
+
+    /// How many were not answered.
+    fn lost(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.lost.join().unwrap()
+    }
+}
+
+fn ping(guest: &UdpSocket, stop: &AtomicBool, answered: &AtomicU64) -> u64 {
+    let mut lost = 0;
+    for number in 0u64.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let mut answer = [0; 8];
+        let sent = guest.send(&number.to_ne_bytes());
+        match sent.and_then(|_| guest.recv(&mut answer)) {
+            Ok(_) if answer == number.to_ne_bytes() => answered.fetch_add(1, Ordering::Relaxed),
+            _ => {
+                lost += 1;
+                0
+            }
+        };
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    lost
 }
