@@ -65,6 +65,16 @@ impl Broker {
         Ok(move || broker.ask(|broker| broker.connect(peer)))
     }
 
+    /// What it learnt so far stays after a [`Self::rollback`].
+    pub(crate) fn checkpoint(&self) -> io::Result<()> {
+        self.ask(|broker| broker.checkpoint())
+    }
+
+    /// Has it forget what it learnt since the checkpoint, and remove the files among that.
+    pub(crate) fn rollback(&self) -> io::Result<()> {
+        self.ask(|broker| broker.rollback())
+    }
+
     /// From now on it learns of nothing more.
     pub(crate) fn seal(&self) -> io::Result<()> {
         self.ask(broker::Broker::seal)

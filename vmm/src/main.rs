@@ -10,6 +10,7 @@
 mod api;
 mod args;
 mod broker;
+mod build;
 mod config;
 mod confine;
 mod console;
@@ -33,7 +34,6 @@ use bulkhead_process::signals::{self, SignalFd};
 use bulkhead_process::usage;
 use console::Console;
 use ending::Ending;
-use machine::Machine;
 
 const RESET: u8 = 3;
 const CRASH: u8 = 4;
@@ -73,8 +73,7 @@ fn serve(args: Args, signals: &SignalFd, broker: &Broker) -> anyhow::Result<Exit
             machine::check_sockets(&config)?;
             let console = Console::open(&config.serial, broker)?;
             let stage = confine::begin(None)?;
-            let machine = Machine::new(&config, console, broker)?;
-            (stage, Some((config, machine)))
+            (stage, run::build(config, console, broker, signals)?)
         }
         (None, Some(server)) => {
             // Requests are hostile bytes, too.

@@ -9,8 +9,9 @@ use bulkhead_process::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::api::{ApiEvent, Next, Response, Running, Server, Waiting};
+use crate::api::{ApiEvent, Next, Request, Response, Running, Server, Waiting};
 use crate::broker::Broker;
+use crate::build::{Build, Builder};
 use crate::config::VmConfig;
 use crate::confine;
 use crate::console::Console;
@@ -21,6 +22,8 @@ use crate::machine::Machine;
 enum Event {
     Signal,
     Ended,
+    /// The machine is built, or cannot be.
+    Built,
     /// Something happened to a backend.
     Backend,
     Api(ApiEvent),
@@ -28,47 +31,75 @@ enum Event {
 
 type Source<'a> = (Event, PollFd<'a>);
 
-/// Serves the API until it is told to boot a guest (which is built then) or to end (`None`).
+/// Builds the machine. `None` when the monitor is told to end first: it does not wait for a backend then.
+pub(crate) fn build(
+    config: VmConfig,
+    console: Option<Console>,
+    broker: &Broker,
+    signals: &SignalFd,
+) -> anyhow::Result<Option<(VmConfig, Machine)>> {
+    let build = Build::start(config, console, broker.clone())?;
+    loop {
+        let mut sources = base_sources(signals, None);
+        sources.push(source(Event::Built, build.done()));
+        for event in wait(sources, None)? {
+            match event {
+                Event::Signal if signals.take()?.is_some() => return Ok(None),
+                Event::Built => return build.finish().map(Some),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Serves the API until it has been told to boot a guest, and that is built, or to end (`None`).
 pub(crate) fn wait_for_guest(
     server: &mut Server,
     signals: &SignalFd,
     broker: &Broker,
 ) -> anyhow::Result<Option<(VmConfig, Machine)>> {
     let mut waiting = Waiting::default();
-    let mut guest = None;
+    let mut builder = Builder::new(broker)?;
     bulkhead_process::notify::ready()?;
     loop {
         let mut end = false;
         let deadline = server.deadline();
-        for event in wait(base_sources(signals, Some(server)), deadline)? {
-            match event {
-                Event::Signal => end |= signals.take()?.is_some(),
-                Event::Api(event) => server.handle(event, |request| {
-                    let (reply, next) = waiting.answer(request, |config| {
-                        let machine = build(config, broker).map_err(|e| format!("{e:#}"))?;
-                        guest = Some((config.clone(), machine));
-                        Ok(())
-                    });
-                    end |= next == Next::End;
-                    reply
-                }),
-                Event::Ended | Event::Backend => {}
-            }
-            // What else was asked is about a guest that runs.
-            if guest.is_some() {
-                return Ok(guest);
+        let mut sources = base_sources(signals, Some(server));
+        sources.extend(builder.done().map(|done| source(Event::Built, done)));
+        for event in wait(sources, deadline)? {
+            let failed = match event {
+                Event::Built => match builder.take() {
+                    Ok(Some(guest)) if !end => return Ok(Some(guest)),
+                    Ok(_) => continue,
+                    Err(error) => Some(waiting.boot_failed(&format!("{error:#}"))),
+                },
+                _ => None,
+            };
+            let answer = |request: &Request| {
+                let start = |config: &VmConfig| {
+                    let started = builder.start(config);
+                    started.map_err(|error| format!("{error:#}"))
+                };
+                let (reply, next) = waiting.answer(request, start);
+                end |= next == Next::End;
+                reply
+            };
+            match (event, failed) {
+                (_, Some(response)) => server.resolve(&response, answer),
+                (Event::Api(event), None) => server.handle(event, answer),
+                (Event::Signal, None) => end |= signals.take()?.is_some(),
+                _ => {}
             }
         }
-        server.tidy();
         if end {
+            const WHY: &str = "the monitor is ending";
+            let response = waiting.boot_failed(WHY);
+            let refuse = |_: &VmConfig| Err(WHY.to_owned());
+            server.resolve(&response, |request| waiting.answer(request, refuse).0);
             return Ok(None);
         }
+        server.tidy();
     }
-}
-
-fn build(config: &VmConfig, broker: &Broker) -> anyhow::Result<Machine> {
-    let console = Console::open(&config.serial, broker)?;
-    Machine::new(config, console, broker)
 }
 
 /// Runs the machine until it ends.
@@ -138,12 +169,13 @@ fn wait(sources: Vec<Source<'_>>, deadline: Option<Instant>) -> anyhow::Result<V
         .collect())
 }
 
+fn source(event: Event, fd: BorrowedFd<'_>) -> Source<'_> {
+    (event, PollFd::from_borrowed_fd(fd, PollFlags::IN))
+}
+
 /// What there is to wait for with or without a guest.
 fn base_sources<'a>(signals: &'a SignalFd, server: Option<&'a Server>) -> Vec<Source<'a>> {
-    let mut sources = vec![(
-        Event::Signal,
-        PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
-    )];
+    let mut sources = vec![source(Event::Signal, signals.as_fd())];
     if let Some(server) = server {
         server.sources(|event, fd, flags| {
             sources.push((Event::Api(event), PollFd::from_borrowed_fd(fd, flags)));
@@ -159,10 +191,7 @@ fn sources<'a>(
     signals: &'a SignalFd,
 ) -> Vec<Source<'a>> {
     let mut sources = base_sources(signals, server);
-    let mut add = |event, fd: BorrowedFd<'a>, flags| {
-        sources.push((event, PollFd::from_borrowed_fd(fd, flags)));
-    };
-    add(Event::Ended, machine.buses.endings.told(), PollFlags::IN);
-    add(Event::Backend, machine.reports.noted(), PollFlags::IN);
+    sources.push(source(Event::Ended, machine.buses.endings.told()));
+    sources.push(source(Event::Backend, machine.reports.noted()));
     sources
 }

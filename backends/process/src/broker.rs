@@ -72,11 +72,15 @@ enum Kind {
     RemoveNow,
     /// The same, and end.
     End,
+    /// What was named so far stays.
+    Checkpoint,
+    /// Forget what was named since, and remove its files.
+    Rollback,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 8] = [
+        const ALL: [Kind; 10] = [
             Kind::Peer,
             Kind::Remove,
             Kind::Keep,
@@ -85,6 +89,8 @@ impl Kind {
             Kind::Connect,
             Kind::RemoveNow,
             Kind::End,
+            Kind::Checkpoint,
+            Kind::Rollback,
         ];
         ALL.into_iter().find(|&kind| kind as u8 == byte)
     }
@@ -176,6 +182,23 @@ impl Broker {
     pub fn open(&self, path: &Path) -> io::Result<File> {
         let (_, fd) = self.ask(Kind::Open, path.as_os_str().as_bytes(), None)?;
         fd.map(File::from).ok_or_else(malformed)
+    }
+
+    /// What the broker was told of until now stays after a [`Self::rollback`].
+    ///
+    /// # Errors
+    /// When the broker is sealed.
+    pub fn checkpoint(&self) -> io::Result<()> {
+        self.ask(Kind::Checkpoint, &[], None).map(drop)
+    }
+
+    /// Forgets what the broker was told of since the checkpoint: its peers' numbers mean nothing any more, its files are removed, its
+    /// descriptors closed.
+    ///
+    /// # Errors
+    /// When the broker is sealed.
+    pub fn rollback(&self) -> io::Result<()> {
+        self.ask(Kind::Rollback, &[], None).map(drop)
     }
 
     /// From now on the broker learns of nothing more, opens nothing, and can do only what it was told of.

@@ -32,6 +32,10 @@ const CASES: &[Case] = &[
     ),
     ("a_successors_file_stays", a_successors_file_stays),
     (
+        "what_came_since_the_checkpoint_is_forgotten",
+        what_came_since_the_checkpoint_is_forgotten,
+    ),
+    (
         "what_it_keeps_is_open_until_the_program_has_ended",
         what_it_keeps_is_open_until_the_program_has_ended,
     ),
@@ -105,6 +109,34 @@ fn a_sealed_broker_learns_of_nothing_more() {
     assert_eq!(broker.keep(fd.into()).unwrap_err().kind(), refused);
     let file = listen(&path).unwrap().into_parts().1;
     assert_eq!(broker.remove_at_end(file).unwrap_err().kind(), refused);
+}
+
+fn what_came_since_the_checkpoint_is_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let mut broker = Broker::start().unwrap();
+    let (_api, file) = listen(&path("api")).unwrap().into_parts();
+    broker.remove_at_end(file).unwrap();
+    let before = broker.peer(&path("api")).unwrap();
+    broker.checkpoint().unwrap();
+    // More often than it would remember things.
+    for _ in 0..5000 {
+        let (_serial, file) = listen(&path("serial")).unwrap().into_parts();
+        broker.remove_at_end(file).unwrap();
+        let since = broker.peer(&path("serial")).unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        broker.keep(writer.into()).unwrap();
+        assert!(broker.connect(since).is_ok());
+
+        broker.rollback().unwrap();
+
+        assert!(!path("serial").exists());
+        assert!(broker.connect(since).is_err());
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "it was closed");
+    }
+    assert!(broker.connect(before).is_ok() && path("api").exists());
+    broker.end();
+    assert!(!path("api").exists());
 }
 
 /// A confined program with a socket and a lease. It says when it is there, and ends when it is told to.

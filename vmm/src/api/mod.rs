@@ -128,6 +128,8 @@ fn info(config: &VmConfig, state: &str) -> Response {
 #[derive(Default)]
 pub(crate) struct Waiting {
     config: Option<VmConfig>,
+    /// The guest is being built.
+    boots: bool,
     /// The monitor was told to end.
     ends: bool,
 }
@@ -136,17 +138,21 @@ pub(crate) struct Waiting {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Wait,
-    /// The guest is built: run it, and answer then.
-    Run,
     End,
 }
 
 impl Waiting {
-    /// Answers a request; `build` makes the guest.
+    /// The guest cannot be built: the answer to whoever wanted it.
+    pub(crate) fn boot_failed(&mut self, why: &str) -> Response {
+        self.boots = false;
+        failed(why)
+    }
+
+    /// Answers a request; `start` has the guest built. Meanwhile a guest can be ended as one that runs, and the monitor with it.
     pub(crate) fn answer(
         &mut self,
         request: &Request,
-        build: impl FnOnce(&VmConfig) -> Result<(), String>,
+        start: impl FnOnce(&VmConfig) -> Result<(), String>,
     ) -> (Reply, Next) {
         let name = match name(request, self.config.is_some()) {
             Ok(name) => name,
@@ -168,14 +174,23 @@ impl Waiting {
                 Err(why) => Response::Error(Status::BadRequest, why),
             },
             ("vm.create", Some(_)) => failed("there is a guest already"),
+            ("vm.shutdown" | "vm.delete", Some(_)) if self.boots => {
+                self.config = None;
+                self.ends = true;
+                return (Reply::Now(Response::Done), Next::End);
+            }
             ("vm.delete", _) => {
                 self.config = None;
                 Response::Done
             }
             (_, None) => no_guest(),
             ("vm.info", Some(config)) => info(config, "Created"),
-            ("vm.boot", Some(config)) => match build(config) {
-                Ok(()) => return (Reply::Later, Next::Run),
+            ("vm.boot", Some(_)) if self.boots => failed("the guest is being booted"),
+            ("vm.boot", Some(config)) => match start(config) {
+                Ok(()) => {
+                    self.boots = true;
+                    return (Reply::Later, Next::Wait);
+                }
                 Err(why) => failed(&why),
             },
             ("vm.resume", Some(_)) => error(Status::NotFound, "the guest is not booted"),
@@ -304,7 +319,25 @@ mod tests {
         let build = |_: &VmConfig| Err("wrong".to_owned());
         let (reply, next) = waiting.answer(&request("PUT", "vm.boot", ""), build);
         assert_eq!((reply, next), (Reply::Now(failed("wrong")), Next::Wait));
-        assert_eq!(waiting.ask("PUT", "vm.boot", ""), (0, Next::Run));
+        for _ in 0..2 {
+            assert_eq!(waiting.ask("PUT", "vm.boot", ""), (0, Next::Wait));
+            assert_eq!(waiting.ask("PUT", "vm.boot", ""), (500, Next::Wait));
+            assert_eq!(waiting.ask("GET", "vm.info", ""), (200, Next::Wait));
+            assert_eq!(waiting.ask("PUT", "vm.pause", ""), (405, Next::Wait));
+            assert_eq!(waiting.boot_failed("wrong"), failed("wrong"));
+        }
+        assert_eq!(waiting.ask("PUT", "vm.delete", ""), (204, Next::Wait));
+    }
+
+    #[test]
+    fn a_guest_that_is_being_booted_is_ended_with_its_monitor() {
+        for request in ["vm.shutdown", "vm.delete", "vmm.shutdown"] {
+            let mut waiting = Waiting::default();
+            assert_eq!(waiting.ask("PUT", "vm.create", CONFIG).0, 204);
+            assert_eq!(waiting.ask("PUT", "vm.boot", ""), (0, Next::Wait));
+            assert_eq!(waiting.ask("PUT", request, ""), (204, Next::End));
+            assert_eq!(waiting.ask("PUT", "vm.boot", ""), (404, Next::Wait));
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::kvm_is_usable;
 
 #[allow(dead_code)] // other tests use the rest
 #[path = "../../devices/tests/fake/mod.rs"]
-mod fake;
+pub(crate) mod fake;
 
 use fake::{Fake, SET_FEATURES, Then};
 

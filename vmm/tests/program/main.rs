@@ -4,6 +4,7 @@
 mod api;
 mod backend;
 mod bad_input;
+mod boot;
 mod elf;
 mod inside;
 mod lifecycle;

@@ -98,6 +98,15 @@ struct State {
     peers: Vec<SocketAddrUnix>,
     files: Vec<Removal>,
     kept: Vec<OwnedFd>,
+    /// How many there were of each at the checkpoint.
+    checkpoint: [usize; 3],
+}
+
+/// Somebody may have been faster: that is no failure.
+fn remove(files: impl Iterator<Item = Removal>) {
+    for file in files {
+        let _ = file.folder.remove(&file.path, file.identity);
+    }
 }
 
 impl State {
@@ -105,13 +114,22 @@ impl State {
         match kind {
             Kind::Connect => self.connect(content),
             Kind::RemoveNow | Kind::End => {
-                for file in self.files.drain(..) {
-                    // Somebody may have been faster.
-                    let _ = file.folder.remove(&file.path, file.identity);
-                }
+                remove(self.files.drain(..));
                 Ok(Answer::default())
             }
             _ if self.sealed => Err(Errno::PERM),
+            Kind::Checkpoint => {
+                self.checkpoint = [self.peers.len(), self.files.len(), self.kept.len()];
+                Ok(Answer::default())
+            }
+            Kind::Rollback => {
+                let [peers, files, kept] = self.checkpoint;
+                self.peers.truncate(peers);
+                self.kept.truncate(kept);
+                // They may have been removed already.
+                remove(self.files.drain(files.min(self.files.len())..));
+                Ok(Answer::default())
+            }
             Kind::Seal => self.seal(),
             Kind::Open => {
                 // A FIFO would keep it waiting for a writer.

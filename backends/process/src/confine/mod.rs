@@ -36,12 +36,16 @@ mod paths;
 mod syscalls;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 pub use rustix::thread::CapabilitySet;
 
 use namespaces::Visible;
 use paths::Rules;
 use syscalls::{Filters, SyscallList, equal};
+
+/// How long a thread may take to end once it has nothing more to do.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// Why a process could not be confined. It must not go on.
 #[derive(Debug, thiserror::Error)]
@@ -276,12 +280,19 @@ pub struct First {
 }
 
 impl First {
-    /// Enters the last stage: nothing of the first is allowed any more.
+    /// Enters the last stage: nothing of the first is allowed any more. Threads of the first have ended.
     ///
     /// # Errors
     /// When any part of it is refused, or the process has a second thread already. End it then.
     pub fn finish(self) -> Result<(), ConfineError> {
-        namespaces::alone().map_err(|_| ConfineError::Threads(2))?;
+        // The kernel may count a thread that was waited for a moment longer.
+        let start = Instant::now();
+        while namespaces::alone().is_err() {
+            if start.elapsed() > ENDING {
+                return Err(ConfineError::Threads(2));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
         self.last.map_or(Ok(()), Last::enter)
     }
 }
