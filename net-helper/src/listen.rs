@@ -34,12 +34,12 @@ impl Listener {
         })
     }
 
-    /// The next connection and its user, if one is waiting.
-    pub(crate) fn accept(&self) -> Option<(OwnedFd, u32)> {
+    /// The next connection and its user.
+    pub(crate) fn accept(&self) -> rustix::io::Result<(OwnedFd, u32)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let connection = accept_with(&self.socket, flags).ok()?;
-        let user = socket_peercred(&connection).ok()?.uid.as_raw();
-        Some((connection, user))
+        let connection = accept_with(&self.socket, flags)?;
+        let user = socket_peercred(&connection)?.uid.as_raw();
+        Ok((connection, user))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bulkhead_net_protocol::{Channel, Packet, Refusal, RefusalKind, Reply, Request, decode};
+use bulkhead_process::listen::AcceptPause;
 use bulkhead_process::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -31,6 +32,7 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Server {
     clients: Vec<Client>,
+    pause: AcceptPause,
     /// There is none before clients are served.
     pub(crate) reclaim: Option<Reclaim>,
     pub(crate) closing: Closing,
@@ -81,6 +83,7 @@ impl Server {
     pub(crate) fn new(exit_idle: bool) -> Self {
         Server {
             clients: Vec::new(),
+            pause: AcceptPause::default(),
             reclaim: None,
             closing: Closing::default(),
             exit_idle,
@@ -117,10 +120,10 @@ impl Server {
                 return Ok(());
             }
             if over && !ready.listener {
-                if !host.has_ports() {
+                // Guests of a helper that was killed, which nobody holds this one for, and clients that cannot be accepted.
+                if !host.has_ports() && self.pause.until().is_none() {
                     return Ok(());
                 }
-                // Guests of a helper that was killed, which nobody holds this one for.
                 self.end = Some(Instant::now() + LINGER);
             }
             // From the end, so that positions stay what they were.
@@ -192,9 +195,14 @@ impl Server {
     }
 
     fn wait(&self, listener: &Listener, signals: &SignalFd, host: &Host) -> Result<Ready> {
+        let pause = self.pause.until();
+        let connections = match pause {
+            Some(_) => PollFlags::empty(),
+            None => PollFlags::IN,
+        };
         let mut fds = vec![
             PollFd::new(signals, PollFlags::IN),
-            PollFd::new(listener, PollFlags::IN),
+            PollFd::new(listener, connections),
         ];
         let reports = host.reports();
         fds.extend(
@@ -212,7 +220,8 @@ impl Server {
                 .iter()
                 .map(|c| PollFd::from_borrowed_fd(c.channel.as_fd(), PollFlags::IN)),
         );
-        let next = self.end.into_iter().chain(host.repair_due()).min();
+        let times = [self.end, host.repair_due(), pause];
+        let next = times.into_iter().flatten().min();
         let left = next.map(|next| next.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, timeout.as_ref()) {
@@ -240,8 +249,12 @@ impl Server {
     }
 
     fn welcome(&mut self, listener: &Listener) {
-        let Some((socket, user)) = listener.accept() else {
-            return;
+        let (socket, user) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                self.pause.note("a client", &error.into());
+                return;
+            }
         };
         let client = Client::new(socket, user);
         let of_user = self.clients.iter().filter(|c| c.user == user).count();

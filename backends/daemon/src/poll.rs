@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -85,10 +86,14 @@ impl Poll {
 
     /// Waits for something to happen, or only looks.
     pub(crate) fn wait(&self, block: bool) -> Result<Vec<Token>, Errno> {
-        let now = Timespec::default();
-        let timeout = (!block).then_some(&now);
+        self.wait_for((!block).then_some(Duration::ZERO))
+    }
+
+    /// Waits for something to happen, and no longer than that.
+    pub(crate) fn wait_for(&self, timeout: Option<Duration>) -> Result<Vec<Token>, Errno> {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut space = [MaybeUninit::<epoll::Event>::uninit(); 32];
-        match epoll::wait(&self.epoll, &mut space, timeout) {
+        match epoll::wait(&self.epoll, &mut space, timeout.as_ref()) {
             Ok((events, _)) => Ok(events
                 .iter()
                 .filter_map(|event| Token::unpack(event.data))

@@ -4,9 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bulkhead_process::broker::Broker;
 use bulkhead_process::confine::{Confinement, First};
+use bulkhead_process::listen::AcceptPause;
 use bulkhead_process::signals::{self, SignalFd};
 use rustix::fs::OFlags;
 
@@ -218,7 +220,6 @@ impl<D: Device + Send> Server<'_, D> {
 
     /// Waits for a frontend. `None` if the program is told to end before.
     fn accept(&self, listener: &Listener) -> Result<Option<UnixStream>, Error> {
-        let failed = |error| Error::System("cannot accept a frontend", error);
         // By fcntl(2): the standard library has an ioctl(2) for it, which confinement does not know.
         rustix::fs::fcntl_setfl(&listener.socket, OFlags::RDWR | OFlags::NONBLOCK)
             .map_err(Error::system("fcntl"))?;
@@ -226,16 +227,18 @@ impl<D: Device + Send> Server<'_, D> {
         self.poll
             .add(&listener.socket, Token::Listener)
             .map_err(Error::system("epoll"))?;
+        let mut pause = AcceptPause::default();
         let accepted = loop {
-            let tokens = self.poll.wait(true).map_err(Error::system("epoll"))?;
+            let left = pause.until();
+            let left = left.map(|until| until.saturating_duration_since(Instant::now()));
+            let tokens = self.poll.wait_for(left).map_err(Error::system("epoll"))?;
             if tokens.contains(&Token::Termination) && self.told_to_end()? {
                 break None;
             }
             match listener.socket.accept() {
                 Ok((stream, _)) => break Some(stream),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
-                Err(error) => return Err(failed(error)),
+                // The one that waits has been reported, and will not be again.
+                Err(error) => drop(pause.note("a frontend", &error)),
             }
         };
         self.poll.remove(&listener.socket);

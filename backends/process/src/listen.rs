@@ -4,6 +4,8 @@
 //! mode is what the caller says, whatever the umask, and never wider for a moment. Programs that start together settle it by a lock on
 //! the folder: one listens, the others say that the path is in use.
 
+mod pause;
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+pub use pause::AcceptPause;
 
 /// The longest path of a Unix socket, without its terminator (unix(7)).
 pub const LONGEST_PATH: usize = 107;

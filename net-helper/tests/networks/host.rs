@@ -207,13 +207,19 @@ impl Helper {
         helper
     }
 
-    /// Starts one that must become ready; what it has said by then.
-    pub(crate) fn start_heard(folder: &Path, options: &str) -> (Helper, String) {
+    /// Starts one that must become ready, and writes what it says to a file.
+    pub(crate) fn start_writing(said: &Path, folder: &Path, options: &str) -> Helper {
         let mut command = command(folder, options);
-        let said = folder.join("said");
-        command.stderr(File::create(&said).unwrap());
+        command.stderr(File::create(said).unwrap());
         let mut helper = Helper::spawn(folder, command);
         helper.pid = helper.child.id() as i32;
+        helper
+    }
+
+    /// Starts one that must become ready; what it has said by then.
+    pub(crate) fn start_heard(folder: &Path, options: &str) -> (Helper, String) {
+        let said = folder.join("said");
+        let helper = Helper::start_writing(&said, folder, options);
         let text = std::fs::read_to_string(&said).unwrap();
         std::fs::remove_file(said).unwrap();
         (helper, text)

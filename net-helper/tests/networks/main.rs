@@ -10,4 +10,5 @@ mod guests;
 mod host;
 mod leases;
 mod leftovers;
+mod limits;
 mod refusals;

@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bulkhead_process::listen;
+use bulkhead_process::listen::{self, AcceptPause};
 use rustix::event::PollFlags;
 
 use super::http::{MAX_REQUEST, Parsed, Request, Response, Status, parse};
@@ -18,8 +18,6 @@ use crate::broker::Broker;
 const MAX_CLIENTS: usize = 16;
 /// How long a client may take for a request and for reading its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long no connection is taken after one could not be.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 \r\n\r\n";
 
@@ -45,8 +43,7 @@ pub(crate) enum ApiEvent {
 pub(crate) struct Server {
     listener: UnixListener,
     clients: Vec<Client>,
-    /// When to look for connections again, after one could not be taken.
-    deaf_until: Option<Instant>,
+    pause: AcceptPause,
 }
 
 struct Client {
@@ -75,13 +72,13 @@ impl Server {
         Ok(Self {
             listener: listener.into(),
             clients: Vec::new(),
-            deaf_until: None,
+            pause: AcceptPause::default(),
         })
     }
 
     /// Calls `add` for everything to wait for.
     pub(crate) fn sources<'a>(&'a self, mut add: impl FnMut(ApiEvent, BorrowedFd<'a>, PollFlags)) {
-        if self.deaf_until.is_none() {
+        if self.pause.until().is_none() {
             add(ApiEvent::Connection, self.listener.as_fd(), PollFlags::IN);
         }
         for (number, client) in self.clients.iter().enumerate() {
@@ -99,7 +96,7 @@ impl Server {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let clients = self.clients.iter().filter(|client| !client.waits);
         let ends = clients.map(|client| client.since + PATIENCE);
-        ends.chain(self.deaf_until).min()
+        ends.chain(self.pause.until()).min()
     }
 
     /// Does what `event` asks for; `answer` answers requests. To be followed by [`Self::tidy`], which changes the
@@ -134,7 +131,6 @@ impl Server {
     /// Forgets the clients that have gone, or that took too long.
     pub(crate) fn tidy(&mut self) {
         let now = Instant::now();
-        self.deaf_until = self.deaf_until.filter(|until| *until > now);
         let late = |client: &Client| !client.waits && client.since + PATIENCE <= now;
         self.clients.retain(|client| !client.gone && !late(client));
         // The newest have just come.
@@ -163,9 +159,7 @@ impl Server {
                 last: false,
                 gone: false,
             }),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            // Too many open files, say: it would be tried again without end.
-            Err(_) => self.deaf_until = Some(Instant::now() + ACCEPT_PAUSE),
+            Err(error) => drop(self.pause.note("a client of the API", &error)),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use bulkhead_devices::Serial;
+use bulkhead_process::listen::AcceptPause;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
@@ -48,14 +49,16 @@ impl Input {
 }
 
 fn serve(listener: &UnixListener, serial: &Serial, output: &Output) {
+    let mut pause = AcceptPause::default();
     loop {
         wait(listener);
         let client: OwnedFd = match listener.accept() {
             Ok((client, _)) => client.into(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            // Who has gone away again is not served; without descriptors nobody is, for a while.
-            Err(_) => {
-                thread::sleep(PAUSE);
+            Err(error) => {
+                // Without descriptors nobody is served, for a while.
+                if pause.note("a client of the serial port", &error) {
+                    thread::sleep(PAUSE);
+                }
                 continue;
             }
         };

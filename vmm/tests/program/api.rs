@@ -3,7 +3,9 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
 use crate::elf::{self, forever, out};
@@ -56,6 +58,71 @@ fn a_guest_is_described_paused_resumed_and_ended() {
     let (status, errors, left) = monitor.end();
     assert_eq!((status.code(), errors.as_str()), (Some(0), ""));
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_client_is_accepted_once_there_is_a_descriptor_for_it() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let monitor = Monitor::start(&forever(), &["--api-socket", "path={}/api"]);
+    monitor.wait_ready();
+    let socket = monitor.path("api");
+    // The kernel lets nobody poll more descriptors than he may have.
+    allow_files(&monitor, 24);
+    let silent: Vec<_> = (0..14)
+        .map(|_| UnixStream::connect(&socket).unwrap())
+        .collect();
+    let client = std::thread::spawn(move || ask(&socket, "GET", "vm.info", &Value::Null));
+
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(1) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(processor_time(&monitor) < Duration::from_millis(300));
+    assert!(!client.is_finished());
+    drop(silent);
+
+    assert_eq!(client.join().unwrap().0, 200);
+    allow_files(&monitor, 1024);
+    let put = ask(&monitor.path("api"), "PUT", "vm.shutdown", &Value::Null);
+    assert_eq!(put.0, 204);
+    let (status, errors, _) = monitor.end();
+    assert_eq!(status.code(), Some(0), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    assert!(
+        errors.contains("cannot accept a client of the API: "),
+        "{errors}"
+    );
+}
+
+fn allow_files(monitor: &Monitor, files: u64) {
+    let limit = Rlimit {
+        current: Some(files),
+        maximum: Some(1024),
+    };
+    prlimit(
+        Some(Pid::from_child(&monitor.child)),
+        Resource::Nofile,
+        limit,
+    )
+    .unwrap();
+}
+
+/// What the main thread has used; the guest's has its own.
+fn processor_time(monitor: &Monitor) -> Duration {
+    let pid = monitor.child.id();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks = fields[11..13]
+        .iter()
+        .map(|field| field.parse::<u64>().unwrap());
+    Duration::from_millis(10 * ticks.sum::<u64>())
 }
 
 #[test]

@@ -147,6 +147,67 @@ fn a_device_that_is_removed_is_missed_without_buffers() {
     );
 }
 
+/// It has a frontend after all.
+fn assert_still_waits(net: &Net) {
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let state = std::fs::read_to_string(format!("/proc/{}/stat", net.child.id())).unwrap();
+    assert!(!state.contains(") Z "), "{state}");
+}
+
+#[test]
+fn a_frontend_is_accepted_once_there_is_a_descriptor_for_it() {
+    in_own_namespace(
+        "start::a_frontend_is_accepted_once_there_is_a_descriptor_for_it",
+        || {
+            let net = Net::start("");
+            allow_files(&net, 3);
+            let stream = std::os::unix::net::UnixStream::connect(&net.socket).unwrap();
+            let start = std::time::Instant::now();
+            while start.elapsed() < std::time::Duration::from_secs(1) {
+                assert_still_waits(&net);
+            }
+            assert!(processor_time(&net) < std::time::Duration::from_millis(200));
+
+            allow_files(&net, 1024);
+
+            let mut guest = Guest::on_stream(stream, MERGED, 2);
+            guest.config(6);
+            drop(guest);
+            let (status, said) = net.end();
+            assert_eq!(status.code(), Some(0), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+            assert!(
+                said.starts_with("warning: cannot accept a frontend: "),
+                "{said}"
+            );
+        },
+    );
+}
+
+fn allow_files(net: &Net, files: u64) {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let limit = Rlimit {
+        current: Some(files),
+        maximum: Some(1024),
+    };
+    prlimit(Some(Pid::from_child(&net.child)), Resource::Nofile, limit).unwrap();
+}
+
+/// What it has used.
+fn processor_time(net: &Net) -> std::time::Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", net.child.id())).unwrap();
+    let fields: Vec<_> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks = fields[11..13]
+        .iter()
+        .map(|field| field.parse::<u64>().unwrap());
+    std::time::Duration::from_millis(10 * ticks.sum::<u64>())
+}
+
 #[test]
 fn what_cannot_be_is_named_in_one_line() {
     in_own_namespace("start::what_cannot_be_is_named_in_one_line", || {
