@@ -93,6 +93,19 @@ pub trait Device {
         Ok(())
     }
 
+    /// A descriptor that is watched, edge-triggered, while there is no frontend: when it becomes ready, [`look`](Self::look) is called.
+    fn watched_without_frontend(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Looks whether the device could serve a frontend.
+    ///
+    /// # Errors
+    /// When it could not, now or later; the program ends with this error.
+    fn look(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The frontend is gone, or the program is about to end: put everything where it lasts, and be ready for another frontend.
     ///
     /// # Errors

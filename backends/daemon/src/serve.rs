@@ -227,6 +227,12 @@ impl<D: Device + Send> Server<'_, D> {
         self.poll
             .add(&listener.socket, Token::Listener)
             .map_err(Error::system("epoll"))?;
+        let device = self.parts.first();
+        let watched = device.and_then(Device::watched_without_frontend);
+        if let Some(watched) = watched {
+            let added = self.poll.add(watched, Token::Device(0));
+            added.map_err(Error::system("epoll"))?;
+        }
         let mut pause = AcceptPause::default();
         let accepted = loop {
             let left = pause.until();
@@ -235,6 +241,9 @@ impl<D: Device + Send> Server<'_, D> {
             if tokens.contains(&Token::Termination) && self.told_to_end()? {
                 break None;
             }
+            if tokens.contains(&Token::Device(0)) {
+                device.map_or(Ok(()), Device::look).map_err(Error::Device)?;
+            }
             match listener.socket.accept() {
                 Ok((stream, _)) => break Some(stream),
                 // The one that waits has been reported, and will not be again.
@@ -242,6 +251,9 @@ impl<D: Device + Send> Server<'_, D> {
             }
         };
         self.poll.remove(&listener.socket);
+        if let Some(watched) = watched {
+            self.poll.remove(watched);
+        }
         Ok(accepted)
     }
 

@@ -299,6 +299,18 @@ impl Device for Net {
         }
     }
 
+    /// The first queue, which is always attached.
+    fn watched_without_frontend(&self) -> Option<BorrowedFd<'_>> {
+        self.pairs.first().map(|pair| pair.tap.as_fd())
+    }
+
+    fn look(&self) -> io::Result<()> {
+        match self.pairs.first() {
+            Some(pair) if is_removed(&pair.tap) => Err(io::Error::other(gone(&pair.tap))),
+            _ => Ok(()),
+        }
+    }
+
     fn disconnected(&mut self) -> io::Result<()> {
         self.accepted = 0;
         self.in_use = 1;

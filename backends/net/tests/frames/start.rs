@@ -147,11 +147,49 @@ fn a_device_that_is_removed_is_missed_without_buffers() {
     );
 }
 
+#[test]
+fn a_device_that_is_removed_while_nobody_is_connected_ends_it_at_once() {
+    in_own_namespace(
+        "start::a_device_that_is_removed_while_nobody_is_connected_ends_it_at_once",
+        || {
+            for options in ["", "--persist", "--persist --num-queues 2"] {
+                let never = Net::start(options);
+                // Frames that nobody reads are no reason.
+                let peer = Peer::new(Offloads::empty());
+                (0..20).for_each(|number| peer.send(&frame(number, 100)));
+                assert_still_waits(&never);
+                ip("link del net0");
+                removed(never);
+                ip("link del br0");
+            }
+            for pairs in [1, 2] {
+                let before = Net::start(&format!("--persist --num-queues {pairs}"));
+                let mut guest = Guest::connect(&before, MERGED, 2 * pairs);
+                guest.config(6);
+                drop(guest);
+                assert_still_waits(&before);
+                ip("link del net0");
+                removed(before);
+            }
+        },
+    );
+}
+
 /// It has a frontend after all.
 fn assert_still_waits(net: &Net) {
     std::thread::sleep(std::time::Duration::from_millis(50));
     let state = std::fs::read_to_string(format!("/proc/{}/stat", net.child.id())).unwrap();
     assert!(!state.contains(") Z "), "{state}");
+}
+
+fn removed(net: Net) {
+    let (status, said) = net.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(
+        said.starts_with("error: ") && said.contains("net0 was removed"),
+        "{said}"
+    );
 }
 
 #[test]
