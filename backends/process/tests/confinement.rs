@@ -16,6 +16,7 @@ use std::process::Command;
 use bulkhead_process::confine::{CapabilitySet, Confinement};
 
 mod alone;
+mod rootfs;
 
 use alone::{Case, again};
 
@@ -43,6 +44,10 @@ const CASES: &[Case] = &[
     (
         "a_user_is_isolated_as_root_is",
         a_user_is_isolated_as_root_is,
+    ),
+    (
+        "on_a_host_that_runs_from_its_initramfs_it_is_the_same",
+        on_a_host_that_runs_from_its_initramfs_it_is_the_same,
     ),
     (
         "where_the_host_allows_no_namespaces_one_line_says_so",
@@ -215,6 +220,15 @@ fn a_user_is_isolated_as_root_is() {
     let output = user.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+fn on_a_host_that_runs_from_its_initramfs_it_is_the_same() {
+    let test = "on_a_host_that_runs_from_its_initramfs_it_is_the_same";
+    let Some(_rootfs) = rootfs::Rootfs::enter(test) else {
+        return;
+    };
+    an_isolated_process_sees_nothing_of_the_host();
+    a_user_is_isolated_as_root_is();
 }
 
 /// In a user namespace that may have none below it, without privilege.

@@ -31,17 +31,20 @@
 
 mod base;
 mod capabilities;
+mod files;
 mod namespaces;
 mod paths;
 mod syscalls;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub use rustix::thread::CapabilitySet;
 
-use namespaces::Visible;
-use paths::Rules;
+use namespaces::Network;
+use paths::{Allowed, Rules};
+
+pub use files::Files;
 use syscalls::{Filters, SyscallList, equal};
 
 /// How long a thread may take to end once it has nothing more to do.
@@ -71,11 +74,9 @@ pub enum ConfineError {
 #[derive(Clone, Debug)]
 pub struct Confinement {
     syscalls: SyscallList,
-    read: Vec<PathBuf>,
-    write: Vec<PathBuf>,
-    remove: Vec<PathBuf>,
+    paths: Allowed,
     capabilities: CapabilitySet,
-    isolated: bool,
+    isolated: Option<Network>,
 }
 
 impl Default for Confinement {
@@ -105,11 +106,9 @@ impl Confinement {
     fn empty() -> Self {
         Self {
             syscalls: SyscallList::default(),
-            read: Vec::new(),
-            write: Vec::new(),
-            remove: Vec::new(),
+            paths: Allowed::default(),
             capabilities: CapabilitySet::empty(),
-            isolated: false,
+            isolated: None,
         }
     }
 
@@ -118,7 +117,14 @@ impl Confinement {
     /// the confinement holds.
     #[must_use]
     pub fn isolate(mut self) -> Self {
-        self.isolated = true;
+        self.isolated = Some(Network::None);
+        self
+    }
+
+    /// The same for a process whose work is the host's network, which it keeps. Only root can be isolated so.
+    #[must_use]
+    pub fn isolate_but_network(mut self) -> Self {
+        self.isolated = Some(Network::Host);
         self
     }
 
@@ -178,21 +184,21 @@ impl Confinement {
     /// Allows reading the file, or what is below the folder, if the system calls for it are allowed too.
     #[must_use]
     pub fn read_path(mut self, path: impl AsRef<Path>) -> Self {
-        self.read.push(path.as_ref().to_owned());
+        self.paths.read.push(path.as_ref().to_owned());
         self
     }
 
     /// Allows reading and writing the file, or what is below the folder, if the system calls for it are allowed too.
     #[must_use]
     pub fn write_path(mut self, path: impl AsRef<Path>) -> Self {
-        self.write.push(path.as_ref().to_owned());
+        self.paths.write.push(path.as_ref().to_owned());
         self
     }
 
     /// Allows removing files and empty folders in the folder, such as a socket of its own, if the system calls for it are allowed too.
     #[must_use]
     pub fn remove_below(mut self, folder: impl AsRef<Path>) -> Self {
-        self.remove.push(folder.as_ref().to_owned());
+        self.paths.remove.push(folder.as_ref().to_owned());
         self
     }
 
@@ -224,16 +230,22 @@ impl Confinement {
     /// See [`Self::enter`].
     pub fn begin(self, mut opening: Confinement) -> Result<First, ConfineError> {
         crate::notify::prepare();
-        for paths in [&mut opening.read, &mut opening.write, &mut opening.remove] {
+        let Allowed {
+            read,
+            write,
+            remove,
+            ..
+        } = &mut opening.paths;
+        for paths in [&mut *read, &mut *write, &mut *remove] {
             paths.retain(|path| path.exists());
         }
+        read.extend_from_slice(&self.paths.read);
+        write.extend_from_slice(&self.paths.write);
+        remove.extend_from_slice(&self.paths.remove);
         base::allow_finishing(&mut opening.syscalls);
         opening.syscalls.add(&self.syscalls);
-        opening.read.extend_from_slice(&self.read);
-        opening.write.extend_from_slice(&self.write);
-        opening.remove.extend_from_slice(&self.remove);
         opening.capabilities |= self.capabilities;
-        opening.isolated |= self.isolated;
+        opening.isolated = opening.isolated.or(self.isolated);
         let last = opening.enter_stage(Some(self))?;
         Ok(First { last })
     }
@@ -244,10 +256,10 @@ impl Confinement {
         // Made first: building a filter allocates and may fail, and nothing has been given up yet.
         let filters = self.syscalls.compile()?;
         let missing = match self.isolated {
-            true => namespaces::enter(&visible(&self.read, &self.write, &self.remove))?,
-            false => None,
+            Some(network) => namespaces::enter(&self.paths.visible(), network)?,
+            None => None,
         };
-        let rules = Rules::new(&self.read, &self.write, &self.remove)?;
+        let rules = Rules::new(&self.paths)?;
         let last = last.map(Last::new).transpose()?;
         rustix::thread::set_no_new_privs(true)
             .map_err(|error| ConfineError::Capabilities(error.into()))?;
@@ -257,7 +269,7 @@ impl Confinement {
             .map_or(self.capabilities, |last| last.capabilities);
         capabilities::keep(self.capabilities, bounding)?;
         filters.apply()?;
-        if self.isolated {
+        if self.isolated.is_some() {
             report(missing.as_deref(), enforced);
         }
         Ok(last)
@@ -309,7 +321,7 @@ impl Last {
     fn new(last: Confinement) -> Result<Self, ConfineError> {
         Ok(Self {
             filters: last.syscalls.compile()?,
-            rules: Rules::new(&last.read, &last.write, &last.remove)?,
+            rules: Rules::new(&last.paths)?,
             capabilities: last.capabilities,
         })
     }
@@ -319,17 +331,6 @@ impl Last {
         capabilities::keep_only(self.capabilities)?;
         self.filters.apply()
     }
-}
-
-/// A folder in which files are removed is seen, and written to.
-fn visible(read: &[PathBuf], write: &[PathBuf], remove: &[PathBuf]) -> Vec<Visible> {
-    let one = |path: &PathBuf, writable| Visible {
-        path: path.clone(),
-        writable,
-    };
-    let read = read.iter().map(|path| one(path, false));
-    let write = write.iter().chain(remove).map(|path| one(path, true));
-    read.chain(write).collect()
 }
 
 /// One line for what the host does not allow.

@@ -1,6 +1,7 @@
 //! Namespaces of a process's own: a root folder with nothing in it but what was named, no network, no System V IPC.
 //!
-//! Root makes them directly; others do in a user namespace of their own, where the host allows that.
+//! Root makes them directly; others do in a user namespace of their own, where the host allows that. A process whose work is the host's
+//! network keeps that, and its user namespace, to which that network belongs.
 
 use std::ffi::CString;
 use std::fs;
@@ -18,7 +19,23 @@ use super::ConfineError;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Visible {
     pub(super) path: PathBuf,
-    pub(super) writable: bool,
+    pub(super) access: Access,
+}
+
+/// What may be done with it.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Access {
+    Read,
+    Write,
+    /// Reading and executing.
+    Execute,
+}
+
+/// Whose network the process has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Network {
+    None,
+    Host,
 }
 
 /// Where the new root is put together, out of sight: any folder that is there will do.
@@ -30,8 +47,8 @@ const PLACES: [&str; 4] = ["/tmp", "/run", "/proc", "/dev"];
 ///
 /// # Errors
 /// When the process is left in a user namespace in which it is nobody.
-pub(super) fn enter(visible: &[Visible]) -> Result<Option<String>, ConfineError> {
-    let own = match unshare() {
+pub(super) fn enter(visible: &[Visible], network: Network) -> Result<Option<String>, ConfineError> {
+    let own = match unshare(network) {
         Ok(own) => own,
         Err(missing) => return Ok(Some(missing)),
     };
@@ -80,14 +97,20 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> String {
     move |error| format!("{what}: {error}")
 }
 
-/// The network and System V IPC go with the mounts.
-fn unshare() -> Result<Own, String> {
-    let own = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC;
+/// System V IPC goes with the mounts.
+fn unshare(network: Network) -> Result<Own, String> {
+    let mut own = libc::CLONE_NEWNS | libc::CLONE_NEWIPC;
+    if network == Network::None {
+        own |= libc::CLONE_NEWNET;
+    }
     let privileged =
         capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::SYS_ADMIN));
     if privileged {
         unshare_all(own).map_err(failed("namespaces"))?;
         return Ok(Own::Host);
+    }
+    if network == Network::Host {
+        return Err("namespaces: no CAP_SYS_ADMIN".to_owned());
     }
     // There are hosts that give a user namespace and nothing that can be done in it; there is no way back out of one.
     try_in_child()?;
@@ -162,7 +185,7 @@ struct Source {
 /// Copies of what stays visible, by the names that were given and by those without symbolic links; what holds others comes first.
 fn sources(visible: &[Visible]) -> Result<Vec<Source>, String> {
     let mut named = Vec::new();
-    for Visible { path, writable } in visible {
+    for Visible { path, access } in visible {
         let shown = |error: io::Error| format!("{}: {error}", path.display());
         if !path.exists() {
             // Whoever opens it will say so.
@@ -170,15 +193,15 @@ fn sources(visible: &[Visible]) -> Result<Vec<Source>, String> {
         }
         let absolute = std::path::absolute(path).map_err(shown)?;
         let real = fs::canonicalize(path).map_err(shown)?;
-        named.extend([(absolute, *writable), (real, *writable)]);
+        named.extend([(absolute, *access), (real, *access)]);
     }
     named.sort();
     named.dedup();
-    let copied = named.into_iter().map(|(at, writable)| copy(at, writable));
+    let copied = named.into_iter().map(|(at, access)| copy(at, access));
     copied.collect()
 }
 
-fn copy(at: PathBuf, writable: bool) -> Result<Source, String> {
+fn copy(at: PathBuf, access: Access) -> Result<Source, String> {
     let shown = |error: io::Error| format!("{}: {error}", at.display());
     let metadata = fs::metadata(&at).map_err(shown)?;
     let path = c_string(&at);
@@ -195,10 +218,11 @@ fn copy(at: PathBuf, writable: bool) -> Result<Source, String> {
     // SAFETY: the kernel has just given this descriptor to us, and nobody else knows it.
     let mount = unsafe { OwnedFd::from_raw_fd(fd) };
     // Devices stay devices: an image may be one, and there are folders of them.
-    let mut attributes = mount_h::NOSUID | mount_h::NOEXEC;
-    if !writable {
-        attributes |= mount_h::RDONLY;
-    }
+    let attributes = match access {
+        Access::Read => mount_h::NOSUID | mount_h::NOEXEC | mount_h::RDONLY,
+        Access::Write => mount_h::NOSUID | mount_h::NOEXEC,
+        Access::Execute => mount_h::NOSUID | mount_h::NODEV | mount_h::RDONLY,
+    };
     set_attributes(Some(&mount), attributes).map_err(shown)?;
     Ok(Source {
         mount,
@@ -251,17 +275,42 @@ fn make_folder(path: &Path) -> io::Result<()> {
         .create(path)
 }
 
+/// Makes the current folder, which a file system is mounted on, the root.
 fn pivot() -> io::Result<()> {
     let here = c".";
-    // SAFETY: the paths end in a zero and live until the calls return. The old root is put over the new one and taken away there, as
+    // SAFETY: the paths end in a zero and live until the call returns. The old root is put over the new one and taken away there, as
     // pivot_root(2) describes.
-    unsafe {
-        if libc::syscall(libc::SYS_pivot_root, here.as_ptr(), here.as_ptr()) != 0 {
-            return Err(io::Error::last_os_error());
-        }
+    let pivoted = unsafe { libc::syscall(libc::SYS_pivot_root, here.as_ptr(), here.as_ptr()) };
+    if pivoted == 0 {
+        unmount(".")?;
+        return std::env::set_current_dir("/");
     }
-    unmount(".")?;
-    std::env::set_current_dir("/")
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::EINVAL) {
+        return Err(error);
+    }
+    // A host that runs from its initramfs cannot leave that root: it is covered.
+    cover()
+}
+
+fn cover() -> io::Result<()> {
+    let (here, root) = (c".", c"/");
+    let nothing = std::ptr::null();
+    // SAFETY: the paths end in a zero and live until the calls return, and a mount that is moved needs no other argument.
+    let covered = unsafe {
+        libc::mount(
+            here.as_ptr(),
+            root.as_ptr(),
+            nothing,
+            libc::MS_MOVE,
+            nothing.cast(),
+        ) == 0
+            && libc::chroot(here.as_ptr()) == 0
+    };
+    match covered {
+        true => std::env::set_current_dir("/"),
+        false => Err(io::Error::last_os_error()),
+    }
 }
 
 fn mount(kind: Option<&str>, at: &str, flags: libc::c_ulong) -> io::Result<()> {
@@ -348,6 +397,7 @@ fn c_string(path: &Path) -> CString {
 mod mount_h {
     pub(super) const RDONLY: u64 = 0x1;
     pub(super) const NOSUID: u64 = 0x2;
+    pub(super) const NODEV: u64 = 0x4;
     pub(super) const NOEXEC: u64 = 0x8;
     pub(super) const OPEN_TREE_CLONE: u32 = 1;
     pub(super) const AT_RECURSIVE: i32 = 0x8000;

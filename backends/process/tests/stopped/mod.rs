@@ -12,7 +12,7 @@ impl Stopped {
     /// Stops the process, which waits in a system call. `None`, and a line that says so, where that is not allowed.
     pub(crate) fn attach(pid: u32, test: &str) -> Option<Self> {
         let pid = libc::pid_t::try_from(pid).unwrap();
-        // SAFETY: ptrace(2) and waitpid(2) on a child of this process; `registers` is plain data that PTRACE_GETREGS fills.
+        // SAFETY: ptrace(2) and waitpid(2) on a process of this user; `registers` is plain data that PTRACE_GETREGS fills.
         let registers = unsafe {
             if libc::ptrace(libc::PTRACE_ATTACH, pid, 0, 0) != 0 {
                 eprintln!("skipped: {test}: ptrace: {}", io::Error::last_os_error());
@@ -47,17 +47,43 @@ impl Stopped {
                 0,
                 &raw const registers,
             ));
-            check(libc::ptrace(libc::PTRACE_SINGLESTEP, self.pid, 0, 0));
-            let waited = libc::waitpid(self.pid, std::ptr::null_mut(), libc::__WALL);
-            assert_eq!(waited, self.pid);
-            check(libc::ptrace(
-                libc::PTRACE_GETREGS,
-                self.pid,
-                0,
-                &raw mut registers,
-            ));
+            // The trap of the step before may come first.
+            while registers.rip != self.registers.rip {
+                check(libc::ptrace(libc::PTRACE_SINGLESTEP, self.pid, 0, 0));
+                let mut status = 0;
+                let waited = libc::waitpid(self.pid, &raw mut status, libc::__WALL);
+                assert_eq!(waited, self.pid);
+                assert!(libc::WIFSTOPPED(status), "{status:#x}");
+                check(libc::ptrace(
+                    libc::PTRACE_GETREGS,
+                    self.pid,
+                    0,
+                    &raw mut registers,
+                ));
+            }
         }
         registers.rax as i64
+    }
+
+    /// Puts bytes where the process keeps nothing: below its stack pointer and the red zone, `slot` by `slot`.
+    #[allow(dead_code)] // not every program needs a path for a call
+    pub(crate) fn put(&self, slot: u64, bytes: &[u8]) -> u64 {
+        let at = (self.registers.rsp - 8192 + 256 * slot) & !0xf;
+        let mut padded = bytes.to_vec();
+        padded.resize((bytes.len() + 1).next_multiple_of(8), 0);
+        for (word, chunk) in (0u64..).zip(padded.chunks_exact(8)) {
+            let value = u64::from_ne_bytes(chunk.try_into().unwrap());
+            // SAFETY: ptrace(2) writes to memory of a process that is stopped and uses none of it.
+            unsafe {
+                check(libc::ptrace(
+                    libc::PTRACE_POKEDATA,
+                    self.pid,
+                    at + 8 * word,
+                    value,
+                ));
+            }
+        }
+        at
     }
 
     /// The way in works: what is allowed is done. And each of these calls is refused, which without a filter would give a descriptor,
