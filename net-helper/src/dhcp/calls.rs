@@ -104,8 +104,11 @@ const IOCTLS: &[libc::c_ulong] = &[
     libc::TCGETS,
 ];
 
-/// This program's start, and starting another as another user and with other limits.
+/// This program's start, and starting another as another user and with other limits and fewer files.
 const KEEPER: &[libc::c_long] = &[
+    libc::SYS_landlock_add_rule,
+    libc::SYS_landlock_create_ruleset,
+    libc::SYS_landlock_restrict_self,
     libc::SYS_capset,
     libc::SYS_dup3,
     libc::SYS_gettid,

@@ -16,7 +16,7 @@ use rustix::process::{
 };
 
 use super::launcher::ready;
-use super::{Kept, calls, privileges};
+use super::{Kept, calls, namespaces, privileges};
 
 /// The first argument that makes this program a keeper; then the words of [`Kept`].
 pub(crate) const FLAG: &str = "--keep-dnsmasq";
@@ -49,7 +49,9 @@ pub(crate) fn become_main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(kept) = Kept::parse(&args) else {
         return ExitCode::FAILURE;
     };
-    let confined = privileges::become_root().and_then(|()| calls::confine_dnsmasq());
+    let confined = privileges::become_root()
+        .and_then(|()| namespaces::restrict_dnsmasq(&kept))
+        .and_then(|()| calls::confine_dnsmasq());
     let error = match confined {
         Ok(()) => Command::new(kept.dnsmasq).args(kept.arguments).exec(),
         Err(error) => error,

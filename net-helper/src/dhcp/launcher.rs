@@ -77,12 +77,16 @@ fn first(args: &[OsString]) -> io::Result<()> {
         .mode(0o600)
         .open(lock)?;
     flock(&lock, FlockOperation::LockExclusive)?;
-    let namespaces = Namespaces::enter(&kept)?;
-    if !namespaces.is_isolated() {
+    let (namespaces, missing) = Namespaces::enter(&kept)?;
+    if let Some(missing) = missing {
+        let loss = match namespaces.is_isolated() {
+            true => "",
+            false => ": it sees the host's files, and stays if its keeper is killed",
+        };
         let mut stdout = io::stdout();
         writeln!(
             stdout,
-            "{WARNING}this host allows no namespaces for dnsmasq: it sees the host's files, and stays if its keeper is killed"
+            "{WARNING}this host does not allow all of dnsmasq's confinement ({missing}){loss}"
         )?;
     }
     Launcher::new(lock, kept, namespaces, false)?.run()

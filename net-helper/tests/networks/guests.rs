@@ -8,6 +8,7 @@ use bulkhead_net_protocol::TapRequest;
 use crate::host::{
     Family, Guest, Helper, PATIENCE, dnsmasqs, eventually, on_own_host, run, status, world,
 };
+use crate::stopped::Stopped;
 
 fn guest(helper: &Helper, network: &str) -> Guest {
     Guest::new(helper, &TapRequest::on(network))
@@ -249,6 +250,17 @@ fn dnsmasq_and_what_starts_it_can_do_nothing_but_serve() {
                 answer
             });
             assert!(answered(&answer), "by TCP");
+            for pid in family.all() {
+                reaches_nothing(pid);
+            }
+            for pid in [family.launcher, family.standby] {
+                let stopped = Stopped::attach(pid as u32, "launcher").unwrap();
+                let test = u64::from(std::process::id());
+                let signalled = stopped.call(libc::SYS_kill, [test, 0, 0, 0]);
+                assert_eq!(signalled, -i64::from(libc::EPERM), "no signal to others");
+            }
+            guest.machine.run("ip addr flush dev eth0");
+            has_address(&guest.dhcp(folder.path()), "192.168.124.");
             assert_eq!(
                 Family::of(&helper, &[]).all(),
                 family.all(),
@@ -257,6 +269,40 @@ fn dnsmasq_and_what_starts_it_can_do_nothing_but_serve() {
             helper.stop();
         },
     );
+}
+
+/// An intruder in it starts no program, makes no file, and reaches no port but those of DNS.
+fn reaches_nothing(pid: i32) {
+    let stopped = Stopped::attach(pid as u32, "guests").unwrap();
+    let refused = |what: &str, result: i64, errors: &[i32]| {
+        let errors: Vec<_> = errors.iter().map(|&error| -i64::from(error)).collect();
+        assert!(errors.contains(&result), "{pid}: {what}: {result}");
+    };
+    let only_landlock = &[libc::EACCES][..];
+    let program = stopped.put(0, b"/usr/bin/true");
+    let started = stopped.call(libc::SYS_execve, [program, 0, 0, 0]);
+    refused("execve", started, only_landlock);
+    let (here, file) = (libc::AT_FDCWD as u64, stopped.put(1, b"/etc/bulkhead-test"));
+    let flags = (libc::O_CREAT | libc::O_WRONLY) as u64;
+    let made = stopped.call(libc::SYS_openat, [here, file, flags, 0o600]);
+    refused("a new file", made, &[libc::EACCES, libc::EROFS]);
+    let (family, kind) = (libc::AF_INET as u64, libc::SOCK_STREAM as u64);
+    let socket = stopped.call(libc::SYS_socket, [family, kind, 0, 0]);
+    assert!(socket >= 0, "{pid}: {socket}");
+    // sockaddr_in: 127.0.0.1:8080.
+    let address = [
+        &[2, 0],
+        &8080u16.to_be_bytes()[..],
+        &[127, 0, 0, 1],
+        &[0; 8],
+    ]
+    .concat();
+    let address = stopped.put(2, &address);
+    for (what, call) in [("connect", libc::SYS_connect), ("bind", libc::SYS_bind)] {
+        let result = stopped.call(call, [socket as u64, address, 16, 0]);
+        refused(what, result, only_landlock);
+    }
+    assert_eq!(stopped.call(libc::SYS_close, [socket as u64, 0, 0, 0]), 0);
 }
 
 fn helper_pid(helper: &Helper) -> i32 {

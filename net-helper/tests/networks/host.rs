@@ -96,11 +96,11 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
 
 /// Everything that the helper could leave behind or destroy, in words.
 pub(crate) fn traces(folder: &Path) -> String {
-    // Addresses are in the order of the interfaces' numbers; counters and ages are left out.
+    // Addresses are in the order of the interfaces' numbers; counters, ages and the state of cables are left out.
     let forwarding = run("cat /proc/sys/net/ipv4/ip_forward");
     let links = run("ip -o link | cut -d' ' -f2");
     let addresses = run("ip -o -4 addr | sed 's/valid_lft.*//'");
-    let routes = run("ip -4 route");
+    let routes = run("ip -4 route | sed 's/ linkdown//'");
     let rules = run("nft list ruleset; ip rule; ip -6 rule");
     let files = run(&format!("find {} | sort", folder.display()));
     format!(

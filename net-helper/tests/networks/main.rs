@@ -12,3 +12,6 @@ mod leases;
 mod leftovers;
 mod limits;
 mod refusals;
+#[path = "../../../backends/process/tests/stopped/mod.rs"]
+#[allow(dead_code)]
+mod stopped;
