@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::run;
 
 /// No single command may take longer, in seconds.
-const TIME_LIMIT: &str = "2400";
+const TIME_LIMIT: &str = "3600";
 
 /// How much of what a failed command has said is shown.
 const SHOWN_LINES: usize = 200;
@@ -115,7 +115,7 @@ fn run_one(command: &Command, outcome: &mut Outcome) {
                 (true, 0) => outcome.passed += 1,
                 (true, _) => {}
                 (false, _) => {
-                    println!("{}", last_lines(&text, SHOWN_LINES));
+                    println!("{}", what_failed(&text));
                     outcome.failed.push(run::shown(command));
                 }
             }
@@ -166,9 +166,36 @@ fn captured(command: &Command) -> Result<(bool, String)> {
     Ok((status.success(), text))
 }
 
-/// The end of what a command has said.
-fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().collect();
+/// The end of what each test program that failed has said; of any other command, the end of all.
+fn what_failed(text: &str) -> String {
+    let mut programs: Vec<Vec<&str>> = vec![Vec::new()];
+    for line in text.lines() {
+        // Cargo announces each test program.
+        if line.trim_start().starts_with("Running ") {
+            programs.push(Vec::new());
+        }
+        if let Some(program) = programs.last_mut() {
+            program.push(line);
+        }
+    }
+    let failed = |program: &Vec<&str>| {
+        let is_failure = |line: &&str| {
+            line.contains("didn't exit successfully") || line.starts_with("test result: FAILED")
+        };
+        program.iter().any(is_failure)
+    };
+    let shown: Vec<String> = programs
+        .iter()
+        .filter(|program| failed(program))
+        .map(|program| last_lines(program, SHOWN_LINES))
+        .collect();
+    match shown.is_empty() {
+        true => last_lines(&text.lines().collect::<Vec<_>>(), SHOWN_LINES),
+        false => shown.join("\n"),
+    }
+}
+
+fn last_lines(lines: &[&str], count: usize) -> String {
     let left_out = lines.len().saturating_sub(count);
     let end = lines.get(left_out..).unwrap_or_default().join("\n");
     if left_out == 0 {
@@ -237,6 +264,24 @@ mod tests {
             test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s\n";
         count(text, &mut outcome);
         assert_eq!((outcome.passed, outcome.failed.len()), (4, 1));
+    }
+
+    #[test]
+    fn a_failed_program_is_shown_among_many() {
+        let text = "     Running tests/a.rs (target/debug/deps/a)\ntest one ... ok\ntest result: ok. 1 passed; 0 failed\n\
+            \x20    Running tests/b.rs (target/debug/deps/b)\ntest two has been running for over 60 seconds\n\
+            Caused by:\n  process didn't exit successfully: `timeout b` (exit status: 124)\n\
+            \x20    Running tests/c.rs (target/debug/deps/c)\ntest three ... ok\n";
+        let shown = what_failed(text);
+        assert!(shown.contains("test two has been running"), "{shown}");
+        assert!(
+            !shown.contains("test one") && !shown.contains("test three"),
+            "{shown}"
+        );
+        assert_eq!(
+            what_failed("error: no such command\n"),
+            "error: no such command"
+        );
     }
 
     #[test]

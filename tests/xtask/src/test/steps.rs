@@ -13,6 +13,9 @@ use crate::setup;
 /// The bare-metal guest, which is a workspace of its own.
 const GUEST: &str = "tests/guest/Cargo.toml";
 
+/// No test program may take longer, in seconds.
+const PROGRAM_LIMIT: &str = "900";
+
 /// Random cases of image-tool in a full run.
 const RANDOM_CASES: &str = "2000";
 
@@ -152,6 +155,11 @@ fn guest_clippy(project: &Project) -> Command {
 /// A test run that goes on after a failure and shows what passing tests print: that is where they say they skip.
 fn tests(mut command: Command) -> Command {
     command.args(["--no-fail-fast", "--", "--show-output"]);
+    // A test that hangs ends with its own program, and the others still run.
+    command.env(
+        "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER",
+        format!("timeout --kill-after=10 {PROGRAM_LIMIT}"),
+    );
     command
 }
 
