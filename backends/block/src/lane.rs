@@ -270,8 +270,10 @@ impl Lane {
             }
             return Ok(());
         }
-        self.with_threads += self.jobs.len();
-        device.pool.give(&mut self.jobs)
+        let count = self.jobs.len();
+        device.pool.give(&mut self.jobs)?;
+        self.with_threads += count;
+        Ok(())
     }
 
     fn start_flush(
@@ -384,9 +386,11 @@ impl Lane {
                 ended += 1;
                 self.operation_ended(device, queue, operation, moved)?;
             }
-            for done in self.desk.take() {
+            let done = self.desk.take();
+            // All at once: the first that fails leaves the rest unseen.
+            self.with_threads -= done.len();
+            for done in done {
                 ended += 1;
-                self.with_threads -= 1;
                 let slot = self.slot(done.slot)?;
                 slot.chain = Some(done.chain);
                 slot.status = done.status?;

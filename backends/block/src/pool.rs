@@ -55,7 +55,7 @@ impl Pool {
         }
     }
 
-    /// Has threads do `jobs`, and leaves none there.
+    /// Has threads do `jobs`, and leaves none there. After an error none of them is done.
     pub(crate) fn give(&self, jobs: &mut Vec<Job>) -> Result<(), RingError> {
         let reads = jobs.iter().filter(|job| is_read(&job.request)).count();
         // Changes are done together.
@@ -65,8 +65,14 @@ impl Pool {
         state.jobs.extend(jobs.drain(..));
         let wanted = wanted + waiting.min(1);
         while state.idle + state.starting < wanted && state.threads.len() < self.most {
-            if !self.start(&mut state)? {
-                break;
+            match self.start(&mut state) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    // Without any thread there were no others.
+                    state.jobs.clear();
+                    return Err(error);
+                }
             }
         }
         let awake = wanted.min(state.idle);

@@ -80,7 +80,8 @@ fn guest_memory_that_goes_while_nothing_happens_costs_the_connection() {
 
 #[test]
 fn guest_memory_that_goes_under_load_costs_the_connection() {
-    for more in VARIANTS {
+    // Whether requests are under way, done, or seen to be done when it happens is a matter of luck.
+    for more in [VARIANTS; 4].as_flattened() {
         for kind in [VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT] {
             let (_folder, backend) = server(more);
             let pid = backend.child.id();
