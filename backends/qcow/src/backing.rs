@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::{check_type, open_file};
 use crate::image::Image;
-use crate::journal_file::{Access, JournalFile};
+use crate::journal_file::{Access, Beside, JournalFile};
 use crate::lock::{FileLock, Use};
 use crate::names::{resolve, resolve_data_file};
 use crate::options::{Backing, DataFile, Format, Journal, Locking, OpenOptions};
@@ -48,10 +48,13 @@ impl Image {
     ) -> Result<Self> {
         let path = path.as_ref();
         check_options(options)?;
-        let journal = match &options.journal {
-            Journal::Use(journal) => JournalFile::in_storage(journal.clone(), storage.identity()),
+        let used = match &options.journal {
+            Journal::Use(journal) => {
+                Some(JournalFile::in_storage(journal.clone(), storage.identity()))
+            }
             _ => None,
         };
+        let journal = Some(Beside::of(storage.identity(), used));
         let image = Self::assemble(storage, path, options, (None, journal))
             .map_err(|error| error.within(path.display()))?;
         attach(image, path, options, &mut Seen::new())
@@ -123,25 +126,36 @@ fn lock(
     FileLock::acquire(file, usage, path).map(Some)
 }
 
-/// The journal of an image that is locked, if there is to be one or one may have something.
-fn journal(file: &File, path: &Path, options: &OpenOptions) -> Result<Option<JournalFile>> {
-    if options.format != Format::Qcow2 || !options.windows.is_empty() || options.for_info {
+/// What was found beside an image that is locked; `None` if nobody is to look.
+fn journal(file: &File, path: &Path, options: &OpenOptions) -> Result<Option<Beside>> {
+    if options.format != Format::Qcow2 || options.for_info {
         return Ok(None);
     }
-    let pending = pending_session(file) != 0;
+    // What is being written now is not to be had otherwise.
+    if !options.writable && FileLock::has_writer(file) {
+        return Ok(None);
+    }
+    let (device, inode) = identity(file, path)?;
+    let image = [device, inode];
     let access = match (&options.journal, options.writable) {
         (Journal::Use(journal), _) => {
-            let (device, inode) = identity(file, path)?;
-            return Ok(JournalFile::in_storage(journal.clone(), [device, inode]));
+            let used = JournalFile::in_storage(journal.clone(), image);
+            return Ok(Some(Beside::of(image, Some(used))));
         }
+        _ if !options.windows.is_empty() => return Ok(Some(Beside::of(image, None))),
         (Journal::Keep, true) => Access::Create,
-        _ if !pending => return Ok(None),
         (_, true) => Access::Write,
-        // What is being written now is not to be had otherwise.
-        (_, false) if FileLock::has_writer(file) => return Ok(None),
         (_, false) => Access::Read,
     };
-    JournalFile::beside(file, path, access, pending)
+    let session = pending_session(file)
+        .map_err(|error| Error::io(format!("{}: cannot read", path.display()), error))?;
+    if access != Access::Create && session.is_none() {
+        return Ok(Some(Beside::of(image, None)));
+    }
+    Ok(Some(Beside {
+        image,
+        found: JournalFile::beside(file, path, access, session.as_ref()),
+    }))
 }
 
 /// Opens the data file and the backing file of `image` as far as the options allow.

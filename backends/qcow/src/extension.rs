@@ -10,6 +10,8 @@ pub(crate) mod kind {
     pub(crate) const BITMAPS: u32 = 0x2385_2875;
     pub(crate) const DATA_FILE: u32 = 0x4441_5441;
     pub(crate) const CRYPTO: u32 = 0x0537_be77;
+    /// "BHJL", of this library: see [`crate::journal_file`].
+    pub(crate) const JOURNAL: u32 = 0x4248_4a4c;
 }
 
 /// One header extension, known or not.

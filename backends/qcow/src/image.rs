@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::below::Below;
 use crate::buffer::{Destination, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal_file::JournalFile;
+use crate::journal_file::Beside;
 use crate::lock::FileLock;
 use crate::names::References;
 use crate::options::{Format, OpenOptions};
@@ -48,7 +48,7 @@ impl Image {
         storage: Box<dyn Storage>,
         path: &Path,
         options: &OpenOptions,
-        (lock, journal): (Option<FileLock>, Option<JournalFile>),
+        (lock, journal): (Option<FileLock>, Option<Beside>),
     ) -> Result<Self> {
         let mut storage = storage;
         let mut start = 0u64;

@@ -358,6 +358,7 @@ fn a_journal_is_not_believed_once_another_program_has_written_the_image() {
     let files = killed();
     // A program that does not know of journals clears what it does not know when it opens the image for writing.
     files.image.state().bytes[88..90].fill(0);
+    assert!(session_in_header(&files) > 104);
     let ignoring = OpenOptions::new(Format::Qcow2).writable(true);
     let other = files.open_as(&ignoring).unwrap();
     other.write_at(1 << 19, &[8; 4096]).unwrap();
@@ -396,21 +397,171 @@ fn checksum(session: u64, bytes: &[u8]) -> u64 {
     })
 }
 
+/// Where the image's header has the session.
+fn session_in_header(files: &Files) -> usize {
+    let bytes = files.image.state().bytes[..4096].to_vec();
+    bytes.windows(4).position(|kind| kind == b"BHJL").unwrap() + 8
+}
+
 #[test]
-fn a_journal_of_another_image_or_of_another_start_of_the_host_is_not_believed() {
-    for (at, believed) in [(DEVICE_AT, false), (BOOT_AT, false), (63, true)] {
+fn a_journal_of_another_session_or_image_is_none_and_without_its_own_the_image_is_an_error() {
+    for (at, found) in [
+        (DEVICE_AT, false),
+        (BOOT_AT, false),
+        (SESSION_AT, false),
+        (63, true),
+    ] {
         let files = killed();
         change_header(&files, at);
+        for writable in [false, true] {
+            let opened = files.open_as(&files.options().writable(writable));
+            assert_eq!(opened.is_ok(), found, "byte {at}");
+            if let Err(error) = opened {
+                let said = error.to_string();
+                assert!(said.contains("image-tool check -r all"), "{said}");
+            }
+        }
+    }
+    // The image that it is about is another one: this is a copy.
+    let files = killed();
+    let at = session_in_header(&files) + 31;
+    files.image.state().bytes[at] ^= 1;
+    let said = files.open_as(&files.options()).unwrap_err().to_string();
+    assert!(said.contains("a copy of an image in use"), "{said}");
+    // And none at all.
+    let said = killed()
+        .open_as(&OpenOptions::new(Format::Qcow2))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("its journal, journal, which is not in the folder"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_journal_of_another_start_of_the_host_is_not_waited_for() {
+    for is_there in [true, false] {
+        let files = killed();
+        let at = session_in_header(&files) + 8;
+        files.image.state().bytes[at] ^= 1;
+        change_header(&files, BOOT_AT + 7);
+        if !is_there {
+            files.journal.state().bytes.clear();
+        }
         let image = files.open(1 << 20);
         is_sound(&image, "without the journal");
-        assert_eq!(disk_of(&image)[0] != 0, believed, "byte {at}");
+        assert_eq!(disk_of(&image)[0], 0);
         image.close().unwrap();
     }
-    // Nor one of another session of this image, whose upper bits the image's header has.
-    let files = killed();
-    change_header(&files, SESSION_AT + 6);
+}
+
+#[test]
+fn a_check_reports_a_journal_that_is_not_to_be_had_and_its_repair_goes_on_without() {
+    let lose = |files: &Files| files.journal.state().bytes.clear();
+    let damage = |files: &Files| files.journal.state().bytes[4096 + 24] ^= 1;
+    for change in [&lose as &dyn Fn(&Files), &damage] {
+        let files = killed();
+        change(&files);
+        let before = files.image.state().bytes.clone();
+        for repair in [Repair::None, Repair::Leaks] {
+            let options = files
+                .options()
+                .writable(repair != Repair::None)
+                .for_check(true);
+            let image = files.open_as(&options).unwrap();
+            let found = image.check(repair).unwrap();
+            assert_eq!((found.corruptions, found.leaks_fixed), (1, 0));
+            assert!(
+                found.messages[0].contains("journal"),
+                "{:?}",
+                found.messages
+            );
+            image.close().unwrap();
+            assert!(
+                files.image.state().bytes == before,
+                "it still waits for its journal"
+            );
+        }
+        let options = files.options().writable(true).for_check(true);
+        let image = files.open_as(&options).unwrap();
+        let found = image.check(Repair::All).unwrap();
+        assert_eq!((found.corruptions, found.corruptions_fixed), (0, 1));
+        image.close().unwrap();
+        let image = files.open(1 << 20);
+        is_sound(&image, "repaired");
+        assert_eq!(disk_of(&image)[0], 0);
+    }
+}
+
+/// Where groups of notes begin, as their words have it.
+fn groups_in(journal: &[u8]) -> Vec<usize> {
+    let word = |at: usize| u64::from_le_bytes(journal[at..at + 8].try_into().unwrap());
+    let mut groups = Vec::new();
+    for part in (4096..journal.len()).step_by(PART) {
+        let (mut at, epoch) = (part, word(part));
+        while epoch != 0 && at + 32 <= part + PART && word(at) == epoch {
+            groups.push(at);
+            at += 32 * (1 + (word(at + 16) & 0x7fff) as usize);
+        }
+    }
+    groups
+}
+
+#[test]
+fn damage_within_a_journal_is_an_error_and_a_torn_end_is_none() {
+    let files = Files::made(4);
     let image = files.open(1 << 20);
-    assert_eq!(disk_of(&image)[0], 0);
+    for number in 1..18u64 {
+        let offset = number * 37 % SECTORS as u64 * SECTOR as u64;
+        image
+            .write_at(offset, &number.to_le_bytes().repeat(64))
+            .unwrap();
+        image.secure().unwrap();
+        // What the first of these parts has is needed no more.
+        if number == 5 {
+            image.flush().unwrap();
+        }
+    }
+    std::mem::forget(image);
+    let left = files.again();
+    let journal = left.journal.state().bytes.clone();
+    let groups = groups_in(&journal);
+    let last = *groups.last().unwrap();
+    let needed = groups.iter().position(|at| *at >= 4096 + PART).unwrap();
+    assert!(groups.len() - needed >= 12);
+    let mut disks = Vec::new();
+    for (index, at) in groups.iter().enumerate() {
+        // A bit of each of its words, and all of it.
+        for change in [0, 16, 20, 33, 99] {
+            let files = left.again();
+            {
+                let bytes = &mut files.journal.state().bytes;
+                match change {
+                    99 => bytes[*at..at + 64].fill(0),
+                    change => bytes[at + change] ^= 1,
+                }
+            }
+            let opened = files.open_as(&files.options());
+            let when = format!("group {index}, change {change}");
+            if index < needed || *at == last {
+                disks.push(disk_of(
+                    &opened.unwrap_or_else(|error| panic!("{when}: {error}")),
+                ));
+            } else {
+                let said = opened.err().map(|error| error.to_string());
+                assert!(
+                    said.is_some_and(|said| said.contains("journal is damaged")),
+                    "{when}"
+                );
+            }
+        }
+    }
+    let all = disk_of(&left.open_as(&left.options()).unwrap());
+    let lost = |disk: &Vec<u64>| disk.iter().zip(&all).filter(|(a, b)| a != b).count();
+    assert!(disks.iter().all(|disk| lost(disk) <= 1));
+    let whole = disks.iter().filter(|disk| lost(disk) == 0).count();
+    assert!(whole >= 5 * needed, "a damaged group that is not needed");
 }
 
 #[test]
@@ -462,7 +613,7 @@ fn records_that_do_not_fit_the_image_harm_nothing() {
     image.flush().unwrap();
     std::mem::forget(image);
     let sound = files.again();
-    let disk = disk_of(&sound.open_as(&OpenOptions::new(Format::Qcow2)).unwrap());
+    let disk = disk_of(&sound.open_as(&sound.options()).unwrap());
     let header = sound.image.state().bytes[..4096].to_vec();
     let l1 = u64::from_be_bytes(header[40..48].try_into().unwrap());
     let entry = {

@@ -40,12 +40,11 @@ impl Pending {
         Image::open_storage(Box::new(self.image.clone()), "image.qcow2", &options)
     }
 
-    /// Puts groups of records into a part: their first byte says how many records each has and which part it is.
+    /// Puts groups of records into a part: their first byte says how many records each has and which part it is. They are whole: each
+    /// is numbered, and says that all are needed.
     pub fn forge(&self, mut bytes: &[u8]) {
-        let header = self.journal.bytes();
-        let session = word(&header, 32);
-        let mut ends = [0usize; 4];
-        let mut groups = [0u64; 4];
+        let session = word(&self.journal.bytes(), 32);
+        let mut parts: [Vec<&[u8]>; 4] = Default::default();
         while let Some((first, rest)) = bytes.split_first() {
             let (part, count) = (
                 usize::from(first & 3),
@@ -53,18 +52,25 @@ impl Pending {
             );
             let (records, rest) = rest.split_at(count * RECORD);
             bytes = rest;
-            let place = groups[part] << 32 | count as u64;
-            let mut words = vec![1 + part as u64, 0, place, 0];
-            words.extend((0..records.len() / 8).map(|at| word(records, at * 8)));
-            words[3] = checksum(session, &words);
-            let group: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-            if ends[part] + group.len() > PART {
-                return;
+            parts[part].push(records);
+        }
+        let mut number = 0;
+        for (part, groups) in parts.iter().enumerate() {
+            let mut end = 0;
+            for records in groups {
+                let place = number << 32 | number << 15 | (records.len() / RECORD) as u64;
+                let mut words = vec![1 + part as u64, 0, place, 0];
+                words.extend((0..records.len() / 8).map(|at| word(records, at * 8)));
+                words[3] = checksum(session, &words);
+                let group: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                if end + group.len() > PART {
+                    return;
+                }
+                let at = PARTS_AT + part * PART + end;
+                let _ = self.journal.write(at as u64, &&group[..], 0, group.len());
+                end += group.len();
+                number += 1;
             }
-            let at = PARTS_AT + part * PART + ends[part];
-            let _ = self.journal.write(at as u64, &&group[..], 0, group.len());
-            ends[part] += group.len();
-            groups[part] += 1;
         }
     }
 

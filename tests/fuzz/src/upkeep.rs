@@ -110,10 +110,16 @@ impl Session<'_> {
         self.reopen()
     }
 
-    /// The image is opened again, and a journal is kept from then on, or none.
-    pub(crate) fn keep_journal(mut self, step: Step) -> Option<Self> {
-        self.journal = (step.fill & 1 == 0).then(Memory::default);
-        self.reopen()
+    /// The image is opened again, and another journal is kept from then on, or none.
+    pub(crate) fn keep_journal(self, step: Step) -> Option<Self> {
+        let (image, mut left) = self.leave();
+        let closed = image.close().is_ok();
+        let cut_off = left.host.file.is_spent();
+        // Whoever goes on for one that was cut off does so with its journal.
+        if closed {
+            left.journal = (step.fill & 1 == 0).then(Memory::default);
+        }
+        (cut_off || closed).then(|| left.enter()).flatten()
     }
 
     /// The process ends at once, and another one opens the image. What was flushed is there, and with a journal all that was written.

@@ -7,11 +7,11 @@
 //!
 //! Notes are written in groups, one for each operation of the engine, into one of several parts of the file. When tables are about to
 //! be written to the image, the notes go on in another part; once the tables are there, a group in it ends the need for the parts
-//! before. A group has a number that no other of its session has and a checksum, so that neither what a kill has cut off nor what
-//! an earlier session left is taken for one.
+//! before. A group has a checksum, so that neither what a kill has cut off nor what an earlier session left is taken for one; and it
+//! says which groups are needed with it, so that damage among these is not taken for what a kill has cut off.
 //!
 //! ```text
-//! group:  epoch, first epoch that is needed, place in the part << 32 | records, checksum; then the records
+//! group:  epoch, first epoch that is needed, number << 32 | groups before it that are needed << 15 | records, checksum; then the records
 //! record: 1 | table << 8, offset, old value, new value      a word of a table was changed
 //!         2 | table << 8, offset, length, 0                 a table of zeroes was begun
 //!         3, host offset, clusters, number                  each of them has one reference more than tables have
@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::address::HostOffset;
-use crate::engine::{Freed, Table};
+use crate::engine::{Freed, Left, Table};
 use crate::storage::Storage;
 
 /// Where the parts begin; before them is the file's header.
@@ -34,7 +34,9 @@ pub(crate) const PART: usize = 512 << 10;
 pub(crate) const PARTS: usize = 4;
 const SERVED_PARTS: usize = 3;
 
-const RECORD: usize = 32;
+pub(super) const RECORD: usize = 32;
+/// A part has fewer records than this, and all parts have fewer groups than the bits from here to a group's number can count.
+pub(super) const NEEDED_AT: u32 = 15;
 /// Room for the group that says that notes are missing, and for an empty one that ends the need for other parts.
 const RESERVE: usize = 3 * RECORD;
 /// Tables begun within a part: the next process has all of them in memory.
@@ -79,7 +81,7 @@ impl Change {
         }
     }
 
-    fn decode([kind, a, b, c]: [u64; 4]) -> Option<Self> {
+    pub(super) fn decode([kind, a, b, c]: [u64; 4]) -> Option<Self> {
         let table = || Table::ALL.get(usize::try_from(kind >> 8).ok()?).copied();
         match kind & 0xff {
             1 => Some(Self::Word {
@@ -206,12 +208,15 @@ pub(crate) struct Journal {
     /// The epochs of the parts that hold something needed.
     parts: [Option<u64>; PARTS],
     part: usize,
-    /// Bytes in the part, groups in it, and the size of tables begun.
+    /// Bytes in the part, and the size of tables begun.
     used: usize,
-    groups: u64,
     created: u64,
-    /// The first epoch that is needed.
+    /// The number of the next group, and of the first one in the part.
+    number: u64,
+    first: u64,
+    /// The first epoch that is needed, and the number of its first group.
     base: u64,
+    base_number: u64,
     /// Not everything that belongs to these epochs is noted.
     incomplete: Vec<u64>,
     /// What is being written to the image now is what these epochs have.
@@ -223,19 +228,24 @@ pub(crate) struct Journal {
 impl Journal {
     /// A new one, in a file that has nothing of use.
     pub(crate) fn new(notes: Arc<Notes>) -> Self {
-        Self::after(notes, [None; PARTS], 0)
+        let mut journal = Self::after(notes, [None; PARTS], (0, 0));
+        // One without any group is damaged.
+        journal.written();
+        journal
     }
 
-    fn after(notes: Arc<Notes>, parts: [Option<u64>; PARTS], last: u64) -> Self {
+    fn after(notes: Arc<Notes>, parts: [Option<u64>; PARTS], (last, number): (u64, u64)) -> Self {
         let mut journal = Self {
             notes,
             epoch: last,
             parts,
             part: 0,
             used: PART,
-            groups: 0,
             created: 0,
+            number,
+            first: number,
             base: 0,
+            base_number: number,
             incomplete: Vec::new(),
             leaving: Vec::new(),
             owed: BTreeMap::new(),
@@ -247,7 +257,7 @@ impl Journal {
 
     /// One that goes on where a former process left off, all of whose changes are in the image now, but for what it owed.
     pub(crate) fn resume(notes: Arc<Notes>, left: &Left) -> Self {
-        let mut journal = Self::after(notes, left.parts, left.last_epoch);
+        let mut journal = Self::after(notes, left.parts, (left.last_epoch, left.groups));
         journal.owed = left.owed.iter().map(|run| (run.number, *run)).collect();
         journal.next = journal
             .owed
@@ -268,7 +278,7 @@ impl Journal {
         };
         self.epoch += 1;
         self.part = part;
-        (self.used, self.groups, self.created) = (0, 0, 0);
+        (self.used, self.created, self.first) = (0, 0, self.number);
         if let Some(epoch) = self.parts.get_mut(part) {
             *epoch = Some(self.epoch);
         }
@@ -289,7 +299,8 @@ impl Journal {
     }
 
     fn write_group(&mut self, changes: &[Change]) {
-        let place = self.groups << 32 | changes.len() as u64;
+        let needed = self.number - self.base_number;
+        let place = self.number << 32 | needed << NEEDED_AT | changes.len() as u64;
         let mut words = vec![self.epoch, self.base, place, 0];
         words.extend(changes.iter().flat_map(|change| change.encode()));
         let sum = checksum(self.notes.session, &words);
@@ -300,7 +311,7 @@ impl Journal {
         let at = PARTS_AT + (self.part * PART + self.used) as u64;
         self.notes.add(at, &bytes);
         self.used += bytes.len();
-        self.groups += 1;
+        self.number += 1;
     }
 
     /// All that was noted is about to be written to the image; what comes from now on belongs to the next time.
@@ -331,7 +342,7 @@ impl Journal {
                 *part = None;
             }
         }
-        self.base = self.epoch;
+        (self.base, self.base_number) = (self.epoch, self.first);
         let room = (PART - self.used).saturating_sub(RECORD + RESERVE) / RECORD;
         let owed: Vec<Change> = self.owed.values().copied().map(Change::Owed).collect();
         self.write_group(owed.get(..room.min(owed.len())).unwrap_or_default());
@@ -392,7 +403,7 @@ fn created_by(change: &Change) -> u64 {
     }
 }
 
-fn without_first(run: Freed, clusters: u64, size: u64) -> Option<Freed> {
+pub(super) fn without_first(run: Freed, clusters: u64, size: u64) -> Option<Freed> {
     let left = run
         .clusters
         .checked_sub(clusters)
@@ -402,102 +413,6 @@ fn without_first(run: Freed, clusters: u64, size: u64) -> Option<Freed> {
         clusters: left,
         number: run.number,
     })
-}
-
-/// What a former process left.
-#[derive(Debug, Default)]
-pub(crate) struct Left {
-    /// In the order in which it happened.
-    pub(crate) changes: Vec<Change>,
-    pub(crate) owed: Vec<Freed>,
-    /// Not all is noted: the file may have later values of words than the notes.
-    pub(crate) has_gap: bool,
-    parts: [Option<u64>; PARTS],
-    last_epoch: u64,
-}
-
-impl Left {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.owed.is_empty() && !self.has_gap
-    }
-}
-
-/// A group as it is in the file.
-struct Group {
-    epoch: u64,
-    base: u64,
-    changes: Vec<Change>,
-}
-
-/// The groups of a part, as far as they are whole. `None`: one is whole and makes no sense.
-fn groups_of(session: u64, part: &[u64]) -> Option<Vec<Group>> {
-    let mut groups: Vec<Group> = Vec::new();
-    let mut rest = part;
-    while let Some((&[epoch, base, place, sum], records)) = rest.split_first_chunk::<4>() {
-        let (number, count) = (place >> 32, (place & 0xffff_ffff) as usize);
-        let Some(records) = count.checked_mul(4).and_then(|len| records.get(..len)) else {
-            break;
-        };
-        let same = groups.first().is_none_or(|first| first.epoch == epoch);
-        let head = [epoch, base, place, 0];
-        let expected = checksum(session, head.iter().chain(records));
-        if !same || epoch == 0 || number != groups.len() as u64 || sum != expected {
-            break;
-        }
-        let (records, _) = records.as_chunks::<4>();
-        let changes = records.iter().map(|record| Change::decode(*record));
-        groups.push(Group {
-            epoch,
-            base,
-            changes: changes.collect::<Option<_>>()?,
-        });
-        rest = rest.get(4 + 4 * count..)?;
-    }
-    Some(groups)
-}
-
-/// What the parts, as words, have. `None` if that makes no sense.
-pub(crate) fn read(session: u64, parts: &[u64], cluster_size: u64) -> Option<Left> {
-    let mut left = Left::default();
-    let mut all = Vec::new();
-    for (index, part) in parts.chunks(PART / 8).enumerate().take(PARTS) {
-        all.push((index, groups_of(session, part)?));
-    }
-    let groups = || all.iter().flat_map(|(_, groups)| groups);
-    let base = groups().map(|group| group.base).max().unwrap_or(0);
-    left.last_epoch = groups().map(|group| group.epoch).max().unwrap_or(0);
-    all.sort_by_key(|(_, groups)| groups.first().map_or(0, |first| first.epoch));
-    let mut owed = BTreeMap::new();
-    for (index, groups) in &all {
-        let Some(epoch) = groups
-            .first()
-            .map(|first| first.epoch)
-            .filter(|at| *at >= base)
-        else {
-            continue;
-        };
-        if let Some(part) = left.parts.get_mut(*index) {
-            *part = Some(epoch);
-        }
-        for change in groups.iter().flat_map(|group| &group.changes) {
-            match *change {
-                _ if left.has_gap => {}
-                Change::Gap => left.has_gap = true,
-                Change::Owed(run) => {
-                    owed.entry(run.number).or_insert(Some(run));
-                }
-                Change::Settled { number, clusters } => {
-                    // What is settled stays so, though it may be noted as owed once more.
-                    let run = owed.entry(number).or_insert(None);
-                    *run = run.and_then(|run| without_first(run, clusters, cluster_size));
-                }
-                change => left.changes.push(change),
-            }
-        }
-    }
-    left.owed = owed.into_values().flatten().collect();
-    // One is always free.
-    left.parts.contains(&None).then_some(left)
 }
 
 impl std::fmt::Debug for Journal {

@@ -20,6 +20,7 @@ mod batch;
 mod discard;
 mod growth;
 mod journal;
+mod left;
 mod map;
 mod overlap;
 mod pages;
@@ -42,9 +43,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
 use crate::geometry::Geometry;
 use crate::header::Header;
-pub(crate) use journal::{
-    Journal, Left, Notes, PART, PARTS, PARTS_AT, checksum, read as read_notes, words_of,
-};
+pub(crate) use journal::{Journal, Notes, PART, PARTS, PARTS_AT, checksum, words_of};
+pub(crate) use left::{Left, read as read_notes};
 use overlap::Overlap;
 use pages::Pages;
 

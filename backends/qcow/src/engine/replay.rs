@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::address::{ClusterIndex, HostOffset};
-use crate::engine::journal::{Change, Journal, Left};
-use crate::engine::{Engine, Freed, Stop, Table, Undo};
+use crate::engine::journal::{Change, Journal};
+use crate::engine::{Engine, Freed, Left, Stop, Table, Undo};
 use crate::error::Error;
 use crate::geometry::{HOST_LIMIT, OFFSET_MASK};
 use crate::l2::{self, COMPRESSED};

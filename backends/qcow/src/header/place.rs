@@ -41,6 +41,14 @@ pub(crate) fn write(
     Placed::over(header, &old, &live)?.write(storage, sync)
 }
 
+/// Whether this header and one like it fit beside each other, so that one can replace the other at any time.
+pub(crate) fn fits_twice(header: &Header) -> bool {
+    let room = 1usize << header.cluster_bits;
+    Parts::of(header).is_some_and(|parts| {
+        Placed::in_first_sector(&parts).is_some() || SECTOR + 2 * parts.beyond().len() <= room
+    })
+}
+
 /// Writes the header of a new image.
 pub(crate) fn write_new(
     storage: &dyn Storage,

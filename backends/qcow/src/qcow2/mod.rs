@@ -24,7 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extension::kind;
 use crate::feature;
 use crate::header::Header;
-use crate::journal_file::JournalFile;
+use crate::journal_file::session::{self, Session};
+use crate::journal_file::{Beside, JournalFile};
 use crate::names::References;
 use crate::options::{self, CompressionType, Discard, OpenOptions};
 use crate::range_lock::RangeLock;
@@ -33,7 +34,7 @@ use crate::snapshot_table::{Reading, Snapshot, SnapshotTable};
 use crate::storage::Storage;
 use crate::turn::Turns;
 use bitmaps::Bitmaps;
-use recovery::Kept;
+use recovery::{Kept, Lost, Recovered};
 
 pub use bitmaps::DirtyRanges;
 
@@ -67,6 +68,8 @@ pub(crate) struct Qcow2 {
     closed: AtomicBool,
     /// Where changes are noted for the process after a kill.
     kept: std::sync::OnceLock<Kept>,
+    /// A journal that counts and cannot be had.
+    lost: Mutex<Option<Lost>>,
 }
 
 impl Qcow2 {
@@ -74,9 +77,13 @@ impl Qcow2 {
     pub(crate) fn open(
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
-        journal: Option<JournalFile>,
+        journal: Option<Beside>,
     ) -> Result<Self> {
-        let storage = Self::recover(storage, options, journal.as_ref())?;
+        let Recovered {
+            storage,
+            journal,
+            lost,
+        } = Self::recover(storage, options, journal)?;
         let mut header = read_header(&*storage)?;
         if !options.for_info || options.writable {
             header.check_encryption()?;
@@ -99,7 +106,8 @@ impl Qcow2 {
         if let Some(wanted) = &options.snapshot {
             select_snapshot(&mut header, &snapshots, wanted)?;
         }
-        let image = Self::new(storage, header, snapshots, options);
+        let mut image = Self::new(storage, header, snapshots, options);
+        image.lost = Mutex::new(lost);
         if options.writable && !options.for_check {
             image.prepare_for_writing(journal, &options.journal)?;
         } else if let Some(journal) = journal.filter(|_| options.writable) {
@@ -133,6 +141,7 @@ impl Qcow2 {
             discard: options.discard,
             closed: false.into(),
             kept: std::sync::OnceLock::new(),
+            lost: Mutex::new(None),
             data: None,
             storage,
         }
@@ -157,12 +166,10 @@ impl Qcow2 {
             self.register_all_metadata()?;
         }
         let mut engine = self.engine();
-        let known = engine.header.autoclear & feature::AUTOCLEAR_KNOWN;
-        if engine.header.autoclear != known {
-            let header = Header {
-                autoclear: known,
-                ..engine.header.clone()
-            };
+        let mut header = engine.header.clone();
+        session::end(&mut header);
+        header.autoclear &= feature::AUTOCLEAR_KNOWN;
+        if engine.header != header {
             self.update_header(&mut engine, header)?;
         }
         drop(engine);
@@ -294,7 +301,15 @@ impl Qcow2 {
         if !self.for_check {
             header.incompatible &= !feature::DIRTY;
         }
-        header.autoclear &= !feature::JOURNAL;
+        // One that cannot be had is still waited for.
+        if self
+            .lost
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none()
+        {
+            session::end(&mut header);
+        }
         if header == engine.header {
             self.sync(&mut engine)?;
         } else {
@@ -310,6 +325,12 @@ impl Qcow2 {
     /// Checks the image, and repairs it as far as `repair` allows. Nothing else happens to it meanwhile.
     pub(crate) fn check(&self, repair: Repair) -> Result<CheckResult> {
         let _guard = self.ranges.exclusive(0..u64::MAX);
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        // What looks like a leak may be what a journal leads to.
+        let repair = match repair {
+            Repair::Leaks if lost.is_some() => Repair::None,
+            repair => repair,
+        };
         let mut engine = self.engine();
         if self.writable && engine.check_usable().is_ok() {
             while !engine.is_clean() {
@@ -324,6 +345,9 @@ impl Qcow2 {
             .giving_up_lost(self.for_check)
             .run();
         if repair == Repair::None {
+            if let Some(lost) = &*lost {
+                lost.report(&mut result);
+            }
             return Ok(result);
         }
         let old = engine.header.clone();
@@ -337,6 +361,7 @@ impl Qcow2 {
         if result.is_sound() {
             header.incompatible &= !(feature::DIRTY | feature::CORRUPT);
             header.autoclear &= feature::AUTOCLEAR_KNOWN;
+            session::end(&mut header);
         }
         if !result.is_sound() {
             engine.stop("corruptions were found that cannot be repaired");
@@ -344,6 +369,10 @@ impl Qcow2 {
             self.update_header(&mut engine, header)?;
         }
         drop(engine);
+        match lost.take() {
+            Some(given_up) if result.is_sound() => given_up.give_up(&mut result),
+            kept => *lost = kept,
+        }
         if result.is_sound() && !self.for_check {
             self.register_all_metadata()?;
         }
@@ -369,17 +398,12 @@ impl Drop for Qcow2 {
     }
 }
 
-/// The session whose journal an image waits for, as its header has it; 0 if there is none, or no such header.
-pub(crate) fn pending_session(file: &std::fs::File) -> u64 {
-    use std::os::unix::fs::FileExt;
-    let mut start = [0u8; 96];
-    if file.read_exact_at(&mut start, 0).is_err() || !start.starts_with(b"QFI\xfb\0\0\0\x03") {
-        return 0;
-    }
-    let autoclear = start
-        .last_chunk()
-        .map_or(0, |bits| u64::from_be_bytes(*bits));
-    autoclear & feature::JOURNAL
+/// The session whose journal an image waits for, as its header has it; `None` if there is none, or no such header.
+pub(crate) fn pending_session(file: &std::fs::File) -> std::io::Result<Option<Session>> {
+    let storage = crate::storage::HostFile::new(file.try_clone()?)?;
+    Ok(read_header(&storage)
+        .ok()
+        .and_then(|header| Session::of(&header)))
 }
 
 /// Reads and parses the header.

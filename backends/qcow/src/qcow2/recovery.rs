@@ -8,12 +8,12 @@ use crate::engine::{Engine, Freed, Journal, Left, Notes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
 use crate::geometry::OFFSET_MASK;
-use crate::header::Header;
-use crate::journal_file::JournalFile;
+use crate::journal_file::session::{self, GO_ON, Session};
+use crate::journal_file::{Beside, JournalFile, boot_id};
 use crate::options::OpenOptions;
 use crate::qcow2::commit::Steps;
 use crate::qcow2::{Qcow2, read_header};
-use crate::report::Repair;
+use crate::report::{CheckResult, Repair};
 use crate::scratch::Scratch;
 use crate::storage::Storage;
 
@@ -30,52 +30,127 @@ pub(crate) struct Kept {
     pub(super) notes: Arc<Notes>,
 }
 
+/// A journal that counts and cannot be had, in an image that is opened to be checked.
+pub(super) struct Lost {
+    why: String,
+    /// The journal, if there is one and it is of no use.
+    file: Option<JournalFile>,
+}
+
+impl Lost {
+    pub(super) fn report(&self, result: &mut CheckResult) {
+        result.corruptions += 1;
+        result.messages.insert(0, format!("ERROR {}", self.why));
+    }
+
+    /// The image is taken for all there is.
+    pub(super) fn give_up(self, result: &mut CheckResult) {
+        result.corruptions_fixed += 1;
+        result
+            .messages
+            .insert(0, format!("Repairing: {}", self.why));
+        if let Some(file) = self.file {
+            file.remove();
+        }
+    }
+}
+
+/// An image with what a killed process left of it.
+pub(super) struct Recovered {
+    pub(super) storage: Arc<dyn Storage>,
+    /// A journal that is of use no more, or a place for one.
+    pub(super) journal: Option<JournalFile>,
+    pub(super) lost: Option<Lost>,
+}
+
 impl Qcow2 {
     /// Makes what a killed process left part of the image: of its file or, if it is opened read-only, of what is read from the storage
     /// that is returned.
+    ///
+    /// # Errors
+    /// Something was left, and cannot be had. To check the image it can be opened all the same.
     pub(super) fn recover(
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
-        journal: Option<&JournalFile>,
-    ) -> Result<Arc<dyn Storage>> {
-        let Some(journal) = journal else {
-            return Ok(storage);
+        beside: Option<Beside>,
+    ) -> Result<Recovered> {
+        let recovered = |journal| Recovered {
+            storage: storage.clone(),
+            journal,
+            lost: None,
+        };
+        let Some(Beside { image, found }) = beside else {
+            return Ok(recovered(None));
         };
         let header = read_header(&*storage)?;
-        let bits = header.autoclear & feature::JOURNAL;
-        if bits == 0 || header.incompatible & feature::CORRUPT != 0 {
-            return Ok(storage);
-        }
-        let Some((session, left)) = journal.read(bits, header.geometry().cluster_size())? else {
-            return Ok(storage);
+        let is_refused = options.writable && !options.for_check;
+        let session = match Session::of(&header) {
+            // It will not be written.
+            Some(_) if is_refused && header.incompatible & feature::CORRUPT != 0 => None,
+            // What a host had in memory when it crashed is gone, and with it perhaps what the journal leads to.
+            session => session.filter(|session| boot_id().is_none_or(|boot| boot == session.boot)),
         };
-        if left.is_empty() {
-            return Ok(storage);
+        let Some(session) = session else {
+            return Ok(recovered(found.unwrap_or_default()));
+        };
+        let (journal, made) = match found {
+            Err(error) => (None, Err(error)),
+            Ok(None) => (None, Err(session.lost(image))),
+            Ok(Some(journal)) => {
+                let made = Self::make_changes(&storage, options, &journal, &session)
+                    .and_then(|made| made.ok_or_else(|| session.lost(image)));
+                (Some(journal), made)
+            }
+        };
+        match made {
+            Ok(storage) => Ok(Recovered {
+                storage,
+                ..recovered(journal)
+            }),
+            Err(error) if options.for_check => Ok(Recovered {
+                storage: storage.clone(),
+                journal: None,
+                lost: Some(Lost {
+                    why: error.to_string(),
+                    file: journal,
+                }),
+            }),
+            Err(error) => Err(error),
         }
+    }
+
+    /// `None` if it is not the journal of this session.
+    fn make_changes(
+        storage: &Arc<dyn Storage>,
+        options: &OpenOptions,
+        journal: &JournalFile,
+        session: &Session,
+    ) -> Result<Option<Arc<dyn Storage>>> {
+        let header = read_header(&**storage)?;
+        let Some(left) = journal.read(session, header.geometry().cluster_size())? else {
+            return Ok(None);
+        };
+        let Some(file) = journal.storage().filter(|_| !left.is_empty()) else {
+            return Ok(Some(storage.clone()));
+        };
         let rejected = |error: Error| match error.kind() {
             ErrorKind::Io => error,
-            _ => Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "{} has what was written since the last flush, and cannot be used ({error}); remove it to go on without",
-                    journal.path.display()
-                ),
-            ),
+            _ => Error::corrupt(format!(
+                "{} has what was written since the last flush, and cannot be used ({error}); {GO_ON}",
+                journal.path.display()
+            )),
         };
         // First where it changes nothing.
         let scratch: Arc<dyn Storage> = Arc::new(Scratch::new(storage.clone()));
-        let Some(file) = journal.storage() else {
-            return Ok(storage);
-        };
-        let notes = Arc::new(Scratch::new(file.clone()));
-        take_over(scratch.clone(), options, Notes::new(notes, session), &left).map_err(rejected)?;
-        check(&scratch, &storage).map_err(rejected)?;
+        let notes = Notes::new(Arc::new(Scratch::new(file.clone())), session.number);
+        take_over(scratch.clone(), options, notes, &left).map_err(rejected)?;
+        check(&scratch, storage).map_err(rejected)?;
         if !options.writable {
-            return Ok(scratch);
+            return Ok(Some(scratch));
         }
-        let notes = Notes::new(file.clone(), session);
+        let notes = Notes::new(file.clone(), session.number);
         take_over(storage.clone(), options, notes, &left)?;
-        Ok(storage)
+        Ok(Some(storage.clone()))
     }
 
     /// Begins a journal, if one is to be kept and can be. The engine has nothing unwritten.
@@ -84,7 +159,7 @@ impl Qcow2 {
         engine: &mut Engine,
         file: Option<JournalFile>,
     ) -> Result<()> {
-        let Some(file) = file else {
+        let Some(mut file) = file else {
             return Ok(());
         };
         let header = engine.header.clone();
@@ -96,17 +171,15 @@ impl Qcow2 {
             self.commit(engine, true)?;
         }
         // Where there is no room for one, tables are written first.
-        let Ok((storage, session)) = file.begin() else {
+        let begun = file.begin().ok();
+        let begun = begun
+            .and_then(|(session, notes, journal)| Some((session.begin(&header)?, notes, journal)));
+        let Some((header, notes, journal)) = begun else {
             file.remove();
             return Ok(());
         };
-        let header = Header {
-            autoclear: header.autoclear & feature::AUTOCLEAR_KNOWN | session & feature::JOURNAL,
-            ..header
-        };
         self.update_header(engine, header)?;
-        let notes = Arc::new(Notes::new(storage, session));
-        engine.set_journal(Some(Journal::new(notes.clone())));
+        engine.set_journal(Some(journal));
         let _ = self.kept.set(Kept { file, notes });
         Ok(())
     }
@@ -136,14 +209,14 @@ impl Qcow2 {
     /// No notes are taken any more, and those there are do not count.
     pub(super) fn end_journal(&self, engine: &mut impl Steps) -> Result<()> {
         let mut header = engine.step(|engine| engine.header.clone());
-        if header.autoclear & feature::JOURNAL != 0 {
-            header.autoclear &= !feature::JOURNAL;
+        if session::is_in(&header) {
+            session::end(&mut header);
             let mut sync = || self.sync_files();
             self.write_header(&header, &mut sync)?;
             sync()?;
         }
         engine.step(|engine| {
-            engine.header.autoclear &= !feature::JOURNAL;
+            session::end(&mut engine.header);
             engine.set_journal(None);
         });
         Ok(())
