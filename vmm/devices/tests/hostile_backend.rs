@@ -20,6 +20,7 @@ use bulkhead_devices::virtio::VirtioDevice;
 
 use fake::{Fake, GET_VRING_BASE, SET_CONFIG, SET_FEATURES, SET_VRING_ENABLE, SET_VRING_NUM, Then};
 use guest::{BlockGuest, Events, guest_memory};
+use vm_memory::GuestMemoryMmap;
 
 /// Far less than a backend may take for an answer, and enough for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -29,6 +30,16 @@ fn connect(
     kind: &str,
     size: u16,
     events: &Arc<Events>,
+) -> Result<Arc<Frontend>, FrontendError> {
+    connect_with(fake, kind, size, events, guest_memory(0))
+}
+
+fn connect_with(
+    fake: &Fake,
+    kind: &str,
+    size: u16,
+    events: &Arc<Events>,
+    memory: GuestMemoryMmap,
 ) -> Result<Arc<Frontend>, FrontendError> {
     let config = FrontendConfig {
         socket: fake.socket.clone(),
@@ -41,7 +52,7 @@ fn connect(
     let connector = Box::new(move || bulkhead_devices::vhost_user::connect(&path));
     let seen = events.clone();
     let observer = move |_: &Path, event: BackendEvent<'_>| seen.note(&event);
-    let frontend = Frontend::connect(config, guest_memory(0), connector, Box::new(observer))?;
+    let frontend = Frontend::connect(config, memory, connector, Box::new(observer))?;
     frontend.attach(events.clone());
     frontend.supervise(|| ()).unwrap();
     Ok(frontend)
@@ -98,6 +109,26 @@ fn whatever_a_backend_does_at_the_start_no_caller_waits() {
             guest.frontend.is_stopped() || then == Then::Hang
         });
     }
+}
+
+#[test]
+fn a_kick_that_the_backend_throws_away_at_the_start_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::start(folder.path(), 0, Box::new(|_, _| Then::Answer));
+    let memory = guest_memory(0);
+    let frontend = connect_with(&fake, "blk", 64, &Arc::default(), memory.clone()).unwrap();
+    let mut guest = BlockGuest::new(frontend, memory);
+    for _ in 0..3 {
+        guest.activate();
+        // The driver does not wait for the backend to be there.
+        guest.submit_read(0);
+        wait("the kick", || fake.is_kicked(0));
+        guest.reset();
+    }
+    // Nobody kicks a queue that is empty.
+    guest.activate();
+    wait("the start", || fake.count(SET_VRING_ENABLE) >= 7);
+    assert!(!fake.is_kicked(0));
 }
 
 #[test]

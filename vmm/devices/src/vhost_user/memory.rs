@@ -4,6 +4,7 @@
 //! agree, so the backend is told guest physical addresses with an offset, and never where the monitor's memory is.
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -69,9 +70,19 @@ pub(super) fn share(connection: &Connection, memory: &GuestMemoryMmap) -> Result
 /// How many requests of the queue have been answered: the used ring's index (virtio 1.2 §2.7.8). From there a new backend
 /// goes on.
 pub(super) fn used_index(memory: &GuestMemoryMmap, queue: &ActiveQueue) -> u16 {
-    let index = GuestAddress(queue.used).checked_add(2);
+    index(memory, queue.used)
+}
+
+/// How many requests the driver has made: the available ring's index (§2.7.6).
+pub(super) fn available_index(memory: &GuestMemoryMmap, queue: &ActiveQueue) -> u16 {
+    index(memory, queue.available)
+}
+
+/// Both rings begin with flags and an index.
+fn index(memory: &GuestMemoryMmap, ring: u64) -> u16 {
+    let index = GuestAddress(ring).checked_add(2);
     // The transport has made sure that the ring lies in RAM.
     index
-        .and_then(|address| memory.read_obj::<u16>(address).ok())
+        .and_then(|address| memory.load::<u16>(address, Ordering::Acquire).ok())
         .map_or(0, u16::from_le)
 }

@@ -71,18 +71,21 @@ pub(super) fn start(
             connection.set_vring_enable(queue.index, true)?;
         }
     }
-    if start == Start::Resumed {
-        wake(active);
+    for queue in &active.queues {
+        wake(memory, queue, start);
     }
     Ok(())
 }
 
-/// A kick or a call may have been swallowed by the backend that died: each is made once more. Both sides look at the rings
-/// when woken, so one too many does no harm.
-fn wake(active: &Active) {
-    for queue in &active.queues {
+/// The driver runs on meanwhile, and a kick may have been swallowed: by the backend that died, or by this one, as many throw away what
+/// comes between SET_VRING_KICK and SET_VRING_ENABLE. A call may have gone with the backend that died. Each is made once more: both
+/// sides look at the rings when woken, so one too many does no harm.
+fn wake(memory: &GuestMemoryMmap, queue: &ActiveQueue, start: Start) {
+    if start == Start::Resumed {
         signal(&queue.kick);
         queue.call.signal();
+    } else if memory::available_index(memory, queue) != 0 {
+        signal(&queue.kick);
     }
 }
 

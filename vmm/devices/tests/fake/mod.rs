@@ -1,10 +1,16 @@
 //! A backend that does as the test says: it answers what a sound one answers, until it is told otherwise.
 
-use std::io::{Read, Write};
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 pub(crate) const GET_FEATURES: u32 = 1;
 pub(crate) const SET_FEATURES: u32 = 2;
@@ -12,6 +18,7 @@ pub(crate) const SET_VRING_NUM: u32 = 8;
 pub(crate) const GET_VRING_BASE: u32 = 11;
 pub(crate) const SET_VRING_ENABLE: u32 = 18;
 pub(crate) const SET_CONFIG: u32 = 25;
+const SET_VRING_KICK: u32 = 12;
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const GET_QUEUE_NUM: u32 = 17;
 const GET_CONFIG: u32 = 24;
@@ -36,12 +43,16 @@ pub(crate) enum Then {
 /// The number and body of each request.
 type Seen = Arc<Mutex<Vec<(u32, Vec<u8>)>>>;
 
+/// The kicks of each queue that is enabled.
+type Kicks = Arc<Mutex<BTreeMap<u8, OwnedFd>>>;
+
 type Rule = Box<dyn Fn(u32, &[u8]) -> Then + Send>;
 
 /// The backend, and what it was asked.
 pub(crate) struct Fake {
     pub(crate) socket: PathBuf,
     seen: Seen,
+    kicks: Kicks,
     connections: Arc<Mutex<u32>>,
     current: Arc<Mutex<Option<UnixStream>>>,
 }
@@ -52,12 +63,13 @@ impl Fake {
         let fake = Self {
             socket: folder.join("socket"),
             seen: Arc::default(),
+            kicks: Arc::default(),
             connections: Arc::default(),
             current: Arc::default(),
         };
         let listener = UnixListener::bind(&fake.socket).unwrap();
         let (seen, connections) = (fake.seen.clone(), fake.connections.clone());
-        let current = fake.current.clone();
+        let (current, kicks) = (fake.current.clone(), fake.kicks.clone());
         // It ends with the test.
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -65,7 +77,7 @@ impl Fake {
                 *current.lock().unwrap() = Some(stream.try_clone().unwrap());
                 *connections.lock().unwrap() += 1;
                 // An error is the frontend's end.
-                let _ = serve(&mut stream, features, &rule, &seen);
+                let _ = serve(&mut stream, features, &rule, (&seen, &kicks));
                 current.lock().unwrap().take();
             }
         });
@@ -74,11 +86,20 @@ impl Fake {
 
     #[allow(dead_code)] // as above
     pub(crate) fn saw(&self, request: u32) -> bool {
-        self.seen
-            .lock()
-            .unwrap()
-            .iter()
-            .any(|(seen, _)| *seen == request)
+        self.count(request) > 0
+    }
+
+    #[allow(dead_code)] // as above
+    pub(crate) fn count(&self, request: u32) -> usize {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter(|(seen, _)| *seen == request).count()
+    }
+
+    /// Whether a kick of this queue waits to be served. Those before the queue was enabled are thrown away, as `vhost-user-backend` does.
+    #[allow(dead_code)] // as above
+    pub(crate) fn is_kicked(&self, queue: u8) -> bool {
+        let kicks = self.kicks.lock().unwrap();
+        kicks.get(&queue).is_some_and(is_readable)
     }
 
     /// Ends the connection there is.
@@ -95,15 +116,72 @@ impl Fake {
     }
 }
 
-fn serve(stream: &mut UnixStream, features: u64, rule: &Rule, seen: &Seen) -> std::io::Result<()> {
+/// What a request does to the kicks of an enabled queue; `given` are those of queues that may not be.
+fn note_kick(
+    request: u32,
+    body: &[u8],
+    descriptor: Option<OwnedFd>,
+    (given, enabled): (&mut BTreeMap<u8, OwnedFd>, &Kicks),
+) {
+    let queue = body.first().copied().unwrap_or_default();
+    let mut enabled = enabled.lock().unwrap();
+    match (request, descriptor) {
+        (SET_VRING_KICK, Some(kick)) => drop(given.insert(queue, kick)),
+        (SET_VRING_ENABLE, _) if body.get(4) == Some(&1) => {
+            if let Some(kick) = given.remove(&queue) {
+                if is_readable(&kick) {
+                    let _ = rustix::io::read(&kick, &mut [0; 8]);
+                }
+                enabled.insert(queue, kick);
+            }
+        }
+        (SET_VRING_ENABLE, _) => drop(enabled.remove(&queue)),
+        _ => {}
+    }
+}
+
+fn is_readable(fd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
+}
+
+/// Fills `bytes`; returns the descriptor that came along.
+fn receive(stream: &UnixStream, bytes: &mut [u8]) -> std::io::Result<Option<OwnedFd>> {
+    let (mut got, mut came) = (0, None);
+    while got < bytes.len() {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut bytes[got..])];
+        let received = recvmsg(stream, &mut parts, &mut control, RecvFlags::empty())?;
+        if received.bytes == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        got += received.bytes;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                came = fds.last().or(came);
+            }
+        }
+    }
+    Ok(came)
+}
+
+fn serve(
+    stream: &mut UnixStream,
+    features: u64,
+    rule: &Rule,
+    (seen, kicks): (&Seen, &Kicks),
+) -> std::io::Result<()> {
+    let mut given = BTreeMap::new();
     loop {
         let mut header = [0; 12];
-        stream.read_exact(&mut header)?;
+        let descriptor = receive(stream, &mut header)?;
         let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
         let (request, flags) = (word(0), word(4));
         let mut body = vec![0; word(8) as usize];
         stream.read_exact(&mut body)?;
         seen.lock().unwrap().push((request, body.clone()));
+        note_kick(request, &body, descriptor, (&mut given, kicks));
         let then = rule(request, &body);
         let number = |number: u64| Some(number.to_ne_bytes().to_vec());
         let reply = match (then, request) {
