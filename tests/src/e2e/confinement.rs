@@ -56,5 +56,10 @@ pub(super) fn refused(workplace: &Workplace) -> Result<()> {
             end.errors.join("\n  ")
         );
     }
+    let warning = end
+        .errors
+        .iter()
+        .find(|line| line.contains("does not allow"));
+    ensure!(warning.is_none(), "it said: {}", end.errors.join("\n  "));
     stage.nothing_left()
 }
