@@ -32,6 +32,7 @@
 mod base;
 mod capabilities;
 mod files;
+mod host;
 mod namespaces;
 mod paths;
 mod syscalls;
@@ -39,6 +40,7 @@ mod syscalls;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+pub use host::{Part, Refused, refused};
 pub use rustix::thread::CapabilitySet;
 
 use namespaces::Network;

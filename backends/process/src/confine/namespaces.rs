@@ -63,6 +63,11 @@ pub(super) fn alone() -> io::Result<()> {
     unshare_all(libc::CLONE_THREAD)
 }
 
+/// What the process starts from now on has process numbers of its own.
+pub(super) fn number_anew() -> io::Result<()> {
+    unshare_all(libc::CLONE_NEWPID)
+}
+
 /// Has a root folder of its own with what is visible in it.
 fn enter_root(visible: &[Visible]) -> Result<(), String> {
     // One that has been removed, or is not to be seen, is nowhere to go back to.

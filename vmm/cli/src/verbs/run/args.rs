@@ -48,7 +48,8 @@ pub(crate) struct Args {
     /// Say how each process ended
     #[arg(long, short)]
     pub(crate) verbose: bool,
-    /// Print the command of every process, in the order they are started, and start none
+    /// Print the command of every process, in the order they are started, and start none. Warnings say what the host refuses of their
+    /// confinement
     #[arg(long)]
     pub(crate) dry_run: bool,
 }

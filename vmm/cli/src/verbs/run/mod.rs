@@ -16,6 +16,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use bulkhead_process::confine::{self, Part, Refused};
+use bulkhead_process::warn;
 
 use crate::init;
 use crate::runtime::{self, GuestFolder};
@@ -37,6 +39,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if init::is_needed() {
         return init::run();
     }
+    warn_of_refused()?;
     let signals = Signals::block().context("cannot watch for signals")?;
     let folder = GuestFolder::claim(&path)?;
     let console = Console::attach().context("cannot use standard input")?;
@@ -69,7 +72,29 @@ fn run_until_end(
     }
 }
 
-/// Lines that a shell can run, each process in a terminal of its own.
+/// One warning for all that the host refuses: what the programs say of it at their start is not passed on.
+fn warn_of_refused() -> anyhow::Result<()> {
+    let is_root = rustix::process::geteuid().is_root();
+    let parts: Vec<_> = refused()?
+        .iter()
+        // Users' guests have no process namespaces on any host.
+        .filter(|refused| is_root || refused.part != Part::Processes)
+        .map(ToString::to_string)
+        .collect();
+    if !parts.is_empty() {
+        let parts = parts.join("; ");
+        warn(&format!(
+            "the host does not allow all of the confinement ({parts}): --dry-run says what that means"
+        ));
+    }
+    Ok(())
+}
+
+fn refused() -> anyhow::Result<Vec<Refused>> {
+    confine::refused().context("cannot try the confinement")
+}
+
+/// Lines that a shell can run, each process in a terminal of its own. What the host refuses of their confinement is said beside them.
 fn dry_run(plan: &Plan, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
     let mut folders = OsString::from("mkdir -p -m 0700 ");
     folders.push(crate::shell::quote(folder.as_os_str()));
@@ -86,5 +111,8 @@ fn dry_run(plan: &Plan, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
         out.write_all(b"\n").context("standard output")?;
     }
     out.flush().context("standard output")?;
+    for refused in refused()? {
+        warn(&format!("{refused}: {}", refused.part.advice()));
+    }
     Ok(ExitCode::SUCCESS)
 }
