@@ -105,6 +105,11 @@ impl Connection {
         self.acknowledged = true;
     }
 
+    /// Whether it does.
+    pub(super) fn acknowledges(&self) -> bool {
+        self.acknowledged
+    }
+
     /// The socket, to end the connection from another thread.
     pub(super) fn try_clone_socket(&self) -> Result<UnixStream> {
         Ok(self.socket.try_clone()?)

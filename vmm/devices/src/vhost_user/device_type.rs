@@ -145,6 +145,15 @@ pub(super) fn config_len(device_type: u16) -> usize {
     known.map_or(0, |(_, _, len, _)| *len)
 }
 
+/// How many queues every driver takes, whatever features it agreed on.
+fn least_queues(device_type: u16) -> u16 {
+    match device_type {
+        // The second is for what a feature stands for.
+        TYPE_GPIO | TYPE_SCMI => 1,
+        _ => usual_queues(device_type).unwrap_or(1),
+    }
+}
+
 /// How many queues, given what the user said and what the backend has (if it said so).
 pub(super) fn queue_count(device_type: u16, wanted: Option<u16>, has: Option<u64>) -> Result<u16> {
     let usual = usual_queues(device_type);
@@ -158,8 +167,9 @@ pub(super) fn queue_count(device_type: u16, wanted: Option<u16>, has: Option<u64
         Some(queues) => queues,
         None => u64::from(usual.unwrap_or(wanted)),
     };
-    if wanted == 0 {
-        return Err(Fault::Options("a device has at least one queue"));
+    let least = least_queues(device_type);
+    if wanted < least {
+        return Err(Fault::TooFewQueues { wanted, least });
     }
     if u64::from(wanted) > limit {
         let has = has.unwrap_or(limit);
@@ -319,6 +329,24 @@ mod tests {
         );
         assert!(queue_count(TYPE_BLOCK, Some(2), None).is_err());
         assert!(queue_count(TYPE_BLOCK, Some(0), Some(4)).is_err());
+    }
+
+    #[test]
+    fn a_driver_would_not_take_fewer_queues_than_its_type_has() {
+        for (kind, least) in [
+            (TYPE_CONSOLE, 2),
+            (TYPE_NET, 2),
+            (TYPE_SCSI, 3),
+            (19, 3),
+            (TYPE_FS, 2),
+            (TYPE_GPIO, 1),
+            (60, 1),
+        ] {
+            let error = queue_count(kind, Some(least - 1), Some(8)).unwrap_err();
+            let start = format!("{} queues are too few", least - 1);
+            assert!(error.to_string().starts_with(&start), "{kind}: {error}");
+            assert_eq!(queue_count(kind, Some(least), Some(8)).unwrap(), least);
+        }
     }
 
     #[test]

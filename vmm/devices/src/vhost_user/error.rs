@@ -69,6 +69,14 @@ pub enum Fault {
     /// A backend that came back offers less than the one before it.
     #[error("the backend came back without features the guest is using: {0:#x}")]
     LostFeatures(u64),
+    /// Fewer queues were asked for than a device of this type has.
+    #[error("{wanted} queues are too few: a device of this type has at least {least}")]
+    TooFewQueues {
+        /// How many were asked for.
+        wanted: u16,
+        /// How many there must be.
+        least: u16,
+    },
     /// More queues were asked for than there are.
     #[error("{wanted} queues are too many: the backend has {has}")]
     TooManyQueues {

@@ -72,14 +72,11 @@ impl Link {
         })
     }
 
-    /// Asks for queues of these lengths, one for each queue, if the backend says whether it takes them.
+    /// Asks for queues of these lengths, one for each queue. A backend that does not take them says so, or ends the connection.
     pub(super) fn try_sizes(&self, sizes: &[u16]) -> Result<()> {
-        if !self.has(VhostUserProtocolFeatures::REPLY_ACK) {
-            return Ok(());
-        }
-        (0..)
-            .zip(sizes)
-            .try_for_each(|(queue, size)| self.connection.set_vring_num(queue, *size))
+        let mut queues = (0..).zip(sizes);
+        queues.try_for_each(|(queue, size)| self.connection.set_vring_num(queue, *size))?;
+        self.connection.settle()
     }
 
     /// The virtio features that a driver may be offered, before the device type has its say.

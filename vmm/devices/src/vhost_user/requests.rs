@@ -45,6 +45,14 @@ impl Connection {
         self.ask_number(FrontendReq::GET_FEATURES)
     }
 
+    /// Waits until the backend has done all it was asked for. One that says so for each request has, by then.
+    pub(super) fn settle(&self) -> Result<()> {
+        match self.acknowledges() {
+            true => Ok(()),
+            false => self.features().map(drop),
+        }
+    }
+
     pub(super) fn set_features(&self, features: u64) -> Result<()> {
         self.tell_number(FrontendReq::SET_FEATURES, features, &[])
     }

@@ -71,6 +71,7 @@ pub(super) fn start(
             connection.set_vring_enable(queue.index, true)?;
         }
     }
+    connection.settle()?;
     for queue in &active.queues {
         wake(memory, queue, start);
     }

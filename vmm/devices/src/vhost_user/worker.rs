@@ -141,9 +141,10 @@ impl Worker {
             (Work::Start(active), Some(_)) => self.start(&active, Start::Fresh),
             (Work::Call(queue), Some(link)) => {
                 link.connection.begin(STEP);
-                let told = link
-                    .connection
-                    .set_vring_call(queue.index, queue.call.eventfd());
+                let connection = &link.connection;
+                let told = connection
+                    .set_vring_call(queue.index, queue.call.eventfd())
+                    .and_then(|()| connection.settle());
                 // The backend may have signalled the former one a moment ago.
                 queue.call.signal();
                 told

@@ -26,7 +26,8 @@ const GET_CONFIG: u32 = 24;
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// MQ, REPLY_ACK and CONFIG.
-const PROTOCOL: u64 = 1 << 0 | 1 << 3 | 1 << 9;
+const PROTOCOL: u64 = 1 << 0 | REPLY_ACK | 1 << 9;
+const REPLY_ACK: u64 = 1 << 3;
 
 /// What becomes of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,16 @@ pub(crate) struct Fake {
 impl Fake {
     /// Listens in `folder`. `features` are offered beside those of vhost-user.
     pub(crate) fn start(folder: &Path, features: u64, rule: Rule) -> Self {
+        Self::offering(folder, (features, PROTOCOL), rule)
+    }
+
+    /// The same; it does not say whether it did what it was asked for.
+    #[allow(dead_code)] // not all tests that have this module use it
+    pub(crate) fn without_acknowledgements(folder: &Path, rule: Rule) -> Self {
+        Self::offering(folder, (0, PROTOCOL & !REPLY_ACK), rule)
+    }
+
+    fn offering(folder: &Path, features: (u64, u64), rule: Rule) -> Self {
         let fake = Self {
             socket: folder.join("socket"),
             seen: Arc::default(),
@@ -168,7 +179,7 @@ fn receive(stream: &UnixStream, bytes: &mut [u8]) -> std::io::Result<Option<Owne
 
 fn serve(
     stream: &mut UnixStream,
-    features: u64,
+    (features, protocol): (u64, u64),
     rule: &Rule,
     (seen, kicks): (&Seen, &Kicks),
 ) -> std::io::Result<()> {
@@ -181,8 +192,8 @@ fn serve(
         let mut body = vec![0; word(8) as usize];
         stream.read_exact(&mut body)?;
         seen.lock().unwrap().push((request, body.clone()));
-        note_kick(request, &body, descriptor, (&mut given, kicks));
         let then = rule(request, &body);
+        note_kick(request, &body, descriptor, (&mut given, kicks));
         let number = |number: u64| Some(number.to_ne_bytes().to_vec());
         let reply = match (then, request) {
             (Then::Hang, _) => {
@@ -191,7 +202,7 @@ fn serve(
             }
             (Then::Die, _) => return Ok(()),
             (_, GET_FEATURES) => number(features | VERSION_1 | PROTOCOL_FEATURES),
-            (_, GET_PROTOCOL_FEATURES) => number(PROTOCOL),
+            (_, GET_PROTOCOL_FEATURES) => number(protocol),
             (_, GET_QUEUE_NUM) => number(8),
             (_, GET_VRING_BASE) => Some(body),
             (_, GET_CONFIG) => Some(body),
