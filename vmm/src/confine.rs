@@ -125,6 +125,7 @@ pub(crate) fn enter_worker() {
                 libc::SYS_recvfrom,
                 libc::SYS_shutdown,
                 libc::SYS_epoll_create1,
+                libc::SYS_eventfd2,
             ])
             .allow_socket_pairs()
             .allow_fcntls(DUPLICATE)

@@ -88,6 +88,11 @@ pub enum Fault {
     /// The backend refused queues of that length, and did not come back.
     #[error("the backend refused the length of its queues and is gone: give a smaller queue_size")]
     QueuesTooLong,
+    /// A backend died, and it is not known which requests it had not answered.
+    #[error(
+        "the backend died with requests under way, keeps no notes of them, and there were too many to follow: the guest must reset the device"
+    )]
+    Forgotten,
     /// Something in the options cannot be.
     #[error("{0}")]
     Options(&'static str),

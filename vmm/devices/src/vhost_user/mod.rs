@@ -15,6 +15,7 @@ mod handshake;
 mod memory;
 mod requests;
 mod session;
+mod unanswered;
 mod vrings;
 mod worker;
 

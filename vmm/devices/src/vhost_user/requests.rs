@@ -168,9 +168,8 @@ impl Connection {
         self.tell_number(request, vring.into(), &[kick.as_raw_fd()])
     }
 
-    pub(super) fn set_vring_call(&self, vring: u16, call: &EventFd) -> Result<()> {
-        let request = FrontendReq::SET_VRING_CALL;
-        self.tell_number(request, vring.into(), &[call.as_raw_fd()])
+    pub(super) fn set_vring_call(&self, vring: u16, call: RawFd) -> Result<()> {
+        self.tell_number(FrontendReq::SET_VRING_CALL, vring.into(), &[call])
     }
 
     pub(super) fn set_vring_enable(&self, vring: u16, enable: bool) -> Result<()> {

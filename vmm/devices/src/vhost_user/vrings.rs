@@ -1,6 +1,6 @@
 //! Handing a device's queues to a backend and taking them back.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use vhost::vhost_user::message::{
     VhostUserInflight, VhostUserProtocolFeatures, VhostUserVringAddr, VhostUserVringAddrFlags,
@@ -11,6 +11,7 @@ use super::connection::{DRAIN, STEP};
 use super::error::Result;
 use super::handshake::Link;
 use super::memory;
+use super::unanswered::Unanswered;
 use super::worker::signal;
 use crate::virtio::ActiveQueue;
 
@@ -27,6 +28,24 @@ pub(super) struct Inflight {
     pub(super) fd: OwnedFd,
 }
 
+/// What is kept of the requests that a backend has, for the next one.
+#[derive(Default)]
+pub(super) struct Notes {
+    /// By the backend.
+    pub(super) inflight: Option<Inflight>,
+    /// By the monitor, for a backend that does not.
+    pub(super) unanswered: Option<Unanswered>,
+}
+
+impl Notes {
+    /// What the backend signals when it has answered.
+    fn call(&self, queue: &ActiveQueue) -> RawFd {
+        let relay = |unanswered: &Unanswered| unanswered.relay(queue.index);
+        let relay = self.unanswered.as_ref().and_then(relay);
+        relay.unwrap_or_else(|| queue.call.eventfd().as_raw_fd())
+    }
+}
+
 /// Whether the backend begins with empty queues, or goes on where another one stopped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
@@ -39,14 +58,14 @@ pub(super) fn start(
     link: &Link,
     memory: &GuestMemoryMmap,
     active: &Active,
-    inflight: &mut Option<Inflight>,
+    notes: &mut Notes,
     start: Start,
 ) -> Result<()> {
     let connection = &link.connection;
     connection.begin(STEP);
     let accepted = active.features & link.backend_features;
     connection.set_features(accepted | link.own_features())?;
-    share_inflight(link, active, inflight)?;
+    share_inflight(link, active, &mut notes.inflight)?;
     memory::share(connection, memory)?;
     for queue in &active.queues {
         let base = match start {
@@ -63,7 +82,7 @@ pub(super) fn start(
             0,
         ))?;
         connection.set_vring_base(queue.index, base)?;
-        connection.set_vring_call(queue.index, queue.call.eventfd())?;
+        connection.set_vring_call(queue.index, notes.call(queue))?;
         connection.set_vring_kick(queue.index, &queue.kick)?;
     }
     if link.enables_rings() {

@@ -19,14 +19,21 @@ use super::connection::STEP;
 use super::error::{Fault, Result};
 use super::handshake::Link;
 use super::session::{Session, Work};
-use super::vrings::{self, Active, Inflight, Start};
-use super::{BackendEvent, device_type};
+use super::unanswered::Unanswered;
+use super::vrings::{self, Active, Notes, Start};
+use super::{BackendEvent, TYPE_NET, device_type};
 
 /// How long to wait between attempts: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// A backend that was there for less is one that keeps dying: it is waited for longer each time.
 const LASTING: Duration = Duration::from_secs(5);
+
+/// How often requests are looked at while they are answered: a ring of 128 is not used up in that time.
+const FOLLOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000,
+};
 
 pub(super) fn start(
     session: &Arc<Session>,
@@ -37,7 +44,7 @@ pub(super) fn start(
         session: session.clone(),
         link: None,
         started: false,
-        inflight: None,
+        notes: Notes::default(),
     };
     thread::Builder::new()
         .name("vhost-user".into())
@@ -58,7 +65,7 @@ struct Worker {
     /// It has the driver's queues.
     started: bool,
     /// Kept from one backend to the next.
-    inflight: Option<Inflight>,
+    notes: Notes,
 }
 
 impl Worker {
@@ -87,6 +94,8 @@ impl Worker {
     /// Does what there is to do until the backend is gone, or the device.
     fn serve(&mut self) {
         let mut channel = self.link.as_mut().and_then(|link| link.channel.take());
+        // Whether requests are being answered just now.
+        let mut following = false;
         loop {
             self.session.clear_woken();
             while let Some(work) = self.session.next_work() {
@@ -99,27 +108,37 @@ impl Worker {
             if self.session.is_closed() {
                 return;
             }
-            let mut fds = Vec::with_capacity(3);
+            let mut fds = Vec::with_capacity(4);
             fds.push(PollFd::from_borrowed_fd(
                 self.session.woken(),
                 PollFlags::IN,
             ));
             // Replies are read when a request was made: here it is about the end only.
             fds.push(PollFd::new(&link.connection, PollFlags::RDHUP));
+            let unanswered = self.notes.unanswered.as_ref();
+            // Without it, something that tells of nothing new.
+            let interrupts = unanswered.map_or(self.session.woken(), Unanswered::interrupts);
+            fds.push(PollFd::from_borrowed_fd(interrupts, PollFlags::IN));
             fds.extend(
                 channel
                     .iter()
                     .map(|channel| PollFd::new(channel, PollFlags::IN)),
             );
-            match poll(&mut fds, None) {
+            match poll(&mut fds, following.then_some(&FOLLOW)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 // Without poll there is no way to go on watching.
                 Err(_) => return self.lose(Fault::Closed),
             }
             let happened =
                 |number: usize| fds.get(number).is_some_and(|fd| !fd.revents().is_empty());
-            let (over, message) = (happened(1), happened(2));
+            let (over, interrupt, message) = (happened(1), happened(2), happened(3));
             drop(fds);
+            if let Some(unanswered) = &mut self.notes.unanswered {
+                if interrupt {
+                    unanswered.pass_on(self.session.memory());
+                }
+                following = unanswered.look(self.session.memory()) || interrupt;
+            }
             if over {
                 return self.lose(Fault::Closed);
             }
@@ -140,11 +159,20 @@ impl Worker {
             (_, None) => Ok(()),
             (Work::Start(active), Some(_)) => self.start(&active, Start::Fresh),
             (Work::Call(queue), Some(link)) => {
-                link.connection.begin(STEP);
-                let connection = &link.connection;
-                let told = connection
-                    .set_vring_call(queue.index, queue.call.eventfd())
-                    .and_then(|()| connection.settle());
+                let told = match &mut self.notes.unanswered {
+                    Some(unanswered) => {
+                        unanswered.set_call(&queue);
+                        Ok(())
+                    }
+                    None => {
+                        link.connection.begin(STEP);
+                        let connection = &link.connection;
+                        let eventfd = queue.call.eventfd().as_raw_fd();
+                        connection
+                            .set_vring_call(queue.index, eventfd)
+                            .and_then(|()| connection.settle())
+                    }
+                };
                 // The backend may have signalled the former one a moment ago.
                 queue.call.signal();
                 told
@@ -173,14 +201,33 @@ impl Worker {
             return Ok(());
         };
         let memory = self.session.memory();
+        if self.notes.inflight.is_none() {
+            let in_any_order = self.answers_in_any_order(link);
+            if let Some(unanswered) = &mut self.notes.unanswered {
+                if !unanswered.restore(memory) {
+                    self.session.needs_reset();
+                    self.session.report_fault(Fault::Forgotten);
+                    return Ok(());
+                }
+            } else if in_any_order {
+                let unanswered = Unanswered::watch(active).map_err(io::Error::from)?;
+                self.notes.unanswered = Some(unanswered);
+            }
+        }
         // From here on it may have some of them.
         self.started = true;
-        let started = vrings::start(link, memory, active, &mut self.inflight, start);
+        let started = vrings::start(link, memory, active, &mut self.notes, start);
         if let (Err(Fault::Refused(_)), Start::Fresh) = (&started, start) {
             // The next backend may take them, but the driver had better know.
             self.session.needs_reset();
         }
         started
+    }
+
+    /// Whether only the monitor can know which requests are under way. Of a network device's it need not: they are answered in order.
+    fn answers_in_any_order(&self, link: &Link) -> bool {
+        self.session.device_type() != TYPE_NET
+            && !link.has(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     }
 
     fn stop(&mut self, active: &Active) -> Result<()> {
@@ -194,7 +241,7 @@ impl Worker {
         }
         self.started = false;
         // Nothing is in flight any more, and the next driver's rings begin at zero.
-        self.inflight = None;
+        self.notes = Notes::default();
         self.session.stopped();
         stopped
     }
@@ -341,7 +388,7 @@ impl Worker {
         if lost != 0 {
             return Err(Fault::LostFeatures(lost));
         }
-        if self.inflight.is_some() && !link.has(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
+        if self.notes.inflight.is_some() && !link.has(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
             return Err(Fault::Lacks("notes on requests in flight (INFLIGHT_SHMFD)"));
         }
         let queues = Some(session.queues());

@@ -15,10 +15,13 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 pub(crate) const GET_FEATURES: u32 = 1;
 pub(crate) const SET_FEATURES: u32 = 2;
 pub(crate) const SET_VRING_NUM: u32 = 8;
+#[allow(dead_code)] // not all tests that have this module use it
+pub(crate) const SET_VRING_BASE: u32 = 10;
 pub(crate) const GET_VRING_BASE: u32 = 11;
 pub(crate) const SET_VRING_ENABLE: u32 = 18;
 pub(crate) const SET_CONFIG: u32 = 25;
 const SET_VRING_KICK: u32 = 12;
+const SET_VRING_CALL: u32 = 13;
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const GET_QUEUE_NUM: u32 = 17;
 const GET_CONFIG: u32 = 24;
@@ -47,6 +50,9 @@ type Seen = Arc<Mutex<Vec<(u32, Vec<u8>)>>>;
 /// The kicks of each queue that is enabled.
 type Kicks = Arc<Mutex<BTreeMap<u8, OwnedFd>>>;
 
+/// What each queue's interrupt is.
+type Calls = Arc<Mutex<BTreeMap<u8, OwnedFd>>>;
+
 type Rule = Box<dyn Fn(u32, &[u8]) -> Then + Send>;
 
 /// The backend, and what it was asked.
@@ -54,6 +60,7 @@ pub(crate) struct Fake {
     pub(crate) socket: PathBuf,
     seen: Seen,
     kicks: Kicks,
+    calls: Calls,
     connections: Arc<Mutex<u32>>,
     current: Arc<Mutex<Option<UnixStream>>>,
 }
@@ -75,12 +82,14 @@ impl Fake {
             socket: folder.join("socket"),
             seen: Arc::default(),
             kicks: Arc::default(),
+            calls: Arc::default(),
             connections: Arc::default(),
             current: Arc::default(),
         };
         let listener = UnixListener::bind(&fake.socket).unwrap();
         let (seen, connections) = (fake.seen.clone(), fake.connections.clone());
-        let (current, kicks) = (fake.current.clone(), fake.kicks.clone());
+        let (current, kicks, calls) =
+            (fake.current.clone(), fake.kicks.clone(), fake.calls.clone());
         // It ends with the test.
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -88,7 +97,7 @@ impl Fake {
                 *current.lock().unwrap() = Some(stream.try_clone().unwrap());
                 *connections.lock().unwrap() += 1;
                 // An error is the frontend's end.
-                let _ = serve(&mut stream, features, &rule, (&seen, &kicks));
+                let _ = serve(&mut stream, features, &rule, (&seen, &kicks, &calls));
                 current.lock().unwrap().take();
             }
         });
@@ -113,6 +122,22 @@ impl Fake {
         kicks.get(&queue).is_some_and(is_readable)
     }
 
+    /// Interrupts for this queue.
+    #[allow(dead_code)] // as above
+    pub(crate) fn call(&self, queue: u8) {
+        let calls = self.calls.lock().unwrap();
+        rustix::io::write(&calls[&queue], &1_u64.to_ne_bytes()).unwrap();
+    }
+
+    /// The last body of such a request.
+    #[allow(dead_code)] // as above
+    pub(crate) fn last(&self, request: u32) -> Option<Vec<u8>> {
+        let seen = self.seen.lock().unwrap();
+        let mut seen = seen.iter().rev();
+        seen.find(|(seen, _)| *seen == request)
+            .map(|(_, body)| body.clone())
+    }
+
     /// Ends the connection there is.
     #[allow(dead_code)] // not all tests that have this module use it
     pub(crate) fn cut(&self) {
@@ -124,6 +149,22 @@ impl Fake {
     #[allow(dead_code)] // as above
     pub(crate) fn connections(&self) -> u32 {
         *self.connections.lock().unwrap()
+    }
+}
+
+/// Keeps the interrupt of a queue that a request brings.
+fn note_call(
+    request: u32,
+    body: &[u8],
+    descriptor: Option<OwnedFd>,
+    calls: &Calls,
+) -> Option<OwnedFd> {
+    match (request, descriptor, body.first()) {
+        (SET_VRING_CALL, Some(call), Some(&queue)) => {
+            calls.lock().unwrap().insert(queue, call);
+            None
+        }
+        (_, descriptor, _) => descriptor,
     }
 }
 
@@ -181,7 +222,7 @@ fn serve(
     stream: &mut UnixStream,
     (features, protocol): (u64, u64),
     rule: &Rule,
-    (seen, kicks): (&Seen, &Kicks),
+    (seen, kicks, calls): (&Seen, &Kicks, &Calls),
 ) -> std::io::Result<()> {
     let mut given = BTreeMap::new();
     loop {
@@ -192,6 +233,7 @@ fn serve(
         let mut body = vec![0; word(8) as usize];
         stream.read_exact(&mut body)?;
         seen.lock().unwrap().push((request, body.clone()));
+        let descriptor = note_call(request, &body, descriptor, calls);
         let then = rule(request, &body);
         note_kick(request, &body, descriptor, (&mut given, kicks));
         let number = |number: u64| Some(number.to_ne_bytes().to_vec());

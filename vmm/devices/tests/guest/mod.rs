@@ -17,12 +17,12 @@ const RAM: usize = 0x20_0000;
 /// The rings are in a second region, as on a machine with a hole below 4 GiB.
 const HIGH: u64 = 1 << 32;
 const DESCRIPTORS: u64 = HIGH;
-const AVAILABLE: u64 = HIGH + 0x1000;
-const USED: u64 = HIGH + 0x2000;
+pub(crate) const AVAILABLE: u64 = HIGH + 0x1000;
+pub(crate) const USED: u64 = HIGH + 0x2000;
 const HEADER: u64 = 0x1000;
 const DATA: u64 = 0x2000;
 const STATUS: u64 = 0x3000;
-const SIZE: u16 = 64;
+pub(crate) const SIZE: u16 = 64;
 
 const READ: u32 = 0;
 const WRITE: u32 = 1;
@@ -195,6 +195,12 @@ impl BlockGuest {
     pub(crate) fn flush(&mut self) {
         self.submit(FLUSH, 0, 0);
         self.finish();
+    }
+
+    /// Whether there was an interrupt since the last time.
+    #[allow(dead_code)] // not all tests that have this module use it
+    pub(crate) fn interrupted(&self) -> bool {
+        self.call.0.read().is_ok()
     }
 
     /// How many requests were answered that were not waited for.
