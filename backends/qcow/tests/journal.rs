@@ -434,7 +434,7 @@ fn a_journal_of_another_session_or_image_is_none_and_without_its_own_the_image_i
         .unwrap_err()
         .to_string();
     assert!(
-        said.contains("its journal, journal, which is not in the folder"),
+        said.contains("in the journal journal, which is not in the folder"),
         "{said}"
     );
 }

@@ -80,10 +80,10 @@ impl Session {
         let shown = shown(&self.journal);
         let why = match self.image == opened {
             true => format!(
-                "what was written to it since the last flush is in its journal, {shown}, which is not in the folder of the image: put it there"
+                "what was written since the last flush is in the journal {shown}, which is not in the folder of the image: put it there"
             ),
             false => format!(
-                "it is a copy of an image in use; what was written to that one since the last flush is in its journal, {shown}: copy the image when it is closed"
+                "it is a copy of an image in use; what was written to that one since the last flush is in the journal {shown}: copy the image when it is closed"
             ),
         };
         Error::corrupt(format!("{why}, or {GO_ON}"))

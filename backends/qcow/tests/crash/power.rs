@@ -21,8 +21,10 @@ pub(crate) struct Cuts {
     dirty: usize,
     leaking: usize,
     lives: usize,
+    /// Kills of a process that keeps a journal.
+    pub(crate) killed: usize,
     qemu_every: usize,
-    /// The image, and the external data file if there is one.
+    /// The image, the external data file if there is one, and the journal if there is one.
     bases: Vec<Base>,
 }
 
@@ -37,11 +39,12 @@ impl fmt::Display for Cuts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} points: {} images dirty, {} leaking, {} written to again; qemu-img checked {} ({} different), compared {}",
+            "{} points: {} images dirty, {} leaking, {} written to again; {} kills of a process with a journal; qemu-img checked {} ({} different), compared {}",
             self.points,
             self.dirty,
             self.leaking,
             self.lives,
+            self.killed,
             self.reference.asked,
             self.reference.different(),
             self.compared
@@ -143,6 +146,25 @@ impl Tail {
         bytes
     }
 
+    /// What the host has if a process is killed at `time`: of what that one was writing then, perhaps the first pages.
+    fn at(&self, base: &Base, time: usize, rng: &mut Rng) -> Vec<u8> {
+        let mut bytes = base.bytes.clone();
+        for (event, then) in self.log.iter().zip(&self.times) {
+            if *then < time {
+                apply(&mut bytes, event, None);
+            } else if let (Event::Write { offset, bytes: all }, true) = (event, *then == time) {
+                let pages = rng.below(1 + (all.len() / 4096) as u64) as usize;
+                let end = ((offset / 4096 + pages) * 4096).saturating_sub(*offset);
+                let part = Event::Write {
+                    offset: *offset,
+                    bytes: all[..end.min(all.len())].to_vec(),
+                };
+                apply(&mut bytes, &part, None);
+            }
+        }
+        bytes
+    }
+
     /// Nothing up to the last sync can be lost any more.
     fn settle(&self, base: &mut Base) {
         if let Some(sync) = self.log.iter().rposition(is_sync) {
@@ -154,8 +176,21 @@ impl Tail {
     }
 }
 
+/// The host is another start of it: what an image says of its session is of a former one.
+fn start_anew(image: &mut [u8]) {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let digits: String = id.chars().filter(char::is_ascii_hexdigit).collect();
+    let id = u128::from_str_radix(&digits, 16).unwrap().to_be_bytes();
+    let end = image.len().min(64 << 10);
+    let mut at = 0;
+    while let Some(found) = image[at..end].windows(16).position(|bytes| bytes == id) {
+        image[at + found] ^= 1;
+        at += found + 16;
+    }
+}
+
 /// Files that remember nothing.
-fn media(files: &[Vec<u8>]) -> Vec<Medium> {
+pub(crate) fn media(files: &[Vec<u8>]) -> Vec<Medium> {
     let medium = |bytes: &Vec<u8>| {
         let medium = Medium::silent();
         medium.state().bytes.clone_from(bytes);
@@ -173,6 +208,7 @@ impl Cuts {
             dirty: 0,
             leaking: 0,
             lives: 0,
+            killed: 0,
             qemu_every: qemu_every.max(1),
             bases: Vec::new(),
         }
@@ -187,18 +223,25 @@ impl Cuts {
                 events: state.log.len(),
             }
         };
-        self.bases = workload.files.iter().map(base).collect();
+        self.bases = workload.all().map(base).collect();
+    }
+
+    /// What happened to each file since nothing of it could be lost.
+    fn tails(&self, workload: &Workload) -> Vec<Tail> {
+        workload.all().zip(&self.bases).map(Tail::of).collect()
+    }
+
+    /// Each file as the host has it at that time.
+    pub(crate) fn files_at(&self, workload: &Workload, time: usize, rng: &mut Rng) -> Vec<Vec<u8>> {
+        let tails = self.tails(workload);
+        let all = tails.iter().zip(&self.bases);
+        all.map(|(tail, base)| tail.at(base, time, rng)).collect()
     }
 
     /// Power cuts at moments from `start` on.
     pub(crate) fn cut(&mut self, workload: &mut Workload, start: usize) {
         let end = workload.files[0].now();
-        let tails: Vec<Tail> = workload
-            .files
-            .iter()
-            .zip(&self.bases)
-            .map(Tail::of)
-            .collect();
+        let tails = self.tails(workload);
         let syncs: Vec<usize> = (tails.iter().flat_map(Tail::syncs))
             .filter(|time| *time >= start)
             .chain([end])
@@ -209,9 +252,11 @@ impl Cuts {
                 true => *workload.rng.pick(&syncs),
                 false => start + workload.rng.below((end - start) as u64 + 1) as usize,
             };
-            let files = (tails.iter().zip(&self.bases))
+            let mut files: Vec<Vec<u8>> = (tails.iter().zip(&self.bases))
                 .map(|(tail, base)| tail.survivor(base, time, &mut workload.rng))
                 .collect();
+            files.truncate(workload.files.len());
+            start_anew(&mut files[0]);
             self.points += 1;
             self.look_at(workload, files);
         }
@@ -290,7 +335,7 @@ fn is_dirty(image: &[u8]) -> bool {
 }
 
 /// Everything the image must hold; returns the disk.
-fn look_at_content(workload: &mut Workload, files: &[Medium], context: &str) -> Vec<u8> {
+pub(crate) fn look_at_content(workload: &mut Workload, files: &[Medium], context: &str) -> Vec<u8> {
     let image = workload
         .open(files, false)
         .unwrap_or_else(|error| panic!("{context}: {error}"));
@@ -324,7 +369,7 @@ fn look_at_content(workload: &mut Workload, files: &[Medium], context: &str) -> 
     disk
 }
 
-fn look_at_snapshots(workload: &Workload, files: &[Medium], context: &str) {
+pub(crate) fn look_at_snapshots(workload: &Workload, files: &[Medium], context: &str) {
     let there = workload.open(files, false).unwrap().snapshots().unwrap();
     for (name, snapshot) in &workload.model.snapshots {
         if !there.iter().any(|there| there.name == *name) {
@@ -346,7 +391,7 @@ fn look_at_snapshots(workload: &Workload, files: &[Medium], context: &str) {
 }
 
 /// No corruptions; returns how much leaks.
-fn check(medium: &Medium, context: &str) -> u64 {
+pub(crate) fn check(medium: &Medium, context: &str) -> u64 {
     let options = OpenOptions::new(qcow::Format::Qcow2).for_check(true);
     let image = Image::open_storage(Box::new(medium.clone()), "crash", &options);
     let found = image

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use qcow::{
-    CompressionType, CreateOptions, DataFile, Discard, ErrorKind, Format, Image, OpenOptions,
-    Preallocation,
+    CompressionType, CreateOptions, DataFile, Discard, ErrorKind, Format, Image, Journal,
+    OpenOptions, Preallocation,
 };
 
 use crate::model::{Bitmap, DENSE, Model, Snapshot, Value, bytes_of_all};
@@ -22,6 +22,8 @@ pub(crate) struct Workload {
     pub(crate) rng: Rng,
     /// The image, and the external data file if there is one.
     pub(crate) files: Vec<Medium>,
+    /// Where its journal is, if one is kept where that is possible.
+    pub(crate) journal: Option<Medium>,
     pub(crate) options: CreateOptions,
     pub(crate) model: Model,
     /// The backing image and what it holds.
@@ -67,12 +69,14 @@ impl Workload {
             data.state().bytes.resize(options.size as usize, 0);
             files.push(data);
         }
+        let journal = rng.chance(70).then(|| files[0].beside());
         let mut model = Model::new(disk);
         let names = [&options.backing_file, &options.data_file];
         model.names = names.map(|name| name.iter().cloned().collect());
         let workload = Self {
             seed,
             files,
+            journal,
             model,
             below,
             discard: if rng.chance(80) {
@@ -107,7 +111,12 @@ impl Workload {
         self.below.as_ref().map(|(_, disk)| bytes_of_all(disk))
     }
 
-    pub(crate) fn open(&self, files: &[Medium], writable: bool) -> qcow::Result<Image> {
+    /// Opens the image in these files, with what there is of a journal.
+    pub(crate) fn open_with(
+        &self,
+        (files, journal): (&[Medium], Option<&Medium>),
+        writable: bool,
+    ) -> qcow::Result<Image> {
         let mut options = OpenOptions::new(Format::Qcow2)
             .writable(writable)
             .discard(self.discard)
@@ -115,8 +124,27 @@ impl Workload {
         if let Some(data) = files.get(1) {
             options = options.data_file(DataFile::Use(Arc::new(data.clone())));
         }
+        if let Some(journal) = journal {
+            options = options.journal(Journal::Use(Arc::new(journal.clone())));
+        }
         let image = Image::open_storage(Box::new(files[0].clone()), "crash", &options)?;
         Ok(self.over_backing(image))
+    }
+
+    /// Opens the image in files that have no journal.
+    pub(crate) fn open(&self, files: &[Medium], writable: bool) -> qcow::Result<Image> {
+        self.open_with((files, None), writable)
+    }
+
+    /// All files there are.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Medium> {
+        self.files.iter().chain(&self.journal)
+    }
+
+    /// Opens the image for use.
+    pub(crate) fn begin(&self) -> Image {
+        self.open_with((&self.files, self.journal.as_ref()), true)
+            .unwrap()
     }
 
     /// Does one operation, and adds what it may leave behind to the model. Returns whether all is durable after it.
@@ -124,7 +152,7 @@ impl Workload {
         if self.rng.chance(4) {
             self.say(|| "close and open".to_owned());
             image.take().unwrap().close().unwrap();
-            *image = Some(self.open(&self.files, true).unwrap());
+            *image = Some(self.begin());
             return true;
         }
         let image = image.as_ref().unwrap();
@@ -397,7 +425,8 @@ impl Workload {
 
 /// What the image is like, and how many sectors its disk has.
 fn draw_options(rng: &mut Rng) -> (CreateOptions, usize) {
-    let version = if rng.chance(80) { 3 } else { 2 };
+    let drawn = if rng.chance(80) { 3 } else { 2 };
+    let version = crate::only_version().unwrap_or(drawn);
     let extended_l2 = version == 3 && rng.chance(15);
     let cluster_size: u64 = match extended_l2 {
         true => *rng.pick(&[16 << 10, 32 << 10, 64 << 10]),

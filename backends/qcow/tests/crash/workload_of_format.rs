@@ -9,7 +9,7 @@ impl Workload {
     /// Changes of the format.
     pub(crate) fn amend(&mut self, image: &Image) {
         match self.rng.below(12) {
-            0 if self.options.version < 3 => {
+            0 if self.options.version < 3 && crate::only_version().is_none() => {
                 self.say(|| "upgrade".to_owned());
                 image.set_version(3).unwrap();
                 self.options.version = 3;

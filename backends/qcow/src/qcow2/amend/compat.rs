@@ -199,7 +199,7 @@ impl Qcow2 {
         }
         let check = Check::new(&*self.storage, &engine.header, Repair::None)?;
         let header = check.rewrite_refcounts(order)?;
-        engine.restart(header);
+        engine.exchange(header);
         drop(engine);
         self.register_all_metadata()
     }
