@@ -11,7 +11,7 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_getsockopt,
     // Netlink peeks at the size of what is there.
     libc::SYS_recvfrom,
-    // /dev/net/tun, and the state folder at the end.
+    // /dev/net/tun, and what is in the state folder at the end.
     libc::SYS_open,
     libc::SYS_openat,
     libc::SYS_getdents64,
@@ -28,16 +28,14 @@ const CALLS: &[libc::c_long] = &[
 /// The requests that make a TAP device.
 const IOCTLS: &[u64] = &[libc::TUNSETIFF, libc::TUNSETVNETHDRSZ, libc::TUNSETPERSIST];
 
-/// Confines the process. `state` is written to, in the others it removes what it has made.
-pub(crate) fn enter(state: &Path, folders: &[&Path]) -> Result<(), ConfineError> {
-    let mut confinement = Confinement::new()
+/// Confines the process, which sees these two files and nothing else of the host's.
+pub(crate) fn enter(state: &Path) -> Result<(), ConfineError> {
+    Confinement::new()
+        .isolate_but_network()
         .allow(CALLS)
         .allow_ioctls(IOCTLS)
         .write_path("/dev/net/tun")
         .write_path(state)
-        .keep_capabilities(CapabilitySet::NET_ADMIN);
-    for folder in folders {
-        confinement = confinement.remove_below(folder);
-    }
-    confinement.enter()
+        .keep_capabilities(CapabilitySet::NET_ADMIN)
+        .enter()
 }

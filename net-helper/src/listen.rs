@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use bulkhead_process::broker::Broker;
 use bulkhead_process::listen::{Listen, SocketFile};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, ioctl_fionbio};
 use rustix::net::sockopt::{socket_peercred, socket_type};
@@ -16,11 +17,11 @@ use rustix::net::{
 };
 use rustix::stdio::dup2_stdin;
 
-/// A listening socket, and the file that it is reached by, which goes with it.
+/// A listening socket. The file that it is reached by is its broker's to remove, once the helper is confined.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: OwnedFd,
-    _file: SocketFile,
+    file: Option<SocketFile>,
 }
 
 impl Listener {
@@ -30,8 +31,16 @@ impl Listener {
         let (socket, file) = listen.at(path)?.into_parts();
         Ok(Listener {
             socket,
-            _file: file,
+            file: Some(file),
         })
+    }
+
+    /// Leaves the removal of the file to the broker.
+    pub(crate) fn leave_file_to(&mut self, broker: &mut Broker) -> std::io::Result<()> {
+        match self.file.take() {
+            Some(file) => broker.remove_at_end(file),
+            None => Ok(()),
+        }
     }
 
     /// The next connection and its user.

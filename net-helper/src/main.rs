@@ -49,6 +49,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use bulkhead_process::broker::Broker;
 use bulkhead_process::{notify, signals};
 use rustix::fs::Mode;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -109,7 +110,8 @@ fn run(mut config: Config) -> Result<ExitCode> {
         .transpose()?;
     allow_files(serve::FILES)?;
     let mut links = Links::open().context("cannot speak to the kernel about interfaces")?;
-    let (state, record) = StateDir::open(&config.state, &config.socket)?;
+    let mut broker = Broker::start().context("cannot start the process that removes files")?;
+    let (mut state, record) = StateDir::open(&config.state, &config.socket)?;
     config.networks = leftovers::with_used(&mut links, &config.networks, &record.networks)?;
     // The launchers come before the signals are blocked, so that what they start does not inherit it.
     let dhcp = match launchers(&config.networks, state.path()) {
@@ -121,16 +123,18 @@ fn run(mut config: Config) -> Result<ExitCode> {
             return Err(error);
         }
     };
+    state.leave_folders_to(&mut broker)?;
     let signals = signals::block_termination().context("cannot block signals")?;
     let mut host = Host::new(links, state, record, dhcp);
     let mut server = Server::new(config.exit_idle);
     if let Some(connection) = first_client {
         server.first_client(connection);
     }
-    let served = stand(&config, &signals, &mut host, &mut server);
+    let served = stand(&config, &signals, &mut host, &mut server, &mut broker);
     // Clients that wait for the end of their connection find everything undone.
     let _waiting = server.close(&mut host);
     let errors = host.down();
+    broker.end();
     for error in &errors {
         bulkhead_process::warn(&format!("{error:#}"));
     }
@@ -157,11 +161,17 @@ fn stand(
     signals: &signals::SignalFd,
     host: &mut Host,
     server: &mut Server,
+    broker: &mut Broker,
 ) -> Result<()> {
     // First: when the socket is somebody else's, nothing has been changed yet. Who connects already, waits.
-    let listener = Listener::bind(&config.socket, config.group)?;
+    let mut listener = Listener::bind(&config.socket, config.group)?;
+    listener.leave_file_to(broker)?;
+    broker.seal()?;
+    let served = serve(config, &listener, signals, host, server);
     // The socket's file goes before anything is undone, so that whoever comes now finds no helper rather than one that ends.
-    serve(config, &listener, signals, host, server)
+    drop(listener);
+    broker.remove_now()?;
+    served
 }
 
 fn serve(
@@ -172,10 +182,8 @@ fn serve(
     server: &mut Server,
 ) -> Result<()> {
     host.up(&config.networks)?;
-    let folders =
-        [config.socket.parent(), config.state.parent()].map(|p| p.unwrap_or(Path::new("/")));
     let removal = Links::open().context("cannot speak to the kernel about interfaces")?;
-    confine::enter(&config.state, &folders).context("cannot confine the process")?;
+    confine::enter(&config.state).context("cannot confine the process")?;
     let reclaim = Reclaim::start(removal, identity::random_group()?, server.closing.clone())?;
     notify::ready().context("cannot report readiness")?;
     host.is_complete = true;

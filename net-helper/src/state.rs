@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use bulkhead_process::broker::Broker;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,8 @@ pub(crate) struct StateDir {
     path: PathBuf,
     /// The folders above it that were made for it, the innermost first.
     made: Vec<PathBuf>,
+    /// Whether the folder itself is the broker's to remove.
+    is_left: bool,
     _lock: File,
 }
 
@@ -106,8 +109,19 @@ impl StateDir {
         Ok(same.then(|| StateDir {
             path: path.to_owned(),
             made,
+            is_left: false,
             _lock: lock,
         }))
+    }
+
+    /// Leaves the removal of the folder, and of those made for it, to the broker: a confined process sees what is in it and no more.
+    pub(crate) fn leave_folders_to(&mut self, broker: &mut Broker) -> Result<()> {
+        for folder in std::iter::once(&self.path).chain(&self.made) {
+            let left = broker.remove_folder_at_end(folder);
+            left.with_context(|| format!("cannot look at {}", folder.display()))?;
+        }
+        self.is_left = true;
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -143,7 +157,7 @@ impl StateDir {
         written.with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Removes the folder and what this program keeps in it, and the folders made for it if nothing else is in them.
+    /// Removes what this program keeps in the folder, the folder, and the folders made for it if nothing else is in them.
     pub(crate) fn remove(self) -> Result<()> {
         let shown = self.path.display();
         let entries = fs::read_dir(&self.path).with_context(|| format!("cannot list {shown}"))?;
@@ -157,9 +171,12 @@ impl StateDir {
             };
             removed.with_context(|| format!("cannot remove {}", path.display()))?;
         }
+        if self.is_left {
+            return Ok(());
+        }
         fs::remove_dir(&self.path).with_context(|| format!("cannot remove {shown}"))?;
         for folder in &self.made {
-            // Others may use it by now; and a confined process may not.
+            // Others may use it by now.
             let _ = fs::remove_dir(folder);
         }
         Ok(())

@@ -55,12 +55,12 @@ impl Intruder {
     }
 
     /// Tries everything by which an intruder would reach something on the host that is not the process's own: sockets, files, processes, the
-    /// network, other programs. Returns what was not refused.
+    /// network, other programs. Returns what was not refused; a file that is not to be seen is not reached.
     pub fn reach(&self, host: &Host) -> Result<Vec<String>> {
         let mut reached = Vec::new();
         for (name, number, arguments) in self.attempts(host)? {
             let result = self.call(number, arguments)?;
-            if !matches!(result, Err(Errno::EPERM | Errno::EACCES)) {
+            if !matches!(result, Err(Errno::EPERM | Errno::EACCES | Errno::ENOENT)) {
                 reached.push(format!("{name}: {result:?}"));
             }
         }

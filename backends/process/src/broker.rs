@@ -159,6 +159,15 @@ impl Broker {
         self.ask(Kind::Remove, &content, None).map(drop)
     }
 
+    /// The same for a folder, if it is empty then. Of several, those in others are to be named first.
+    ///
+    /// # Errors
+    /// When the folder or the one that it is in cannot be looked at, or the broker is sealed.
+    pub fn remove_folder_at_end(&mut self, path: &Path) -> io::Result<()> {
+        let status = rustix::fs::lstat(path)?;
+        self.remove_path_at_end(path, (status.st_dev, status.st_ino))
+    }
+
     /// The same for a file that is not there yet, or not known yet: one of this name that is empty then.
     ///
     /// # Errors
@@ -218,7 +227,7 @@ impl Broker {
         fd.map(UnixStream::from).ok_or_else(malformed)
     }
 
-    /// Removes the files now: the program needs them no longer.
+    /// Removes the files now: the program needs them no longer. Folders that are not empty stay until the end.
     ///
     /// # Errors
     /// When the broker has ended.

@@ -221,14 +221,19 @@ impl Folder {
         rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Removes the file of this path, unless it is another one by now.
+    /// Removes the file or the empty folder of this path, unless it is another one by now.
     pub(crate) fn remove(&self, path: &Path, identity: (u64, u64)) -> Result<(), Errno> {
         let name = path.file_name().ok_or(Errno::INVAL)?;
         let _locked = self.lock();
         let now = self.status(name)?;
-        let is_empty = FileType::from_raw_mode(now.st_mode).is_file() && now.st_size == 0;
+        let kind = FileType::from_raw_mode(now.st_mode);
+        let is_empty = kind.is_file() && now.st_size == 0;
+        let flags = match kind.is_dir() {
+            true => AtFlags::REMOVEDIR,
+            false => AtFlags::empty(),
+        };
         match (now.st_dev, now.st_ino) == identity || (identity == EMPTY && is_empty) {
-            true => rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()),
+            true => rustix::fs::unlinkat(&self.fd, name, flags),
             false => Ok(()),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use bulkhead_net_protocol::TapRequest;
 
@@ -311,6 +313,64 @@ fn helper_pid(helper: &Helper) -> i32 {
 
 fn namespace(pid: i32, kind: &str) -> std::path::PathBuf {
     std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap()
+}
+
+#[test]
+fn an_intruder_in_the_helper_reaches_its_folder_and_no_other_file() {
+    on_own_host(
+        "guests::an_intruder_in_the_helper_reaches_its_folder_and_no_other_file",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let neighbour = folder.path().join("other-guest.sock");
+            let _listener = std::os::unix::net::UnixListener::bind(&neighbour).unwrap();
+            let helper = Helper::start(folder.path(), "--network dhcp=off");
+            let pid = helper_pid(&helper);
+            let test = std::process::id() as i32;
+            for kind in ["mnt", "ipc"] {
+                assert_ne!(namespace(pid, kind), namespace(test, kind), "{kind}");
+            }
+            assert_eq!(namespace(pid, "net"), namespace(test, "net"));
+            let root = run(&format!("find /proc/{pid}/root/ -not -type d | sort"));
+            let own = folder.path().join("net-helper");
+            let names: Vec<_> = root
+                .lines()
+                .map(|l| l.split("/root").nth(1).unwrap())
+                .collect();
+            let in_own = |name: &&str| name.starts_with(own.to_str().unwrap());
+            let others: Vec<_> = names.iter().filter(|name| !in_own(name)).collect();
+            assert_eq!(others, [&"/dev/net/tun"], "{root}");
+
+            let stopped = Stopped::attach(pid as u32, "guests").unwrap();
+            let path = |slot, path: &Path| stopped.put(slot, path.as_os_str().as_bytes());
+            let here = libc::AT_FDCWD as u64;
+            let refused = [libc::EACCES, libc::EPERM, libc::ENOENT, libc::EROFS];
+            let files = [neighbour.as_path(), &helper.socket, Path::new("/etc/passwd")];
+            for (slot, file) in (0..).zip(files) {
+                let name = path(slot, file);
+                for (call, arguments) in [
+                    (libc::SYS_unlink, [name, 0, 0, 0]),
+                    (libc::SYS_unlinkat, [here, name, 0, 0]),
+                    (libc::SYS_rmdir, [name, 0, 0, 0]),
+                    (libc::SYS_openat, [here, name, libc::O_RDONLY as u64, 0]),
+                    (libc::SYS_openat, [here, name, libc::O_CREAT as u64, 0o600]),
+                    (libc::SYS_execve, [name, 0, 0, 0]),
+                ] {
+                    let result = stopped.call(call, arguments);
+                    let is_refused = refused.iter().any(|&error| result == -i64::from(error));
+                    assert!(is_refused, "{}: call {call}: {result}", file.display());
+                }
+            }
+            let signalled = stopped.call(libc::SYS_kill, [test as u64, 0, 0, 0]);
+            assert_eq!(signalled, -i64::from(libc::EPERM));
+            drop(stopped);
+
+            helper.lease(&TapRequest::on("default")).unwrap();
+            assert!(neighbour.exists() && helper.socket.exists());
+            helper.stop();
+            let left = run(&format!("ls {}", folder.path().display()));
+            assert_eq!(left, "other-guest.sock\n");
+        },
+    );
 }
 
 #[test]

@@ -102,10 +102,10 @@ struct State {
     checkpoint: [usize; 3],
 }
 
-/// Somebody may have been faster: that is no failure.
-fn remove(files: impl Iterator<Item = Removal>) {
-    for file in files {
-        let _ = file.folder.remove(&file.path, file.identity);
+impl Removal {
+    /// Removes it. `false` for a folder that is not empty; that somebody has been faster is no failure.
+    fn remove(&self) -> bool {
+        self.folder.remove(&self.path, self.identity) != Err(Errno::NOTEMPTY)
     }
 }
 
@@ -114,7 +114,7 @@ impl State {
         match kind {
             Kind::Connect => self.connect(content),
             Kind::RemoveNow | Kind::End => {
-                remove(self.files.drain(..));
+                self.files.retain(|file| !file.remove());
                 Ok(Answer::default())
             }
             _ if self.sealed => Err(Errno::PERM),
@@ -127,7 +127,9 @@ impl State {
                 self.peers.truncate(peers);
                 self.kept.truncate(kept);
                 // They may have been removed already.
-                remove(self.files.drain(files.min(self.files.len())..));
+                for file in self.files.drain(files.min(self.files.len())..) {
+                    file.remove();
+                }
                 Ok(Answer::default())
             }
             Kind::Seal => self.seal(),
