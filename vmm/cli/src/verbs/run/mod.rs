@@ -7,6 +7,7 @@ mod event;
 mod helper;
 mod plan;
 mod ready;
+mod restarts;
 mod signals;
 mod supervisor;
 

@@ -15,15 +15,12 @@ use super::event::{Ended, Event, Helper as HelperNews};
 use super::helper::Helper;
 use super::plan::{Plan, Process, Role};
 use super::ready;
+use super::restarts::Restarts;
 use super::signals::Signals;
 use crate::runtime::GuestFolder;
 
 /// How long the others may take to end by themselves once the guest has ended, and again once they were told to.
 const GRACE: Duration = Duration::from_secs(10);
-/// A backend ends when its monitor does; so long we wait for the monitor's end before we take its end for a failure.
-const SETTLE: Duration = Duration::from_secs(2);
-/// The longest pause before a process that dies again and again is started once more.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,7 +36,7 @@ struct Slot {
     process: Process,
     child: Option<Child>,
     was_ready: bool,
-    restarts: u32,
+    restarts: Restarts,
     restart_at: Option<Instant>,
 }
 
@@ -99,7 +96,7 @@ impl Supervisor {
                 process,
                 child: None,
                 was_ready: false,
-                restarts: 0,
+                restarts: Restarts::default(),
                 restart_at: None,
             })
             .collect();
@@ -192,6 +189,7 @@ impl Supervisor {
             if let Some(child) = slot.child.as_ref().filter(|child| child.pid == pid) {
                 child.set_ready();
                 slot.was_ready = true;
+                slot.restarts.works(Instant::now());
             }
         }
     }
@@ -214,9 +212,8 @@ impl Supervisor {
         if !slot.was_ready {
             return Err(ended.never_began(&name));
         }
-        let pause = pause(slot.restarts, ended.status.success());
-        slot.restarts = slot.restarts.saturating_add(1);
-        slot.restart_at = Some(Instant::now() + pause);
+        let again = slot.restarts.after(ended.status.success(), Instant::now());
+        slot.restart_at = Some(again);
         // Ending with the monitor is what a backend should do; whether that is so, we know in a moment.
         if !ended.status.success() {
             warn(&format!("{name} died ({}): starting it again", ended.why()));
@@ -315,29 +312,5 @@ fn monitor_ended(ended: Ended, began: bool) -> anyhow::Result<i32> {
         Some(0) => Ok(0),
         Some(status) if began => Ok(status),
         _ => Err(ended.never_began("vmm")),
-    }
-}
-
-/// At once after a first death, later and later if it goes on.
-fn pause(restarts: u32, ended_well: bool) -> Duration {
-    if ended_well {
-        return SETTLE;
-    }
-    let doubled = Duration::from_millis(50).saturating_mul(1 << restarts.min(8));
-    match restarts {
-        0 => Duration::ZERO,
-        _ => doubled.min(LONGEST_PAUSE),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_restart_is_at_once_and_later_ones_are_bounded() {
-        assert_eq!(pause(0, false), Duration::ZERO);
-        assert!(pause(1, false) < pause(3, false));
-        assert_eq!(pause(1000, false), LONGEST_PAUSE);
     }
 }
