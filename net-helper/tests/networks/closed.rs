@@ -375,6 +375,11 @@ fn with_the_helper(scene: &Scene) {
     run("ip link del br7");
     scene.pass("their bridge deleted");
     run("ip link add br7 type bridge && ip addr add 10.7.0.1/24 dev br7 && ip link set br7 up");
+    // A bridge has the hardware address of one of its ports: it changes once more when they are there.
+    let port = &scene.lan.lease.info.interface;
+    eventually("the guest's device is on the bridge", || {
+        run("ip -o link show master br7").contains(port)
+    });
     let lan = scene.lan.machine.run("ip neigh show 10.7.0.1");
     assert!(lan.contains("PERMANENT"), "{lan}");
     let mac = mac("br7");

@@ -344,7 +344,11 @@ fn an_intruder_in_the_helper_reaches_its_folder_and_no_other_file() {
             let path = |slot, path: &Path| stopped.put(slot, path.as_os_str().as_bytes());
             let here = libc::AT_FDCWD as u64;
             let refused = [libc::EACCES, libc::EPERM, libc::ENOENT, libc::EROFS];
-            let files = [neighbour.as_path(), &helper.socket, Path::new("/etc/passwd")];
+            let files = [
+                neighbour.as_path(),
+                &helper.socket,
+                Path::new("/etc/passwd"),
+            ];
             for (slot, file) in (0..).zip(files) {
                 let name = path(slot, file);
                 for (call, arguments) in [
