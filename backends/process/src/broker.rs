@@ -237,13 +237,8 @@ impl Broker {
 
     /// An orderly end: the files are removed, the broker ends, and what it holds is closed.
     pub fn end(self) {
-        let Ok((_, None)) = self.ask(Kind::End, &[], None) else {
-            return;
-        };
-        if let Some(process) = &self.process {
-            // If it takes longer, it ends on its own.
-            let _ = is_readable(process);
-        }
+        // One that has gone has nothing left to do.
+        let _ = self.ask(Kind::End, &[], None);
     }
 
     fn ask(
@@ -280,6 +275,22 @@ impl Broker {
         match i32::from_ne_bytes([a, b, c, d]) {
             0 => Ok((u32::from_ne_bytes([e, f, g, h]), fd)),
             error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// A program that gives up before it has begun leaves no process behind either.
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let socket = self
+            .socket
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        // It ends with the connection.
+        let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
+        if let Some(process) = &self.process {
+            // If it takes longer, it ends on its own.
+            let _ = is_readable(process);
         }
     }
 }
