@@ -4,9 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::{Channel, Error, ErrorKind, Packet, Reply, Request, TapInfo, TapRequest, decode};
 
@@ -114,8 +116,10 @@ impl PendingHold {
 }
 
 impl Hold {
-    /// Ends the hold. If the helper ends now that nobody needs it, waits, up to `patience`, until it has undone everything. Says whether it ends.
+    /// Ends the hold. If the helper ends now that nobody needs it, waits, up to `patience`, until it has undone everything and then until its
+    /// process is gone. Says whether it ends.
     pub fn release(self, patience: Duration) -> Result<bool, Error> {
+        let process = peer_process(&self.0);
         ask(&self.0, &Request::Release)?;
         let Reply::Released { ends } = decode(&answer(&self.0)?.bytes)? else {
             return Err(Error::protocol("another answer than was asked for".into()));
@@ -128,9 +132,27 @@ impl Hold {
                 Err(error) => return Err(error),
                 Ok(_) => return Err(Error::protocol("more answers than were asked for".into())),
             }
+            if let Some(process) = process {
+                // The kernel closes the connection before the process is gone. That takes moments, and nothing depends on it.
+                let patience = Timespec::try_from(patience).ok();
+                let _ = poll(
+                    &mut [PollFd::new(&process, PollFlags::IN)],
+                    patience.as_ref(),
+                );
+            }
         }
         Ok(ends)
     }
+}
+
+/// The process that listens, where it can be seen and is another one: a pair of sockets has no other process.
+fn peer_process(socket: impl AsFd) -> Option<OwnedFd> {
+    let peer = socket_peercred(socket).ok()?.pid;
+    // Of a process namespace in which it has no number, it is 0.
+    if peer.as_raw_pid() <= 0 || peer == getpid() {
+        return None;
+    }
+    pidfd_open(peer, PidfdFlags::empty()).ok()
 }
 
 /// A helper that has just ended reads no more, which is the same as that it does not answer.
