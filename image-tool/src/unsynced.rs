@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::io;
 
-use qcow::{Destination, HostFile, Source, Storage};
+use qcow::{Filter, HostFile, Source, Storage};
 use rustix::fs::FallocateFlags;
 
-/// As [`HostFile`], and `sync` does nothing.
+/// As [`HostFile`], and `sync` only looks whether all is there.
 #[derive(Debug)]
 pub(crate) struct Unsynced {
     file: HostFile,
@@ -31,15 +31,9 @@ impl Unsynced {
     }
 }
 
-impl Storage for Unsynced {
-    fn read(
-        &self,
-        offset: u64,
-        dst: &mut dyn Destination,
-        at: usize,
-        len: usize,
-    ) -> io::Result<()> {
-        self.file.read(offset, dst, at, len)
+impl Filter for Unsynced {
+    fn storage(&self) -> &dyn Storage {
+        &self.file
     }
 
     fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
@@ -56,38 +50,6 @@ impl Storage for Unsynced {
     }
 
     fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn known_len(&self) -> u64 {
-        self.file.known_len()
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.file.write_zeroes(offset, len, unmap)
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.file.discard(offset, len)
-    }
-
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.file.allocate(offset, len)
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        self.file.next_data(offset)
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.file.allocated()
+        self.file.check_len()
     }
 }

@@ -260,7 +260,10 @@ impl Lane {
         if let ([job], [_]) = (self.jobs.as_slice(), self.order.as_slice())
             && let Request::Write(range) = job.request
             && !device.disk.is_write_through()
-            && let Ok(Some(_)) = plan_write(&device.disk, range)
+            && device
+                .disk
+                .image
+                .writes_in_place(range.offset, range.length as usize)
         {
             for (_, done) in device.disk.do_all(self.jobs.drain(..)) {
                 let slot = self.slot(done.slot)?;

@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use peer::{Backend, Guest};
 use qcow::{CreateOptions, Format};
-use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
+};
 
 const SIZE: u64 = 4 << 20;
 const IO_ERROR: u8 = 1;
@@ -85,5 +88,129 @@ fn a_backing_file_that_always_was_shorter_ends_in_zeroes() {
         assert_eq!(guest.read(0, 4096), expected, "{way:?}");
         assert_eq!(guest.read(1, 512)[..188], [1; 188]);
         assert_eq!(guest.read(2, 512), [0; 512]);
+    }
+}
+
+/// The segment of a discard or of zeroes: 7 MiB to 8 MiB.
+fn last_mebibyte(flags: u32) -> Vec<u8> {
+    let words = [
+        14336u64.to_le_bytes(),
+        (u64::from(flags) << 32 | 2048).to_le_bytes(),
+    ];
+    words.concat()
+}
+
+/// A disk of 8 MiB, and the file that its data is in; for a backing file its first half, which the disk has not yet.
+fn eight_mebibytes(folder: &Path, kind: &str) -> (PathBuf, PathBuf, &'static str) {
+    let (raw, qcow2) = (folder.join("disk.raw"), folder.join("disk.qcow2"));
+    let mut options = CreateOptions::new(Format::Qcow2, 8 << 20);
+    match kind {
+        "raw" => {
+            std::fs::File::create(&raw)
+                .unwrap()
+                .set_len(8 << 20)
+                .unwrap();
+            return (raw.clone(), raw, "raw");
+        }
+        "backing" => {
+            std::fs::write(&raw, vec![5u8; 4 << 20]).unwrap();
+            options.backing_file = Some("disk.raw".to_owned());
+            options.backing_format = Some(Format::Raw);
+        }
+        "data file" => options.data_file = Some(raw.to_str().unwrap().to_owned()),
+        _ => {}
+    }
+    qcow::create(&qcow2, &options).unwrap();
+    let file = if kind == "qcow2" { &qcow2 } else { &raw };
+    (qcow2.clone(), file.clone(), "qcow2")
+}
+
+/// Requests that would make the file longer again, or pass for done on one that has lost what it had.
+const REQUESTS: [(u32, u32); 4] = [
+    (VIRTIO_BLK_T_OUT, 0),
+    (VIRTIO_BLK_T_WRITE_ZEROES, 0),
+    (VIRTIO_BLK_T_WRITE_ZEROES, 1),
+    (VIRTIO_BLK_T_DISCARD, 0),
+];
+
+#[test]
+fn no_request_turns_what_was_cut_off_into_zeroes_and_no_flush_succeeds_any_more() {
+    for kind in ["raw", "qcow2", "data file", "backing"] {
+        for (request, flags) in REQUESTS {
+            for way in WAYS {
+                let folder = tempfile::tempdir().unwrap();
+                let (image, file, format) = eight_mebibytes(folder.path(), kind);
+                let backend = Backend::start(&image, format, way);
+                let mut guest = Guest::connect(&backend, 1);
+                if kind != "backing" {
+                    for part in 0..16 {
+                        guest.write(part * 512, &[5; 256 << 10]);
+                    }
+                }
+                guest.flush();
+                let shorter = std::fs::File::options().write(true).open(&file).unwrap();
+                shorter.set_len(512 << 10).unwrap();
+
+                let what = format!("{kind} {request} {flags} {way:?}");
+                match request {
+                    VIRTIO_BLK_T_OUT => {
+                        guest.put(Guest::data(0), &[6; 512]);
+                        guest.request(request, 14336, 512, false);
+                    }
+                    _ => {
+                        guest.put(Guest::data(0), &last_mebibyte(flags));
+                        guest.request(request, 0, 16, false);
+                    }
+                }
+                // What changes tables alone has not met the file.
+                let has_met = match kind {
+                    "raw" => true,
+                    "backing" => false,
+                    _ => request == VIRTIO_BLK_T_OUT,
+                };
+                if !has_met {
+                    let status = guest.request(VIRTIO_BLK_T_FLUSH, 0, 0, false);
+                    assert_eq!(status, IO_ERROR, "{what}");
+                }
+                // Whoever makes it longer again.
+                shorter.set_len(9 << 20).unwrap();
+                check_loss(&mut guest, &what);
+                drop(guest);
+                let (status, said) = backend.end();
+                assert_eq!(status.code(), Some(1), "{what}: {said}");
+                assert!(said.contains("shorter"), "{what}: {said}");
+            }
+        }
+    }
+}
+
+fn check_loss(guest: &mut Guest, what: &str) {
+    let status = guest.request(VIRTIO_BLK_T_IN, 2048, 512, true);
+    assert_eq!(status, IO_ERROR, "{what}");
+    for _ in 0..3 {
+        let status = guest.request(VIRTIO_BLK_T_FLUSH, 0, 0, false);
+        assert_eq!(status, IO_ERROR, "{what}");
+    }
+    assert_eq!(guest.read(0, 4096), vec![5; 4096], "{what}");
+}
+
+#[test]
+fn a_loss_is_not_forgotten_when_the_backend_is_started_again() {
+    for way in WAYS {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, file, format) = eight_mebibytes(folder.path(), "raw");
+        let mut backend = Backend::start(&image, format, way);
+        let mut guest = Guest::connect(&backend, 1);
+        guest.write(2048, &[5; 4096]);
+        guest.flush();
+        let shorter = std::fs::File::options().write(true).open(&file).unwrap();
+        shorter.set_len(512 << 10).unwrap();
+        let status = guest.request(VIRTIO_BLK_T_IN, 2048, 512, true);
+        assert_eq!(status, IO_ERROR);
+        shorter.set_len(8 << 20).unwrap();
+        backend.kill_and_restart(&image, format, way);
+        guest.reconnect(&backend);
+        let status = guest.request(VIRTIO_BLK_T_FLUSH, 0, 0, false);
+        assert_eq!(status, IO_ERROR, "{way:?}");
     }
 }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::{check_type, open_file};
+use crate::host_file::HostFile;
 use crate::image::Image;
 use crate::journal_file::{Access, Beside, JournalFile};
 use crate::lock::{FileLock, Use};
 use crate::names::{resolve, resolve_data_file};
 use crate::options::{Backing, DataFile, Format, Journal, Locking, OpenOptions};
 use crate::qcow2::pending_session;
-use crate::storage::{HostFile, Storage};
+use crate::storage::Storage;
 
 /// The files of a chain seen so far, by (device, inode).
 type Seen = Vec<(u64, u64)>;

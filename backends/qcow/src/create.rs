@@ -11,6 +11,7 @@ use crate::feature;
 use crate::gate::open_or_make;
 use crate::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use crate::header::{self, CRYPT_AES, Header, LENGTH_V3};
+use crate::host_file::HostFile;
 use crate::image::Image;
 use crate::lock::{FileLock, Use};
 use crate::names::resolve_data_file;
@@ -18,7 +19,7 @@ use crate::options::{
     CompressionType, CreateOptions, DataFile, Format, Locking, OpenOptions, Preallocation,
 };
 use crate::raw;
-use crate::storage::{HostFile, Storage};
+use crate::storage::Storage;
 
 /// Creates an image file. What was in the file is lost; if creating fails, a file that was not there before is removed again.
 ///

@@ -3,6 +3,7 @@
 mod amend;
 mod change;
 mod facts;
+mod files;
 mod plan;
 
 use std::path::{Path, PathBuf};
@@ -244,6 +245,7 @@ impl Image {
         if !self.writable {
             return Ok(());
         }
+        self.check_before_flush()?;
         match &self.layer {
             Layer::Raw(raw) => raw.flush(),
             Layer::Qcow2(qcow2) => qcow2.flush(),
@@ -318,6 +320,7 @@ impl Image {
             Layer::Qcow2(qcow2) => qcow2.close(),
         }
         .map_err(|error| error.within(self.path.display()))?;
+        self.check_before_flush()?;
         self.flush_error().map_or(Ok(()), Err)
     }
 }

@@ -150,6 +150,7 @@ mod folder;
 mod gate;
 mod geometry;
 mod header;
+mod host_file;
 mod image;
 mod journal_file;
 mod l2;
@@ -177,6 +178,7 @@ pub use error::{Denied, Error, ErrorKind, Result, TableFault};
 pub use extent::Extent;
 pub use folder::Folder;
 pub use gate::{AllowedFiles, FileKind, open_file};
+pub use host_file::HostFile;
 pub use image::Image;
 pub use journal_file::journal_path;
 pub use options::{
@@ -188,5 +190,5 @@ pub use qcow2::DirtyRanges;
 pub use report::{
     BitmapInfo, CheckResult, Encryption, Info, LuksInfo, LuksSlot, Qcow2Info, Repair, SnapshotInfo,
 };
-pub use storage::{HostFile, Storage};
+pub use storage::{Filter, Storage};
 pub use sync::Flush;

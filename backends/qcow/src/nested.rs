@@ -69,6 +69,14 @@ impl Storage for Arc<Image> {
         self.flush().map_err(failed)
     }
 
+    fn check_len(&self) -> io::Result<()> {
+        self.check_files().map_err(failed)
+    }
+
+    fn is_cut(&self) -> bool {
+        Image::is_cut(self)
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.virtual_size())
     }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::buffer::{Destination, Source};
-use crate::storage::Storage;
+use crate::extent::Extent;
+use crate::storage::{Filter, Storage};
 
 const BLOCK: u64 = 4096;
 
@@ -37,7 +37,11 @@ impl Scratch {
     }
 }
 
-impl Storage for Scratch {
+impl Filter for Scratch {
+    fn storage(&self) -> &dyn Storage {
+        &*self.file
+    }
+
     fn read(
         &self,
         offset: u64,
@@ -119,19 +123,8 @@ impl Storage for Scratch {
         })
     }
 
-    fn identity(&self) -> [u64; 2] {
-        self.file.identity()
-    }
-
-    fn file(&self) -> Option<BorrowedFd<'_>> {
-        self.file.file()
-    }
-
-    fn known_len(&self) -> u64 {
-        self.file.known_len()
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.file.allocated()
+    /// The blocks that differ have no place there.
+    fn extent(&self, _offset: u64, _len: u64) -> io::Result<Option<Extent>> {
+        Ok(None)
     }
 }

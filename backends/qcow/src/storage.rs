@@ -1,16 +1,10 @@
 //! The file under an image, as the engine sees it: positioned reads and writes, space, and durability.
 //!
-//! [`HostFile`] is the real one. The trait exists so that a test can record every write and sync the library issues, in
+//! [`HostFile`](crate::HostFile) is the real one. The trait exists so that a test can record every write and sync the library issues, in
 //! order, and replay any part of them.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-
-use rustix::fs::{FallocateFlags, SeekFrom};
-use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
 
 use crate::buffer::{Destination, Source};
 use crate::extent::Extent;
@@ -30,10 +24,27 @@ pub trait Storage: Send + Sync {
         0
     }
 
+    /// Looks whether the file is as long as it is known to be.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::UnexpectedEof`] if somebody else made it shorter. From then on nothing is written to the file, and no sync of it
+    /// succeeds: it could be made longer again, and what was lost would pass for zeroes.
+    fn check_len(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether somebody else is known to have made the file shorter; does not look.
+    fn is_cut(&self) -> bool {
+        false
+    }
+
     /// Writes `src[at..at + len]` to `offset`, growing the file if needed.
     fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()>;
 
     /// Makes everything written so far durable.
+    ///
+    /// # Errors
+    /// Also as [`Storage::check_len`].
     fn sync(&self) -> io::Result<()>;
 
     /// Length in bytes.
@@ -78,128 +89,12 @@ pub trait Storage: Send + Sync {
     fn allocated(&self) -> io::Result<u64>;
 }
 
-/// A file or block device of the host.
-#[derive(Debug)]
-pub struct HostFile {
-    file: File,
-    regular: bool,
-    /// See [`Storage::known_len`].
-    known_len: AtomicU64,
-    /// Whoever writes much. The kernel lets one thread at a time write to a file; those that wait for it in there spin,
-    /// and take more time from each other than the writes take.
-    writing: Mutex<()>,
-}
+/// A storage that passes to another one what it does not do by itself: as it is given here, everything.
+pub trait Filter: Send + Sync {
+    /// The other one.
+    fn storage(&self) -> &dyn Storage;
 
-/// Writes of this length take turns.
-const LONG_WRITE: usize = 64 << 10;
-
-/// A file has space for all of such a piece, or for none of it.
-const BLOCK: usize = 4096;
-
-/// Zeroes written at a time where the host cannot do it by itself.
-const ZERO_CHUNK: usize = 1 << 20;
-
-impl HostFile {
-    /// Takes an open file.
-    pub fn new(file: File) -> io::Result<Self> {
-        let regular = file.metadata()?.is_file();
-        // Not from the metadata: the size of a block device is where its end is.
-        let len = rustix::fs::seek(&file, SeekFrom::End(0))?;
-        Ok(Self {
-            file,
-            regular,
-            known_len: len.into(),
-            writing: Mutex::new(()),
-        })
-    }
-
-    /// The file itself.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    fn has_reached(&self, offset: u64, len: u64) {
-        let end = offset.saturating_add(len);
-        if end > self.known_len.load(Ordering::Relaxed) {
-            self.known_len.fetch_max(end, Ordering::Relaxed);
-        }
-    }
-
-    /// The file ends at `end`, or nothing but a hole follows there.
-    fn check_end(&self, end: u64) -> io::Result<()> {
-        let known = self.known_len.load(Ordering::Relaxed);
-        if end >= known {
-            return Ok(());
-        }
-        // Unless it has become longer meanwhile.
-        match self.len()? {
-            len if len < self.known_len.load(Ordering::Relaxed) => Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                format!("the file has become shorter: it had {known} bytes and has {len}"),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    fn fallocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
-        loop {
-            match rustix::fs::fallocate(&self.file, flags, offset, len) {
-                Err(Errno::INTR) => {}
-                other => return other,
-            }
-        }
-    }
-
-    /// Makes the host keep space for a range by writing zeroes where nothing else is. A device has all of its space.
-    fn allocate_by_writing(&self, offset: u64, len: u64) -> io::Result<()> {
-        let (end, old) = (offset.saturating_add(len), self.len()?);
-        if !self.regular {
-            return match end <= old {
-                true => Ok(()),
-                false => Err(Errno::NOSPC.into()),
-            };
-        }
-        // Not from where data is said to be: those that know no preallocation often know no holes, either.
-        let mut at = offset;
-        let mut piece = vec![0u8; ZERO_CHUNK.min(usize::try_from(len).unwrap_or(ZERO_CHUNK))];
-        while at < end.min(old) {
-            let part = piece
-                .len()
-                .min(usize::try_from(end.min(old) - at).unwrap_or(usize::MAX));
-            let piece = piece.get_mut(..part).unwrap_or_default();
-            self.read(at, &mut &mut *piece, 0, part)?;
-            for (place, block) in (at..).step_by(BLOCK).zip(piece.chunks(BLOCK)) {
-                if block.iter().all(|byte| *byte == 0) {
-                    self.write(place, &block, 0, block.len())?;
-                }
-            }
-            at += part as u64;
-        }
-        self.write_zero_bytes(at, end.saturating_sub(at))
-    }
-
-    fn write_zero_bytes(&self, offset: u64, len: u64) -> io::Result<()> {
-        let zeroes = vec![0u8; ZERO_CHUNK.min(usize::try_from(len).unwrap_or(ZERO_CHUNK))];
-        let mut done = 0;
-        while done < len {
-            let part = usize::try_from(len - done)
-                .unwrap_or(ZERO_CHUNK)
-                .min(zeroes.len());
-            self.write(offset + done, &&zeroes[..], 0, part)?;
-            done += part as u64;
-        }
-        Ok(())
-    }
-}
-
-fn not_supported(error: Errno) -> bool {
-    matches!(
-        error,
-        Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV
-    )
-}
-
-impl Storage for HostFile {
+    /// See [`Storage::read`].
     fn read(
         &self,
         offset: u64,
@@ -207,220 +102,163 @@ impl Storage for HostFile {
         at: usize,
         len: usize,
     ) -> io::Result<()> {
-        let mut done = 0;
-        while done < len {
-            match dst.read_from(
-                at + done,
-                len - done,
-                self.file.as_fd(),
-                offset + done as u64,
-            ) {
-                Ok(0) => {
-                    self.check_end(offset + done as u64)?;
-                    dst.zero(at + done, len - done);
-                    break;
-                }
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        self.storage().read(offset, dst, at, len)
     }
 
-    fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
-        let _turn = (self.regular && len >= LONG_WRITE)
-            .then(|| self.writing.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut done = 0;
-        while done < len {
-            match src.write_to(
-                at + done,
-                len - done,
-                self.file.as_fd(),
-                offset + done as u64,
-            ) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.has_reached(offset, len as u64);
-        Ok(())
-    }
-
+    /// See [`Storage::known_len`].
     fn known_len(&self) -> u64 {
-        self.known_len.load(Ordering::Relaxed)
+        self.storage().known_len()
     }
 
+    /// See [`Storage::check_len`].
+    fn check_len(&self) -> io::Result<()> {
+        self.storage().check_len()
+    }
+
+    /// See [`Storage::is_cut`].
+    fn is_cut(&self) -> bool {
+        self.storage().is_cut()
+    }
+
+    /// See [`Storage::write`].
+    fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
+        self.storage().write(offset, src, at, len)
+    }
+
+    /// See [`Storage::sync`].
     fn sync(&self) -> io::Result<()> {
-        loop {
-            match rustix::fs::fdatasync(&self.file) {
-                Err(Errno::INTR) => {}
-                other => return Ok(other?),
-            }
-        }
+        self.storage().sync()
     }
 
+    /// See [`Storage::len`].
     fn len(&self) -> io::Result<u64> {
-        // Not fstat: the size of a block device is where its end is.
-        Ok(rustix::fs::seek(&self.file, SeekFrom::End(0))?)
+        self.storage().len()
     }
 
+    /// See [`Storage::is_empty`].
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(Filter::len(self)? == 0)
+    }
+
+    /// See [`Storage::set_len`].
     fn set_len(&self, len: u64) -> io::Result<()> {
-        if !self.regular {
-            return if len <= self.len()? {
-                Ok(())
-            } else {
-                Err(io::Error::new(
-                    io::ErrorKind::StorageFull,
-                    "Cannot grow device files",
-                ))
-            };
-        }
-        if len < self.known_len() {
-            // Whoever reads meanwhile finds an end where one is to be.
-            self.known_len.store(len, Ordering::Relaxed);
-            return Ok(rustix::fs::ftruncate(&self.file, len)?);
-        }
-        rustix::fs::ftruncate(&self.file, len)?;
-        self.has_reached(0, len);
-        Ok(())
+        self.storage().set_len(len)
     }
 
+    /// See [`Storage::write_zeroes`].
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        if len == 0 {
-            return Ok(());
-        }
-        if unmap {
-            match self.fallocate(
-                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-                offset,
-                len,
-            ) {
-                Ok(()) => {
-                    if self.regular && self.len()? < offset + len {
-                        self.set_len(offset + len)?;
-                    }
-                    return Ok(());
-                }
-                Err(error) if not_supported(error) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        match self.fallocate(FallocateFlags::ZERO_RANGE, offset, len) {
-            Ok(()) => {
-                self.has_reached(offset, len);
-                return Ok(());
-            }
-            Err(error) if not_supported(error) => {}
-            Err(error) => return Err(error.into()),
-        }
-        // tmpfs has no ZERO_RANGE; a hole with space reserved again is the same.
-        let punched = self.fallocate(
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            offset,
-            len,
-        );
-        if punched.is_ok() && self.fallocate(FallocateFlags::empty(), offset, len).is_ok() {
-            self.has_reached(offset, len);
-            return Ok(());
-        }
-        self.write_zero_bytes(offset, len)
+        self.storage().write_zeroes(offset, len, unmap)
     }
 
+    /// See [`Storage::discard`].
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        if len == 0 {
-            return Ok(());
-        }
-        match self.fallocate(
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            offset,
-            len,
-        ) {
-            Err(error) if !not_supported(error) => Err(error.into()),
-            _ => Ok(()),
-        }
+        self.storage().discard(offset, len)
     }
 
+    /// See [`Storage::allocate`].
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        if len == 0 {
-            return Ok(());
-        }
-        match self.fallocate(FallocateFlags::empty(), offset, len) {
-            // A file system without preallocation, or a device.
-            Err(error) if not_supported(error) => self.allocate_by_writing(offset, len)?,
-            other => other?,
-        }
-        if self.regular {
-            self.has_reached(offset, len);
-        }
-        Ok(())
+        self.storage().allocate(offset, len)
     }
 
+    /// See [`Storage::next_data`].
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => {
-                self.check_end(offset)?;
-                return Ok(None);
-            }
-            // No holes known here: everything is data.
-            Err(error) if not_supported(error) => {
-                let end = self.len()?;
-                return Ok((offset < end).then_some((offset, end)));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
-        Ok(Some((start, end)))
+        self.storage().next_data(offset)
     }
 
+    /// See [`Storage::extent`].
+    fn extent(&self, offset: u64, len: u64) -> io::Result<Option<Extent>> {
+        self.storage().extent(offset, len)
+    }
+
+    /// See [`Storage::identity`].
     fn identity(&self) -> [u64; 2] {
-        rustix::fs::fstat(&self.file).map_or([0; 2], |stat| [stat.st_dev, stat.st_ino])
+        self.storage().identity()
     }
 
+    /// See [`Storage::file`].
     fn file(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
+        self.storage().file()
     }
 
+    /// See [`Storage::allocated`].
     fn allocated(&self) -> io::Result<u64> {
-        let stat = rustix::fs::fstat(&self.file)?;
-        Ok(u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
+        self.storage().allocated()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_beyond_the_end_are_zeroes_and_zeroing_grows_the_file() {
-        let storage = HostFile::new(tempfile::tempfile().unwrap()).unwrap();
-        storage.write(0, &&b"abcdef"[..], 1, 3).unwrap();
-        let mut buf = [9u8; 5];
-        storage.read(1, &mut &mut buf[..], 0, 5).unwrap();
-        assert_eq!(&buf, b"cd\0\0\0");
-        for unmap in [false, true] {
-            let end = storage.len().unwrap() + 5000;
-            storage.write_zeroes(1, end - 1, unmap).unwrap();
-            assert_eq!(storage.len().unwrap(), end);
-        }
-        storage.read(0, &mut &mut buf[..], 0, 5).unwrap();
-        assert_eq!(&buf, b"b\0\0\0\0");
+/// All methods, also those that have a default: what a filter does not know of reaches the storage behind it.
+impl<F: Filter> Storage for F {
+    fn read(
+        &self,
+        offset: u64,
+        dst: &mut dyn Destination,
+        at: usize,
+        len: usize,
+    ) -> io::Result<()> {
+        Filter::read(self, offset, dst, at, len)
     }
 
-    #[test]
-    fn holes_are_found() {
-        let storage = HostFile::new(tempfile::tempfile().unwrap()).unwrap();
-        storage.set_len(1 << 20).unwrap();
-        assert_eq!(storage.next_data(0).unwrap(), None);
-        storage
-            .write(512 << 10, &&[1u8; 4096][..], 0, 4096)
-            .unwrap();
-        assert_eq!(
-            storage.next_data(0).unwrap(),
-            Some((512 << 10, (512 << 10) + 4096))
-        );
+    fn known_len(&self) -> u64 {
+        Filter::known_len(self)
+    }
+
+    fn check_len(&self) -> io::Result<()> {
+        Filter::check_len(self)
+    }
+
+    fn is_cut(&self) -> bool {
+        Filter::is_cut(self)
+    }
+
+    fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
+        Filter::write(self, offset, src, at, len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Filter::sync(self)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Filter::len(self)
+    }
+
+    fn is_empty(&self) -> io::Result<bool> {
+        Filter::is_empty(self)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        Filter::set_len(self, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        Filter::write_zeroes(self, offset, len, unmap)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        Filter::discard(self, offset, len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        Filter::allocate(self, offset, len)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        Filter::next_data(self, offset)
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> io::Result<Option<Extent>> {
+        Filter::extent(self, offset, len)
+    }
+
+    fn identity(&self) -> [u64; 2] {
+        Filter::identity(self)
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Filter::file(self)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Filter::allocated(self)
     }
 }

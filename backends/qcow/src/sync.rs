@@ -8,9 +8,7 @@
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-use crate::buffer::{Destination, Source};
-use crate::extent::Extent;
-use crate::storage::Storage;
+use crate::storage::{Filter, Storage};
 use crate::turn::Turns;
 
 /// Why nothing that an image's files are given is known to be durable, if so. Clones are of the same image.
@@ -136,7 +134,11 @@ impl Drop for Flush {
     }
 }
 
-impl Storage for Synced {
+impl Filter for Synced {
+    fn storage(&self) -> &dyn Storage {
+        &*self.file
+    }
+
     fn sync(&self) -> io::Result<()> {
         let state = &self.syncs.state;
         state.check()?;
@@ -146,67 +148,5 @@ impl Storage for Synced {
             turn.all_written();
         }
         state.check()
-    }
-
-    fn read(
-        &self,
-        offset: u64,
-        dst: &mut dyn Destination,
-        at: usize,
-        len: usize,
-    ) -> io::Result<()> {
-        self.file.read(offset, dst, at, len)
-    }
-
-    fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
-        self.file.write(offset, src, at, len)
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn known_len(&self) -> u64 {
-        self.file.known_len()
-    }
-
-    fn is_empty(&self) -> io::Result<bool> {
-        self.file.is_empty()
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.file.write_zeroes(offset, len, unmap)
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.file.discard(offset, len)
-    }
-
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.file.allocate(offset, len)
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        self.file.next_data(offset)
-    }
-
-    fn extent(&self, offset: u64, len: u64) -> io::Result<Option<Extent>> {
-        self.file.extent(offset, len)
-    }
-
-    fn identity(&self) -> [u64; 2] {
-        self.file.identity()
-    }
-
-    fn file(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-        self.file.file()
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.file.allocated()
     }
 }

@@ -1,11 +1,12 @@
 //! A part of a file in the place of a file, as raw's `offset` and `size` describe it.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use crate::buffer::{Destination, Source};
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::storage::Storage;
+use crate::storage::{Filter, Storage};
 
 /// What a raw image of a fixed size says to whoever wants another one.
 const FIXED: &str = "Cannot resize fixed-size raw disks";
@@ -65,7 +66,11 @@ fn no_space() -> io::Error {
     io::Error::from(rustix::io::Errno::NOSPC)
 }
 
-impl Storage for Window {
+impl Filter for Window {
+    fn storage(&self) -> &dyn Storage {
+        &*self.file
+    }
+
     fn read(
         &self,
         offset: u64,
@@ -85,10 +90,6 @@ impl Storage for Window {
     fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
         let place = self.place(offset, len as u64)?;
         self.file.write(place, src, at, len)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.file.sync()
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -127,6 +128,11 @@ impl Storage for Window {
         }
     }
 
+    /// Offsets there are others.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         let place = self.place(offset, len)?;
         self.file.allocate(place, len)
@@ -158,10 +164,6 @@ impl Storage for Window {
             ..extent
         }))
     }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.file.allocated()
-    }
 }
 
 #[cfg(test)]
@@ -169,11 +171,11 @@ mod tests {
     use std::fs::File;
 
     use super::*;
-    use crate::storage::HostFile;
+    use crate::host_file::HostFile;
 
-    fn window(file: &File, offset: u64, size: Option<u64>) -> Result<Window> {
+    fn window(file: &File, offset: u64, size: Option<u64>) -> Result<Box<dyn Storage>> {
         let file = HostFile::new(file.try_clone().unwrap()).unwrap();
-        Window::new(Box::new(file), offset, size)
+        Ok(Box::new(Window::new(Box::new(file), offset, size)?))
     }
 
     fn file() -> File {

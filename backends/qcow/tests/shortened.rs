@@ -162,3 +162,112 @@ fn an_image_that_was_cut_off_before_it_was_opened_reads_as_in_qemu() {
     reads(&image, MIB + 4096, 0);
     assert!(!image.check(qcow::Repair::None).unwrap().is_sound());
 }
+
+type Request = fn(&Image) -> qcow::Result<()>;
+
+/// What could make the file longer again, or hide otherwise that it was shorter.
+const REQUESTS: [(&str, Request); 6] = [
+    ("write", |image| image.write_at(7 * MIB, &[1; 512])),
+    ("last write", |image| {
+        image.write_at(8 * MIB - 512, &[1; 512])
+    }),
+    ("zeroes", |image| image.write_zeroes(7 * MIB, MIB, false)),
+    ("holes", |image| image.write_zeroes(7 * MIB, MIB, true)),
+    ("grow", |image| image.resize(9 * MIB, Preallocation::Off)),
+    ("write in place", |image| image.write_at(0, &[1; 512])),
+];
+
+/// An image of 8 MiB with data in its first half, and the file that the data is in.
+fn half_full(folder: &Path, kind: &str) -> (Image, PathBuf) {
+    let (path, other) = (folder.join("disk"), folder.join("other"));
+    let mut options = CreateOptions::new(Format::Qcow2, 8 * MIB);
+    let image = match kind {
+        "raw" => {
+            File::create(&path).unwrap().set_len(8 * MIB).unwrap();
+            Image::open(&path, &OpenOptions::new(Format::Raw).writable(true)).unwrap()
+        }
+        "backing" => {
+            filled_raw(&other, 4 * MIB);
+            options.backing_file = Some("other".to_owned());
+            options.backing_format = Some(Format::Raw);
+            return (qcow2(&path, options), other);
+        }
+        "data file" => {
+            options.data_file = Some(other.to_str().unwrap().to_owned());
+            qcow2(&path, options)
+        }
+        _ => qcow2(&path, options),
+    };
+    image.write_at(0, &[7; 4 * MIB as usize]).unwrap();
+    image.flush().unwrap();
+    let file = if kind == "data file" { other } else { path };
+    (image, file)
+}
+
+#[track_caller]
+fn says_that_data_is_lost<T>(result: qcow::Result<T>) {
+    let error = result.err().expect("an error");
+    assert!(error.to_string().contains("shorter"), "{error}");
+}
+
+#[test]
+fn what_was_cut_off_is_lost_for_good_whatever_makes_the_file_longer_again() {
+    for kind in ["raw", "qcow2", "data file", "backing"] {
+        for (name, request) in REQUESTS {
+            let folder = tempfile::tempdir().unwrap();
+            let (image, file) = half_full(folder.path(), kind);
+            cut(&file, MIB / 2);
+            let done = request(&image);
+            let length = std::fs::metadata(&file).unwrap().len();
+            assert_eq!(length, MIB / 2, "{kind}: {name}: {done:?}");
+
+            // Whatever others do.
+            says_that_data_is_lost(image.flush());
+            cut(&file, 9 * MIB);
+            is_gone(&image, MIB);
+            is_gone(&image, 4 * MIB - 4096);
+            reads(&image, 4096, 7);
+            if kind != "backing" {
+                assert!(image.map(MIB, MIB).is_err() || kind != "raw");
+                assert!(image.write_at(MIB, &[1; 512]).is_err(), "{kind}: {name}");
+                assert!(!matches!(image.plan_write(0, 512), Ok(Some(_))));
+            }
+            assert!(image.plan_read(0, 512).unwrap().is_none());
+            for _ in 0..3 {
+                says_that_data_is_lost(image.flush());
+                says_that_data_is_lost(image.plan_flush());
+            }
+            assert!(image.flush_error().is_some());
+            says_that_data_is_lost(image.close());
+        }
+    }
+}
+
+#[test]
+fn a_flush_by_other_means_looks_as_well() {
+    for kind in ["raw", "qcow2", "data file", "backing"] {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, file) = half_full(folder.path(), kind);
+        drop(image.plan_flush().unwrap().map(qcow::Flush::ended));
+        cut(&file, MIB / 2);
+        says_that_data_is_lost(image.plan_flush());
+        cut(&file, 9 * MIB);
+        says_that_data_is_lost(image.plan_flush());
+        says_that_data_is_lost(image.flush());
+    }
+}
+
+/// As by a write that began before the file was cut.
+#[test]
+fn holes_of_a_file_that_was_cut_are_not_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, file) = half_full(folder.path(), "raw");
+    cut(&file, MIB / 2);
+    cut(&file, 7 * MIB);
+    says_that_data_is_lost(image.flush());
+    is_gone(&image, MIB);
+    is_gone(&image, MIB / 2 - 2048);
+    reads(&image, MIB / 2 - 4096, 7);
+    assert!(image.map(MIB, MIB).is_err());
+    assert_eq!(image.map(0, 8 * MIB).unwrap().length, MIB / 2);
+}

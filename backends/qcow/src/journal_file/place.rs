@@ -16,7 +16,8 @@ use rustix::io::Errno;
 use super::session::Session;
 use super::{Access, Header, SUFFIX, boot_id};
 use crate::error::{Error, Result};
-use crate::storage::{HostFile, Storage};
+use crate::host_file::HostFile;
+use crate::storage::Storage;
 
 /// So many of a folder's journals are looked at, to find one that was renamed.
 const MOST: usize = 4096;

@@ -20,7 +20,7 @@ const ZERO_CHUNK: u64 = 2 << 20;
 
 impl Qcow2 {
     /// Where guest data is: the external data file, if there is one.
-    fn data_storage(&self) -> Result<&dyn Storage> {
+    pub(crate) fn data_storage(&self) -> Result<&dyn Storage> {
         match &self.data {
             Some((data, _)) => Ok(&**data),
             None if self.external => Err(Error::new(
