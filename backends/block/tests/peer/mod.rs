@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
@@ -179,6 +180,7 @@ fn spawn(
         .env("NOTIFY_SOCKET", &notify)
         .spawn()
         .unwrap();
+    bound(&child);
     let mut message = [0; 16];
     match manager.recv(&mut message) {
         Ok(length) => assert_eq!(&message[..length], b"READY=1\n"),
@@ -192,6 +194,25 @@ fn spawn(
         }
     }
     child
+}
+
+/// Kills `child` if it lives longer than any test takes: whoever waits for its answer, without a bound as the `vhost` crate does, finds
+/// the connection closed, and fails.
+fn bound(child: &Child) {
+    /// Longer than any test takes.
+    const LIFE: Timespec = Timespec {
+        tv_sec: 300,
+        tv_nsec: 0,
+    };
+    let id = rustix::process::Pid::from_child(child);
+    let process = pidfd_open(id, PidfdFlags::empty()).unwrap();
+    std::thread::spawn(move || {
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        if let Ok(0) = poll(&mut fds, Some(&LIFE)) {
+            eprintln!("bulkhead-block has run for too long, and is killed");
+            let _ = pidfd_send_signal(&process, rustix::process::Signal::KILL);
+        }
+    });
 }
 
 /// Waits for `child`, but not for ever.
