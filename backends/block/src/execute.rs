@@ -20,6 +20,26 @@ pub(crate) struct Disk {
     write_through: AtomicBool,
     /// Memory of the frontend's that outlives this process; nothing in it is believed that could harm more than this guest's flushes.
     kept: Mutex<Option<KeptMemory>>,
+    /// The frontend has been said to have shared memory that is gone.
+    memory_is_gone: AtomicBool,
+}
+
+/// Why a request failed.
+pub(crate) trait Failure: std::fmt::Display {
+    /// The system's number for it.
+    fn number(&self) -> Option<i32>;
+}
+
+impl Failure for qcow::Error {
+    fn number(&self) -> Option<i32> {
+        self.raw_os_error()
+    }
+}
+
+impl Failure for std::io::Error {
+    fn number(&self) -> Option<i32> {
+        self.raw_os_error()
+    }
 }
 
 /// In the first word of the kept memory: a flush has failed ("blkhdfsf"). The kernel will not report that to the process that comes
@@ -48,6 +68,7 @@ impl Disk {
             limits,
             write_through: AtomicBool::new(true),
             kept: Mutex::new(None),
+            memory_is_gone: AtomicBool::new(false),
         }
     }
 
@@ -63,6 +84,7 @@ impl Disk {
 
     /// The frontend is gone.
     pub(crate) fn keep_nothing(&self) {
+        self.memory_is_gone.store(false, Ordering::Relaxed);
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -84,13 +106,17 @@ impl Disk {
     }
 
     /// How a request ended, for the driver; with a line for the user, if it failed.
-    pub(crate) fn status<E: std::fmt::Display>(&self, result: Result<(), E>) -> Status {
+    pub(crate) fn status<E: Failure>(&self, result: Result<(), E>) -> Status {
         match result {
             Ok(()) => Status::Ok,
             Err(error) => {
                 // Before the driver is told.
                 self.note_failed_flush();
-                bulkhead_daemon::warn(&error.to_string());
+                // Of all requests with memory that is gone one line is enough: more would leave no room for what comes of it.
+                let is_gone = error.number() == Some(libc::EFAULT);
+                if !is_gone || !self.memory_is_gone.swap(true, Ordering::Relaxed) {
+                    bulkhead_daemon::warn(&error.to_string());
+                }
                 Status::IoError
             }
         }
