@@ -64,8 +64,48 @@ fn write(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// A line on standard error.
+/// What is on the last line of standard output.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LastLine {
+    /// Nothing.
+    Empty,
+    /// How far the command is.
+    Progress,
+    /// The same, until a notice ended the line.
+    Ended,
+}
+
+static LAST_LINE: Mutex<LastLine> = Mutex::new(LastLine::Empty);
+
+fn last_line() -> MutexGuard<'static, LastLine> {
+    LAST_LINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How far the command is, in the place of what was said of that before. Should nobody read it, the work goes on.
+pub(crate) fn progress(text: &str) {
+    let mut line = last_line();
+    *line = LastLine::Progress;
+    let mut out = Patient(io::stdout().lock());
+    let _ = write!(out, "{text}\r").and_then(|()| out.flush());
+}
+
+/// The command's progress is at its end.
+pub(crate) fn end_of_progress() {
+    let mut line = last_line();
+    if *line != LastLine::Ended {
+        unless(false, "");
+    }
+    *line = LastLine::Empty;
+}
+
+/// A line on standard error; progress on standard output ends its own before.
 pub(crate) fn notice(text: impl Display) {
+    let mut line = last_line();
+    if *line == LastLine::Progress {
+        unless(false, "");
+        *line = LastLine::Ended;
+    }
+    drop(line);
     let text = text.to_string();
     let mut error = Patient(io::stderr().lock());
     // There is nobody else to tell.

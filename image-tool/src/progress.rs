@@ -1,6 +1,5 @@
 //! How far a command is: printed with `-p`, and on SIGUSR1 without it.
 
-use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 
 use crate::output;
@@ -38,9 +37,7 @@ impl Progress {
         if step || percent == 100.0 || percent == 0.0 {
             state.printed = percent;
             if self.shown {
-                let mut out = std::io::stdout().lock();
-                // Nobody may be listening, and the work goes on.
-                let _ = write!(out, "    ({percent:.2}/100%)\r").and_then(|()| out.flush());
+                output::progress(&format!("    ({percent:.2}/100%)"));
             }
         }
     }
@@ -68,7 +65,7 @@ impl Progress {
     /// The line is complete.
     pub(crate) fn end(&self) {
         if self.shown {
-            output::unless(false, "");
+            output::end_of_progress();
         }
     }
 }

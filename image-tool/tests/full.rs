@@ -90,6 +90,30 @@ fn a_full_file_system_is_one_clear_error_and_loses_nothing() {
     }
 }
 
+#[test]
+fn a_limit_of_file_sizes_is_named_with_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for (verb, file) in [
+        ("convert -f raw -O raw s n", "n"),
+        ("convert -f raw -O raw -o preallocation=falloc s n", "n"),
+        ("convert -f raw -O qcow2 -o preallocation=full s n", "n"),
+        ("convert -S 0 -f raw -O qcow2 s n", ""),
+        ("dd -f raw -O raw if=s of=n bs=1M", "n"),
+        ("dd -f raw -O qcow2 if=s of=n bs=1M", ""),
+    ] {
+        let line = format!("rm -f n; truncate -s 4M s; trap '' XFSZ; ulimit -f 1024; $T {verb}");
+        let done = shell(folder.path(), &line);
+        assert_eq!(done.status, Some(1), "{verb}: {done:?}");
+        let said = done.stderr.lines().next().unwrap_or_default();
+        let names = said.starts_with(&format!("image-tool: {file}"));
+        assert!(
+            names && said.ends_with(": File too large"),
+            "{verb}: {said}"
+        );
+        assert!(!folder.path().join("n").exists(), "{verb}");
+    }
+}
+
 /// Runs the verb with its `number`th write failing; `None` if it makes no such write.
 fn with_failing_write(folder: &Path, verb: &str, error: &str, number: usize) -> Option<Outcome> {
     let calls = "pwrite64,pwritev,pwritev2,copy_file_range";

@@ -36,6 +36,8 @@ pub(crate) use stream::is_standard_output;
 pub(crate) struct Target {
     /// The name it is to have.
     name: PathBuf,
+    /// The name as it was given, for messages.
+    shown: PathBuf,
     output: Output,
     /// The file of that name until now, locked against its other users.
     replaced: Option<Replaced>,
@@ -65,7 +67,7 @@ impl Target {
             |error: io::Error| anyhow!("Could not create '{}': {}", path.display(), os(&error));
         let metadata = match std::fs::metadata(end.path()) {
             Ok(metadata) => metadata,
-            Err(error) => return Self::absent(end.path(), error).map_err(cannot),
+            Err(error) => return Self::absent(path, &end, error).map_err(cannot),
         };
         let kind = metadata.file_type();
         let is_device = kind.is_block_device() || kind.is_char_device();
@@ -73,7 +75,7 @@ impl Target {
             _ if kind.is_file() || kind.is_dir() || kind.is_block_device() => {}
             Some(watch) => {
                 let stream = Stream::open(&end, watch).map_err(cannot)?;
-                return Ok(Self::in_place(&end, Output::Stream(stream)));
+                return Ok(Self::in_place(path, &end, Output::Stream(stream)));
             }
             None if kind.is_fifo() || kind.is_socket() => return Err(no_stream(path, kind)),
             None => {}
@@ -89,25 +91,28 @@ impl Target {
             return Self::existing(&end, path, file, &metadata);
         }
         match is_device {
-            true => Ok(Self::in_place(&end, Output::InPlace(file))),
+            true => Ok(Self::in_place(path, &end, Output::InPlace(file))),
             false => Err(not_a_file(path)),
         }
     }
 
-    fn in_place(end: &End, output: Output) -> Self {
+    fn in_place(path: &Path, end: &End, output: Output) -> Self {
         Self {
             name: end.path().to_owned(),
+            shown: path.to_owned(),
             output,
             replaced: None,
         }
     }
 
-    fn absent(name: &Path, error: io::Error) -> io::Result<Self> {
+    fn absent(path: &Path, end: &End, error: io::Error) -> io::Result<Self> {
+        let name = end.path();
         if let Some(error) = never_a_file(name, error) {
             return Err(error);
         }
         Ok(Self {
             name: name.to_owned(),
+            shown: path.to_owned(),
             output: Output::Staged(Staging::new(name, None)?),
             replaced: None,
         })
@@ -123,16 +128,18 @@ impl Target {
             End::Name(name) => stage_beside(name, &file, metadata).map_err(cannot)?,
             End::Descriptor(_) => None,
         };
-        let name = end.path().to_owned();
+        let (name, shown) = (end.path().to_owned(), path.to_owned());
         let replaced = |file| Some(Replaced { file, _lock: lock });
         Ok(match staging {
             Some(staging) => Self {
                 name,
+                shown,
                 output: Output::Staged(staging),
                 replaced: replaced(file),
             },
             None => Self {
                 name,
+                shown,
                 output: Output::InPlace(file.try_clone().map_err(cannot)?),
                 replaced: replaced(file),
             },
@@ -146,7 +153,7 @@ impl Target {
         };
         let written = file.metadata()?;
         match sources.iter().any(|source| source.reads(&written)) {
-            true => Err(is_read(&self.name)),
+            true => Err(is_read(&self.shown)),
             false => Ok(()),
         }
     }
@@ -201,8 +208,8 @@ impl Target {
 
     fn open_stream(&self, stream: &Stream) -> Result<Opened> {
         let options = OpenOptions::new(Format::Raw).writable(true);
-        let image = Image::open_storage(Box::new(stream.clone()), &self.name, &options)
-            .map_err(|error| anyhow!("{}", reason(&error, &self.name)))?;
+        let image = Image::open_storage(Box::new(stream.clone()), &self.shown, &options)
+            .map_err(|error| anyhow!("{}", reason(&error, &self.shown)))?;
         Ok(Opened {
             image: Arc::new(image),
             paths: vec![self.name.clone()],
@@ -252,14 +259,19 @@ impl Target {
         let closed = file
             .try_clone()
             .and_then(|again| Ok(nix::unistd::close(again)?));
-        closed.map_err(|error| anyhow!("Could not write '{}': {}", self.name.display(), os(&error)))
+        closed
+            .map_err(|error| anyhow!("Could not write '{}': {}", self.shown.display(), os(&error)))
     }
 
     /// The file is whole: gives it its name.
     pub(crate) fn finish(self) -> Result<()> {
         let verb = if self.is_stream() { "write" } else { "create" };
         self.take_name().map_err(|error| {
-            anyhow!("Could not {verb} '{}': {}", self.name.display(), os(&error))
+            anyhow!(
+                "Could not {verb} '{}': {}",
+                self.shown.display(),
+                os(&error)
+            )
         })?;
         unfinished::finished(&self.name);
         Ok(())

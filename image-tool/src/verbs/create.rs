@@ -1,6 +1,7 @@
 //! `create`: a new, empty image.
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -15,7 +16,7 @@ use crate::open::{self, Opening};
 use crate::options;
 use crate::output;
 use crate::progress::Progress;
-use crate::reason::reason;
+use crate::reason::{os, reason};
 use crate::report::{Hinted, Usage};
 use crate::size::MAX_DISK;
 use crate::source::{Source, local_path};
@@ -218,30 +219,43 @@ fn create(asked: &Asked<'_>) -> Result<()> {
     watch.start(Progress::new(false, 0.0).into())?;
     target
         .create(&create)
-        .map_err(|error| anyhow!("{}", create_reason(&error, format, &target)))?;
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EFBIG) => anyhow!("{}", too_large(format)),
+            _ => anyhow!("{}", create_reason(&error, format, &target)),
+        })?;
     target.check_written()?;
     target.finish()
 }
 
-/// Why an image could not be created.
+/// What QEMU's `create` says of an image that is longer than a file may be, or than the format has tables for.
+fn too_large(format: Format) -> String {
+    let hint = match format {
+        Format::Raw => "",
+        Format::Qcow2 => " (try using a larger cluster size)",
+    };
+    format!("The image size is too large for file format '{format}'{hint}")
+}
+
+/// Why the image that a command is to fill could not be created.
 pub(crate) fn create_reason(error: &qcow::Error, format: Format, target: &Target) -> String {
     if format == Format::Raw {
         return match error.raw_os_error() {
-            Some(libc::EFBIG) => {
-                format!("The image size is too large for file format '{format}'")
+            Some(number @ (libc::EFBIG | libc::EINVAL)) => {
+                let why = os(&io::Error::from_raw_os_error(number));
+                format!("Could not resize file: {why}")
             }
-            Some(libc::EINVAL) => "Could not resize file: Invalid argument".to_owned(),
             None if target.is_device() => "Cannot grow device files".to_owned(),
             _ => reason(error, target.path()),
         };
     }
-    let text = reason(error, target.path());
-    if error.kind() == qcow::ErrorKind::TooLarge || error.raw_os_error() == Some(libc::EFBIG) {
-        return format!(
-            "The image size is too large for file format '{format}' (try using a larger cluster size)"
-        );
+    match (error.kind(), error.raw_os_error()) {
+        (qcow::ErrorKind::TooLarge, _) => too_large(format),
+        (_, Some(number @ libc::EFBIG)) => {
+            let why = os(&io::Error::from_raw_os_error(number));
+            format!("Could not resize image: {why}")
+        }
+        _ => reason(error, target.path()),
     }
-    text
 }
 
 /// `-b` and `-F` beside `-o backing_file` and `-o backing_fmt`.

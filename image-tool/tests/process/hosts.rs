@@ -182,6 +182,21 @@ fn what_cannot_be_confined_says_so_once_and_works() {
         }
         assert!(same(path, "s.raw", "o"));
     }
+    let line = format!("NO_SECCOMP=22 LD_PRELOAD={shim} $T convert -p -O raw over o 2>&1");
+    let done = shell(path, &line);
+    let lines: Vec<_> = done.stdout.split(['\n', '\r']).collect();
+    assert_eq!(lines[0].trim(), "(0.00/100%)", "{done:?}");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.starts_with("image-tool: warning: ")),
+        "{done:?}"
+    );
+    assert!(
+        done.stdout.contains("/100%)\r\nimage-tool: warning: "),
+        "{done:?}"
+    );
+    assert!(done.stdout.ends_with("(100.00/100%)\r\n"), "{done:?}");
 }
 
 #[test]
