@@ -109,7 +109,7 @@ fn shown(path: &Path) -> String {
     match path.as_os_str().is_empty() {
         true => "NAME.bulkhead-journal".to_owned(),
         false => (path.to_string_lossy().chars())
-            .map(|char| if char.is_control() { '?' } else { char })
+            .map(|char| if char.is_control() { '\u{fffd}' } else { char })
             .collect(),
     }
 }
