@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use bulkhead_process::confine::{CapabilitySet, Confinement};
+use bulkhead_process::confine::{CapabilitySet, ConfineError, Confinement};
 
 mod alone;
 mod rootfs;
@@ -48,6 +48,10 @@ const CASES: &[Case] = &[
     (
         "on_a_host_that_runs_from_its_initramfs_it_is_the_same",
         on_a_host_that_runs_from_its_initramfs_it_is_the_same,
+    ),
+    (
+        "without_descriptors_it_does_not_go_on_less_confined",
+        without_descriptors_it_does_not_go_on_less_confined,
     ),
     (
         "where_the_host_allows_no_namespaces_one_line_says_so",
@@ -229,6 +233,21 @@ fn on_a_host_that_runs_from_its_initramfs_it_is_the_same() {
     };
     an_isolated_process_sees_nothing_of_the_host();
     a_user_is_isolated_as_root_is();
+}
+
+fn without_descriptors_it_does_not_go_on_less_confined() {
+    let none = rustix::process::Rlimit {
+        current: Some(3),
+        maximum: Some(3),
+    };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, none).unwrap();
+
+    let entered = Confinement::new().isolate().read_path("/etc").enter();
+
+    assert!(
+        matches!(entered, Err(ConfineError::Namespaces(_))),
+        "{entered:?}"
+    );
 }
 
 /// In a user namespace that may have none below it, without privilege.

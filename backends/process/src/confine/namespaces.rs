@@ -50,12 +50,50 @@ const PLACES: [&str; 4] = ["/tmp", "/run", "/proc", "/dev"];
 pub(super) fn enter(visible: &[Visible], network: Network) -> Result<Option<String>, ConfineError> {
     let own = match unshare(network) {
         Ok(own) => own,
-        Err(missing) => return Ok(Some(missing)),
+        Err(missing) => return missing.unless_ours(),
     };
     if let Own::User(user, group) = own {
         map(user, group).map_err(|error| ConfineError::Namespaces(error.to_string()))?;
     }
-    Ok(enter_root(visible).err())
+    match enter_root(visible) {
+        Ok(()) => Ok(None),
+        Err(missing) => missing.unless_ours(),
+    }
+}
+
+/// What could not be done, and why.
+#[derive(Debug)]
+struct Missing {
+    why: String,
+    /// This process has not enough memory or descriptors: that says nothing about the host.
+    is_ours: bool,
+}
+
+impl Missing {
+    fn new(what: impl std::fmt::Display, error: &io::Error) -> Self {
+        let ours = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+        let is_ours = error.raw_os_error().is_some_and(|n| ours.contains(&n));
+        Self {
+            why: format!("{what}: {error}"),
+            is_ours,
+        }
+    }
+
+    fn unless_ours(self) -> Result<Option<String>, ConfineError> {
+        match self.is_ours {
+            true => Err(ConfineError::Namespaces(self.why)),
+            false => Ok(Some(self.why)),
+        }
+    }
+}
+
+impl From<&str> for Missing {
+    fn from(why: &str) -> Self {
+        Self {
+            why: why.to_owned(),
+            is_ours: false,
+        }
+    }
 }
 
 /// A process that shares nothing but its threads' memory with others has no other thread.
@@ -69,7 +107,7 @@ pub(super) fn number_anew() -> io::Result<()> {
 }
 
 /// Has a root folder of its own with what is visible in it.
-fn enter_root(visible: &[Visible]) -> Result<(), String> {
+fn enter_root(visible: &[Visible]) -> Result<(), Missing> {
     // One that has been removed, or is not to be seen, is nowhere to go back to.
     let folder = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let sources = sources(visible)?;
@@ -98,12 +136,12 @@ fn enter_root(visible: &[Visible]) -> Result<(), String> {
     set_attributes(None, mount_h::RDONLY).map_err(failed("a root that is not written to"))
 }
 
-fn failed(what: &'static str) -> impl FnOnce(io::Error) -> String {
-    move |error| format!("{what}: {error}")
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Missing {
+    move |error| Missing::new(what, &error)
 }
 
 /// System V IPC goes with the mounts.
-fn unshare(network: Network) -> Result<Own, String> {
+fn unshare(network: Network) -> Result<Own, Missing> {
     let mut own = libc::CLONE_NEWNS | libc::CLONE_NEWIPC;
     if network == Network::None {
         own |= libc::CLONE_NEWNET;
@@ -115,7 +153,7 @@ fn unshare(network: Network) -> Result<Own, String> {
         return Ok(Own::Host);
     }
     if network == Network::Host {
-        return Err("namespaces: no CAP_SYS_ADMIN".to_owned());
+        return Err("namespaces: no CAP_SYS_ADMIN".into());
     }
     // There are hosts that give a user namespace and nothing that can be done in it; there is no way back out of one.
     try_in_child()?;
@@ -141,7 +179,7 @@ fn map(user: u32, group: u32) -> io::Result<()> {
 }
 
 /// Whether a process may mount in a user namespace of its own, found out by one that ends after it.
-fn try_in_child() -> Result<(), String> {
+fn try_in_child() -> Result<(), Missing> {
     let user = rustix::process::geteuid().as_raw();
     let group = rustix::process::getegid().as_raw();
     let attempt = || -> io::Result<()> {
@@ -168,7 +206,7 @@ fn try_in_child() -> Result<(), String> {
         (true, true, error) => Err(failed("user namespaces")(io::Error::from_raw_os_error(
             error,
         ))),
-        _ => Err("user namespaces: no process to try them in".to_owned()),
+        _ => Err("user namespaces: no process to try them in".into()),
     }
 }
 
@@ -188,10 +226,10 @@ struct Source {
 }
 
 /// Copies of what stays visible, by the names that were given and by those without symbolic links; what holds others comes first.
-fn sources(visible: &[Visible]) -> Result<Vec<Source>, String> {
+fn sources(visible: &[Visible]) -> Result<Vec<Source>, Missing> {
     let mut named = Vec::new();
     for Visible { path, access } in visible {
-        let shown = |error: io::Error| format!("{}: {error}", path.display());
+        let shown = |error: io::Error| Missing::new(path.display(), &error);
         if !path.exists() {
             // Whoever opens it will say so.
             continue;
@@ -206,8 +244,8 @@ fn sources(visible: &[Visible]) -> Result<Vec<Source>, String> {
     copied.collect()
 }
 
-fn copy(at: PathBuf, access: Access) -> Result<Source, String> {
-    let shown = |error: io::Error| format!("{}: {error}", at.display());
+fn copy(at: PathBuf, access: Access) -> Result<Source, Missing> {
+    let shown = |error: io::Error| Missing::new(at.display(), &error);
     let metadata = fs::metadata(&at).map_err(shown)?;
     let path = c_string(&at);
     // What is mounted below belongs to it, and a user may not take that away.
@@ -237,7 +275,7 @@ fn copy(at: PathBuf, access: Access) -> Result<Source, String> {
 }
 
 /// Puts what stays visible under the current folder, which is to be the root, and makes `current`, so that relative names still hold.
-fn fill(sources: &[Source], current: &Path) -> Result<(), String> {
+fn fill(sources: &[Source], current: &Path) -> Result<(), Missing> {
     // What a user has for new files must not close the folders that lead to what may be seen.
     let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let filled = fill_root(sources, current);
@@ -245,9 +283,9 @@ fn fill(sources: &[Source], current: &Path) -> Result<(), String> {
     filled
 }
 
-fn fill_root(sources: &[Source], current: &Path) -> Result<(), String> {
+fn fill_root(sources: &[Source], current: &Path) -> Result<(), Missing> {
     for source in sources {
-        let shown = |error: io::Error| format!("{}: {error}", source.at.display());
+        let shown = |error: io::Error| Missing::new(source.at.display(), &error);
         let at = below(&source.at);
         let folder = if source.is_folder {
             Some(at.as_path())
