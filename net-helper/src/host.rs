@@ -277,6 +277,8 @@ impl Host {
             let removed = removed.and_then(nft::Table::remove);
             note(removed.context("cannot remove the nftables table"));
         }
+        // Listing the folder takes a descriptor.
+        drop(links);
         note(state.remove());
         errors
     }

@@ -117,6 +117,7 @@ fn run(mut config: Config) -> Result<ExitCode> {
     let dhcp = match launchers(&config.networks, state.path()) {
         Ok(dhcp) => dhcp,
         Err(error) => {
+            drop(links);
             if record == Record::default() {
                 state.remove()?;
             }

@@ -62,7 +62,7 @@ impl StateDir {
             }
             std::thread::sleep(PAUSE);
         };
-        let record = state.read()?;
+        let record = state.read().inspect_err(|_| state.give_up())?;
         Ok((state, record))
     }
 
@@ -131,6 +131,16 @@ impl StateDir {
     /// A file in the folder.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Removes the folder if nothing was written down in it, such as when it has just been made.
+    fn give_up(&self) {
+        let nothing = fs::symlink_metadata(self.file(RECORD)).is_err();
+        if nothing && fs::remove_file(self.file(LOCK)).is_ok() {
+            for folder in std::iter::once(&self.path).chain(&self.made) {
+                let _ = fs::remove_dir(folder);
+            }
+        }
     }
 
     fn read(&self) -> Result<Record> {
