@@ -36,6 +36,11 @@ impl Waits {
     }
 }
 
+/// What a request may take longer than usual, at the most.
+const LONGER: Duration = Duration::from_millis(50);
+/// How often it is measured until it shows: what this machine does besides is in both, but not evenly.
+const ROUNDS: usize = 5;
+
 /// Has a client drop many devices in some way, and compares how long others wait with how long they do usually.
 fn others_wait(drop_all: fn(Vec<Lease>)) {
     let files = Some(4096);
@@ -46,10 +51,30 @@ fn others_wait(drop_all: fn(Vec<Lease>)) {
     setrlimit(Resource::Nofile, limit).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let helper = Helper::start(folder.path(), "--network dhcp=off");
+    for round in 1.. {
+        let [usual, meanwhile] = measure(&helper, drop_all);
+        if meanwhile.longest() < LONGER + usual.longest() {
+            break;
+        }
+        // A machine on which no single request takes so little shows that most do, and that none takes as long as all devices.
+        let (few, many) = (usual.longest(), meanwhile.longest());
+        assert!(
+            many < Duration::from_millis(500) + 5 * few,
+            "longest {many:?}, usually {few:?}"
+        );
+        if round == ROUNDS {
+            println!("this machine is too busy for {LONGER:?}");
+            break;
+        }
+    }
+    helper.stop();
+}
+
+fn measure(helper: &Helper, drop_all: fn(Vec<Lease>)) -> [Waits; 2] {
     let lease = || helper.lease(&TapRequest::on("default")).unwrap();
     let many: Vec<_> = (0..MANY).map(|_| lease()).collect();
     let mut rounds = 50;
-    let usual = Waits::measure(&helper, || {
+    let usual = Waits::measure(helper, || {
         rounds -= 1;
         rounds > 0
     });
@@ -62,7 +87,7 @@ fn others_wait(drop_all: fn(Vec<Lease>)) {
             .parse::<usize>()
             .unwrap()
     };
-    let meanwhile = Waits::measure(&helper, || !dropping.is_finished() || left() > FEW);
+    let meanwhile = Waits::measure(helper, || !dropping.is_finished() || left() > FEW);
 
     let gone = start.elapsed();
     dropping.join().unwrap();
@@ -70,16 +95,13 @@ fn others_wait(drop_all: fn(Vec<Lease>)) {
     println!(
         "{MANY} devices gone in {gone:?}; median and longest request {few:?} usually, {many:?} meanwhile"
     );
-    // What this machine does besides is in both, but not evenly.
     assert!(
-        many.0 < Duration::from_millis(50) + few.0,
-        "median {many:?}, usually {few:?}"
+        many.0 < LONGER + few.0,
+        "median {:?}, usually {:?}",
+        many.0,
+        few.0
     );
-    assert!(
-        many.1 < Duration::from_millis(500) + 5 * few.1,
-        "longest {many:?}, usually {few:?}"
-    );
-    helper.stop();
+    [usual, meanwhile]
 }
 
 /// What the requests of the test itself may have left.
