@@ -85,6 +85,30 @@ fn a_reader_sees_what_is_in_it_and_changes_nothing() {
 }
 
 #[test]
+fn a_file_too_large_to_be_checked_as_a_whole_has_one_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = image(folder.path());
+    let file = FileOptions::new().write(true).open(&image).unwrap();
+    file.set_len(200 << 30).unwrap();
+    drop(file);
+    let mut backend = Backend::start(&image, "qcow2", &[]);
+    assert!(journal_of(&image).exists());
+    let mut guest = Guest::connect(&backend, 1);
+    for block in 0..20u64 {
+        guest.write(block * 256, &[1 + block as u8; 4096]);
+    }
+    backend.kill();
+    assert!(has_all(&open(&image, false).unwrap()));
+    backend.restart_elsewhere(&image, "qcow2");
+    guest.reconnect(&backend);
+    assert_eq!(guest.read(256, 4096), [2; 4096]);
+    drop(guest);
+    assert!(backend.end().0.success());
+    assert!(has_all(&open(&image, true).unwrap()));
+    is_sound_and_closed(&image);
+}
+
+#[test]
 fn any_writer_takes_it_over_and_the_next_backend_goes_on_from_there() {
     for for_check in [false, true] {
         let (_folder, image, mut backend, mut guest) = killed();

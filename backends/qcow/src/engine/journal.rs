@@ -8,7 +8,9 @@
 //! Notes are written in groups, one for each operation of the engine, into one of several parts of the file. When tables are about to
 //! be written to the image, the notes go on in another part; once the tables are there, a group in it ends the need for the parts
 //! before. A group has a checksum, so that neither what a kill has cut off nor what an earlier session left is taken for one; and it
-//! says which groups are needed with it, so that damage among these is not taken for what a kill has cut off.
+//! says which groups are needed with it, so that damage among these is not taken for what a kill has cut off. Behind the last one are
+//! zeroes, the size of a record: what is there instead is damage, unless it looks like the next group and is in several pages, between
+//! which a kill may have ended its writing.
 //!
 //! ```text
 //! group:  epoch, first epoch that is needed, number << 32 | groups before it that are needed << 15 | records, checksum; then the records
@@ -37,8 +39,8 @@ const SERVED_PARTS: usize = 3;
 pub(super) const RECORD: usize = 32;
 /// A part has fewer records than this, and all parts have fewer groups than the bits from here to a group's number can count.
 pub(super) const NEEDED_AT: u32 = 15;
-/// Room for the group that says that notes are missing, and for an empty one that ends the need for other parts.
-const RESERVE: usize = 3 * RECORD;
+/// Room for the group that says that notes are missing, for an empty one that ends the need for other parts, and for the end.
+const RESERVE: usize = 4 * RECORD;
 /// Tables begun within a part: the next process has all of them in memory.
 const MAX_CREATED: u64 = 64 << 20;
 
@@ -173,7 +175,8 @@ impl Notes {
                     self.added.load(Ordering::Acquire),
                 )
             };
-            for (offset, bytes) in taken {
+            for (offset, mut bytes) in taken {
+                bytes.extend([0; RECORD]);
                 let done = self.is_whole()
                     && self
                         .file

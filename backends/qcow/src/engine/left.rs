@@ -82,7 +82,12 @@ struct Part {
     groups: Vec<Group>,
     /// What is left behind these: of the epoch that was in this part before or, where something is damaged, of theirs.
     others: Vec<Group>,
+    /// What follows the groups is neither nothing nor what a kill has cut off.
+    ends_in_damage: bool,
 }
+
+/// A kill ends a write between two pages of the host's cache.
+const PAGE: usize = 4096;
 
 impl Part {
     fn read(session: u64, part: &[u64]) -> Self {
@@ -97,6 +102,9 @@ impl Part {
             }
             read.groups.push(group);
             rest = after;
+        }
+        if let Some(last) = read.groups.last() {
+            read.ends_in_damage = is_damage(last, rest, 8 * (part.len() - rest.len()));
         }
         while let Some(&epoch) = rest.first() {
             let group = (epoch != 0).then(|| Group::read(session, rest)).flatten();
@@ -114,6 +122,21 @@ impl Part {
     fn epoch(&self) -> u64 {
         self.groups.first().map_or(0, |first| first.epoch)
     }
+}
+
+/// Whether what follows the last group, at this place in its part, is neither zeroes nor the beginning of the next one.
+fn is_damage(last: &Group, rest: &[u64], at: usize) -> bool {
+    let Some(&[epoch, base, place, sum]) = rest.first_chunk::<4>() else {
+        return false;
+    };
+    // At the beginning of a page is what was there before, if the zeroes were not written any more.
+    if [epoch, base, place, sum] == [0; 4] || at.is_multiple_of(PAGE) {
+        return false;
+    }
+    let number = (place >> 32) as u32;
+    let len = RECORD * (1 + (place & ((1 << NEEDED_AT) - 1)) as usize);
+    let is_next = (epoch, number) == (last.epoch, last.number.wrapping_add(1));
+    !is_next || at / PAGE == (at + len - 1) / PAGE
 }
 
 /// Whether these are all that are needed, as the last of them says.
@@ -151,6 +174,10 @@ pub(crate) fn read(session: u64, parts: &[u64], cluster_size: u64) -> Option<Lef
     }
     all.retain(|(_, part)| part.groups.first().is_some_and(is_needed));
     all.sort_by_key(|(_, part)| part.epoch());
+    // The ends of the others are seen by the numbers of the groups.
+    if all.last().is_some_and(|(_, part)| part.ends_in_damage) {
+        return None;
+    }
     let needed: Vec<&Group> = all.iter().flat_map(|(_, part)| &part.groups).collect();
     let last = needed.last().filter(|_| is_whole(&needed))?;
     let mut left = Left {
