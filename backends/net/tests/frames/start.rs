@@ -175,7 +175,7 @@ fn a_device_that_is_removed_while_nobody_is_connected_ends_it_at_once() {
     );
 }
 
-/// It has a frontend after all.
+/// It has not ended.
 fn assert_still_waits(net: &Net) {
     std::thread::sleep(std::time::Duration::from_millis(50));
     let state = std::fs::read_to_string(format!("/proc/{}/stat", net.child.id())).unwrap();
