@@ -32,6 +32,10 @@ const CASES: &[Case] = &[
     ),
     ("a_successors_file_stays", a_successors_file_stays),
     (
+        "folders_go_at_the_end_if_they_are_empty_then",
+        folders_go_at_the_end_if_they_are_empty_then,
+    ),
+    (
         "what_came_since_the_checkpoint_is_forgotten",
         what_came_since_the_checkpoint_is_forgotten,
     ),
@@ -225,6 +229,30 @@ fn a_successors_file_stays() {
     let _successor = UnixListener::bind(&socket).unwrap();
     program.end();
     assert!(socket.exists());
+}
+
+fn folders_go_at_the_end_if_they_are_empty_then() {
+    let place = tempfile::tempdir().unwrap();
+    let outer = place.path().join("outer");
+    let (inner, used) = (outer.join("inner"), place.path().join("used"));
+    fs::create_dir_all(&inner).unwrap();
+    fs::create_dir(&used).unwrap();
+    let file = inner.join("file");
+    fs::write(&file, "x").unwrap();
+    fs::write(used.join("file"), "of another").unwrap();
+    let mut broker = Broker::start().unwrap();
+    for folder in [&inner, &outer, &used] {
+        broker.remove_folder_at_end(folder).unwrap();
+    }
+    broker.seal().unwrap();
+
+    broker.remove_now().unwrap();
+    assert!(file.exists(), "what is not empty stays for now");
+    fs::remove_file(&file).unwrap();
+    broker.end();
+
+    assert!(!outer.exists());
+    assert!(used.join("file").exists());
 }
 
 fn what_it_keeps_is_open_until_the_program_has_ended() {
