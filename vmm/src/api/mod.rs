@@ -385,6 +385,34 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_is_refused_by_the_name_of_what_is_wrong() {
+        for (more, name) in [
+            (r#""memory": {"size": -1}"#, "memory.size: a whole number"),
+            (r#""memory": {"size": 1e30}"#, "memory.size: a whole number"),
+            (r#""memory": 5"#, "memory: an object"),
+            (
+                r#""disks": [{"vhost_user": true}]"#,
+                "disks[0]: missing field `vhost_socket`",
+            ),
+            (
+                r#""net": [{"vhost_user": true, "vhost_socket": "/s"}, {"vhost_user": true, "vhost_socket": "/s", "num_queues": 70000}]"#,
+                "net[1].num_queues: ",
+            ),
+            (
+                r#""net": [{"vhost_user": true, "vhost_socket": "/s", "mac": "zz"}]"#,
+                "net[0].mac: ",
+            ),
+            (r#""fs": [{"socket": "/s"}]"#, "fs[0]: missing field `tag`"),
+            (r#""cpus": {}"#, "cpus: missing field"),
+            (r#""x": 1"#, "x: unknown field `x`"),
+        ] {
+            let body = format!(r#"{{"payload": {{"kernel": "/k"}}, {more}}}"#);
+            let error = VmConfig::from_json(body.as_bytes()).unwrap_err();
+            assert!(error.starts_with(name), "{more}: {error}");
+        }
+    }
+
+    #[test]
     fn a_configuration_out_of_range_is_refused() {
         let body = br#"{"payload": {"kernel": "/k"}, "cpus": {"boot_vcpus": 0}}"#;
         let error = VmConfig::from_json(body).unwrap_err();

@@ -226,7 +226,8 @@ impl VmConfig {
         let object = value.as_object_mut().ok_or("an object is expected")?;
         contract::remove("", object, &[contract::VM])?;
         SerialConfig::check_fields(object.get("serial"))?;
-        let config: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        let config: Self =
+            serde_path_to_error::deserialize(value).map_err(|error| error.to_string())?;
         config.check()
     }
 
