@@ -170,10 +170,7 @@ impl Place {
         }
         let (status, said) = running.end();
         let works = serves && (status, said.as_str()) == (Some(0), "");
-        // Too few descriptors for the confinement are warned of before they are too few for the rest.
-        let mut lines = said
-            .lines()
-            .skip_while(|line| line.starts_with("warning: "));
+        let mut lines = said.lines();
         let error = lines.next().is_some_and(|line| line.starts_with("error: "));
         let says = status == Some(1) && error && lines.next().is_none();
         if !works && (must_work || !says) {

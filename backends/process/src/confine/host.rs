@@ -86,6 +86,9 @@ impl fmt::Display for Refused {
     }
 }
 
+/// What begins the line that says why it could not be tried.
+const FAILED: &str = "!";
+
 /// Each part of the confinement that programs started by this user would not have, in one line each. To be called before there is a
 /// second thread.
 ///
@@ -113,6 +116,9 @@ pub fn refused() -> io::Result<Vec<Refused>> {
     read?;
     if waited != pid || status != 0 {
         return Err(io::Error::other("trying the confinement failed"));
+    }
+    if let Some(why) = lines.lines().find_map(|line| line.strip_prefix(FAILED)) {
+        return Err(io::Error::other(why.to_owned()));
     }
     Ok(lines.lines().filter_map(parse).collect())
 }
@@ -146,7 +152,8 @@ fn attempt(mut report: PipeWriter) -> io::Result<()> {
     match namespaces::enter(&visible, Network::None) {
         Ok(None) => {}
         Ok(Some(why)) => refused(Part::Namespaces, &why)?,
-        Err(error) => refused(Part::Namespaces, &error)?,
+        // No program would start, and another time each may.
+        Err(error) => return writeln!(report, "{FAILED}{error}"),
     }
     rustix::thread::set_no_new_privs(true)?;
     match Rules::new(&Allowed::default()).and_then(Rules::restrict) {
