@@ -384,7 +384,10 @@ impl Lane {
                 self.send(device, queue)?;
                 ended += before - self.order.len();
             }
-            while let Some((operation, moved)) = self.ring.as_mut().and_then(Operations::take_ended)
+            // Before what was read after them counts.
+            let written = || device.disk.image.writes_ended();
+            while let Some((operation, moved)) =
+                self.ring.as_mut().and_then(|ring| ring.take_ended(written))
             {
                 ended += 1;
                 self.operation_ended(device, queue, operation, moved)?;
@@ -441,6 +444,10 @@ impl Lane {
             (Kind::Sync, Ok(_)) => {}
             // The end of the file: the image knows whether zeroes follow or data is missing.
             (Kind::Read, Ok(0)) => self.slot(operation.slot)?.again = true,
+            // Perhaps what a write has made of what is lost.
+            (Kind::Read, Ok(_)) if device.disk.image.is_cut() => {
+                self.slot(operation.slot)?.again = true;
+            }
             (_, Ok(moved)) if moved > 0 => {
                 let moved = (moved as u32).min(operation.length);
                 operation.at += moved;

@@ -94,15 +94,20 @@ impl Operations {
         }
     }
 
-    /// One that has ended, and how many bytes it moved.
-    pub(crate) fn take_ended(&mut self) -> Option<(Operation, io::Result<usize>)> {
-        if self.ended.is_empty() {
-            self.collect();
+    /// One that has ended, and how many bytes it moved; `written` is called before writes are among those that are taken next.
+    pub(crate) fn take_ended(
+        &mut self,
+        written: impl FnOnce(),
+    ) -> Option<(Operation, io::Result<usize>)> {
+        if self.ended.is_empty() && self.collect() {
+            written();
         }
         self.ended.pop_front()
     }
 
-    fn collect(&mut self) {
+    /// Whether there are writes among those that have ended.
+    fn collect(&mut self) -> bool {
+        let mut written = false;
         while let Some((token, moved)) = self.ring.take_ended() {
             let token = usize::try_from(token).unwrap_or(usize::MAX);
             let Some(operation) = self.operations.get_mut(token).and_then(Option::take) else {
@@ -111,15 +116,17 @@ impl Operations {
             if operation.kind == Kind::WriteAtOnce {
                 self.writes.tried(moved.is_ok());
             }
+            written |= matches!(operation.kind, Kind::Write | Kind::WriteAtOnce);
             self.ended.push_back((operation, moved));
         }
+        written
     }
 
     /// Waits until none is under way; returns what became of them.
     pub(crate) fn end_all(&mut self) -> Vec<(Operation, io::Result<usize>)> {
         let mut all = Vec::new();
         while !self.is_idle() && self.wait().is_ok() {
-            while let Some(ended) = self.take_ended() {
+            while let Some(ended) = self.take_ended(|| {}) {
                 all.push(ended);
             }
         }

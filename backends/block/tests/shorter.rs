@@ -214,3 +214,43 @@ fn a_loss_is_not_forgotten_when_the_backend_is_started_again() {
         assert_eq!(status, IO_ERROR, "{way:?}");
     }
 }
+
+#[test]
+fn a_file_that_is_cut_under_load_never_reads_as_zeroes() {
+    const SECTORS: u64 = 16384;
+    for way in WAYS {
+        for round in 0..8 {
+            let folder = tempfile::tempdir().unwrap();
+            let image = folder.path().join("disk.raw");
+            std::fs::write(&image, vec![5u8; 8 << 20]).unwrap();
+            let backend = Backend::start(&image, "raw", way);
+            let mut guest = Guest::connect(&backend, 1);
+            let shorter = std::fs::File::options().write(true).open(&image).unwrap();
+            // Each other one writes what is there; none reaches the end.
+            for slot in 0..40 {
+                let sector = (slot * 4093 + round * 977) % (SECTORS - 64);
+                let is_read = slot % 2 == 0;
+                let kind = if is_read {
+                    VIRTIO_BLK_T_IN
+                } else {
+                    VIRTIO_BLK_T_OUT
+                };
+                guest.put(Guest::data(slot), &[5; 4096]);
+                guest.post_block(0, slot, (kind, sector), (4096, is_read));
+            }
+            guest.kick(0);
+            shorter.set_len(512 << 10).unwrap();
+            guest.wait_used(0, 40);
+            for slot in (0..40).step_by(2).filter(|&slot| guest.status(slot) == 0) {
+                assert!(guest.get(Guest::data(slot), 4096) == [5; 4096], "{way:?}");
+            }
+            let flush = guest.request(VIRTIO_BLK_T_FLUSH, 0, 0, false);
+            assert_eq!(flush, IO_ERROR, "{way:?}");
+            for sector in (0..SECTORS).step_by(512) {
+                let status = guest.request(VIRTIO_BLK_T_IN, sector, 256 << 10, true);
+                let read = guest.get(Guest::data(0), 256 << 10);
+                assert!(status == IO_ERROR || read == vec![5; 256 << 10], "{way:?}");
+            }
+        }
+    }
+}

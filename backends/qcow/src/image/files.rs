@@ -55,8 +55,17 @@ impl Image {
         self.backing.as_deref().map_or(Ok(()), Self::check_files)
     }
 
-    /// Whether somebody else is known to have made a file of the chain shorter.
-    pub(crate) fn is_cut(&self) -> bool {
+    /// For callers whose own writes have ended: looks whether somebody else made a file of this image shorter meanwhile, which such a
+    /// write may have hidden. What was read since is then to be read once more, by [`Image::read_into`]: see [`Image::is_cut`].
+    pub fn writes_ended(&self) {
+        for storage in self.storages() {
+            // It is kept.
+            let _ = storage.check_len();
+        }
+    }
+
+    /// Whether somebody else is known to have made a file of the chain shorter. Does not look.
+    pub fn is_cut(&self) -> bool {
         let here = match &self.layer {
             Layer::Raw(raw) => raw.storage.is_cut(),
             Layer::Qcow2(qcow2) => qcow2.is_cut(),
