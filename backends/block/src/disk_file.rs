@@ -79,12 +79,14 @@ impl DiskFile {
         if self.format != Format::Qcow2 || !self.writable {
             return Ok(None);
         }
-        let Ok(journal) = qcow::journal_path(&self.path) else {
+        let Ok(journals) = qcow::journal_paths(&self.path) else {
             return Ok(None);
         };
         let start = || {
             let mut broker = Broker::start()?;
-            broker.remove_empty_at_end(&journal)?;
+            for journal in &journals {
+                broker.remove_empty_at_end(journal)?;
+            }
             broker.seal()?;
             Ok::<_, std::io::Error>(broker)
         };

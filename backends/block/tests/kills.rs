@@ -69,7 +69,7 @@ impl Life {
             format,
             backend,
             guest,
-            random: Random(u64::from(seed) * 0x9e37_79b9_7f4a_7c15 + 1),
+            random: Random(u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             model: vec![0; BLOCKS as usize],
             stamp: 0,
         }

@@ -6,6 +6,7 @@
 
 mod peer;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -164,13 +165,17 @@ fn a_journal_that_is_renamed_is_found_by_its_suffix() {
 }
 
 #[test]
-fn another_image_of_the_old_name_leaves_the_journal_alone() {
+fn another_image_of_the_old_name_leaves_the_journal_alone_and_has_one_of_a_second_name() {
     let (_folder, old, mut backend, mut guest) = killed();
     let new = old.with_file_name("new.qcow2");
     std::fs::rename(&old, &new).unwrap();
-    image(old.parent().unwrap());
+    let inode = std::fs::metadata(image(old.parent().unwrap()))
+        .unwrap()
+        .ino();
+    let second = old.with_file_name(format!("disk.qcow2.{inode}.bulkhead-journal"));
     for killed in [true, false] {
         let mut other = Backend::start(&old, "qcow2", &[]);
+        assert!(second.exists());
         let mut theirs = Guest::connect(&other, 1);
         theirs.write(0, &[9; 4096]);
         if killed {
@@ -179,6 +184,7 @@ fn another_image_of_the_old_name_leaves_the_journal_alone() {
             drop(theirs);
             assert!(other.end().0.success());
         }
+        assert_eq!(second.exists(), killed);
         let mut data = [0; 4096];
         open(&old, false).unwrap().read_at(0, &mut data).unwrap();
         assert_eq!(data, [9; 4096]);

@@ -180,7 +180,7 @@ pub use folder::Folder;
 pub use gate::{AllowedFiles, FileKind, open_file};
 pub use host_file::HostFile;
 pub use image::Image;
-pub use journal_file::journal_path;
+pub use journal_file::journal_paths;
 pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Format, Journal,
     Locking, OpenOptions, Preallocation,

@@ -17,13 +17,14 @@ pub(crate) mod session;
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::engine::{Journal, Left, Notes, PART, PARTS, PARTS_AT, checksum, read_notes, words_of};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use place::{ImageFolder, Place};
+use place::{ImageFolder, Place, second_name};
 use session::{GO_ON, Session};
 
 /// "blkhdjnl"
@@ -33,14 +34,17 @@ const HEADER_WORDS: usize = 8;
 const LENGTH: u64 = PARTS_AT + (PARTS * PART) as u64;
 const SUFFIX: &str = ".bulkhead-journal";
 
-/// Where the journal of the image of this name is made, if it has one.
+/// Where the journal of the image of this name is made, if it has one: the first, or the second if the first is that of an image that had
+/// this name before.
 ///
 /// # Errors
 /// The image is not there.
-pub fn journal_path(image: impl AsRef<Path>) -> io::Result<PathBuf> {
-    let mut path = std::fs::canonicalize(image)?.into_os_string();
-    path.push(SUFFIX);
-    Ok(path.into())
+pub fn journal_paths(image: impl AsRef<Path>) -> io::Result<[PathBuf; 2]> {
+    let real = std::fs::canonicalize(image)?;
+    let inode = std::fs::metadata(&real)?.ino();
+    let name = real.file_name().unwrap_or_default().to_string_lossy();
+    let names = [format!("{name}{SUFFIX}"), second_name(&name, inode)];
+    Ok(names.map(|name| real.with_file_name(name)))
 }
 
 /// What the file begins with.

@@ -211,18 +211,31 @@ impl ImageFolder {
         if !self.is_for_all {
             return None;
         }
-        let place = self.place(&self.own);
-        let there = place.open(Access::Create, &self.image).ok()?;
-        if let Some(storage) = &there
-            && let Ok(header) = Header::read(&**storage, &place.path)
-            && header.image() != self.image()
-            && boot_id().is_none_or(|boot| boot == header.boot())
-        {
-            // An image of that name may be called otherwise now, and wait for it.
-            return None;
+        let own = self.place(&self.own);
+        let there = own.open(Access::Create, &self.image).ok()?;
+        if !self.is_of_another(there.as_deref(), &own) {
+            return Some((there, own));
         }
-        Some((there, place))
+        // An image of that name may be called otherwise now, and wait for it.
+        let name = self.own.strip_suffix(SUFFIX)?;
+        let name = second_name(name, self.image.ino());
+        let second = self.place(&name);
+        let there = second.open(Access::Create, &self.image).ok()?;
+        let is_free = name.len() <= 255 && !self.is_of_another(there.as_deref(), &second);
+        is_free.then_some((there, second))
     }
+
+    fn is_of_another(&self, journal: Option<&dyn Storage>, place: &Place) -> bool {
+        let header = journal.and_then(|journal| Header::read(journal, &place.path).ok());
+        header.is_some_and(|header| {
+            header.image() != self.image() && boot_id().is_none_or(|boot| boot == header.boot())
+        })
+    }
+}
+
+/// What the journal of an image of this name and inode is called if another image's journal has the first name.
+pub(super) fn second_name(image: &str, inode: u64) -> String {
+    format!("{image}.{inode}{SUFFIX}")
 }
 
 fn is_mount(folder: &impl AsFd, name: &str) -> bool {
