@@ -159,23 +159,35 @@ fn a_guest_that_cannot_be_built_leaves_nothing_and_may_be_tried_again() {
     };
     assert_eq!(put("vm.create", &config(&monitor)).0, 204);
     let before = descriptors();
-    let mut sockets = Vec::new();
-    for attempt in 0..6 {
-        // There is no backend, or one without what a disk needs; and the kernel is none.
-        let fake = (attempt % 2 == 1).then(|| {
-            let rule = |request: u32, _: &[u8]| match request {
-                15 => Then::Die,
+    let (kernel, elsewhere) = (monitor.path("kernel"), monitor.path("notify.kernel"));
+    let mut ended = Vec::new();
+    for wrong in ["no backend", "backend", "kernel"].repeat(2) {
+        let then = match wrong {
+            "backend" => Then::Die,
+            _ => Then::Answer,
+        };
+        if wrong != "no backend" {
+            let rule = move |request: u32, _: &[u8]| match request {
+                15 => then,
                 _ => Then::Answer,
             };
-            Fake::start(monitor.folder.path(), 0, Box::new(rule))
-        });
+            ended.push(Fake::start(monitor.folder.path(), 0, Box::new(rule)));
+        }
+        if wrong == "kernel" {
+            std::fs::rename(&kernel, &elsewhere).unwrap();
+        }
         let (status, errors) = put("vm.boot", &Value::Null);
         assert_eq!(status, 500, "{errors}");
-        assert!(errors[0].as_str().unwrap().contains("socket"), "{errors}");
-        assert!(!monitor.path("serial").exists(), "attempt {attempt}");
-        let _ = std::fs::remove_file(monitor.path("socket"));
+        let named = if wrong == "kernel" {
+            "kernel"
+        } else {
+            "socket"
+        };
+        assert!(errors[0].as_str().unwrap().contains(named), "{errors}");
+        assert!(!monitor.path("serial").exists(), "{wrong}");
         wait("the end of what was begun", || descriptors() == before);
-        sockets.extend(fake);
+        let _ = std::fs::remove_file(monitor.path("socket"));
+        let _ = std::fs::rename(&elsewhere, &kernel);
     }
     let fake = Fake::start(monitor.folder.path(), 0, Box::new(|_, _| Then::Answer));
     assert_eq!(put("vm.boot", &Value::Null), (204, Value::Null));
