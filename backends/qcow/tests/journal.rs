@@ -343,6 +343,28 @@ fn writes_that_allocate_wait_for_no_sync() {
     assert_eq!(syncs(), flushed + 2);
 }
 
+#[test]
+fn a_journal_is_kept_when_refcounts_have_another_width() {
+    let files = Files::made(1);
+    let image = files.open(1 << 20);
+    image.write_at(0, &[6; 4096]).unwrap();
+    image.set_refcount_bits(32).unwrap();
+    let syncs = || {
+        let is_sync = |event: &&Event| matches!(event, Event::Sync);
+        files.image.state().log.iter().filter(is_sync).count()
+    };
+    let before = syncs();
+    image.write_at(64 << 10, &[7; 4096]).unwrap();
+    image.secure().unwrap();
+    assert_eq!(syncs(), before, "it is noted");
+    std::mem::forget(image);
+    let image = files.again().open(1 << 20);
+    is_sound(&image, "with refcounts of 32 bits");
+    let disk = disk_of(&image);
+    assert_eq!(disk[0], 0x0606_0606_0606_0606);
+    assert_eq!(disk[(64 << 10) / SECTOR], 0x0707_0707_0707_0707);
+}
+
 /// An image with a write that only its journal knows of.
 fn killed() -> Files {
     let files = Files::made(2);
