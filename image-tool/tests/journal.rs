@@ -125,3 +125,27 @@ fn without_its_journal_nothing_but_a_repair_goes_on() {
         );
     }
 }
+
+#[test]
+fn a_repair_that_cannot_write_gives_nothing_up() {
+    let folder = killed();
+    let path = folder.path();
+    // The tables that its journal has go beyond that.
+    let limited = |line: &str| {
+        Command::new("sh")
+            .args(["-c", "ulimit -f 200; exec \"$@\"", "sh"])
+            .arg(env!("CARGO_BIN_EXE_image-tool"))
+            .args(line.split(' '))
+            .current_dir(path)
+            .output()
+            .unwrap()
+    };
+    let (status, words) = said(&limited("check -r all disk.qcow2"));
+    assert!(status.is_some_and(|status| status > 0), "{words}");
+    assert!(path.join(JOURNAL).exists());
+    let (status, words) = said(&tool(path, "compare disk.qcow2 raw"));
+    assert_eq!(status, Some(0), "{words}");
+    assert_eq!(said(&tool(path, "check -r all disk.qcow2")).0, Some(0));
+    let (status, words) = said(&tool(path, "compare disk.qcow2 raw"));
+    assert_eq!(status, Some(0), "{words}");
+}

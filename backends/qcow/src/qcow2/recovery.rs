@@ -96,6 +96,13 @@ impl Qcow2 {
         let (journal, made) = match found {
             Err(error) => (None, Err(error)),
             Ok(None) => (None, Err(session.lost(image))),
+            Ok(Some(journal)) if boot_id().is_none() => {
+                let why =
+                    "without /proc/sys/kernel/random/boot_id nobody knows whether it still counts";
+                let shown = journal.path.display();
+                let unknown = Error::unsupported(format!("{shown}: {why}; {GO_ON}"));
+                (Some(journal), Err(unknown))
+            }
             Ok(Some(journal)) => {
                 let made = Self::make_changes(&storage, options, &journal, &session)
                     .and_then(|made| made.ok_or_else(|| session.lost(image)));
@@ -107,7 +114,8 @@ impl Qcow2 {
                 storage,
                 ..recovered(journal)
             }),
-            Err(error) if options.for_check => Ok(Recovered {
+            // What failed for want of something is there when it is tried again.
+            Err(error) if options.for_check && error.kind() != ErrorKind::Io => Ok(Recovered {
                 storage: storage.clone(),
                 journal: None,
                 lost: Some(Lost {
