@@ -88,8 +88,17 @@ fn order(folder: &Path, command: &str) {
     monitor.read_line(&mut line).unwrap();
     for command in [r#"{"execute": "qmp_capabilities"}"#, command] {
         monitor.get_mut().write_all(command.as_bytes()).unwrap();
-        line.clear();
-        monitor.read_line(&mut line).unwrap();
+        loop {
+            line.clear();
+            assert!(
+                monitor.read_line(&mut line).unwrap() > 0,
+                "the daemon ended after {command}"
+            );
+            // Events come between.
+            if !line.contains("\"event\"") {
+                break;
+            }
+        }
         assert!(line.contains("return"), "{line}");
     }
 }

@@ -158,6 +158,7 @@ fn a_guest_that_cannot_be_built_leaves_nothing_and_may_be_tried_again() {
         std::fs::read_dir(path).unwrap().count()
     };
     assert_eq!(put("vm.create", &config(&monitor)).0, 204);
+    // With the connection of that request, perhaps: what is left six times is more than that.
     let before = descriptors();
     let (kernel, elsewhere) = (monitor.path("kernel"), monitor.path("notify.kernel"));
     let mut ended = Vec::new();
@@ -185,7 +186,7 @@ fn a_guest_that_cannot_be_built_leaves_nothing_and_may_be_tried_again() {
         };
         assert!(errors[0].as_str().unwrap().contains(named), "{errors}");
         assert!(!monitor.path("serial").exists(), "{wrong}");
-        wait("the end of what was begun", || descriptors() == before);
+        wait("the end of what was begun", || descriptors() <= before);
         let _ = std::fs::remove_file(monitor.path("socket"));
         let _ = std::fs::rename(&elsewhere, &kernel);
     }
