@@ -129,11 +129,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, String> {
         let expects = modern && headers.has("expect", "100-continue");
         return Ok(Parsed::Partial { expects });
     };
+    let method = head.method.unwrap_or_default();
     let request = Request {
-        method: head.method.unwrap_or_default().to_owned(),
+        method: method.to_owned(),
         path: path(head.path.unwrap_or_default()).to_owned(),
         body: body.to_vec(),
-        keep_alive: modern && !headers.has("connection", "close"),
+        // The client of a HEAD expects no body after the error that this is: nothing may come after it.
+        keep_alive: modern && method != "HEAD" && !headers.has("connection", "close"),
     };
     Ok(Parsed::Complete(request, len))
 }

@@ -16,6 +16,8 @@ use crate::broker::Broker;
 
 /// More than are served at once make the one that has been idle for longest go.
 const MAX_CLIENTS: usize = 16;
+/// A client that has been idle for so long makes room when there are no descriptors for another.
+const IDLE: Duration = Duration::from_secs(1);
 /// How long a client may take for a request and for reading its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -135,12 +137,17 @@ impl Server {
         self.clients.retain(|client| !client.gone && !late(client));
         // The newest have just come.
         while self.clients.len() > MAX_CLIENTS {
-            let idle = self.clients.iter().enumerate().filter(|(_, c)| !c.waits);
-            match idle.min_by_key(|(_, client)| client.since) {
-                Some((number, _)) => drop(self.clients.remove(number)),
+            match self.longest_idle() {
+                Some(number) => drop(self.clients.remove(number)),
                 None => return,
             }
         }
+    }
+
+    fn longest_idle(&self) -> Option<usize> {
+        let waiting = self.clients.iter().enumerate().filter(|(_, c)| !c.waits);
+        let longest = waiting.min_by_key(|(_, client)| client.since);
+        longest.map(|(number, _)| number)
     }
 
     fn accept(&mut self) {
@@ -159,7 +166,15 @@ impl Server {
                 last: false,
                 gone: false,
             }),
-            Err(error) => drop(self.pause.note("a client of the API", &error)),
+            Err(error) => {
+                self.pause.note("a client of the API", &error);
+                let longest = self.longest_idle();
+                if let (Some(_), Some(number)) = (self.pause.until(), longest)
+                    && let Some(client) = self.clients.get_mut(number)
+                {
+                    client.gone |= client.since.elapsed() >= IDLE;
+                }
+            }
         }
     }
 }

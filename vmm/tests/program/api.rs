@@ -80,10 +80,9 @@ fn a_client_is_accepted_once_there_is_a_descriptor_for_it() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(processor_time(&monitor) < Duration::from_millis(300));
-    assert!(!client.is_finished());
-    drop(silent);
-
+    // Those that have been silent for longest make room for it.
     assert_eq!(client.join().unwrap().0, 200);
+    drop(silent);
     allow_files(&monitor, 1024);
     let put = ask(&monitor.path("api"), "PUT", "vm.shutdown", &Value::Null);
     assert_eq!(put.0, 204);
