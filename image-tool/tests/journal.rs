@@ -16,6 +16,11 @@ const JOURNAL: &str = "disk.qcow2.bulkhead-journal";
 
 /// A folder with `disk.qcow2`, whose first 64 KiB only its journal leads to, and `raw`, what is on it.
 fn killed() -> tempfile::TempDir {
+    killed_with(|_| {})
+}
+
+/// The same, after something else was done with the image.
+fn killed_with(end: impl Fn(&Image)) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.qcow2");
     qcow::create(&path, &CreateOptions::new(Format::Qcow2, SIZE)).unwrap();
@@ -27,6 +32,7 @@ fn killed() -> tempfile::TempDir {
     let image = Image::open(&path, &options).unwrap();
     image.write_at(0, &[7; 64 << 10]).unwrap();
     image.secure().unwrap();
+    end(&image);
     std::mem::forget(image);
     let mut raw = vec![0; SIZE as usize];
     raw[..64 << 10].fill(7);
@@ -148,4 +154,28 @@ fn a_repair_that_cannot_write_gives_nothing_up() {
     assert_eq!(said(&tool(path, "check -r all disk.qcow2")).0, Some(0));
     let (status, words) = said(&tool(path, "compare disk.qcow2 raw"));
     assert_eq!(status, Some(0), "{words}");
+}
+
+#[test]
+fn a_repair_that_is_killed_while_it_removes_the_journal_leaves_an_image_that_waits_for_none() {
+    for call in ["ftruncate", "unlinkat"] {
+        for repair in ["leaks", "all"] {
+            let folder = killed_with(|image| image.flush().unwrap());
+            let path = folder.path();
+            let line = format!(
+                "-f -qq -o log -e trace={call} -e inject={call}:signal=SIGKILL:when=1 {} check -r {repair} disk.qcow2",
+                env!("CARGO_BIN_EXE_image-tool")
+            );
+            let killed = Command::new("strace")
+                .args(line.split(' '))
+                .current_dir(path)
+                .output()
+                .unwrap();
+            assert!(!killed.status.success(), "{line}: {killed:?}");
+            for line in ["check disk.qcow2", "compare disk.qcow2 raw"] {
+                let (status, words) = said(&tool(path, line));
+                assert_eq!(status, Some(0), "{call}, {repair}: {line}: {words}");
+            }
+        }
+    }
 }

@@ -111,6 +111,8 @@ impl Qcow2 {
         if options.writable && !options.for_check {
             image.prepare_for_writing(journal, &options.journal)?;
         } else if let Some(journal) = journal.filter(|_| options.writable) {
+            // Nobody must wait for it when it is gone.
+            image.end_journal(&mut *image.engine())?;
             journal.remove();
         }
         Ok(image)
