@@ -6,13 +6,14 @@
 
 mod peer;
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use peer::killed::{
     SIZE, go_on_without, has_all, image, is_sound_and_closed, journal_of, killed, open, refused,
-    refused_within, served,
+    refused_within, served, served_from,
 };
 use peer::{Backend, Guest};
 use qcow::{CreateOptions, Format};
@@ -248,4 +249,107 @@ fn an_image_that_is_mounted_elsewhere_without_its_folder_is_an_error_that_names_
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("/nowhere"), "{said}");
+}
+
+/// `O_EXCL`: of a block device, as long as nothing is mounted from it.
+const EXCLUSIVE: i32 = 0o200;
+
+/// A loop device of a file with a file system.
+struct Device(String);
+
+impl Device {
+    /// `None` where there are none.
+    fn new(folder: &Path) -> Option<Self> {
+        let line = "test -e medium || { truncate -s 64M medium && mkfs.ext4 -q medium; } && \
+                    losetup --find --show medium";
+        let made = Command::new("sh")
+            .args(["-c", line])
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        if !made.status.success() {
+            eprintln!("skipped: no loop devices here: {made:?}");
+            return None;
+        }
+        let device = String::from_utf8(made.stdout).unwrap();
+        Some(Self(device.trim().to_owned()))
+    }
+
+    /// Unmounts it, also where a process that was killed had its own view of it, which may end later.
+    fn unmount(&self, at: &Path) {
+        let end = Instant::now() + Duration::from_secs(60);
+        let is_free = || {
+            let _ = Command::new("umount")
+                .arg(at)
+                .stderr(Stdio::null())
+                .status();
+            let mut options = std::fs::File::options();
+            options.read(true).custom_flags(EXCLUSIVE);
+            options.open(&self.0).is_ok()
+        };
+        while !is_free() {
+            assert!(Instant::now() < end, "{} is in use", self.0);
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+fn mount(device: &Device, at: &Path) {
+    let mounted = Command::new("mount").arg(&device.0).arg(at).status();
+    assert!(mounted.unwrap().success());
+}
+
+#[test]
+fn an_image_is_the_same_on_another_device_number_and_a_copy_of_the_same_inode_number_is_not() {
+    const NAME: &str =
+        "an_image_is_the_same_on_another_device_number_and_a_copy_of_the_same_inode_number_is_not";
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root mounts file systems");
+        return;
+    }
+    if std::env::var_os("BULKHEAD_TEST_MOUNTS").is_none() {
+        // The mounts go with the namespace.
+        let output = Command::new("unshare")
+            .args(["--mount", "--propagation", "private"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture"])
+            .env("BULKHEAD_TEST_MOUNTS", "own")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let outside = tempfile::tempdir().unwrap();
+    let Some(first) = Device::new(outside.path()) else {
+        return;
+    };
+    let at = place(outside.path(), "at", true);
+    mount(&first, &at);
+    let (folder, image, mut backend, mut guest) = served_from(tempfile::tempdir_in(&at).unwrap());
+    backend.kill();
+    let before = std::fs::metadata(&image).unwrap();
+    first.unmount(&at);
+    let second = Device::new(outside.path()).unwrap();
+    mount(&second, &at);
+    assert_ne!(std::fs::metadata(&image).unwrap().dev(), before.dev());
+    all_is_found(&image, &mut backend, &mut guest);
+
+    let copy = image.with_file_name("copy");
+    std::fs::copy(&image, &copy).unwrap();
+    backend.kill();
+    // Nobody has it open any more, so that its number is free.
+    second.unmount(&at);
+    mount(&second, &at);
+    std::fs::remove_file(&image).unwrap();
+    std::fs::copy(&copy, &image).unwrap();
+    assert_eq!(std::fs::metadata(&image).unwrap().ino(), before.ino());
+    is_refused(&image, &["a copy of an image in use"]);
+    drop((guest, backend, folder));
+    second.unmount(&at);
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gate::{check_type, open_file};
 use crate::host_file::HostFile;
 use crate::image::Image;
-use crate::journal_file::{Access, Beside, JournalFile};
+use crate::journal_file::{self, Access, Beside, JournalFile};
 use crate::lock::{FileLock, Use};
 use crate::names::{resolve, resolve_data_file};
 use crate::options::{Backing, DataFile, Format, Journal, Locking, OpenOptions};
@@ -136,8 +136,10 @@ fn journal(file: &File, path: &Path, options: &OpenOptions) -> Result<Option<Bes
     if !options.writable && FileLock::has_writer(file) {
         return Ok(None);
     }
-    let (device, inode) = identity(file, path)?;
-    let image = [device, inode];
+    let facts = file
+        .metadata()
+        .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
+    let image = journal_file::identity(&facts);
     let access = match (&options.journal, options.writable) {
         (Journal::Use(journal), _) => {
             let used = JournalFile::in_storage(journal.clone(), image);

@@ -24,7 +24,11 @@ pub fn journal_of(image: &Path) -> PathBuf {
 
 /// A guest that writes and does not flush.
 pub fn served() -> (TempDir, PathBuf, Backend, Guest) {
-    let folder = tempfile::tempdir().unwrap();
+    served_from(tempfile::tempdir().unwrap())
+}
+
+/// The same, with the image in this folder.
+pub fn served_from(folder: TempDir) -> (TempDir, PathBuf, Backend, Guest) {
     let image = image(folder.path());
     let backend = Backend::start(&image, "qcow2", &[]);
     let mut guest = Guest::connect(&backend, 1);

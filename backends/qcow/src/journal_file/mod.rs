@@ -4,7 +4,7 @@
 //! header and the image's name each other:
 //!
 //! ```text
-//! the file's header:  magic, version, device and inode of the image, session, boot id (2), checksum
+//! the file's header:  magic, version, birth and inode of the image, session, boot id (2), checksum
 //! the image's header: the same of the session, and where the file is (`session.rs`)
 //! ```
 //!
@@ -15,11 +15,12 @@
 mod place;
 pub(crate) mod session;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use crate::engine::{Journal, Left, Notes, PART, PARTS, PARTS_AT, checksum, read_notes, words_of};
 use crate::error::{Error, Result};
@@ -29,7 +30,7 @@ use session::{GO_ON, Session};
 
 /// "blkhdjnl"
 const MAGIC: u64 = 0x626c_6b68_646a_6e6c;
-const VERSION: u64 = 3;
+const VERSION: u64 = 4;
 const HEADER_WORDS: usize = 8;
 const LENGTH: u64 = PARTS_AT + (PARTS * PART) as u64;
 const SUFFIX: &str = ".bulkhead-journal";
@@ -54,8 +55,8 @@ struct Header {
 
 impl Header {
     fn new(session: &Session) -> Self {
-        let ([device, inode], [high, low]) = (session.image, session.boot);
-        let mut words = [MAGIC, VERSION, device, inode, session.number, high, low, 0];
+        let ([birth, inode], [high, low]) = (session.image, session.boot);
+        let mut words = [MAGIC, VERSION, birth, inode, session.number, high, low, 0];
         words[HEADER_WORDS - 1] = Self::sum(&words);
         Self { words }
     }
@@ -122,7 +123,7 @@ enum Next {
 
 /// What was found where the journal of an image may be.
 pub(crate) struct Beside {
-    /// Device and inode.
+    /// See [`identity`].
     pub(crate) image: [u64; 2],
     /// The journal of the session that the image's header has or, to keep one, a place for it; or why that cannot be had.
     pub(crate) found: Result<Option<JournalFile>>,
@@ -285,6 +286,17 @@ impl JournalFile {
         let [device, inode] = storage.map_or([0; 2], |storage| storage.identity());
         (&self.path, (device, inode))
     }
+}
+
+/// When the image was made, and its inode. Its file system may have another device number when it is mounted the next time, and a file
+/// that is put in the place of the image may have the same inode.
+pub(crate) fn identity(image: &Metadata) -> [u64; 2] {
+    let birth = image.created().ok();
+    let birth = birth.and_then(|birth| birth.duration_since(UNIX_EPOCH).ok());
+    let birth = birth.map_or(0, |birth| birth.as_nanos() as u64);
+    // Not every file system knows.
+    let birth = if birth == 0 { image.dev() } else { birth };
+    [birth, image.ino()]
 }
 
 /// What tells this start of the host from others.

@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::session::Session;
-use super::{Access, Header, SUFFIX, boot_id};
+use super::{Access, Header, SUFFIX, boot_id, identity};
 use crate::error::{Error, Result};
 use crate::host_file::HostFile;
 use crate::storage::Storage;
@@ -133,7 +133,7 @@ impl ImageFolder {
     }
 
     pub(super) fn image(&self) -> [u64; 2] {
-        [self.image.dev(), self.image.ino()]
+        identity(&self.image)
     }
 
     fn place(&self, name: &str) -> Place {

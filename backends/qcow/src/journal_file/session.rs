@@ -2,11 +2,11 @@
 //! all there is.
 //!
 //! ```text
-//! extension "BHJL":  session, boot id (2), device and inode of the image, each of 8 bytes in big-endian order; then the journal's name
+//! extension "BHJL":  session, boot id (2), birth and inode of the image, each of 8 bytes in big-endian order; then the journal's name
 //! ```
 //!
 //! It counts if the upper bits of the session are the upper 16 autoclear bits: by the format, whoever opens the image for writing and
-//! does not know these bits clears them first. A copy of the image has it, too; it is told from the image by device and inode.
+//! does not know these bits clears them first. A copy of the image has it, too; it is told from the image by birth and inode.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -25,7 +25,7 @@ const WORDS: usize = 5;
 pub(crate) struct Session {
     pub(crate) number: u64,
     pub(crate) boot: [u64; 2],
-    /// Device and inode.
+    /// See [`super::identity`].
     pub(crate) image: [u64; 2],
     /// Where its journal is; empty if the header has no room for that.
     pub(crate) journal: PathBuf,
@@ -75,7 +75,7 @@ impl Session {
         self.journal.file_name()?.to_str()
     }
 
-    /// That it has not ended, and its journal is not to be had by whoever opens what has this device and inode.
+    /// That it has not ended, and its journal is not to be had by whoever opens what is this one.
     pub(crate) fn lost(&self, opened: [u64; 2]) -> Error {
         let shown = shown(&self.journal);
         let why = match self.image == opened {
