@@ -28,19 +28,31 @@ impl Rule {
     /// `iifname NAME`: it came in there.
     pub(crate) fn iifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_IIFNAME as u32)
-            .compare(libc::NFT_CMP_EQ as u32, &interface(name))
+            .compare(libc::NFT_CMP_EQ as u32, &interface(name.as_str()))
+    }
+
+    /// `iifname != NAME`.
+    pub(crate) fn not_iifname(self, name: &InterfaceName) -> Self {
+        self.meta(libc::NFT_META_IIFNAME as u32)
+            .compare(libc::NFT_CMP_NEQ as u32, &interface(name.as_str()))
+    }
+
+    /// `iifname != lo`: it is not from this host to itself.
+    pub(crate) fn not_from_itself(self) -> Self {
+        self.meta(libc::NFT_META_IIFNAME as u32)
+            .compare(libc::NFT_CMP_NEQ as u32, &interface("lo"))
     }
 
     /// `oifname NAME`: it goes out there.
     pub(crate) fn oifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_OIFNAME as u32)
-            .compare(libc::NFT_CMP_EQ as u32, &interface(name))
+            .compare(libc::NFT_CMP_EQ as u32, &interface(name.as_str()))
     }
 
     /// `oifname != NAME`.
     pub(crate) fn not_oifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_OIFNAME as u32)
-            .compare(libc::NFT_CMP_NEQ as u32, &interface(name))
+            .compare(libc::NFT_CMP_NEQ as u32, &interface(name.as_str()))
     }
 
     /// `meta iifkind != "bridge"`: it did not come in by a bridge.
@@ -106,13 +118,24 @@ impl Rule {
         self.connection_state(NEW | ESTABLISHED | RELATED)
     }
 
-    fn connection_state(self, states: u32) -> Self {
+    /// `ct direction reply`: it is for who began the connection.
+    pub(crate) fn of_answer(self) -> Self {
+        const REPLY: u8 = 1;
+        self.connection(libc::NFT_CT_DIRECTION as u32)
+            .compare(libc::NFT_CMP_EQ as u32, &[REPLY])
+    }
+
+    fn connection(self, key: u32) -> Self {
         const NFTA_CT_DREG: u16 = 1;
         const NFTA_CT_KEY: u16 = 2;
         let load = Attributes::new()
             .number(NFTA_CT_DREG, REGISTER)
-            .number(NFTA_CT_KEY, libc::NFT_CT_STATE as u32);
+            .number(NFTA_CT_KEY, key);
         self.expression("ct", load)
+    }
+
+    fn connection_state(self, states: u32) -> Self {
+        self.connection(libc::NFT_CT_STATE as u32)
             .bitwise(&states.to_ne_bytes(), &[0; 4])
             .compare(libc::NFT_CMP_NEQ as u32, &[0; 4])
     }
@@ -244,9 +267,9 @@ fn value(bytes: &[u8]) -> Attributes {
 }
 
 /// Names are compared whole, with the zeroes after them, or `br1` would be `br10`.
-fn interface(name: &InterfaceName) -> [u8; libc::IFNAMSIZ] {
+fn interface(name: &str) -> [u8; libc::IFNAMSIZ] {
     let mut bytes = [0; libc::IFNAMSIZ];
-    for (to, from) in bytes.iter_mut().zip(name.as_str().bytes()) {
+    for (to, from) in bytes.iter_mut().zip(name.bytes()) {
         *to = from;
     }
     bytes

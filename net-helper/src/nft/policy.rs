@@ -15,7 +15,10 @@ const DHCP: u16 = 67;
 
 /// The chains that make these networks what they say. `only_guests`: this host routes for them and for nobody else.
 pub(crate) fn chains(networks: &[Network], only_guests: bool) -> Vec<Chain> {
-    let mut to_host = Vec::new();
+    // A TAP device whose bridge somebody has removed is an interface of this host, by which its guest must not come in.
+    let mut to_host = vec![Rule::new().iifname_prefix(TAP_PREFIX).drop()];
+    // Before the rules of any network: a guest of one does not come to the address of another either.
+    to_host.extend(networks.iter().flat_map(host_is_reached_from_within));
     let mut marks = Vec::new();
     let mut leaving = Vec::new();
     let mut entering = Vec::new();
@@ -32,8 +35,6 @@ pub(crate) fn chains(networks: &[Network], only_guests: bool) -> Vec<Chain> {
             translated.push(translation(network, addressing));
         }
     }
-    // A TAP device whose bridge somebody has removed is an interface of this host, by which its guest must not come in.
-    to_host.push(Rule::new().iifname_prefix(TAP_PREFIX).drop());
     leaving.push(Rule::new().iifname_prefix(TAP_PREFIX).drop());
     entering.push(Rule::new().oifname_prefix(TAP_PREFIX).drop());
     if only_guests {
@@ -47,6 +48,29 @@ pub(crate) fn chains(networks: &[Network], only_guests: bool) -> Vec<Chain> {
         chain("to_guests", Hook::Forward { priority: 1 }, entering),
         chain("translation", Hook::SourceNat, translated),
     ]
+}
+
+/// The host's own address on a network is for that network's guests and for the host itself: others that have a route to it would reach
+/// the network's dnsmasq, and whatever else listens there. They may answer what the host has asked from that address, where it may ask.
+fn host_is_reached_from_within(network: &Network) -> Vec<Rule> {
+    let Some(addressing) = network.addressing else {
+        return Vec::new();
+    };
+    // All of the subnet: its broadcast address is the host's, too.
+    let from_elsewhere = || {
+        Rule::new()
+            .not_iifname(&network.bridge)
+            .not_from_itself()
+            .destination(addressing.subnet)
+    };
+    let answers = match network.mode {
+        Mode::Nat | Mode::Routed => Some(from_elsewhere().of_answer().accept()),
+        Mode::Isolated | Mode::Bridge => None,
+    };
+    answers
+        .into_iter()
+        .chain([from_elsewhere().drop()])
+        .collect()
 }
 
 /// What guests may say to this host: isolated ones to its address on their network only.

@@ -111,6 +111,7 @@ struct Scene {
     lan: Guest,
     at_gateway: Arc<AtomicU64>,
     at_uplink: Arc<AtomicU64>,
+    from_elsewhere: Arc<AtomicU64>,
     on_lan: Arc<AtomicU64>,
 }
 
@@ -204,6 +205,7 @@ impl Scene {
         Scene {
             at_gateway: arrivals("10.78.0.1:7011"),
             at_uplink: arrivals("203.0.113.1:7010"),
+            from_elsewhere: arrivals("0.0.0.0:7012"),
             on_lan: arrivals("10.7.0.1:7009"),
             world,
             inner,
@@ -239,6 +241,12 @@ impl Scene {
             (world.udp("203.0.113.2:0"), "192.168.124.9:7003"),
             (world.udp("203.0.113.2:0"), "10.78.0.9:7003"),
             (world.udp("203.0.113.2:0"), "198.51.100.2:7007"),
+            (world.udp("203.0.113.2:0"), "192.168.124.1:7012"),
+            (world.udp("203.0.113.2:0"), "10.78.0.1:7012"),
+            (world.udp("203.0.113.2:0"), "10.77.0.1:7012"),
+            (world.udp("203.0.113.2:0"), "10.78.0.255:7012"),
+            (from(nat, "192.168.124.9:0"), "10.78.0.1:7012"),
+            (from(lan, "10.7.0.9:0"), "10.78.0.1:7012"),
             // What must.
             (from(nat, "192.168.124.9:0"), "203.0.113.2:7002"),
             (from(lab, "10.77.0.9:0"), "203.0.113.2:7004"),
@@ -280,6 +288,11 @@ impl Scene {
             0,
             "{moment}: the host's other addresses"
         );
+        assert_eq!(
+            self.from_elsewhere.load(Ordering::Relaxed),
+            0,
+            "{moment}: the host's address on a network, from outside of it"
+        );
     }
 
     /// Nothing forbidden has been routed. What guests may say to the host itself is for the table alone to judge.
@@ -297,6 +310,12 @@ impl Scene {
                 );
             }
         }
+    }
+
+    /// Without the table, guests have reached the host's other addresses, and others those on the networks.
+    fn forget_the_host(&self) {
+        self.at_uplink.store(0, Ordering::Relaxed);
+        self.from_elsewhere.store(0, Ordering::Relaxed);
     }
 
     fn pass_routed(&self, moment: &str) {
@@ -413,7 +432,7 @@ fn without_it(scene: &Scene, helper: Helper, folder: &Path) -> Helper {
     run("nft flush ruleset");
     scene.pass_routed("killed, table flushed");
     let helper = Helper::start(folder, NETWORKS);
-    scene.at_uplink.store(0, Ordering::Relaxed);
+    scene.forget_the_host();
     scene.resumes("started again without a table");
 
     helper.kill();
@@ -434,7 +453,7 @@ fn without_it(scene: &Scene, helper: Helper, folder: &Path) -> Helper {
     helper.kill();
     run("nft flush ruleset");
     let helper = Helper::start(folder, OTHER_NETWORKS);
-    scene.at_uplink.store(0, Ordering::Relaxed);
+    scene.forget_the_host();
     scene.resumes("started again with other networks and without a table");
     helper.kill();
     let in_the_way = "--network name=nat,dhcp=off,subnet=10.6.0.0/24";

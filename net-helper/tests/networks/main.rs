@@ -6,6 +6,7 @@ mod bridge_helper;
 mod closed;
 mod deaths;
 mod fairness;
+mod gateways;
 mod guests;
 mod host;
 mod leases;
