@@ -227,10 +227,15 @@ impl Engine {
         self.reserved.insert(offset);
     }
 
+    /// Whether there is space for a table at `offset`.
+    pub(crate) fn is_reserved(&self, offset: u64) -> bool {
+        self.reserved.contains(&offset)
+    }
+
     /// A table may be made at `host`. Its space is had now: later, when it is written, a host without any would keep what others count
     /// upon from the medium.
     fn check_space(&self, host: HostOffset) -> Result<(), Stop> {
-        match self.reserved.contains(&host.0) {
+        match self.is_reserved(host.0) {
             true => Ok(()),
             false => Err(Stop::Reserve {
                 offset: host.0,

@@ -35,8 +35,13 @@ impl Qcow2 {
                 }
                 Err(Stop::Reserve { offset, len }) => {
                     drop(engine);
-                    self.reserve_table(offset, len)?;
-                    self.glance().reserved(offset);
+                    // Where that means to write zeroes, it must not come after the table of somebody who was asked the same.
+                    let reserving = self.reserving.lock();
+                    let _one = reserving.unwrap_or_else(std::sync::PoisonError::into_inner);
+                    if !self.look().is_reserved(offset) {
+                        self.reserve_table(offset, len)?;
+                        self.glance().reserved(offset);
+                    }
                 }
                 Err(Stop::RefcountTableFull) => {
                     let end = engine.refcount_table_end();

@@ -45,6 +45,8 @@ pub(crate) struct Qcow2 {
     data: Option<(Box<dyn Storage>, PathBuf)>,
     engine: RwLock<Engine>,
     turns: Turns,
+    /// Held by who has the host keep space for a table.
+    reserving: Mutex<()>,
     ranges: RangeLock,
     /// The compressed cluster read last: its guest offset and its content.
     decompressed: Mutex<Option<(u64, Arc<Vec<u8>>)>>,
@@ -132,6 +134,7 @@ impl Qcow2 {
             encrypted: header.check_encryption().is_err(),
             engine: RwLock::new(Engine::new(header, options.cache_bytes, options.writable)),
             turns: Turns::default(),
+            reserving: Mutex::default(),
             ranges: RangeLock::default(),
             decompressed: Mutex::new(None),
             preallocated: std::sync::OnceLock::new(),

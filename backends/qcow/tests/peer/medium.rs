@@ -87,7 +87,13 @@ impl Medium {
     }
 
     fn record(&self, event: Event) {
-        let mut state = self.state();
+        self.state().record(event);
+    }
+}
+
+impl State {
+    fn record(&mut self, event: Event) {
+        let state = self;
         apply(&mut state.bytes, &event, None);
         if !state.silent {
             let time = state.clock.fetch_add(1, Ordering::SeqCst);
@@ -187,8 +193,14 @@ impl Storage for Medium {
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        if self.len()? < offset + len {
-            self.set_len(offset + len)?;
+        let end = offset + len;
+        if end > LARGEST {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        // Others make it longer meanwhile: never shorter than it is.
+        let mut state = self.state();
+        if (state.bytes.len() as u64) < end {
+            state.record(Event::SetLen(end as usize));
         }
         Ok(())
     }
