@@ -8,14 +8,11 @@ mod guest;
 
 mod fake;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use bulkhead_devices::vhost_user::{
-    BackendEvent, Frontend, FrontendConfig, FrontendError, Particulars, device_type,
-};
+use bulkhead_devices::vhost_user::{Frontend, FrontendError, device_type};
 use bulkhead_devices::virtio::VirtioDevice;
 
 use fake::{Fake, GET_VRING_BASE, SET_CONFIG, SET_FEATURES, SET_VRING_ENABLE, SET_VRING_NUM, Then};
@@ -41,21 +38,13 @@ fn connect_with(
     events: &Arc<Events>,
     memory: GuestMemoryMmap,
 ) -> Result<Arc<Frontend>, FrontendError> {
-    let config = FrontendConfig {
-        socket: fake.socket.clone(),
-        device_type: device_type(kind).unwrap(),
-        num_queues: None,
-        queue_sizes: vec![size],
-        particulars: Particulars::default(),
-    };
-    let path = config.socket.clone();
-    let connector = Box::new(move || bulkhead_devices::vhost_user::connect(&path));
-    let seen = events.clone();
-    let observer = move |_: &Path, event: BackendEvent<'_>| seen.note(&event);
-    let frontend = Frontend::connect(config, memory, connector, Box::new(observer))?;
-    frontend.attach(events.clone());
-    frontend.supervise(|| ()).unwrap();
-    Ok(frontend)
+    guest::connect(
+        &fake.socket,
+        device_type(kind).unwrap(),
+        size,
+        events,
+        memory,
+    )
 }
 
 fn wait(what: &str, mut done: impl FnMut() -> bool) {

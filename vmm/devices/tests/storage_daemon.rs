@@ -12,9 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bulkhead_devices::vhost_user::{
-    BackendEvent, Frontend, FrontendConfig, Particulars, TYPE_BLOCK,
-};
+use bulkhead_devices::vhost_user::TYPE_BLOCK;
 use bulkhead_devices::virtio::{F_VERSION_1, VirtioDevice};
 use rustix::process::{Pid, Signal, kill_process};
 use vm_memory::GuestMemoryMmap;
@@ -116,21 +114,8 @@ fn connect(folder: &Path, events: &Arc<Events>) -> BlockGuest {
 }
 
 fn connect_with(folder: &Path, events: &Arc<Events>, memory: GuestMemoryMmap) -> BlockGuest {
-    let config = FrontendConfig {
-        socket: socket(folder),
-        device_type: TYPE_BLOCK,
-        num_queues: None,
-        queue_sizes: vec![64],
-        particulars: Particulars::default(),
-    };
-    let path = config.socket.clone();
-    let connector = Box::new(move || bulkhead_devices::vhost_user::connect(&path));
-    let seen = events.clone();
-    let observer = move |_: &Path, event: BackendEvent<'_>| seen.note(&event);
-    let frontend =
-        Frontend::connect(config, memory.clone(), connector, Box::new(observer)).unwrap();
-    frontend.attach(events.clone());
-    frontend.supervise(|| ()).unwrap();
+    let ram = memory.clone();
+    let frontend = guest::connect(&socket(folder), TYPE_BLOCK, 64, events, ram).unwrap();
     BlockGuest::new(frontend, memory)
 }
 

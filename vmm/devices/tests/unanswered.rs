@@ -7,15 +7,11 @@ mod fake;
 #[allow(dead_code)] // as above
 mod guest;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bulkhead_devices::vhost_user::{
-    BackendEvent, Frontend, FrontendConfig, Particulars, TYPE_BLOCK,
-};
-use bulkhead_devices::virtio::VirtioDevice;
+use bulkhead_devices::vhost_user::TYPE_BLOCK;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use fake::{Fake, SET_VRING_BASE, SET_VRING_ENABLE, Then};
@@ -38,21 +34,8 @@ impl Rings {
         let fake = Fake::start(folder.path(), 0, Box::new(|_, _| Then::Answer));
         let events = Arc::<Events>::default();
         let memory = guest_memory(0);
-        let config = FrontendConfig {
-            socket: fake.socket.clone(),
-            device_type: TYPE_BLOCK,
-            num_queues: Some(1),
-            queue_sizes: vec![SIZE],
-            particulars: Particulars::default(),
-        };
-        let path = config.socket.clone();
-        let connector = Box::new(move || bulkhead_devices::vhost_user::connect(&path));
-        let seen = events.clone();
-        let observer = move |_: &Path, event: BackendEvent<'_>| seen.note(&event);
-        let frontend =
-            Frontend::connect(config, memory.clone(), connector, Box::new(observer)).unwrap();
-        frontend.attach(events.clone());
-        frontend.supervise(|| ()).unwrap();
+        let ram = memory.clone();
+        let frontend = guest::connect(&fake.socket, TYPE_BLOCK, SIZE, &events, ram).unwrap();
         let mut rings = Self {
             guest: BlockGuest::new(frontend, memory.clone()),
             _folder: folder,

@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bulkhead_devices::MsiVector;
-use bulkhead_devices::vhost_user::{BackendEvent, Frontend};
+use bulkhead_devices::vhost_user::{
+    BackendEvent, Frontend, FrontendConfig, FrontendError, Particulars,
+};
 use bulkhead_devices::virtio::{ActiveQueue, DeviceEvents, VirtioDevice};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
@@ -110,6 +113,31 @@ impl DeviceEvents for Events {
     fn needs_reset(&self) {
         self.2.fetch_add(1, Ordering::AcqRel);
     }
+}
+
+/// A frontend of the backend at `socket`, with its worker; `events` notes what it says.
+pub(crate) fn connect(
+    socket: &Path,
+    device_type: u16,
+    queue_size: u16,
+    events: &Arc<Events>,
+    memory: GuestMemoryMmap,
+) -> Result<Arc<Frontend>, FrontendError> {
+    let config = FrontendConfig {
+        socket: socket.to_path_buf(),
+        device_type,
+        num_queues: None,
+        queue_sizes: vec![queue_size],
+        particulars: Particulars::default(),
+    };
+    let path = config.socket.clone();
+    let connector = Box::new(move || bulkhead_devices::vhost_user::connect(&path));
+    let seen = events.clone();
+    let observer = move |_: &Path, event: BackendEvent<'_>| seen.note(&event);
+    let frontend = Frontend::connect(config, memory, connector, Box::new(observer))?;
+    frontend.attach(events.clone());
+    frontend.supervise(|| ()).unwrap();
+    Ok(frontend)
 }
 
 /// A block driver that has one request at a time.
