@@ -29,6 +29,16 @@ pub fn needed() -> Result<Option<String>> {
     Ok(Some(why))
 }
 
+/// How an outer host ended.
+#[derive(Debug)]
+pub enum End {
+    /// With the exit status of the command.
+    Status(u8),
+    /// Its own kernel has overflowed its stack. Under emulation with two processors that happens now and then, with any monitor: it says
+    /// nothing of what ran in it. The end of its console.
+    StackOverflow(String),
+}
+
 /// What to run in an outer host, and with what.
 #[derive(Debug, Clone)]
 pub struct OuterHost {
@@ -59,6 +69,21 @@ impl OuterHost {
     ///
     /// A command is found in [`Workplace::programs`] or in Debian's own folders.
     pub fn run(&self, workplace: &Workplace, command: &[String]) -> Result<u8> {
+        match self.run_watched(workplace, command, &mut |_| ())? {
+            End::Status(code) => Ok(code),
+            End::StackOverflow(console) => bail!(
+                "the outer host's own kernel has overflowed its stack, which is the emulation's fault: try again; the end of its console:\n{console}"
+            ),
+        }
+    }
+
+    /// The same, with the output going to `watch`, too.
+    pub fn run_watched(
+        &self,
+        workplace: &Workplace,
+        command: &[String],
+        watch: &mut (dyn FnMut(&[u8]) + Send),
+    ) -> Result<End> {
         let bench = workplace.bench();
         std::fs::create_dir_all(&bench).with_context(|| bench.display().to_string())?;
         let scratch = tempfile::Builder::new()
@@ -68,6 +93,6 @@ impl OuterHost {
         let kernel = workplace.kernel()?;
         let initramfs = scratch.path().join("root.cpio");
         outer_root::build(workplace, &kernel, &self.extra_programs, command)?.save(&initramfs)?;
-        qemu::run(self, &kernel.bzimage(), &initramfs, scratch.path())
+        qemu::run(self, &kernel.bzimage(), &initramfs, scratch.path(), watch)
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::OuterHost;
+use super::{End, OuterHost};
 
 /// How time passes in an outer host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,11 +20,20 @@ pub enum Clock {
     Instructions,
 }
 
+/// What a kernel says on its console when its stack is at its end.
+const STACK_OVERFLOW: &str = "stack guard page was hit";
+
 /// The size of the outer host's scratch disk. Sparse: what is not written takes no space.
 const DISK_SIZE: u64 = 16 << 30;
 
-/// Runs the outer host to its end; the command's output goes to standard output as it comes.
-pub(super) fn run(host: &OuterHost, kernel: &Path, initramfs: &Path, scratch: &Path) -> Result<u8> {
+/// Runs the outer host to its end; the command's output goes to standard output and to `watch` as it comes.
+pub(super) fn run(
+    host: &OuterHost,
+    kernel: &Path,
+    initramfs: &Path,
+    scratch: &Path,
+    watch: &mut (dyn FnMut(&[u8]) + Send),
+) -> Result<End> {
     let disk = scratch.join("disk.ext4");
     make_disk(&disk)?;
     let (status, log) = (scratch.join("status"), scratch.join("console.log"));
@@ -46,21 +55,22 @@ pub(super) fn run(host: &OuterHost, kernel: &Path, initramfs: &Path, scratch: &P
         .stdout(Stdio::piped())
         .spawn()
         .context("qemu-system-x86_64: run `cargo xtask setup`")?;
-    let in_time = stream_until_end(&mut qemu, host.time_limit);
+    let in_time = stream_until_end(&mut qemu, host.time_limit, watch);
     let ended = qemu.wait().context("wait for QEMU")?;
 
     let status = std::fs::read_to_string(&status).unwrap_or_default();
     match (in_time?, status.trim().parse()) {
-        (true, Ok(code)) => Ok(code),
+        (true, Ok(code)) => Ok(End::Status(code)),
         (in_time, _) => {
+            let console = tail(&log, 60);
+            if console.contains(STACK_OVERFLOW) {
+                return Ok(End::StackOverflow(console));
+            }
             let why = match in_time {
                 true => format!("ended without a status ({ended})"),
                 false => format!("did not end within {} s", host.time_limit.as_secs()),
             };
-            bail!(
-                "outer host {why}; the end of its console:\n{}",
-                tail(&log, 60)
-            );
+            bail!("outer host {why}; the end of its console:\n{console}");
         }
     }
 }
@@ -143,25 +153,30 @@ fn make_disk(path: &Path) -> Result<()> {
 }
 
 /// Copies what QEMU prints until it ends. False if it had to be stopped.
-fn stream_until_end(qemu: &mut Child, limit: Duration) -> Result<bool> {
+fn stream_until_end(
+    qemu: &mut Child,
+    limit: Duration,
+    watch: &mut (dyn FnMut(&[u8]) + Send),
+) -> Result<bool> {
     let mut from = qemu.stdout.take().context("QEMU's output")?;
     let (ended, end) = mpsc::channel::<()>();
-    let copier = std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        let mut to = std::io::stdout();
-        while let Ok(length @ 1..) = from.read(&mut buffer) {
-            let _ = to
-                .write_all(buffer.get(..length).unwrap_or_default())
-                .and_then(|()| to.flush());
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut buffer = [0; 4096];
+            let mut to = std::io::stdout();
+            while let Ok(length @ 1..) = from.read(&mut buffer) {
+                let bytes = buffer.get(..length).unwrap_or_default();
+                watch(bytes);
+                let _ = to.write_all(bytes).and_then(|()| to.flush());
+            }
+            drop(ended);
+        });
+        let in_time = end.recv_timeout(limit) != Err(mpsc::RecvTimeoutError::Timeout);
+        if !in_time {
+            qemu.kill().context("stop QEMU")?;
         }
-        drop(ended);
-    });
-    let in_time = end.recv_timeout(limit) != Err(mpsc::RecvTimeoutError::Timeout);
-    if !in_time {
-        qemu.kill().context("stop QEMU")?;
-    }
-    let _ = copier.join();
-    Ok(in_time)
+        Ok(in_time)
+    })
 }
 
 /// The last lines of a file, for an error message.
