@@ -157,8 +157,6 @@ impl Daemon {
         if let Some(first) = self.first.take() {
             first.finish()?;
         }
-        bulkhead_process::notify::ready()
-            .map_err(|error| Error::System("cannot tell the service manager", error))?;
         let watched = self
             .termination
             .as_fd()
@@ -174,6 +172,9 @@ impl Daemon {
             .poll
             .add(&server.termination, Token::Termination)
             .map_err(Error::system("epoll"))?;
+        // What it waits with is open: from here on, one that has no descriptors left waits for some.
+        bulkhead_process::notify::ready()
+            .map_err(|error| Error::System("cannot tell the service manager", error))?;
         match self.meeting {
             Meeting::Connected(stream) => server.serve(stream).map(drop),
             Meeting::Listener(listener) if self.persist => server.serve_all(&listener),

@@ -153,21 +153,21 @@ fn a_device_that_is_removed_while_nobody_is_connected_ends_it_at_once() {
         "start::a_device_that_is_removed_while_nobody_is_connected_ends_it_at_once",
         || {
             for options in ["", "--persist", "--persist --num-queues 2"] {
-                let never = Net::start(options);
+                let mut never = Net::start(options);
                 // Frames that nobody reads are no reason.
                 let peer = Peer::new(Offloads::empty());
                 (0..20).for_each(|number| peer.send(&frame(number, 100)));
-                assert_still_waits(&never);
+                assert_still_waits(&mut never);
                 ip("link del net0");
                 removed(never);
                 ip("link del br0");
             }
             for pairs in [1, 2] {
-                let before = Net::start(&format!("--persist --num-queues {pairs}"));
+                let mut before = Net::start(&format!("--persist --num-queues {pairs}"));
                 let mut guest = Guest::connect(&before, MERGED, 2 * pairs);
                 guest.config(6);
                 drop(guest);
-                assert_still_waits(&before);
+                assert_still_waits(&mut before);
                 ip("link del net0");
                 removed(before);
             }
@@ -176,10 +176,11 @@ fn a_device_that_is_removed_while_nobody_is_connected_ends_it_at_once() {
 }
 
 /// It has not ended.
-fn assert_still_waits(net: &Net) {
+fn assert_still_waits(net: &mut Net) {
     std::thread::sleep(std::time::Duration::from_millis(50));
-    let state = std::fs::read_to_string(format!("/proc/{}/stat", net.child.id())).unwrap();
-    assert!(!state.contains(") Z "), "{state}");
+    if let Some(status) = net.child.try_wait().unwrap() {
+        panic!("it has ended with {status}: {}", net.said());
+    }
 }
 
 fn removed(net: Net) {
@@ -197,12 +198,12 @@ fn a_frontend_is_accepted_once_there_is_a_descriptor_for_it() {
     in_own_namespace(
         "start::a_frontend_is_accepted_once_there_is_a_descriptor_for_it",
         || {
-            let net = Net::start("");
+            let mut net = Net::start("");
             allow_files(&net, 3);
             let stream = std::os::unix::net::UnixStream::connect(&net.socket).unwrap();
             let start = std::time::Instant::now();
             while start.elapsed() < std::time::Duration::from_secs(1) {
-                assert_still_waits(&net);
+                assert_still_waits(&mut net);
             }
             assert!(processor_time(&net) < std::time::Duration::from_millis(200));
 

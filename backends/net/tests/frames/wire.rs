@@ -111,14 +111,16 @@ impl Net {
             assert!(start.elapsed() < PATIENCE, "the program does not end");
             std::thread::sleep(Duration::from_millis(5));
         };
-        let mut said = String::new();
-        self.child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut said)
-            .unwrap();
+        let said = self.said();
         (status, said)
+    }
+
+    /// What one that has ended has said on standard error.
+    pub(crate) fn said(&mut self) -> String {
+        let mut said = String::new();
+        let mut stderr = self.child.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        said
     }
 
     /// How long it has computed, in clock ticks of 10 ms.
