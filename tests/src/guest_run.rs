@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::exits::{Exit, ExitWatch};
+use crate::host_state;
 
 /// How often the ends of processes are looked at while waiting for the console.
 const TICK: Duration = Duration::from_millis(20);
@@ -18,7 +19,8 @@ pub struct GuestRun {
     lines: Receiver<Line>,
     watch: ExitWatch,
     exits: Vec<Exit>,
-    console: Vec<String>,
+    console: Vec<(Duration, String)>,
+    start: Instant,
     deadline: Instant,
 }
 
@@ -71,14 +73,15 @@ impl GuestRun {
         std::thread::spawn(move || {
             each_line(stderr, |line| errors.send(Line::Error(line)).is_ok())
         });
-        let deadline = Instant::now() + limit;
+        let start = Instant::now();
         Ok(Self {
             child,
             lines,
             watch,
             exits: Vec::new(),
             console: Vec::new(),
-            deadline,
+            start,
+            deadline: start + limit,
         })
     }
 
@@ -92,15 +95,15 @@ impl GuestRun {
         loop {
             self.exits.extend(self.watch.poll()?);
             if Instant::now() > self.deadline {
-                bail!("the run did not end in time; {}", self.story());
+                bail!("the run did not end in time; {}", self.stuck());
             }
             match self.lines.recv_timeout(TICK) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Ok(Line::Error(line)) => self.console.push(format!("bulkhead: {line}")),
+                Ok(Line::Error(line)) => self.note(format!("bulkhead: {line}")),
                 Ok(Line::Console(line)) => {
                     let word = parse(&line);
-                    self.console.push(line);
+                    self.note(line);
                     match word {
                         Some(Word::Said(text)) if text.starts_with("FAILED") => {
                             bail!("the guest says: {text}; {}", self.story())
@@ -136,7 +139,7 @@ impl GuestRun {
                 let lines = self
                     .console
                     .iter()
-                    .filter_map(|line| line.strip_prefix("bulkhead: "));
+                    .filter_map(|(_, line)| line.strip_prefix("bulkhead: "));
                 let errors = lines.map(str::to_owned).collect();
                 return Ok(End {
                     status,
@@ -145,15 +148,29 @@ impl GuestRun {
                 });
             }
             if Instant::now() > self.deadline {
-                bail!("bulkhead run did not end in time; {}", self.story());
+                bail!("bulkhead run did not end in time; {}", self.stuck());
             }
             std::thread::sleep(TICK);
         }
     }
 
-    /// All that was said so far, for an error message.
+    fn note(&mut self, line: String) {
+        self.console.push((self.start.elapsed(), line));
+    }
+
+    /// All that was said so far, and after how many seconds, for an error message.
     pub fn story(&self) -> String {
-        format!("what was said until then:\n  {}", self.console.join("\n  "))
+        let lines = self.console.iter();
+        let lines: Vec<String> = lines
+            .map(|(when, line)| format!("{:7.2} {line}", when.as_secs_f64()))
+            .collect();
+        format!("what was said until then:\n  {}", lines.join("\n  "))
+    }
+
+    /// The same of a run that does not end, and what its processes wait for.
+    fn stuck(&self) -> String {
+        let threads = host_state::threads_of("bulkhead").join("\n  ");
+        format!("{}\n  {threads}", self.story())
     }
 }
 

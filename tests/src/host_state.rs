@@ -1,7 +1,7 @@
 //! What a run must not leave behind: links, nftables tables, processes, sockets and runtime files of this host.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -83,6 +83,46 @@ pub fn processes() -> Result<Vec<(u32, String)>> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     // One that has gone since has no name any more.
     Ok(pids.filter_map(|pid| Some((pid, name_of(pid)?))).collect())
+}
+
+/// What each thread of the processes whose name begins so is doing, and the eventfds that are not at zero.
+pub fn threads_of(beginning: &str) -> Vec<String> {
+    let found = processes().unwrap_or_default().into_iter();
+    let found = found.filter(|(_, name)| name.starts_with(beginning));
+    found
+        .flat_map(|(pid, _)| {
+            let folder = PathBuf::from(format!("/proc/{pid}"));
+            let threads = entries(&folder.join("task")).map(|task| {
+                let text = |name| std::fs::read_to_string(task.join(name)).unwrap_or_default();
+                let stat = text("stat");
+                let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+                let fields: Vec<&str> = after_name.split_whitespace().collect();
+                let field = |index: usize| fields.get(index).copied().unwrap_or("?");
+                format!(
+                    "process {pid}, thread {:<15} state {}, ticks {} + {}, wchan {}, system call {}",
+                    text("comm").trim_end(),
+                    field(0),
+                    field(11),
+                    field(12),
+                    text("wchan"),
+                    text("syscall").trim_end()
+                )
+            });
+            let eventfds = entries(&folder.join("fdinfo")).filter_map(|path| {
+                let info = std::fs::read_to_string(&path).ok()?;
+                let line = info.lines().find(|line| line.starts_with("eventfd-count"))?;
+                let is_zero = line.split_whitespace().nth(1) == Some("0");
+                let number = path.file_name()?.to_str()?.to_owned();
+                (!is_zero).then(|| format!("process {pid}, descriptor {number}: {line}"))
+            });
+            threads.chain(eventfds).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
 }
 
 /// The processes of that program that somebody else started: not those that it has for parts of its work.
