@@ -48,7 +48,13 @@ pub(crate) fn run(bridge: &InterfaceName, fd: RawFd, vnet: bool) -> Result<()> {
     // High, so that the bridge does not take it for its own.
     let [_, a, b, c, d, e] = tap.mac()?;
     links
-        .attach(tap.name(), link.index, [0xfe, a, b, c, d, e], link.mtu)
+        .attach(
+            tap.name(),
+            link.index,
+            [0xfe, a, b, c, d, e],
+            link.mtu,
+            None,
+        )
         .with_context(|| format!("cannot make {} a port of {bridge}", tap.name()))?;
     hand_over(&socket, &tap).context("cannot hand over the TAP device")
 }

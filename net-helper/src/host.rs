@@ -3,17 +3,20 @@
 //!
 //! Rules come before what they guard and go after it. A run that is killed leaves all of it standing, and the next takes it over.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
+use bulkhead_net_protocol::MacAddr;
 use netlink_packet_route::rule::RuleMessage;
+use tap::InterfaceName;
 
 use crate::dhcp::Dhcp;
 use crate::forwarding::Forwarding;
 use crate::identity::random_mac;
-use crate::leftovers::{self, remove_bridge};
-use crate::link::{InUse, Links};
+use crate::leftovers;
+use crate::link::{InUse, Link, Links};
 use crate::network::{Mode, Network};
 use crate::state::{Record, StateDir};
 use crate::subnet::Ipv4Subnet;
@@ -31,7 +34,7 @@ pub(crate) struct Host {
     pub(crate) routing: Vec<RuleMessage>,
     pub(crate) watch: Option<Watch>,
     pub(crate) dhcp: Vec<Dhcp>,
-    record: Record,
+    pub(crate) record: Record,
     state: StateDir,
     forwarding: Option<Forwarding>,
     /// Whether all of it was made, and clients are served.
@@ -43,7 +46,6 @@ pub(crate) struct Host {
 pub(crate) struct Standing {
     pub(crate) network: Network,
     pub(crate) bridge: u32,
-    pub(crate) mac: Vec<u8>,
     pub(crate) mtu: u32,
     /// Somebody has removed the bridge.
     pub(crate) is_missing: bool,
@@ -53,7 +55,8 @@ pub(crate) struct Standing {
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) index: u32,
-    pub(crate) network: String,
+    /// It has no lease: a client of a run that was killed has it.
+    pub(crate) is_adopted: bool,
 }
 
 impl Host {
@@ -76,8 +79,7 @@ impl Host {
 
     /// Makes everything these networks need. After an error, [`Host::down`] undoes what was made.
     pub(crate) fn up(&mut self, networks: &[Network]) -> Result<()> {
-        let left = std::mem::take(&mut self.record.networks);
-        self.record.networks = leftovers::clear(&mut self.links, left, networks)?;
+        leftovers::clear(&mut self.links, &mut self.record, networks)?;
         for network in networks {
             self.check(network).with_context(|| network.to_string())?;
         }
@@ -89,13 +91,12 @@ impl Host {
         self.record.forwarding_was_off |= switch_on;
         self.watch = Some(Watch::open()?);
         self.guard(networks)?;
-        let adopts = std::mem::replace(&mut self.record.networks, networks.to_vec());
+        self.record.networks = networks.to_vec();
+        self.name_bridges()?;
         self.state.write(&self.record)?;
         for network in networks {
             let standing = self.raise(network).with_context(|| network.to_string())?;
-            if !adopts.is_empty() {
-                leftovers::adopt(&mut self.links, &standing, &mut self.ports)?;
-            }
+            self.adopt(&standing).with_context(|| network.to_string())?;
             self.networks.push(standing);
         }
         routing::remove_all_but(&mut self.links, &self.routing)
@@ -136,21 +137,22 @@ impl Host {
                 None => bail!("there is no bridge {} on this host", network.bridge),
             };
         };
-        let left = &self.record.networks;
-        let ours = left
-            .iter()
-            .any(|left| left.owns_bridge() && left.bridge == network.bridge);
         match bridge {
-            Some(link) if ours && link.is_bridge => {
+            Some(link) => {
+                self.check_own(&link, network)?;
                 self.check_subnet(addressing.subnet, Some(link.index))
             }
-            Some(_) => {
-                let name = &network.bridge;
-                Err(anyhow!(
-                    "interface {name} exists and is not this program's; choose another with bridge=NAME"
-                ))
-            }
             None => self.check_subnet(addressing.subnet, None),
+        }
+    }
+
+    fn check_own(&self, link: &Link, network: &Network) -> Result<()> {
+        match self.record.is_bridge(link, network) {
+            true => Ok(()),
+            false => bail!(
+                "interface {} exists and is not this program's; choose another with bridge=NAME",
+                link.name
+            ),
         }
     }
 
@@ -177,18 +179,53 @@ impl Host {
         )
     }
 
+    /// Settles the hardware address of each own bridge before it is made: the one it has or had, or else a new one.
+    fn name_bridges(&mut self) -> Result<()> {
+        let mut bridges = BTreeMap::new();
+        for network in self.record.networks.iter().filter(|n| n.owns_bridge()) {
+            let there = self.links.find(&network.bridge)?;
+            let mac = there.and_then(|link| <[u8; 6]>::try_from(link.mac).ok());
+            let name = network.bridge.to_string();
+            let mac = match (mac, self.record.bridges.get(&name)) {
+                (Some(mac), _) => MacAddr::new(mac),
+                (None, Some(&mac)) => mac,
+                (None, None) => random_mac()?,
+            };
+            bridges.insert(name, mac);
+        }
+        self.record.bridges = bridges;
+        Ok(())
+    }
+
+    pub(crate) fn create_bridge(&mut self, network: &Network) -> Result<()> {
+        let name = &network.bridge;
+        let mac = self.record.bridges.get(name.as_str());
+        let mac = mac.ok_or_else(|| anyhow!("bridge {name} has no hardware address"))?;
+        let made = self
+            .links
+            .create_bridge(name, &mac.octets(), self.alias(name));
+        made.with_context(|| format!("cannot create bridge {name}"))
+    }
+
+    /// What the interfaces of a bridge are called in `ip link`.
+    pub(crate) fn alias(&self, bridge: &InterfaceName) -> String {
+        self.record.owner.alias(bridge)
+    }
+
     fn raise(&mut self, network: &Network) -> Result<Standing> {
         let name = &network.bridge;
         if network.owns_bridge() && self.links.find(name)?.is_none() {
-            let mac = random_mac()?;
-            self.links
-                .create_bridge(name, &mac.octets())
-                .with_context(|| format!("cannot create bridge {name}"))?;
+            self.create_bridge(network)?;
         }
         let link = self
             .links
             .find(name)?
             .ok_or_else(|| anyhow!("bridge {name} has disappeared"))?;
+        if network.owns_bridge() {
+            self.check_own(&link, network)?;
+            let alias = self.alias(name);
+            self.links.set_alias(link.index, alias)?;
+        }
         if let Some(addressing) = network.addressing {
             self.links
                 .assign(link.index, addressing.subnet)
@@ -202,7 +239,6 @@ impl Host {
         Ok(Standing {
             network: network.clone(),
             bridge: link.index,
-            mac: link.mac,
             mtu: link.mtu,
             is_missing: false,
         })
@@ -221,7 +257,7 @@ impl Host {
     /// Whether guests of a run that was killed use what this one has failed to take over.
     fn is_left_to_guests(&mut self) -> bool {
         let Host { links, record, .. } = self;
-        let mut is_used = |network| leftovers::is_used(links, network).unwrap_or(true);
+        let mut is_used = |network| leftovers::is_used(links, record, network).unwrap_or(true);
         !self.is_complete && record.networks.iter().any(&mut is_used)
     }
 
@@ -252,14 +288,9 @@ impl Host {
         for port in ports {
             note(links.delete(port.index).map_err(Error::from));
         }
-        for network in record.networks.iter().filter(|n| n.owns_bridge()) {
-            let name = &network.bridge;
-            let removed = match links.find(name) {
-                Ok(Some(link)) => remove_bridge(&mut links, &link),
-                Ok(None) => Ok(()),
-                Err(error) => Err(error.into()),
-            };
-            note(removed.with_context(|| format!("cannot remove bridge {name}")));
+        for network in &record.networks {
+            let removed = leftovers::remove(&mut links, &record, network);
+            note(removed.with_context(|| format!("cannot remove {network}")));
         }
         if record.forwarding_was_off {
             let forwarding = forwarding.map_or_else(Forwarding::open, Ok);

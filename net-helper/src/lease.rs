@@ -127,16 +127,17 @@ fn act(wanted: Wanted, host: &mut Host) -> Result<Grant> {
     let Some(name) = taps.first().map(|tap| tap.name().clone()) else {
         anyhow::bail!("no TAP device")
     };
+    let alias = Some(host.alias(&standing.network.bridge));
     let index = host
         .links
-        .attach(&name, standing.bridge, host_side(mac), mtu.into())?;
+        .attach(&name, standing.bridge, host_side(mac), mtu.into(), alias)?;
     // From here on it is this program's to remove: the kernel would keep everybody else waiting for each device that a client closes.
     let kept = taps.first().map(|tap| tap.set_persistent(true));
     kept.transpose()?;
     let network = standing.network;
     host.ports.push(Port {
         index,
-        network: network.name.clone(),
+        is_adopted: false,
     });
     let info = TapInfo {
         interface: name.to_string(),

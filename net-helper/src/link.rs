@@ -34,13 +34,17 @@ pub(crate) struct Links {
 }
 
 /// An interface as the kernel describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) mtu: u32,
     pub(crate) mac: Vec<u8>,
+    pub(crate) alias: String,
     pub(crate) is_bridge: bool,
+    pub(crate) is_tap: bool,
+    /// The bridge that it is a port of.
+    pub(crate) controller: Option<u32>,
     /// Of a TAP device: somebody has it open.
     pub(crate) has_carrier: bool,
 }
@@ -110,7 +114,12 @@ impl Links {
     }
 
     /// Makes a bridge, up, with a hardware address of its own so that it does not change with its ports.
-    pub(crate) fn create_bridge(&mut self, name: &InterfaceName, mac: &[u8]) -> io::Result<()> {
+    pub(crate) fn create_bridge(
+        &mut self,
+        name: &InterfaceName,
+        mac: &[u8],
+        alias: String,
+    ) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.to_string()),
@@ -128,11 +137,11 @@ impl Links {
             RouteNetlinkMessage::NewLink(message),
             NLM_F_CREATE | NLM_F_EXCL,
         )?;
-        self.bring_up(
-            vec![LinkAttribute::IfName(name.to_string())],
-            Vec::new(),
-            true,
-        )
+        let attributes = vec![
+            LinkAttribute::IfName(name.to_string()),
+            LinkAttribute::IfAlias(alias),
+        ];
+        self.bring_up(attributes, Vec::new(), true)
     }
 
     /// Makes an interface a port of a bridge and brings it up.
@@ -142,6 +151,7 @@ impl Links {
         bridge: u32,
         mac: [u8; 6],
         mtu: u32,
+        alias: Option<String>,
     ) -> io::Result<u32> {
         // By itself: below IPv6's smallest MTU the interface has no IPv6, and then nothing may be said about it.
         if mtu != USUAL_MTU {
@@ -153,11 +163,12 @@ impl Links {
             self.netlink
                 .request(RouteNetlinkMessage::NewLink(message), 0)?;
         }
-        let attributes = vec![
+        let mut attributes = vec![
             LinkAttribute::IfName(name.to_string()),
             LinkAttribute::Address(mac.to_vec()),
             LinkAttribute::Controller(bridge),
         ];
+        attributes.extend(alias.map(LinkAttribute::IfAlias));
         self.bring_up(attributes, vec![not_routed()], mtu >= IPV6_MIN_MTU)?;
         match self.find(name)? {
             Some(link) => Ok(link.index),
@@ -188,13 +199,14 @@ impl Links {
             .request(RouteNetlinkMessage::NewLink(message), 0)
     }
 
-    /// Makes a port of one bridge a port of another, or again one of a bridge that is made anew.
+    /// Makes a port of one bridge a port of another, or again one of a bridge that is made anew; that it is gone already is as good.
     pub(crate) fn set_controller(&mut self, port: u32, bridge: u32) -> io::Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = port;
-        message.attributes = vec![LinkAttribute::Controller(bridge)];
-        self.netlink
-            .request(RouteNetlinkMessage::NewLink(message), 0)
+        self.change(port, LinkAttribute::Controller(bridge))
+    }
+
+    /// Sets the alias of an interface; that it is gone already is as good.
+    pub(crate) fn set_alias(&mut self, index: u32, alias: String) -> io::Result<()> {
+        self.change(index, LinkAttribute::IfAlias(alias))
     }
 
     /// Removes an interface; that it is gone already is as good.
@@ -207,9 +219,13 @@ impl Links {
 
     /// Puts an interface in a group; that it is gone already is as good.
     pub(crate) fn set_group(&mut self, index: u32, group: u32) -> io::Result<()> {
+        self.change(index, LinkAttribute::Group(group))
+    }
+
+    fn change(&mut self, index: u32, attribute: LinkAttribute) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.attributes = vec![LinkAttribute::Group(group)];
+        message.attributes = vec![attribute];
         let request = RouteNetlinkMessage::NewLink(message);
         unless_gone(self.netlink.request(request, 0))
     }
@@ -222,19 +238,16 @@ impl Links {
         unless_gone(self.netlink.request(request, 0))
     }
 
-    /// The ports of a bridge.
-    pub(crate) fn ports(&mut self, bridge: u32) -> io::Result<Vec<Link>> {
+    /// All interfaces.
+    pub(crate) fn all(&mut self) -> io::Result<Vec<Link>> {
         let all = self
             .netlink
             .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        let port = |message| match message {
-            RouteNetlinkMessage::NewLink(link) => link
-                .attributes
-                .contains(&LinkAttribute::Controller(bridge))
-                .then(|| Link::from(link)),
+        let link = |message| match message {
+            RouteNetlinkMessage::NewLink(message) => Some(Link::from(message)),
             _ => None,
         };
-        Ok(all.into_iter().filter_map(port).collect())
+        Ok(all.into_iter().filter_map(link).collect())
     }
 
     /// Gives an interface the host's address of a network.
@@ -290,19 +303,21 @@ impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Self {
         let mut link = Link {
             index: message.header.index,
-            name: String::new(),
-            mtu: 0,
-            mac: Vec::new(),
-            is_bridge: false,
-            has_carrier: message.header.flags.contains(LinkFlags::LowerUp),
+            ..Link::default()
         };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(mac) => link.mac = mac,
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
+                LinkAttribute::Controller(0) => {}
+                LinkAttribute::Controller(index) => link.controller = Some(index),
+                // The flag of that name is not there while the interface is down.
+                LinkAttribute::Carrier(carrier) => link.has_carrier = carrier != 0,
                 LinkAttribute::LinkInfo(info) => {
-                    link.is_bridge = info.contains(&LinkInfo::Kind(InfoKind::Bridge))
+                    link.is_bridge = info.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                    link.is_tap = info.contains(&LinkInfo::Kind(InfoKind::Tun));
                 }
                 _ => {}
             }

@@ -111,14 +111,17 @@ fn run(mut config: Config) -> Result<ExitCode> {
     allow_files(serve::FILES)?;
     let mut links = Links::open().context("cannot speak to the kernel about interfaces")?;
     let mut broker = Broker::start().context("cannot start the process that removes files")?;
-    let (mut state, record) = StateDir::open(&config.state, &config.socket)?;
-    config.networks = leftovers::with_used(&mut links, &config.networks, &record.networks)?;
+    let (mut state, mut record) = StateDir::open(&config.state, &config.socket)?;
+    let is_first = record == Record::default();
+    leftovers::claim(&mut links, &state, &mut record)
+        .context("cannot take over what an older version has left")?;
+    config.networks = leftovers::with_used(&mut links, &config.networks, &record)?;
     // The launchers come before the signals are blocked, so that what they start does not inherit it.
     let dhcp = match launchers(&config.networks, state.path()) {
         Ok(dhcp) => dhcp,
         Err(error) => {
             drop(links);
-            if record == Record::default() {
+            if is_first {
                 state.remove()?;
             }
             return Err(error);

@@ -4,13 +4,17 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr};
 
 /// Bytes of `struct nlmsghdr`.
 pub(crate) const HEADER: usize = 16;
+
+/// How often a dump is begun again because something has changed meanwhile.
+const DUMPS: usize = 10;
 
 /// A netlink socket and the number of the last request.
 #[derive(Debug)]
@@ -22,6 +26,7 @@ pub(crate) struct Netlink {
 /// A message of the kernel: what is common to all families.
 pub(crate) struct Raw<'a> {
     pub(crate) kind: u16,
+    flags: u16,
     pub(crate) sequence: u32,
     /// The number of the socket whose request this is about.
     pub(crate) port: u32,
@@ -108,7 +113,7 @@ impl Netlink {
     ) -> io::Result<bool> {
         let mut enough = false;
         while let Some(header) = bytes.first_chunk::<HEADER>() {
-            let [a, b, c, d, e, f, _, _, g, h, i, j, k, l, m, n] = *header;
+            let [a, b, c, d, e, f, o, p, g, h, i, j, k, l, m, n] = *header;
             let length = u32::from_ne_bytes([a, b, c, d]) as usize;
             if length < HEADER {
                 break;
@@ -118,6 +123,7 @@ impl Netlink {
             };
             let raw = Raw {
                 kind: u16::from_ne_bytes([e, f]),
+                flags: u16::from_ne_bytes([o, p]),
                 sequence: u32::from_ne_bytes([g, h, i, j]),
                 port: u32::from_ne_bytes([k, l, m, n]),
                 whole,
@@ -139,12 +145,28 @@ impl Netlink {
         &mut self,
         message: RouteNetlinkMessage,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let (mut all, mut is_whole) = self.dump_once(message.clone())?;
+        for _ in 1..DUMPS {
+            if is_whole {
+                break;
+            }
+            (all, is_whole) = self.dump_once(message.clone())?;
+        }
+        Ok(all)
+    }
+
+    /// The same, and whether nothing has changed meanwhile: where something has, something else may have been left out.
+    fn dump_once(
+        &mut self,
+        message: RouteNetlinkMessage,
+    ) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
         let sequence = self.send_route(message, NLM_F_DUMP)?;
-        let mut all = Vec::new();
+        let (mut all, mut is_whole) = (Vec::new(), true);
         self.receive(|raw| {
             if raw.sequence != sequence {
                 return Ok(false);
             }
+            is_whole &= raw.flags & NLM_F_DUMP_INTR == 0;
             if raw.kind == NLMSG_DONE {
                 return Ok(true);
             }
@@ -154,7 +176,7 @@ impl Netlink {
             all.extend(parse(&raw));
             Ok(false)
         })?;
-        Ok(all)
+        Ok((all, is_whole))
     }
 
     /// Asks the routing family for one thing.

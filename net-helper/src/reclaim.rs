@@ -22,9 +22,8 @@ const BATCH: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Returned {
     pub(crate) index: u32,
-    /// Closed last: who waits for the end of the connection finds the device gone.
-    pub(crate) channel: Channel,
-    pub(crate) user: u32,
+    /// The connection that was its lease, and whose: closed last, since who waits for its end is to find the device gone.
+    pub(crate) client: Option<(Channel, u32)>,
 }
 
 /// The thread, and the devices that it has not removed yet.
@@ -55,8 +54,8 @@ impl Reclaim {
                 with_server
                     .pending
                     .fetch_sub(batch.len(), Ordering::Relaxed);
-                for device in batch {
-                    closing.close(device.channel, device.user);
+                for (channel, user) in batch.into_iter().filter_map(|device| device.client) {
+                    closing.close(channel, user);
                 }
             }
         };

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::host::{Host, Standing};
-use crate::watch::Watch;
+use crate::watch::{Ports, Watch, Watched};
 use crate::{nft, routing};
 
 impl Host {
@@ -23,24 +23,47 @@ impl Host {
         self.watch.as_ref().and_then(Watch::due)
     }
 
-    /// Sees what others have done, and puts things back.
-    pub(crate) fn look_after(&mut self) {
+    /// Sees what others have done, and puts things back. The TAP devices whose clients have ended since their helper was killed: they are to
+    /// be removed.
+    pub(crate) fn look_after(&mut self) -> Vec<u32> {
         let Some(watch) = &mut self.watch else {
-            return;
+            return Vec::new();
         };
-        let networks = &self.networks;
-        let own_port = self.table.as_ref().map(nft::Table::port);
-        watch.take(
-            |index| networks.iter().any(|standing| standing.bridge == index),
-            networks.iter().any(|standing| standing.is_missing),
-            own_port,
-        );
-        if !watch.is_due() {
-            return;
+        let (networks, ports) = (&self.networks, &self.ports);
+        let watched = Watched {
+            is_bridge: &|index| networks.iter().any(|standing| standing.bridge == index),
+            is_adopted: &|index| ports.iter().any(|p| p.index == index && p.is_adopted),
+            is_missing: networks.iter().any(|standing| standing.is_missing),
+        };
+        watch.take(&watched, self.table.as_ref().map(nft::Table::port));
+        let changed = watch.take_ports();
+        if watch.is_due() {
+            for error in self.repair() {
+                bulkhead_process::warn(&format!("{error:#}"));
+            }
         }
-        for error in self.repair() {
-            bulkhead_process::warn(&format!("{error:#}"));
-        }
+        self.release_adopted(&changed)
+    }
+
+    fn release_adopted(&mut self, changed: &Ports) -> Vec<u32> {
+        let mut ended = Vec::new();
+        let links = &mut self.links;
+        self.ports.retain(|port| {
+            let has_changed = match changed {
+                Ports::Some(ports) => ports.contains(&port.index),
+                Ports::Any => true,
+            };
+            if !port.is_adopted || !has_changed {
+                return true;
+            }
+            match links.by_index(port.index) {
+                Ok(Some(link)) if !link.has_carrier => ended.push(port.index),
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => return true,
+            }
+            false
+        });
+        ended
     }
 
     fn repair(&mut self) -> Vec<anyhow::Error> {
@@ -82,7 +105,7 @@ impl Host {
                 _ if !owns => return Ok(now),
                 Some(_) => bail!("somebody has replaced bridge {bridge} by another interface"),
                 None => {
-                    self.links.create_bridge(bridge, &standing.mac)?;
+                    self.create_bridge(&standing.network)?;
                     let made = self.links.find(bridge)?;
                     now.bridge = made.context("the bridge has disappeared again")?.index;
                 }
@@ -93,12 +116,7 @@ impl Host {
             self.links.assign(now.bridge, addressing.subnet)?;
         }
         if there.is_none() {
-            for port in &self.ports {
-                if port.network == standing.network.name {
-                    // Its client may be gone by now.
-                    let _ = self.links.set_controller(port.index, now.bridge);
-                }
-            }
+            self.join(&now)?;
             for server in &mut self.dhcp {
                 if server.network() == standing.network.name {
                     server.start_again();

@@ -113,7 +113,7 @@ impl Server {
     ) -> Result<()> {
         loop {
             self.look_at_the_clock();
-            host.look_after();
+            self.look_after(host);
             let ready = self.wait(listener, signals, host)?;
             let over = self.end.is_some_and(|end| end <= Instant::now());
             if ready.signal {
@@ -168,8 +168,7 @@ impl Server {
         match (client.lease, &self.reclaim) {
             (Some(lease), Some(reclaim)) => reclaim.take(Returned {
                 index: lease.end(host),
-                channel: client.channel,
-                user: client.user,
+                client: Some((client.channel, client.user)),
             }),
             _ => self.closing.close(client.channel, client.user),
         }
@@ -184,6 +183,18 @@ impl Server {
             .into_iter()
             .filter(|&(position, has_closed)| has_closed || users.insert(user(position)))
             .collect()
+    }
+
+    fn look_after(&self, host: &mut Host) {
+        let ended = host.look_after();
+        if let Some(reclaim) = &self.reclaim {
+            for index in ended {
+                reclaim.take(Returned {
+                    index,
+                    client: None,
+                });
+            }
+        }
     }
 
     fn look_at_the_clock(&mut self) {

@@ -1,6 +1,7 @@
 //! What this program has changed on the host, written down before it is changed, so that the next run can put it right when this one is
 //! killed. The folder also says, by a lock, that the program runs.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -8,10 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use bulkhead_net_protocol::MacAddr;
 use bulkhead_process::broker::Broker;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::identity::Owner;
+use crate::link::Link;
 use crate::listen;
 use crate::network::Network;
 
@@ -33,6 +37,26 @@ pub(crate) struct Record {
     /// Whether the nftables table and the routing rules are this program's.
     #[serde(default)]
     pub(crate) rules: bool,
+    /// Whose the interfaces are.
+    #[serde(default)]
+    pub(crate) owner: Owner,
+    /// The hardware address of each bridge that was made, by its name: guests know it.
+    #[serde(default)]
+    pub(crate) bridges: BTreeMap<String, MacAddr>,
+}
+
+impl Record {
+    /// Whether an interface is a network's bridge as this program has made it.
+    pub(crate) fn is_bridge(&self, link: &Link, network: &Network) -> bool {
+        let name = network.bridge.as_str();
+        let mac = self.bridges.get(name);
+        link.is_bridge
+            && link.name == name
+            && network.owns_bridge()
+            // One that was made a moment before the program was killed has no alias yet.
+            && (self.owner.owns(link, &network.bridge)
+                || mac.is_some_and(|mac| mac.octets() == *link.mac))
+    }
 }
 
 /// The folder.
@@ -207,7 +231,19 @@ mod tests {
             networks: vec![Network::default_network().unwrap()],
             forwarding_was_off: true,
             rules: true,
+            owner: Owner::random().unwrap(),
+            bridges: BTreeMap::from([("bulkhead0".into(), MacAddr::new([0x52, 0x54, 0, 1, 2, 3]))]),
         }
+    }
+
+    #[test]
+    fn what_an_older_version_has_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"networks":["name=a,bridge=a0,mode=isolated"],"forwarding_was_off":true}"#;
+        fs::write(dir.path().join(RECORD), text).unwrap();
+        let found = open(dir.path()).unwrap().1;
+        assert_eq!(found.networks.len(), 1);
+        assert!(found.owner.is_nobody() && found.bridges.is_empty());
     }
 
     #[test]
@@ -216,9 +252,10 @@ mod tests {
         let path = dir.path().join("net-helper");
         let (state, nothing) = open(&path).unwrap();
         assert_eq!(nothing, Record::default());
-        state.write(&record()).unwrap();
+        let written = record();
+        state.write(&written).unwrap();
         drop(state);
-        assert_eq!(open(&path).unwrap().1, record());
+        assert_eq!(open(&path).unwrap().1, written);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What others do to this program's bridges and rules, as the kernel reports it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -24,7 +25,24 @@ pub(crate) struct Watch {
     interfaces: Netlink,
     rules: Netlink,
     changed: bool,
+    ports: Ports,
     not_before: Instant,
+}
+
+/// Adopted TAP devices that have changed.
+#[derive(Debug)]
+pub(crate) enum Ports {
+    Some(BTreeSet<u32>),
+    /// Reports were lost.
+    Any,
+}
+
+/// What is watched, by index.
+pub(crate) struct Watched<'a> {
+    pub(crate) is_bridge: &'a dyn Fn(u32) -> bool,
+    pub(crate) is_adopted: &'a dyn Fn(u32) -> bool,
+    /// A bridge is missing: every new interface may be it.
+    pub(crate) is_missing: bool,
 }
 
 impl Watch {
@@ -40,6 +58,7 @@ impl Watch {
             interfaces,
             rules,
             changed: false,
+            ports: Ports::Some(BTreeSet::new()),
             not_before: Instant::now(),
         })
     }
@@ -48,18 +67,19 @@ impl Watch {
         [self.interfaces.as_fd(), self.rules.as_fd()]
     }
 
-    /// Takes what was reported. `is_bridge` knows the networks' bridges by index, `own_port` is the socket of this program's own changes of
-    /// the table; while a bridge is missing, every new interface may be it.
-    pub(crate) fn take(
-        &mut self,
-        is_bridge: impl Fn(u32) -> bool,
-        is_missing: bool,
-        own_port: Option<u32>,
-    ) {
+    /// Takes what was reported; `own_port` is the socket of this program's own changes of the table.
+    pub(crate) fn take(&mut self, watched: &Watched<'_>, own_port: Option<u32>) {
         let mut changed = false;
-        let interfaces = self
-            .interfaces
-            .reports(|raw| changed |= concerns_interface(&raw, &is_bridge, is_missing));
+        let ports = &mut self.ports;
+        let interfaces = self.interfaces.reports(|raw| {
+            changed |= concerns_bridge(&raw, watched);
+            if let Ports::Some(ports) = ports {
+                ports.extend(adopted_port(&raw, watched));
+            }
+        });
+        if interfaces.is_err() {
+            self.ports = Ports::Any;
+        }
         let rules = self
             .rules
             .reports(|raw| changed |= Some(raw.port) != own_port && concerns_table(&raw));
@@ -77,6 +97,11 @@ impl Watch {
         due
     }
 
+    /// The adopted TAP devices that have changed since this was last asked.
+    pub(crate) fn take_ports(&mut self) -> Ports {
+        std::mem::replace(&mut self.ports, Ports::Some(BTreeSet::new()))
+    }
+
     /// When it will be.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.changed.then_some(self.not_before)
@@ -84,18 +109,28 @@ impl Watch {
 }
 
 /// A bridge or its address is gone, or a routing rule is; or there is a new interface.
-fn concerns_interface(raw: &Raw<'_>, is_bridge: &impl Fn(u32) -> bool, is_missing: bool) -> bool {
-    let index = raw
-        .whole
-        .get(HEADER + 4..)
-        .and_then(|rest| rest.first_chunk::<4>())
-        .map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+fn concerns_bridge(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
     match raw.kind {
-        libc::RTM_DELLINK | libc::RTM_DELADDR => is_bridge(index),
+        libc::RTM_DELLINK | libc::RTM_DELADDR => (watched.is_bridge)(index(raw)),
         libc::RTM_DELRULE => true,
-        libc::RTM_NEWLINK => is_missing,
+        libc::RTM_NEWLINK => watched.is_missing,
         _ => false,
     }
+}
+
+/// An adopted TAP device is changed or gone: its last user may have closed it.
+fn adopted_port(raw: &Raw<'_>, watched: &Watched<'_>) -> Option<u32> {
+    let is_of_a_link = matches!(raw.kind, libc::RTM_NEWLINK | libc::RTM_DELLINK);
+    let index = index(raw);
+    (is_of_a_link && (watched.is_adopted)(index)).then_some(index)
+}
+
+/// The interface that a report is of; both kinds of messages have it in the same place.
+fn index(raw: &Raw<'_>) -> u32 {
+    raw.whole
+        .get(HEADER + 4..)
+        .and_then(|rest| rest.first_chunk::<4>())
+        .map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
 /// The table, one of its chains or rules was changed: each such message names the table in its first attribute.

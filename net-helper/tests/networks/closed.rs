@@ -13,7 +13,9 @@ use std::time::Duration;
 use bulkhead_net_protocol::TapRequest;
 use rustix::process::Signal;
 
-use crate::host::{Guest, Helper, Machine, attempt, eventually, on_own_host, refused, run, world};
+use crate::host::{
+    Guest, Helper, Machine, attempt, eventually, mac, on_own_host, refused, run, world,
+};
 
 const NETWORKS: &str = "--network name=nat,dhcp=off \
     --network name=island,bridge=island0,subnet=10.78.0.0/24,mode=isolated,dhcp=off \
@@ -157,14 +159,6 @@ fn two_sides() -> (Machine, Machine) {
     );
     count(&inner, &[("forbidden_inner", "udp dport { 7001, 7007 }")]);
     (world, inner)
-}
-
-fn mac(interface: &str) -> String {
-    let shown = run(&format!("ip -o link show {interface}"));
-    let mut words = shown
-        .split_whitespace()
-        .skip_while(|word| *word != "link/ether");
-    words.nth(1).unwrap().to_owned()
 }
 
 /// A guest with an address, that sends everything else to a gateway whose hardware address it knows.
@@ -435,6 +429,8 @@ fn without_it(scene: &Scene, helper: Helper, folder: &Path) -> Helper {
     scene.forget_the_host();
     scene.resumes("started again without a table");
 
+    let helper = bridges_deleted(scene, helper, folder);
+
     helper.kill();
     let taken = UnixListener::bind(folder.join("taken.sock")).unwrap();
     let elsewhere = format!(
@@ -466,5 +462,32 @@ fn without_it(scene: &Scene, helper: Helper, folder: &Path) -> Helper {
     scene.resumes("the next one would have been in the way");
     let helper = Helper::start(folder, NETWORKS);
     scene.resumes("started again with the first networks");
+    helper
+}
+
+/// Bridges are deleted while no helper runs, with the rules and without.
+fn bridges_deleted(scene: &Scene, mut helper: Helper, folder: &Path) -> Helper {
+    let delete = "ip link del bulkhead0; ip link del island0; ip link del lab0";
+    let moments = [
+        ("bridges deleted", delete.to_owned()),
+        (
+            "bridges deleted, routing rules removed",
+            format!("{delete}; {OUR_RULES}"),
+        ),
+        (
+            "bridges deleted, table flushed",
+            format!("{delete}; nft flush ruleset"),
+        ),
+    ];
+    for networks in [NETWORKS, OTHER_NETWORKS] {
+        for (moment, command) in &moments {
+            helper.kill();
+            run(command);
+            scene.pass_routed(moment);
+            helper = Helper::start(folder, networks);
+            scene.forget_the_host();
+            scene.resumes(&format!("{moment}, started again with {networks}"));
+        }
+    }
     helper
 }

@@ -94,6 +94,15 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// The hardware address of an interface.
+pub(crate) fn mac(interface: &str) -> String {
+    let shown = run(&format!("ip -o link show {interface}"));
+    let mut words = shown
+        .split_whitespace()
+        .skip_while(|word| *word != "link/ether");
+    words.nth(1).unwrap().to_owned()
+}
+
 /// Everything that the helper could leave behind or destroy, in words.
 pub(crate) fn traces(folder: &Path) -> String {
     // Addresses are in the order of the interfaces' numbers; counters, ages and the state of cables are left out.
