@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use bulkhead_tests::e2e::{KILLS, SCENARIOS, Setting};
+use bulkhead_tests::e2e::{FILE_KIB, KILLS, SCENARIOS, Setting};
 use bulkhead_tests::nested::{self, End, OuterHost};
 use bulkhead_tests::workplace::Workplace;
 use clap::Parser;
@@ -30,6 +30,9 @@ struct Args {
     /// How often a disk's backend is killed in the test of that
     #[arg(long, default_value_t = KILLS)]
     kills: u32,
+    /// How many KiB each file has at most that is written meanwhile
+    #[arg(long, default_value_t = FILE_KIB)]
+    file_kib: u32,
     /// Only the tests whose name contains one of these.
     filter: Vec<String>,
 }
@@ -67,6 +70,7 @@ fn run_nested(workplace: &Workplace, args: &Args) -> Result<u8> {
             ("--skip", skip.to_string()),
             ("--cpus", args.cpus.to_string()),
             ("--kills", args.kills.to_string()),
+            ("--file-kib", args.file_kib.to_string()),
         ] {
             command.extend([option.to_owned(), value]);
         }
@@ -107,6 +111,7 @@ fn run_here(workplace: Workplace, args: &Args) -> bool {
         workplace,
         cpus: args.cpus,
         kills: args.kills,
+        file_kib: args.file_kib,
     };
     let wanted = |name: &str| {
         args.filter.is_empty() || args.filter.iter().any(|part| name.contains(part.as_str()))

@@ -42,22 +42,26 @@ say intact
 
 /// How often `bulkhead-block` is killed in the tests.
 pub const KILLS: u32 = 2;
-/// Files between two kills, and the space for all of them.
+/// How long each file is at most.
+pub const FILE_KIB: u32 = 2048;
+/// Files between two kills, the space for all of them, and that of the smallest disk.
 const FILES: u32 = 8;
 const SPACE_KIB: u32 = 96 << 10;
+const DISK_KIB: u32 = 64 << 10;
 
 /// `bulkhead-block` is killed while the guest writes, again and again.
 pub(super) fn block(setting: &Setting) -> Result<()> {
     let stage = Stage::new(&setting.workplace)?;
     let files = FILES * (setting.kills + 1);
-    let kib = (SPACE_KIB / files).min(2048);
+    let kib = (SPACE_KIB / files).min(setting.file_kib);
     let settings = [("FILES", files.to_string()), ("KIB", kib.to_string())];
     let settings = settings
         .each_ref()
         .map(|(name, value)| (*name, value.as_str()));
     let mut guest = stage.guest(WRITER, &settings)?;
     guest.cpus = setting.cpus;
-    let image = stage.disk("256M")?;
+    let space = (files * kib).max(DISK_KIB / 4) * 4;
+    let image = stage.disk(&format!("{space}K"))?;
     guest.disk = Some(image.display().to_string());
     let mut run = stage.run(&guest)?;
 

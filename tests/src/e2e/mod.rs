@@ -6,7 +6,7 @@ mod confinement;
 mod dry_run;
 mod endings;
 
-pub use backend_death::KILLS;
+pub use backend_death::{FILE_KIB, KILLS};
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,6 +41,8 @@ pub struct Setting {
     pub cpus: u32,
     /// How often its backend is killed.
     pub kills: u32,
+    /// How many KiB each file has at most that it writes meanwhile.
+    pub file_kib: u32,
 }
 
 /// All of them.
