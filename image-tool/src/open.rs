@@ -163,9 +163,9 @@ struct Chain {
 }
 
 /// What an image lies in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Under {
-    File(File),
+    File(Arc<File>),
     /// The disk of another image.
     Image(Arc<Image>),
 }
@@ -183,13 +183,6 @@ impl Under {
             }
             Self::File(file) => Image::open_file(file, path, options),
             Self::Image(image) => Image::open_storage(Box::new(image), path, options),
-        })
-    }
-
-    fn try_clone(&self) -> io::Result<Self> {
-        Ok(match self {
-            Self::File(file) => Self::File(file.try_clone()?),
-            Self::Image(image) => Self::Image(image.clone()),
         })
     }
 
@@ -273,8 +266,8 @@ impl Chain {
             return Ok(Under::Image(Arc::new(image)));
         }
         let file = match &how.file {
-            Some(file) => file.try_clone()?,
-            None => open_file(&source.path, how.writable)?,
+            Some(file) => file.clone(),
+            None => Arc::new(open_file(&source.path, how.writable)?),
         };
         self.remember(&file, &source.path)?;
         Ok(Under::File(file))
@@ -347,7 +340,7 @@ fn recorded_backing(source: &Source, storage: &Under) -> Result<Option<Source>> 
         header = header.window(window.offset, window.size);
     }
     let told = |error: &qcow::Error| anyhow!("{}", reason(error, &source.path));
-    let image = storage.try_clone()?.open(&source.path, &header, false)?;
+    let image = storage.clone().open(&source.path, &header, false)?;
     let image = image.map_err(|error| told(&error))?;
     let info = image.info().map_err(|error| told(&error))?;
     let Some(name) = info.backing_filename else {

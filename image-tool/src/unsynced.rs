@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use qcow::{Filter, HostFile, Source, Storage};
 use rustix::fs::FallocateFlags;
@@ -22,7 +23,7 @@ const EXT4: u32 = 0xef53;
 const LARGE: usize = 64 << 10;
 
 impl Unsynced {
-    pub(crate) fn new(file: File) -> io::Result<Self> {
+    pub(crate) fn new(file: Arc<File>) -> io::Result<Self> {
         let on_ext4 = rustix::fs::fstatfs(&file)?.f_type as u32 == EXT4;
         Ok(Self {
             reserves: on_ext4 && file.metadata()?.is_file(),

@@ -34,8 +34,12 @@ impl Image {
     ///
     /// # Errors
     /// As [`Image::open`].
-    pub fn open_file(file: File, path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        open_in_chain(file, path.as_ref(), options, &mut Seen::new())
+    pub fn open_file(
+        file: impl Into<Arc<File>>,
+        path: impl AsRef<Path>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        open_in_chain(file.into(), path.as_ref(), options, &mut Seen::new())
     }
 
     /// Opens an image from storage of the caller's own; no locks are taken.
@@ -74,7 +78,12 @@ fn check_options(options: &OpenOptions) -> Result<()> {
     Ok(())
 }
 
-fn open_in_chain(file: File, path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Image> {
+fn open_in_chain(
+    file: Arc<File>,
+    path: &Path,
+    options: &OpenOptions,
+    seen: &mut Seen,
+) -> Result<Image> {
     check_options(options)?;
     check_type(path, &file)?;
     let id = identity(&file, path)?;
@@ -111,7 +120,7 @@ fn identity(file: &File, path: &Path) -> Result<(u64, u64)> {
 }
 
 fn lock(
-    file: &File,
+    file: &Arc<File>,
     path: &Path,
     options: &OpenOptions,
     is_backing: bool,
@@ -128,7 +137,7 @@ fn lock(
 }
 
 /// What was found beside an image that is locked; `None` if nobody is to look.
-fn journal(file: &File, path: &Path, options: &OpenOptions) -> Result<Option<Beside>> {
+fn journal(file: &Arc<File>, path: &Path, options: &OpenOptions) -> Result<Option<Beside>> {
     if options.format != Format::Qcow2 || options.for_info {
         return Ok(None);
     }
@@ -218,6 +227,7 @@ fn attach_data_file(
     path: PathBuf,
     options: &OpenOptions,
 ) -> Result<()> {
+    let file = Arc::new(file);
     let lock = lock(&file, &path, options, true)?;
     let storage = HostFile::new(file)
         .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
@@ -266,5 +276,5 @@ fn open_backing(
         }
         error.within(format!("backing file of {}", path.display()))
     })?;
-    open_in_chain(file, &below, &below_options, seen)
+    open_in_chain(file.into(), &below, &below_options, seen)
 }

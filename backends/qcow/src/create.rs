@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::address::{ClusterIndex, HostOffset};
 use crate::engine::{refcount_ones, to_bytes};
@@ -39,7 +40,7 @@ pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
 
 fn create_named(path: &Path, options: &CreateOptions) -> Result<()> {
     let file = open_or_make(path)?;
-    fill(&file, path, options)
+    fill(&Arc::new(file), path, options)
 }
 
 /// Creates an image in an open file, which need not have a name yet; `path` is the one it goes by in messages, and
@@ -47,18 +48,18 @@ fn create_named(path: &Path, options: &CreateOptions) -> Result<()> {
 ///
 /// # Errors
 /// As [`create`].
-pub fn create_file(file: &File, path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
+pub fn create_file(
+    file: &Arc<File>,
+    path: impl AsRef<Path>,
+    options: &CreateOptions,
+) -> Result<()> {
     check(options)?;
     fill(file, path.as_ref(), options)
 }
 
-fn fill(file: &File, path: &Path, options: &CreateOptions) -> Result<()> {
+fn fill(file: &Arc<File>, path: &Path, options: &CreateOptions) -> Result<()> {
     let lock = FileLock::acquire(file, Use::Write, path)?;
-    let again = || {
-        let error = |error| Error::io("cannot duplicate the file", error);
-        file.try_clone().map_err(error)
-    };
-    let storage = HostFile::new(again()?).map_err(|error| Error::io("cannot stat", error))?;
+    let storage = HostFile::new(file.clone()).map_err(|error| Error::io("cannot stat", error))?;
     let failed = |error| Error::io(format!("{}: cannot truncate", path.display()), error);
     // Not a file that is empty: ext4 takes what is truncated for a file that is replaced, and closing it would wait for the medium.
     if storage.len().map_err(failed)? != 0 {
@@ -84,13 +85,13 @@ fn fill(file: &File, path: &Path, options: &CreateOptions) -> Result<()> {
             }
             // The lock belongs to the open file, which both hold.
             drop((lock, storage));
-            preallocate(again()?, path, options, preallocation)
+            preallocate(file.clone(), path, options, preallocation)
         }
     }
 }
 
 fn preallocate(
-    file: File,
+    file: Arc<File>,
     path: &Path,
     options: &CreateOptions,
     preallocation: Preallocation,
@@ -364,7 +365,7 @@ fn new_header(options: &CreateOptions) -> Header {
 
 fn create_data_file(path: &Path, options: &CreateOptions) -> Result<()> {
     let failed = |error| Error::create(path, error);
-    let file = open_or_make(path)?;
+    let file = Arc::new(open_or_make(path)?);
     let _lock = FileLock::acquire(&file, Use::Write, path)?;
     let storage = HostFile::new(file).map_err(failed)?;
     // What was in it is no part of the new disk, and would show in the raw view of it.

@@ -132,9 +132,10 @@ fn flags(writable: bool) -> OFlags {
 /// of a file that is not to block.
 fn admit(path: &Path, file: OwnedFd) -> Result<File> {
     check_type(path, &file)?;
-    let failed = |error: rustix::io::Errno| Error::open(path, error.into());
-    let flags = rustix::fs::fcntl_getfl(&file).map_err(failed)?;
-    rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK).map_err(failed)?;
+    if let Ok(flags) = rustix::fs::fcntl_getfl(&file) {
+        // Those file systems do not refuse it.
+        let _ = rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK);
+    }
     Ok(file.into())
 }
 

@@ -5,7 +5,7 @@ mod length;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -17,7 +17,7 @@ use length::{Cut, Length, Remains};
 /// A file or block device of the host.
 #[derive(Debug)]
 pub struct HostFile {
-    file: File,
+    file: Arc<File>,
     regular: bool,
     length: Length,
     /// Whoever writes much. The kernel lets one thread at a time write to a file; those that wait for it in there spin,
@@ -36,7 +36,8 @@ const ZERO_CHUNK: usize = 1 << 20;
 
 impl HostFile {
     /// Takes an open file.
-    pub fn new(file: File) -> io::Result<Self> {
+    pub fn new(file: impl Into<Arc<File>>) -> io::Result<Self> {
+        let file = file.into();
         let regular = file.metadata()?.is_file();
         // Not from the metadata: the size of a block device is where its end is.
         let len = rustix::fs::seek(&file, SeekFrom::End(0))?;

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -31,8 +32,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// A lock on an image; it ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct FileLock {
-    // Shares the open file description with the image's storage.
-    file: File,
+    // The same as the image's storage has.
+    file: Arc<File>,
 }
 
 /// Why a lock could not be had.
@@ -59,7 +60,7 @@ const ALL_BYTES: (i64, i64) = (
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // Closing is not enough: a child that another thread has just forked has the description, too, until it starts its program.
+        // The image's storage may still have the file open; and a child that another thread has just forked has the description, too, until it starts its program.
         let mut all = flock(libc::F_UNLCK, ALL_BYTES.0);
         all.l_len = ALL_BYTES.1;
         let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&all));
@@ -94,7 +95,7 @@ impl FileLock {
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if another process holds or forbids what is wanted.
-    pub(crate) fn acquire(file: &File, usage: Use, path: &Path) -> Result<Self> {
+    pub(crate) fn acquire(file: &Arc<File>, usage: Use, path: &Path) -> Result<Self> {
         patiently(|| Self::attempt(file, usage, path))
     }
 
@@ -103,16 +104,13 @@ impl FileLock {
         is_taken(file, HELD_BASE + 1).unwrap_or(false)
     }
 
-    fn attempt(file: &File, usage: Use, path: &Path) -> Result<Self> {
+    fn attempt(file: &Arc<File>, usage: Use, path: &Path) -> Result<Self> {
         let (held, unshared) = match usage {
             Use::Write => (CONSISTENT_READ | WRITE | RESIZE, WRITE | RESIZE),
             Use::Read => (CONSISTENT_READ, WRITE | RESIZE),
             Use::ReadShared => (CONSISTENT_READ, 0),
         };
-        let file = file
-            .try_clone()
-            .map_err(|error| Error::io("cannot duplicate the file", error))?;
-        let lock = Self { file };
+        let lock = Self { file: file.clone() };
         // As QEMU finds out whether there are locks at all.
         if is_taken(&lock.file, UNSHARED_BASE).is_err() {
             return Ok(lock);
@@ -200,8 +198,9 @@ mod tests {
     use super::*;
     use crate::error::Denied;
 
-    fn open(path: &Path) -> File {
-        File::options().read(true).write(true).open(path).unwrap()
+    fn open(path: &Path) -> Arc<File> {
+        let file = File::options().read(true).write(true).open(path);
+        Arc::new(file.unwrap())
     }
 
     #[test]

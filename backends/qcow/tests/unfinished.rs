@@ -5,6 +5,8 @@
     reason = "a test that cannot be set up has failed"
 )]
 
+use std::sync::Arc;
+
 use qcow::{CreateOptions, ErrorKind, Format, Image, OpenOptions, Preallocation, Repair};
 
 const MIB: u64 = 1 << 20;
@@ -15,7 +17,7 @@ fn an_image_is_made_in_a_file_that_has_no_name() {
     let name = dir.path().join("disk");
     for format in [Format::Raw, Format::Qcow2] {
         for preallocation in [Preallocation::Off, Preallocation::Full] {
-            let file = tempfile::tempfile().unwrap();
+            let file = Arc::new(tempfile::tempfile().unwrap());
             let mut options = CreateOptions::new(format, MIB);
             options.preallocation = preallocation;
 

@@ -47,14 +47,14 @@ pub(crate) struct Target {
 enum Output {
     Staged(Staging),
     /// Under its own name, or none.
-    InPlace(File),
+    InPlace(Arc<File>),
     /// One byte after the other.
     Stream(Stream),
 }
 
 #[derive(Debug)]
 struct Replaced {
-    file: File,
+    file: Arc<File>,
     _lock: Image,
 }
 
@@ -80,11 +80,8 @@ impl Target {
             None if kind.is_fifo() || kind.is_socket() => return Err(no_stream(path, kind)),
             None => {}
         }
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(end.path())
-            .map_err(cannot)?;
+        let file = File::options().read(true).write(true).open(end.path());
+        let file = Arc::new(file.map_err(cannot)?);
         // Of what was opened: the name may lead elsewhere by now.
         let metadata = file.metadata().map_err(cannot)?;
         if metadata.is_file() {
@@ -118,11 +115,11 @@ impl Target {
         })
     }
 
-    fn existing(end: &End, path: &Path, file: File, metadata: &Metadata) -> Result<Self> {
+    fn existing(end: &End, path: &Path, file: Arc<File>, metadata: &Metadata) -> Result<Self> {
         let cannot =
             |error: io::Error| anyhow!("Could not create '{}': {}", path.display(), os(&error));
         let lock = OpenOptions::new(Format::Raw).writable(true);
-        let lock = Image::open_file(file.try_clone().map_err(cannot)?, path, &lock)
+        let lock = Image::open_file(file.clone(), path, &lock)
             .map_err(|error| anyhow!("{}", reason(&error, path)))?;
         let staging = match end {
             End::Name(name) => stage_beside(name, &file, metadata).map_err(cannot)?,
@@ -140,7 +137,7 @@ impl Target {
             None => Self {
                 name,
                 shown,
-                output: Output::InPlace(file.try_clone().map_err(cannot)?),
+                output: Output::InPlace(file.clone()),
                 replaced: replaced(file),
             },
         })
@@ -200,7 +197,7 @@ impl Target {
         let opening = Opening {
             writable: true,
             unsynced: unsynced && self.is_hidden(),
-            file: Some(Arc::new(file.try_clone()?)),
+            file: Some(file.clone()),
             ..Opening::default()
         };
         open::open(&source, &opening)
@@ -256,10 +253,12 @@ impl Target {
             Output::InPlace(file) => file,
             Output::Stream(_) => return Ok(()),
         };
-        let closed = file
-            .try_clone()
-            .and_then(|again| Ok(nix::unistd::close(again)?));
-        closed
+        let written = match file.try_clone() {
+            Ok(again) => nix::unistd::close(again).map_err(io::Error::from),
+            // No descriptor is left to close. A sync takes longer, and finds the same.
+            Err(_) => file.sync_data(),
+        };
+        written
             .map_err(|error| anyhow!("Could not write '{}': {}", self.shown.display(), os(&error)))
     }
 

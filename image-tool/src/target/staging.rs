@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, linkat, statx};
 use rustix::io::Errno;
@@ -31,9 +32,9 @@ const KEPT: usize = 200;
 #[derive(Debug)]
 pub(super) enum Staging {
     /// Without a name: what is not finished goes with the process.
-    Unnamed(File),
+    Unnamed(Arc<File>),
     /// Under another name.
-    Beside(File, PathBuf),
+    Beside(Arc<File>, PathBuf),
 }
 
 impl Staging {
@@ -43,15 +44,15 @@ impl Staging {
     /// When no file can be made in the folder.
     pub(super) fn new(name: &Path, old: Option<&Metadata>) -> io::Result<Self> {
         match unnamed(name, old) {
-            Some(file) => Ok(Self::Unnamed(file)),
+            Some(file) => Ok(Self::Unnamed(Arc::new(file))),
             None => {
                 let mode = if old.is_some() { PRIVATE } else { MODE };
-                beside(name, mode).map(|(file, staged)| Self::Beside(file, staged))
+                beside(name, mode).map(|(file, staged)| Self::Beside(Arc::new(file), staged))
             }
         }
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &Arc<File> {
         match self {
             Self::Unnamed(file) | Self::Beside(file, _) => file,
         }

@@ -38,7 +38,7 @@ impl Place {
         let flags = FLAGS | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let mode = Mode::RUSR | Mode::WUSR;
         let file = rustix::fs::openat(&self.folder, self.name.as_str(), flags, mode)?;
-        Ok(Arc::new(HostFile::new(file.into())?))
+        Ok(Arc::new(HostFile::new(File::from(file))?))
     }
 
     /// Removes the name, if it is that of this file.

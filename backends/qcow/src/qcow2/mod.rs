@@ -404,8 +404,8 @@ impl Drop for Qcow2 {
 }
 
 /// The session whose journal an image waits for, as its header has it; `None` if there is none, or no such header.
-pub(crate) fn pending_session(file: &std::fs::File) -> std::io::Result<Option<Session>> {
-    let storage = crate::host_file::HostFile::new(file.try_clone()?)?;
+pub(crate) fn pending_session(file: &Arc<std::fs::File>) -> std::io::Result<Option<Session>> {
+    let storage = crate::host_file::HostFile::new(file.clone())?;
     Ok(read_header(&storage)
         .ok()
         .and_then(|header| Session::of(&header)))
