@@ -28,7 +28,7 @@ impl Build {
         broker: Broker,
     ) -> anyhow::Result<Self> {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
-        let done = Arc::new(eventfd(0, flags)?);
+        let done = Arc::new(eventfd(0, flags).context("cannot make an eventfd for the build")?);
         let signal = Signal(done.clone());
         let thread = thread::Builder::new()
             .name("build".into())

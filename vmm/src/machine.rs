@@ -45,11 +45,15 @@ impl Machine {
         let layout = Layout::new(config.memory.size);
         let vm = Vm::new(allocate(config, &layout)?)?;
         let interrupts = vm.interrupts()?;
-        let buses = Arc::new(Buses::new(Arc::new(Endings::new()?)));
+        let buses = {
+            let endings = Endings::new().context("cannot make an eventfd for the guest's end")?;
+            Arc::new(Buses::new(Arc::new(endings)))
+        };
 
         let console = add_serial(console, &buses.ports, &interrupts)?;
         add_power(&buses)?;
-        let reports = Arc::new(Reports::new()?);
+        let reports =
+            Arc::new(Reports::new().context("cannot make an eventfd for reports of backends")?);
         let frontends = add_pci(&vm, config, &layout, &buses, (interrupts, &reports), broker)?;
 
         let cpus = u8::try_from(config.cpus.boot_vcpus).context("--cpus")?;
@@ -162,9 +166,10 @@ fn add_serial(
     let Some(console) = console else {
         return Ok(None);
     };
-    let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+    const EVENTFD: &str = "cannot make an eventfd for the serial port";
+    let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context(EVENTFD)?;
     interrupts.bind_pin(COM1_GSI, &irq)?;
-    let serial = Arc::new(Serial::new(irq, console.writer())?);
+    let serial = Arc::new(Serial::new(irq, console.writer()).context(EVENTFD)?);
     insert(ports, COM1_PORTS, serial.clone())?;
     Ok(Some((console, serial)))
 }
@@ -213,8 +218,9 @@ fn add_pci(
             let frontend = Frontend::connect(device, vm.memory().clone(), connector, observer)
                 .context(flag)?;
             let function =
-                VirtioPci::new(frontend.clone(), hypervisor.clone(), vm.memory().clone())?;
-            root.add(function)?;
+                VirtioPci::new(frontend.clone(), hypervisor.clone(), vm.memory().clone())
+                    .with_context(|| format!("{flag}: cannot make the PCI function"))?;
+            root.add(function).context(flag)?;
             Ok(frontend)
         })
         .collect()

@@ -43,9 +43,10 @@ fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> anyhow::Result<ExitCode> {
-    let signals = signals::block_termination()?;
+    let signals = signals::block_termination().context("cannot wait for signals")?;
     // A guest whose terminal is another job's runs on.
-    let _job_control = signals::block(&[libc::SIGTTIN, libc::SIGTTOU])?;
+    let job_control = signals::block(&[libc::SIGTTIN, libc::SIGTTOU]);
+    let _job_control = job_control.context("cannot ignore a terminal's signals")?;
     let broker = Broker::start().context("cannot start the broker process")?;
     let outcome = serve(args, &signals, &broker);
     broker.end();

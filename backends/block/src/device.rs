@@ -117,7 +117,7 @@ fn lanes(image: &Image, options: &Options) -> Result<Vec<Lane>> {
                 Ok(Lane::new(ring, Arc::new(desk)))
             }
             Err(error) if options.aio.is_some() => {
-                Err(error).context("--aio io_uring: this kernel has none for this process")
+                Err(error).context("--aio io_uring: this process cannot have one")
             }
             Err(_) => Ok(Lane::new(None, Arc::new(desk))),
         }

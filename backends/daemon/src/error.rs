@@ -24,7 +24,7 @@ pub enum Error {
     #[error("cannot finish")]
     Device(#[source] io::Error),
     /// A system call of the event loop failed.
-    #[error("{0}")]
+    #[error("cannot serve: {0}")]
     System(&'static str, #[source] io::Error),
 }
 

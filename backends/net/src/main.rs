@@ -23,7 +23,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bulkhead_daemon::{Daemon, DaemonArgs, DeviceType};
 use bulkhead_net_protocol::{MAX_QUEUES, MacAddr};
 use clap::Parser;
@@ -90,7 +90,7 @@ fn run(args: Args) -> Result<ExitCode> {
         // The TAP device goes back when the connection to the helper closes. An intruder here must not reach the helper by it.
         daemon.keep(lease.into())?;
     }
-    let device = Net::new(attachment)?;
+    let device = Net::new(attachment).context("cannot make the network device")?;
     daemon.confine(confine::confinement())?;
     daemon.run(&mut [device])?;
     Ok(ExitCode::SUCCESS)

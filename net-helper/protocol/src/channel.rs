@@ -89,6 +89,13 @@ impl Channel {
                 ));
             }
         };
+        // There is room for all of them: what is missing could not be opened.
+        if received.flags.contains(ReturnFlags::CTRUNC) && files.len() < MAX_FILES {
+            return Err(Error::io(
+                "cannot receive the files of a message",
+                Errno::MFILE,
+            ));
+        }
         if received
             .flags
             .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)

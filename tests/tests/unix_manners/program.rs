@@ -29,6 +29,35 @@ pub(crate) struct Called {
     pub(crate) modes: &'static [(&'static str, u32)],
 }
 
+impl Called {
+    /// One that needs no KVM, and whose files are of no interest.
+    pub(crate) const fn quiet(
+        name: &'static str,
+        line: &'static str,
+        socket: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            line,
+            socket,
+            needs_kvm: false,
+            modes: &[],
+        }
+    }
+
+    /// One that needs KVM.
+    pub(crate) const fn guest(
+        name: &'static str,
+        line: &'static str,
+        socket: &'static str,
+    ) -> Self {
+        Self {
+            needs_kvm: true,
+            ..Self::quiet(name, line, socket)
+        }
+    }
+}
+
 pub(crate) const PROGRAMS: &[Called] = &[
     Called {
         name: "bulkhead run",
@@ -93,10 +122,23 @@ pub(crate) struct Place;
 impl Place {
     pub(crate) fn new() -> Self {
         fs::create_dir(FOLDER).unwrap();
-        let disk = fs::File::create(Path::new(FOLDER).join("disk.raw")).unwrap();
-        disk.set_len(1 << 20).unwrap();
+        for name in ["disk.raw", "peer.raw"] {
+            let disk = fs::File::create(Path::new(FOLDER).join(name)).unwrap();
+            disk.set_len(1 << 20).unwrap();
+        }
         ip("tuntap add tap0 mode tap vnet_hdr");
         Self
+    }
+
+    /// Makes `over.qcow2`, an image over `disk.raw`.
+    pub(crate) fn image(&self) {
+        let tool = Workplace::find().unwrap().program("image-tool").unwrap();
+        let words = "create -q -f qcow2 -b disk.raw -F raw over.qcow2";
+        let made = Command::new(tool)
+            .args(words.split(' '))
+            .current_dir(FOLDER)
+            .status();
+        assert!(made.unwrap().success());
     }
 
     /// Starts a program as a shell does that has done `condition`.

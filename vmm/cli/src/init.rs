@@ -16,8 +16,9 @@ pub(crate) fn is_needed() -> bool {
 
 /// Runs this program again, as a second process, until that ends. With the first, all others end.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
-    let signals = signals::block(&[libc::SIGCHLD])?;
-    let ends = signals::block_termination()?;
+    const SIGNALS: &str = "cannot wait for signals";
+    let signals = signals::block(&[libc::SIGCHLD]).context(SIGNALS)?;
+    let ends = signals::block_termination().context(SIGNALS)?;
     let own = std::env::current_exe().unwrap_or_else(|_| "bulkhead".into());
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();

@@ -29,7 +29,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum Error {
     /// `/dev/kvm` cannot be opened.
-    #[error("cannot open /dev/kvm: {}: {}", .0, open_advice(.0))]
+    #[error("cannot open /dev/kvm: {}{}", .0, open_advice(.0))]
     Open(io::Error),
     /// This KVM lacks something every supported one has.
     #[error("this machine's KVM lacks {0}")]
@@ -54,12 +54,13 @@ pub enum Error {
 fn open_advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => {
-            "load the module kvm_intel or kvm_amd, or turn on virtualization in the firmware"
+            ": load the module kvm_intel or kvm_amd, or turn on virtualization in the firmware"
         }
         io::ErrorKind::PermissionDenied => {
-            "add the user to the group kvm, or run as one that may open it"
+            ": add the user to the group kvm, or run as one that may open it"
         }
-        _ => "is another hypervisor in the way?",
+        io::ErrorKind::ResourceBusy => ": is another hypervisor in the way?",
+        _ => "",
     }
 }
 
