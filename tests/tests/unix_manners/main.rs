@@ -261,8 +261,16 @@ fn a_runtime_folder_that_others_can_change_is_refused() {
             ),
             ("touch /run/bulkhead", "is not a folder"),
             (
+                "ln -s /nowhere /run/bulkhead",
+                "/run/bulkhead leads nowhere",
+            ),
+            (
+                "mkdir -p /run/bulkhead/g/disks",
+                "/run/bulkhead/g/disks is in the way",
+            ),
+            (
                 "ln -s /tmp /run/b && mkdir /run/bulkhead && ln -s /tmp /run/bulkhead/g",
-                "cannot create /run/bulkhead/g",
+                "/run/bulkhead/g is not a folder: remove it",
             ),
         ] {
             let running = place.start(&PROGRAMS[0], prepare);

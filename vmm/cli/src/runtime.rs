@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -21,6 +21,12 @@ pub(crate) fn base() -> anyhow::Result<PathBuf> {
         "XDG_RUNTIME_DIR is not set to an absolute path: log in properly, or set it to a folder of your own",
     )?;
     Ok(user.join("bulkhead"))
+}
+
+/// Where it is for a user who has logged in properly.
+pub(crate) fn usual_base() -> PathBuf {
+    let user = rustix::process::geteuid().as_raw();
+    PathBuf::from(format!("/run/user/{user}/bulkhead"))
 }
 
 /// What `sockaddr_un` holds, less the zero at the end.
@@ -56,6 +62,8 @@ impl GuestFolder {
             check_base(base)?;
         }
         loop {
+            check_own(path)?;
+            check_entries(path)?;
             let lock = match make_folder(path).and_then(|()| open_lock(&path.join(LOCK))) {
                 // Another run of this name, or the last guest of all, may just have removed the folder.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && tries.next().is_some() => {
@@ -63,14 +71,14 @@ impl GuestFolder {
                 }
                 lock => lock
                     .inspect_err(|_| remove_if_empty(path))
-                    .with_context(|| format!("cannot create {shown}"))?,
+                    .with_context(|| format!("cannot create {shown}/{LOCK}"))?,
             };
             if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 if error == rustix::io::Errno::WOULDBLOCK {
                     let name = path.file_name().unwrap_or_default().to_string_lossy();
                     bail!("guest '{name}' is running already");
                 }
-                return Err(error).with_context(|| format!("cannot lock {shown}"));
+                return Err(error).with_context(|| format!("cannot lock {shown}/{LOCK}"));
             }
             // What is locked may be the file of one that has removed it since.
             if !is_same(&lock, &path.join(LOCK)) {
@@ -92,11 +100,11 @@ impl GuestFolder {
         &self.path
     }
 
-    /// Removes all but the lock.
+    /// Removes the sockets. There is nothing else of a guest's but the lock.
     fn clear(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
-            if entry.file_name() != LOCK {
+            if entry.file_type()?.is_socket() {
                 std::fs::remove_file(entry.path())?;
             }
         }
@@ -110,11 +118,16 @@ fn check_base(base: &Path) -> anyhow::Result<()> {
     const ALL_WRITE: u32 = 0o002;
     let shown = base.display();
     let metadata = match std::fs::metadata(base) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return match std::fs::symlink_metadata(base) {
+                Ok(_) => bail!("the link {shown} leads nowhere: remove it"),
+                Err(_) => Ok(()),
+            };
+        }
         metadata => metadata.with_context(|| format!("cannot look at {shown}"))?,
     };
     if !metadata.is_dir() {
-        bail!("{shown} is not a folder");
+        bail!("{shown} is not a folder: remove it");
     }
     let user = rustix::process::geteuid().as_raw();
     if ![0, user].contains(&metadata.uid()) {
@@ -124,6 +137,49 @@ fn check_base(base: &Path) -> anyhow::Result<()> {
     }
     if metadata.mode() & (ALL_WRITE | STICKY) == ALL_WRITE {
         bail!("the folder {shown} can be written by everybody: chmod o-w {shown}");
+    }
+    Ok(())
+}
+
+/// What has the name of the guest's folder must be one, of this user's.
+fn check_own(path: &Path) -> anyhow::Result<()> {
+    const ADVICE: &str = "remove it, or choose another --name";
+    let shown = path.display();
+    let metadata = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        metadata => metadata.with_context(|| format!("cannot look at {shown}"))?,
+    };
+    if !metadata.is_dir() {
+        bail!("{shown} is not a folder: {ADVICE}");
+    }
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        bail!("the folder {shown} belongs to another user: {ADVICE}");
+    }
+    Ok(())
+}
+
+/// What is in it must be a guest's: what a run that was killed has left is removed, and nobody's files with it.
+fn check_entries(path: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    let entries = match std::fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("cannot look into {shown}"))?,
+    };
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot look into {shown}"))?;
+        let is_ours = match entry.file_type() {
+            Ok(kind) if entry.file_name() == LOCK => kind.is_file(),
+            Ok(kind) => kind.is_socket(),
+            // Somebody has just removed it.
+            Err(_) => true,
+        };
+        if !is_ours {
+            let entry = entry.path();
+            bail!(
+                "{} is in the way, and is not bulkhead's: move it elsewhere, or choose another --name",
+                entry.display()
+            );
+        }
     }
     Ok(())
 }
@@ -140,7 +196,7 @@ fn make_folder(path: &Path) -> io::Result<()> {
         std::fs::set_permissions(base, Permissions::from_mode(0o755))?;
     }
     make(path, 0o700)?;
-    if std::fs::symlink_metadata(path)?.is_symlink() {
+    if !std::fs::symlink_metadata(path)?.is_dir() {
         return Err(io::ErrorKind::NotADirectory.into());
     }
     // Fails for a folder of somebody else's.
@@ -153,7 +209,8 @@ fn open_lock(path: &Path) -> io::Result<File> {
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
+        // A FIFO would have it wait for a reader.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
 }
 
@@ -184,6 +241,55 @@ fn remove_if_empty(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn what_is_not_a_guests_is_named_and_left_alone() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("one");
+        let make = |what: &str, at: &Path| {
+            let made = std::process::Command::new("sh")
+                .args(["-c", what])
+                .env("AT", at)
+                .status();
+            assert!(made.unwrap().success(), "{what}");
+        };
+        for (name, what) in [
+            ("", "echo data >$AT"),
+            ("", "ln -s /tmp $AT"),
+            ("", "ln -s /nowhere $AT"),
+            ("", "mkfifo $AT"),
+            ("notes", "echo data >$AT"),
+            ("vda.sock", "echo data >$AT"),
+            ("vda.sock", "mkdir $AT"),
+            ("vda.sock", "ln -s /tmp $AT"),
+            ("lock", "mkdir $AT"),
+            ("lock", "mkfifo $AT"),
+            ("lock", "ln -s /tmp/x $AT"),
+        ] {
+            let at = match name {
+                "" => path.clone(),
+                name => {
+                    std::fs::create_dir(&path).unwrap();
+                    path.join(name)
+                }
+            };
+            make(what, &at);
+            let before = std::fs::symlink_metadata(&at).unwrap();
+
+            let error = GuestFolder::claim(&path).unwrap_err().to_string();
+
+            assert!(error.starts_with(&at.display().to_string()), "{error}");
+            assert!(error.ends_with("or choose another --name"), "{error}");
+            let after = std::fs::symlink_metadata(&at).unwrap();
+            assert_eq!(
+                (after.ino(), after.mode(), after.len()),
+                (before.ino(), before.mode(), before.len()),
+                "{what}"
+            );
+            make("rm -rf $AT", &path);
+        }
+    }
 
     #[test]
     fn a_name_can_be_claimed_once_at_a_time() {
@@ -204,7 +310,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("one");
         std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("vda.sock"), "").unwrap();
+        drop(UnixListener::bind(path.join("vda.sock")).unwrap());
 
         let folder = GuestFolder::claim(&path).unwrap();
 
@@ -222,7 +328,7 @@ mod tests {
                 scope.spawn(move || {
                     for _ in 0..200 {
                         let folder = GuestFolder::claim(path).unwrap();
-                        std::fs::write(folder.path().join("vda.sock"), "").unwrap();
+                        drop(UnixListener::bind(folder.path().join("vda.sock")).unwrap());
                     }
                 });
             }

@@ -87,25 +87,77 @@ fn a_dry_run_says_in_one_line_each_what_the_host_refuses() {
     }
 }
 
-#[test]
-fn a_user_is_told_of_what_only_root_has() {
+/// The command as an ordinary user types it.
+fn by_user(folder: &Path, words: &[&str], more: &[&str]) -> Command {
     const NOBODY: u32 = 65534;
-    let folder = tempfile::tempdir().unwrap();
     let own = env!("CARGO_BIN_EXE_bulkhead");
-    let output = match rustix::process::geteuid().is_root() {
-        false => bulkhead(folder.path(), DRY_RUN, None),
+    let is_root = rustix::process::geteuid().is_root();
+    let mut command = match is_root {
+        false => Command::new(own),
         true => {
             // It may not look into the folder that this was built in.
-            let copy = folder.path().join("bulkhead");
-            std::fs::copy(own, &copy).unwrap();
+            let copy = folder.join("bulkhead");
+            if !copy.exists() {
+                std::fs::copy(own, &copy).unwrap();
+            }
             let mode = std::fs::Permissions::from_mode(0o755);
-            std::fs::set_permissions(folder.path(), mode).unwrap();
+            std::fs::set_permissions(folder, mode).unwrap();
             let mut command = Command::new(copy);
-            command.args(DRY_RUN).env("XDG_RUNTIME_DIR", folder.path());
             command.uid(NOBODY).gid(NOBODY).current_dir("/");
-            output(command, None)
+            command
         }
     };
+    command
+        .args(words)
+        .args(more)
+        .env("XDG_RUNTIME_DIR", folder);
+    command
+}
+
+#[test]
+fn a_plan_is_printed_whatever_this_host_lacks_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("bulkhead/net-helper.sock");
+    let missing = format!(
+        "warning: bulkhead-net-helper is not running: nothing listens on {}",
+        run.display()
+    );
+    let network = ["--net", "default", "--disk", "/no/disk.raw"];
+    let about = |output: &Output, what: &str| {
+        let lines = String::from_utf8(output.stderr.clone()).unwrap();
+        lines.lines().filter(|line| line.starts_with(what)).count()
+    };
+
+    let with_helper = output(by_user(folder.path(), DRY_RUN, &network), None);
+    let mut command = by_user(folder.path(), DRY_RUN, &network);
+    command.env_remove("XDG_RUNTIME_DIR");
+    let without_folder = output(command, None);
+
+    for (output, warning) in [
+        (&with_helper, missing.as_str()),
+        (&without_folder, "warning: XDG_RUNTIME_DIR is not set"),
+        (
+            &without_folder,
+            "warning: bulkhead-net-helper is not running",
+        ),
+    ] {
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let plan = String::from_utf8(output.stdout.clone()).unwrap();
+        // The folder, the network card, the disk and the monitor.
+        assert_eq!(plan.lines().count(), 4, "{plan}");
+        assert!(
+            plan.contains("--network default --helper-socket /"),
+            "{plan}"
+        );
+        assert_eq!(about(output, warning), 1, "{output:?}");
+        assert_eq!(about(output, "error: "), 0, "{output:?}");
+    }
+}
+
+#[test]
+fn a_user_is_told_of_what_only_root_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = output(by_user(folder.path(), DRY_RUN, &[]), None);
     let said = said(&output);
     assert!(said.contains(&PROCESSES.to_owned()), "{said:?}");
 }

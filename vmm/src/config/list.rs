@@ -27,7 +27,7 @@ pub(super) fn parse<T: DeserializeOwned>(
         }
     }
     contract::remove("", &mut map, foreign)?;
-    serde_json::from_value(Value::Object(map)).map_err(|error| error.to_string())
+    serde_path_to_error::deserialize(Value::Object(map)).map_err(|error| error.to_string())
 }
 
 /// Splits at the commas that are not between double quotes.
@@ -60,6 +60,10 @@ mod tests {
     struct Parts {
         a: String,
         b: Option<String>,
+        #[serde(default, deserialize_with = "crate::config::value::number")]
+        n: u16,
+        #[serde(default, deserialize_with = "crate::config::value::switch")]
+        s: bool,
     }
 
     fn parse_parts(text: &str) -> Result<Parts, String> {
@@ -70,6 +74,8 @@ mod tests {
         Ok(Parts {
             a: a.to_owned(),
             b: b.map(str::to_owned),
+            n: 0,
+            s: false,
         })
     }
 
@@ -91,6 +97,8 @@ mod tests {
             ("a=1,a=2", "`a`"),
             ("a=1,c=2", "`c`"),
             ("a=\"1", "quote"),
+            ("a=1,n=x", "n: a number is expected"),
+            ("a=1,s=maybe", "s: `on` or `off` is expected"),
         ] {
             let error = parse_parts(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");

@@ -5,7 +5,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use bulkhead_net_protocol::MacAddr;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+
+use super::options::Options;
 
 /// A guest to run.
 #[derive(Clone, Debug, clap::Args)]
@@ -14,10 +17,10 @@ pub(crate) struct Args {
     #[arg(long, value_parser = name)]
     pub(crate) name: String,
     /// Number of virtual CPUs
-    #[arg(long, default_value_t = 1)]
-    pub(crate) cpus: u32,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) cpus: u8,
     /// Memory, with a suffix K, M, G or T
-    #[arg(long, default_value = "512M")]
+    #[arg(long, default_value = "512M", value_parser = memory)]
     pub(crate) memory: String,
     /// Kernel: a bzImage or an ELF vmlinux
     #[arg(long, value_name = "PATH")]
@@ -73,30 +76,20 @@ pub(crate) struct Net {
 
 impl Disk {
     fn parse(text: &OsStr) -> Result<Self, String> {
-        let mut parts = split(text.as_bytes()).into_iter();
-        let path = parts.next().filter(|path| !path.is_empty());
-        let path = PathBuf::from(OsString::from_vec(path.ok_or("no path")?));
+        let (path, mut options) = Options::split(text.as_bytes());
+        if path.is_empty() {
+            return Err("no path".to_owned());
+        }
+        let path = PathBuf::from(OsString::from_vec(path));
         let mut format = None;
         let mut readonly = false;
         let mut allow = Vec::new();
-        for part in parts {
-            if let Some(folder) = part.strip_prefix(b"allow-path=") {
-                allow.push(PathBuf::from(OsStr::from_bytes(folder)));
-                continue;
-            }
-            let part = String::from_utf8_lossy(&part);
-            match part.split_once('=') {
-                Some(("format", value @ ("raw" | "qcow2"))) => format = Some(value.to_owned()),
-                Some(("format", other)) => {
-                    return Err(format!("unknown format '{other}': raw or qcow2"));
-                }
-                Some(("readonly", "on")) => readonly = true,
-                Some(("readonly", "off")) => readonly = false,
-                _ => {
-                    return Err(format!(
-                        "unknown option '{part}': format=, readonly=on|off, allow-path="
-                    ));
-                }
+        while let Some(given) = options.next(&["format", "readonly"], &["allow-path"])? {
+            match &*given.key() {
+                "format" => format = Some(given.one_of(&["raw", "qcow2"])?.to_owned()),
+                "readonly" => readonly = given.switch()?,
+                _ if given.value.is_empty() => return Err(given.wrong("a folder")),
+                _ => allow.push(PathBuf::from(OsString::from_vec(given.value))),
             }
         }
         let format = format.or_else(|| by_name(&path)).ok_or_else(|| {
@@ -118,15 +111,13 @@ impl FromStr for Net {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = split(text.as_bytes()).into_iter();
-        let network = name(&String::from_utf8_lossy(&parts.next().unwrap_or_default()))?;
+        let (network, mut options) = Options::split(text.as_bytes());
+        let network = name(&String::from_utf8_lossy(&network))?;
         let mut mac = None;
-        for part in parts {
-            let part = String::from_utf8_lossy(&part);
-            match part.split_once('=') {
-                Some(("mac", value)) => mac = Some(value.to_owned()),
-                _ => return Err(format!("unknown option '{part}': mac=")),
-            }
+        while let Some(given) = options.next(&["mac"], &[])? {
+            let text = String::from_utf8_lossy(&given.value);
+            let valid = text.parse::<MacAddr>();
+            mac = Some(valid.map_err(|error| format!("mac: {error}"))?.to_string());
         }
         Ok(Self { network, mac })
     }
@@ -142,18 +133,16 @@ fn by_name(path: &Path) -> Option<String> {
     Some(format.to_owned())
 }
 
-/// Splits at single commas; a double one stands for itself.
-fn split(text: &[u8]) -> Vec<Vec<u8>> {
-    let mut parts = vec![Vec::new()];
-    let mut rest = text.iter().copied().peekable();
-    while let Some(byte) = rest.next() {
-        if byte == b',' && rest.next_if_eq(&b',').is_none() {
-            parts.push(Vec::new());
-        } else if let Some(part) = parts.last_mut() {
-            part.push(byte);
-        }
+/// As `bulkhead-vmm` reads it, which looks at the range.
+fn memory(text: &str) -> Result<String, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let suffix = text.get(digits.len()..).unwrap_or_default();
+    let is_size = digits.parse::<u64>().is_ok()
+        && ["", "K", "M", "G", "T"].contains(&suffix.to_ascii_uppercase().as_str());
+    match is_size {
+        true => Ok(text.to_owned()),
+        false => Err("a size is expected: bytes, or a number with K, M, G or T".to_owned()),
     }
-    parts
 }
 
 /// A name that is safe as a file's name.
@@ -203,18 +192,32 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_is_wrong_is_not_an_unknown_option() {
+        for (text, says) in [
+            ("x.img,readonly=maybe", "readonly: 'maybe' is not on or off"),
+            ("x.img,readonly", "'readonly' has no value"),
+            ("x.img,format=vmdk", "format: 'vmdk' is not raw or qcow2"),
+            ("x.img,allow-path=", "allow-path: '' is not a folder"),
+            ("x.img,readonly=on,readonly=off", "readonly is given twice"),
+        ] {
+            let error = Disk::parse(OsStr::new(text)).unwrap_err();
+            assert!(error.starts_with(says), "{text}: {error}");
+        }
+        for wrong in ["zz", "", "01:00:00:00:00:01", "52:54:00:00:00:01:02"] {
+            let error = format!("default,mac={wrong}").parse::<Net>().unwrap_err();
+            assert!(error.starts_with("mac: "), "{wrong}: {error}");
+        }
+        for wrong in ["", "G", "1Q", "-1", "1.5G", "1GB"] {
+            assert!(memory(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn what_is_not_known_is_refused_by_name() {
-        assert!(
-            Disk::parse(OsStr::new("x.img,cache=none"))
-                .unwrap_err()
-                .contains("cache=none")
-        );
-        assert!(
-            "default,model=e1000"
-                .parse::<Net>()
-                .unwrap_err()
-                .contains("model=e1000")
-        );
+        let disk = |text: &str| Disk::parse(OsStr::new(text)).unwrap_err();
+        let net = |text: &str| text.parse::<Net>().unwrap_err();
+        assert!(disk("x.img,cache=none").contains("unknown option 'cache=none'"));
+        assert!(net("default,model=e1000").contains("unknown option 'model=e1000'"));
         assert!(name("../x").is_err());
         assert!(name("-x").is_err());
         assert!(name("").is_err());

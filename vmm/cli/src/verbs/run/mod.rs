@@ -5,6 +5,7 @@ mod child;
 mod console;
 mod event;
 mod helper;
+mod options;
 mod plan;
 mod ready;
 mod restarts;
@@ -32,11 +33,11 @@ use supervisor::{Outcome, Supervisor};
 const RESET: i32 = 3;
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.dry_run {
+        return dry_run(&args);
+    }
     let base = runtime::base()?;
     let path = base.join(&args.name);
-    if args.dry_run {
-        return dry_run(&Plan::new(&args, &base, &path)?, &path);
-    }
     if init::is_needed() {
         return init::run();
     }
@@ -95,15 +96,25 @@ fn refused() -> anyhow::Result<Vec<Refused>> {
     confine::refused().context("cannot try the confinement")
 }
 
-/// Lines that a shell can run, each process in a terminal of its own. What the host refuses of their confinement is said beside them.
-fn dry_run(plan: &Plan, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
+/// Lines that a shell can run, each process in a terminal of its own. Beside them, a warning for each thing that this host lacks for it:
+/// a plan needs none of them.
+fn dry_run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut warnings = Vec::new();
+    let base = runtime::base().unwrap_or_else(|error| {
+        let usual = runtime::usual_base();
+        warnings.push(format!("{error:#}; shown for {}", usual.display()));
+        usual
+    });
+    let folder = base.join(&args.name);
+    let plan = Plan::new(args, &base, &folder)?;
     let mut folders = OsString::from("mkdir -p -m 0700 ");
     folders.push(crate::shell::quote(folder.as_os_str()));
     let mut lines = vec![folders];
-    let helper = plan.helper.as_ref().filter(|helper| !helper.runs());
-    if let Some(helper) = helper {
-        let start = helper.start.as_ref().ok_or_else(|| helper.missing())?;
-        lines.push(start.command());
+    if let Some(helper) = plan.helper.as_ref().filter(|helper| !helper.runs()) {
+        match &helper.start {
+            Some(start) => lines.push(start.command()),
+            None => warnings.push(helper.missing().to_string()),
+        }
     }
     lines.extend(plan.processes.iter().map(Process::command));
     let mut out = std::io::stdout().lock();
@@ -112,8 +123,13 @@ fn dry_run(plan: &Plan, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
         out.write_all(b"\n").context("standard output")?;
     }
     out.flush().context("standard output")?;
-    for refused in refused()? {
-        warn(&format!("{refused}: {}", refused.part.advice()));
+    match refused() {
+        Ok(refused) => {
+            let advice = |refused: Refused| format!("{refused}: {}", refused.part.advice());
+            warnings.extend(refused.into_iter().map(advice));
+        }
+        Err(error) => warnings.push(format!("{error:#}")),
     }
+    warnings.iter().for_each(|warning| warn(warning));
     Ok(ExitCode::SUCCESS)
 }
