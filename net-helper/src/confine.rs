@@ -9,6 +9,7 @@ const CALLS: &[libc::c_long] = &[
     // Clients.
     libc::SYS_accept4,
     libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
     // Netlink peeks at the size of what is there.
     libc::SYS_recvfrom,
     // /dev/net/tun, and what is in the state folder at the end.

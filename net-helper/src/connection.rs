@@ -2,8 +2,9 @@
 //!
 //! A client can send open files, and closing the last copy of a file can take as long as the client likes (a TCP socket that lingers). The
 //! kernel does that on behalf of whoever receives the message or closes the socket that it waits at. So a message with files is never
-//! received, and a socket with messages is closed by a thread of its own, which counts against the client's user.
+//! received, and a socket with such messages is closed by a thread of its own, which counts against the client's user.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -11,7 +12,8 @@ use std::thread::{Builder, JoinHandle};
 use bulkhead_net_protocol::Channel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, Shutdown, recvmsg, shutdown};
+use rustix::net::sockopt::set_socket_passcred;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, Shutdown, recv, recvmsg, shutdown};
 
 /// What is to be received next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,36 +33,45 @@ const PATIENCE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
+/// Has the kernel say with each message whose it is, also if there is nothing in it; the end is nobody's. For [`peek`], on a connection or
+/// on the socket that it is accepted from.
+pub(crate) fn mark_messages(socket: &impl AsFd) -> rustix::io::Result<()> {
+    set_socket_passcred(socket, true)
+}
+
 /// Looks at the next message, without receiving it.
 pub(crate) fn peek(connection: &impl AsFd) -> Next {
+    // Where there is no room for whose it is, the kernel says so; and where there is just room for that, that there are files.
+    let mut whose = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    match look(connection, &mut []) {
+        Err(Errno::AGAIN) => Next::Nothing,
+        Ok(true) => match look(connection, &mut whose) {
+            Ok(true) => Next::Files,
+            _ => Next::Message,
+        },
+        Ok(false) | Err(_) => Next::End,
+    }
+}
+
+/// Whether what comes with the next message has no room.
+fn look(connection: &impl AsFd, room: &mut [MaybeUninit<u8>]) -> Result<bool, Errno> {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    let look = || {
-        recvmsg(
-            connection,
-            &mut [],
-            &mut RecvAncillaryBuffer::default(),
-            flags,
-        )
-    };
+    let mut control = RecvAncillaryBuffer::new(room);
+    let mut look = || recvmsg(connection, &mut [], &mut control, flags);
     let mut received = look();
     // That the client has not received everything is said once, before what it has sent.
     while matches!(received, Err(Errno::INTR | Errno::CONNRESET)) {
         received = look();
     }
-    match received {
-        // Without room for files the kernel says that there are some.
-        Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) => Next::Files,
-        // One that has not room for itself is one.
-        Ok(message) if message.flags.contains(ReturnFlags::TRUNC) => Next::Message,
-        Err(Errno::AGAIN) => Next::Nothing,
-        _ => Next::End,
-    }
+    // It holds no files, and a process that has no number here, which it cannot be asked for.
+    std::mem::forget(control);
+    received.map(|message| message.flags.contains(ReturnFlags::CTRUNC))
 }
 
 /// A user, and the thread that closes a socket of his.
 type Thread = (u32, JoinHandle<()>);
 
-/// The threads that close sockets with messages.
+/// The threads that close sockets with files in their messages.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Closing(Arc<Mutex<Vec<Thread>>>);
 
@@ -70,7 +81,15 @@ impl Closing {
         let socket = OwnedFd::from(channel);
         // Nothing more is sent to it from here on.
         let _ = shutdown(&socket, Shutdown::Read);
-        if matches!(peek(&socket), Next::Nothing | Next::End) {
+        let mut next = peek(&socket);
+        while let Next::Message = next {
+            // What is longer than the room for it is discarded.
+            next = match recv(&socket, &mut [0u8; 0], RecvFlags::DONTWAIT) {
+                Ok(_) | Err(Errno::INTR) => peek(&socket),
+                Err(_) => Next::Nothing,
+            };
+        }
+        if next != Next::Files {
             return;
         }
         let closing = Builder::new().name("closing".into()).spawn(move || {

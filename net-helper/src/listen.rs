@@ -13,9 +13,12 @@ use bulkhead_process::listen::{Listen, SocketFile};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, ioctl_fionbio};
 use rustix::net::sockopt::{socket_peercred, socket_type};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, socket_with,
+    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect,
+    shutdown, socket_with,
 };
 use rustix::stdio::dup2_stdin;
+
+use crate::connection;
 
 /// A listening socket. The file that it is reached by is its broker's to remove, once the helper is confined.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ impl Listener {
     pub(crate) fn bind(path: &Path, group: Option<u32>) -> Result<Self> {
         let listen = Listen::default().seqpacket().mode(0o660).group(group);
         let (socket, file) = listen.at(path)?.into_parts();
+        connection::mark_messages(&socket)
+            .with_context(|| format!("cannot listen on {}", path.display()))?;
         Ok(Listener {
             socket,
             file: Some(file),
@@ -43,10 +48,19 @@ impl Listener {
         }
     }
 
+    /// Takes no more clients. Those that wait are left to the end of the process: to close what they have sent can take as long as they like
+    /// in any other case.
+    pub(crate) fn end(self) {
+        let _ = shutdown(&self.socket, Shutdown::Read);
+        std::mem::forget(self.socket);
+    }
+
     /// The next connection and its user.
     pub(crate) fn accept(&self) -> rustix::io::Result<(OwnedFd, u32)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let connection = accept_with(&self.socket, flags)?;
+        // Before Linux 6.16 it is marked as the listener is, since then as that was when the client connected.
+        connection::mark_messages(&connection)?;
         let user = socket_peercred(&connection)?.uid.as_raw();
         Ok((connection, user))
     }
@@ -68,6 +82,7 @@ pub(crate) fn connection_on_stdin() -> Result<OwnedFd> {
     }
     let connection = fcntl_dupfd_cloexec(&stdin, 3).context(what)?;
     ioctl_fionbio(&connection, true).context(what)?;
+    connection::mark_messages(&connection).context(what)?;
     let nothing = fs::File::open("/dev/null").context("cannot open /dev/null")?;
     dup2_stdin(&nothing).context(what)?;
     Ok(connection)

@@ -135,8 +135,9 @@ fn run(mut config: Config) -> Result<ExitCode> {
         server.first_client(connection);
     }
     let served = stand(&config, &signals, &mut host, &mut server, &mut broker);
-    // Clients that wait for the end of their connection find everything undone.
-    let _waiting = server.close(&mut host);
+    // Clients that wait for the end of their connection find everything undone. The process's end closes it, which waits for no file that a
+    // client has sent.
+    std::mem::forget(server.close(&mut host));
     let errors = host.down();
     broker.end();
     for error in &errors {
@@ -173,7 +174,7 @@ fn stand(
     broker.seal()?;
     let served = serve(config, &listener, signals, host, server);
     // The socket's file goes before anything is undone, so that whoever comes now finds no helper rather than one that ends.
-    drop(listener);
+    listener.end();
     broker.remove_now()?;
     served
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bulkhead_net_protocol::{Channel, Packet, Refusal, RefusalKind, Reply, Request, decode};
-use bulkhead_process::listen::AcceptPause;
+use bulkhead_process::listen::{self, AcceptPause};
 use bulkhead_process::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -142,7 +142,7 @@ impl Server {
                 return Ok(());
             }
             if ready.listener {
-                self.welcome(listener);
+                self.welcome_all(listener);
             }
         }
     }
@@ -259,14 +259,20 @@ impl Server {
         })
     }
 
-    fn welcome(&mut self, listener: &Listener) {
-        let (socket, user) = match listener.accept() {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                self.pause.note("a client", &error.into());
-                return;
+    /// Accepts all that wait, as many as can wait: who connects in between waits for one such round, whatever others do.
+    fn welcome_all(&mut self, listener: &Listener) {
+        for _ in 0..listen::BACKLOG {
+            match listener.accept() {
+                Ok((socket, user)) => self.welcome(socket, user),
+                Err(error) => {
+                    self.pause.note("a client", &error.into());
+                    return;
+                }
             }
-        };
+        }
+    }
+
+    fn welcome(&mut self, socket: OwnedFd, user: u32) {
         let client = Client::new(socket, user);
         let of_user = self.clients.iter().filter(|c| c.user == user).count();
         let of_user = of_user + self.closing.of(user);

@@ -23,7 +23,8 @@ pub use pause::AcceptPause;
 /// The longest path of a Unix socket, without its terminator (unix(7)).
 pub const LONGEST_PATH: usize = 107;
 
-const BACKLOG: i32 = 128;
+/// How many connections may wait to be accepted.
+pub const BACKLOG: i32 = 128;
 
 /// How long another program may be at the same folder. It takes microseconds; only one that has stopped takes longer.
 const PATIENCE: Duration = Duration::from_secs(5);

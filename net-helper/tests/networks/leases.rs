@@ -14,8 +14,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, connect, sendmsg, socket_with,
+    SocketFlags, SocketType, connect, send, sendmsg, socket_with,
 };
+use rustix::process::Signal;
 use tap::{Options, Tap};
 
 use crate::host::{Helper, attempt, eventually, on_own_host, run};
@@ -266,16 +267,8 @@ fn files_that_take_long_to_close_keep_nobody_waiting() {
         || {
             let folder = tempfile::tempdir().unwrap();
             let helper = Helper::start(folder.path(), "--network dhcp=off");
-            let other = || {
-                let start = Instant::now();
-                helper.lease(&TapRequest::on("default")).unwrap();
-                assert!(
-                    start.elapsed() < Duration::from_secs(5),
-                    "{:?}",
-                    start.elapsed()
-                );
-            };
             for count in [1, 16, 17, 33, 253] {
+                let start = Instant::now();
                 // Received, or left where it was sent.
                 let (read, unread) = (rude(&helper), rude(&helper));
                 let file = lingering();
@@ -289,15 +282,39 @@ fn files_that_take_long_to_close_keep_nobody_waiting() {
                     let mut answered = [PollFd::new(&unread, PollFlags::IN)];
                     poll(&mut answered, None).unwrap();
                 }
-                drop((file, unread));
+                // Behind a message of nothing, which looks like the end.
+                let empty = rude(&helper);
+                let nothing = SendFlags::empty();
+                send(&empty, b"", nothing).unwrap();
+                let another = lingering();
+                send_files(&empty, &vec![another.as_fd(); count]);
+                drop(another);
+                drop((file, unread, empty));
                 assert!(matches!(
                     decode(&read.receive().unwrap().unwrap().bytes),
                     Ok(Reply::Refused(_))
                 ));
-                other();
+                // The second one asks after all that was before the first.
+                for _ in 0..2 {
+                    helper.lease(&TapRequest::on("default")).unwrap();
+                }
+                let took = start.elapsed();
+                assert!(took < Duration::from_secs(10), "{count}: {took:?}");
             }
+            // They come too late: the helper is to end before it sees them.
+            let held = rude(&helper);
+            held.send(&Request::Hold, &[]).unwrap();
+            held.receive().unwrap().unwrap();
+            helper.signal(Signal::STOP);
+            let file = lingering();
+            for late in [held, rude(&helper)] {
+                send_files(&late, &[file.as_fd()]);
+            }
+            drop(file);
+            helper.signal(Signal::TERM);
+            helper.signal(Signal::CONT);
             let start = Instant::now();
-            helper.stop();
+            helper.wait_for_the_end();
             assert!(
                 start.elapsed() < Duration::from_secs(20),
                 "{:?}",

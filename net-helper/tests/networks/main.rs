@@ -7,6 +7,7 @@ mod bridge_helper;
 mod closed;
 mod deaths;
 mod fairness;
+mod flood;
 mod gateways;
 mod guests;
 mod host;
