@@ -285,10 +285,12 @@ fn files_that_take_long_to_close_keep_nobody_waiting() {
                 // Behind a message of nothing, which looks like the end.
                 let empty = rude(&helper);
                 let nothing = SendFlags::empty();
-                send(&empty, b"", nothing).unwrap();
                 let another = lingering();
+                helper.signal(Signal::STOP);
+                send(&empty, b"", nothing).unwrap();
                 send_files(&empty, &vec![another.as_fd(); count]);
                 drop(another);
+                helper.signal(Signal::CONT);
                 drop((file, unread, empty));
                 assert!(matches!(
                     decode(&read.receive().unwrap().unwrap().bytes),
