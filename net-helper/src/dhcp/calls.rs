@@ -117,6 +117,7 @@ const KEEPER: &[libc::c_long] = &[
     libc::SYS_pidfd_send_signal,
     libc::SYS_ppoll,
     libc::SYS_prctl,
+    libc::SYS_pwrite64,
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
     libc::SYS_seccomp,

@@ -5,12 +5,14 @@
 //! when the launcher dies. A second launcher, the standby, waits for the death of the first and does its work then. Both end when the
 //! helper's end of their standard input closes, which the kernel does for a helper that is killed.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -23,11 +25,12 @@ use super::namespaces::Namespaces;
 use super::{Kept, calls, invalid, keeper, privileges};
 use crate::bridge_helper::inherited;
 
-/// The first argument that makes this program a launcher; then the lock, and the words of [`Kept`].
-pub(crate) const FLAG: &str = "--launch-dnsmasq";
-/// The first argument of the launcher that waits for the death of another; then the lock as a descriptor, that
-/// launcher, whether it has namespaces of its own, and the same words.
-pub(crate) const STANDBY_FLAG: &str = "--launch-dnsmasq-standby";
+/// The first argument that makes this program a launcher; then the lock. The command lines of launchers do not name dnsmasq: `pkill -f` of that
+/// name ends dnsmasq and its keeper, and not what starts them again.
+pub(crate) const FLAG: &str = "--launch-dhcp";
+/// The first argument of the launcher that waits for the death of another; then the lock as a descriptor, that launcher, and whether it has
+/// namespaces of its own.
+pub(crate) const STANDBY_FLAG: &str = "--launch-dhcp-standby";
 /// What the helper says: to begin, and to start dnsmasq anew for a bridge that is made anew.
 pub(crate) const GO: u8 = b'g';
 pub(crate) const AGAIN: u8 = b'a';
@@ -40,6 +43,43 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long the keeper gets to end in order.
 const PATIENCE: Duration = Duration::from_secs(4);
+
+/// What the lock has in it: the number of the keeper, in that many bytes, and the words of [`Kept`] with a zero between them.
+const KEEPER: usize = 16;
+
+/// Writes down what a launcher is to start, in what will be its lock. The keeper's number stays: that of a helper that was killed may still be
+/// ending.
+pub(super) fn prepare(lock: &Path, words: &[OsString]) -> io::Result<()> {
+    let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
+    let words = words.join(&0);
+    let lock = open(lock)?;
+    lock.write_all_at(&words, KEEPER as u64)?;
+    lock.set_len((KEEPER + words.len()) as u64)
+}
+
+fn open(lock: impl AsRef<Path>) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(lock)
+}
+
+/// The keeper's number as it stands there, and the words. Launchers share the file's position, and do not use it.
+fn read(lock: &File) -> io::Result<(String, Vec<OsString>)> {
+    let mut bytes = vec![0; usize::try_from(lock.metadata()?.len()).unwrap_or(0)];
+    lock.read_exact_at(&mut bytes, 0)?;
+    let (keeper, words) = bytes.split_at_checked(KEEPER).ok_or_else(invalid)?;
+    let words = words.split(|&byte| byte == 0);
+    Ok((
+        String::from_utf8_lossy(keeper).into_owned(),
+        words
+            .map(|word| OsStr::from_bytes(word).to_owned())
+            .collect(),
+    ))
+}
 
 /// Runs the launcher.
 pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
@@ -62,20 +102,15 @@ fn finish(result: io::Result<()>) -> ExitCode {
 }
 
 fn first(args: &[OsString]) -> io::Result<()> {
-    let [lock, kept @ ..] = args else {
+    let [lock] = args else {
         return Err(invalid());
     };
-    let kept = Kept::parse(kept).ok_or_else(invalid)?;
     if told()?.is_none() {
         return Ok(());
     }
-    let lock = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(lock)?;
+    let lock = open(lock)?;
+    let words = read(&lock)?.1;
+    let kept = Kept::parse(&words).ok_or_else(invalid)?;
     flock(&lock, FlockOperation::LockExclusive)?;
     let (namespaces, missing) = Namespaces::enter(&kept)?;
     if let Some(missing) = missing {
@@ -93,15 +128,17 @@ fn first(args: &[OsString]) -> io::Result<()> {
 }
 
 fn second(args: &[OsString]) -> io::Result<()> {
-    let [lock, parent, isolated, kept @ ..] = args else {
+    let [lock, parent, isolated] = args else {
         return Err(invalid());
     };
-    let kept = Kept::parse(kept).ok_or_else(invalid)?;
     let (Some(lock), Some(parent)) = (number(lock), number(parent).and_then(Pid::from_raw)) else {
         return Err(invalid());
     };
+    let lock = File::from(inherited(lock)?);
+    let words = read(&lock)?.1;
+    let kept = Kept::parse(&words).ok_or_else(invalid)?;
     let namespaces = Namespaces::inherit(isolated == "true")?;
-    let launcher = Launcher::new(File::from(inherited(lock)?), kept, namespaces, true)?;
+    let launcher = Launcher::new(lock, kept, namespaces, true)?;
     let other = pidfd_open(parent, PidfdFlags::empty());
     match other {
         Ok(other) if getppid() == Some(parent) && !outlives(&other)? => Ok(()),
@@ -172,7 +209,7 @@ impl<'a> Launcher<'a> {
     fn run(mut self) -> io::Result<()> {
         let mut standby = None;
         loop {
-            wait_for_leftover(&mut self.lock)?;
+            wait_for_leftover(&self.lock)?;
             let mut keeper = self.start()?;
             let ended = self.attend(&mut keeper, &mut standby)?;
             keeper.end()?;
@@ -202,9 +239,8 @@ impl<'a> Launcher<'a> {
             .stderr(Stdio::null())
             .spawn()?;
         self.namespaces.end_keeper()?;
-        self.lock.set_len(0)?;
-        self.lock.rewind()?;
-        write!(self.lock, "{}", process.id())?;
+        let number = format!("{:<KEEPER$}", process.id());
+        self.lock.write_all_at(number.as_bytes(), 0)?;
         match (process.stdin.take(), process.stdout.take()) {
             (orders @ Some(_), Some(reports)) => Ok(Keeper {
                 process,
@@ -268,7 +304,6 @@ impl<'a> Launcher<'a> {
             .arg(self.lock.as_raw_fd().to_string())
             .arg(std::process::id().to_string())
             .arg(self.namespaces.is_isolated().to_string())
-            .args(self.kept.words)
             .stderr(Stdio::null())
             .spawn();
         fcntl_setfd(&self.lock, FdFlags::CLOEXEC)?;
@@ -304,11 +339,14 @@ fn told() -> io::Result<Option<u8>> {
 
 /// Waits for the end of the keeper of a launcher that was killed. The kernel has killed it with its launcher, and a process has ended
 /// once all of the PID namespace that it is the first of has. Should another process have its number by now, the time is limited.
-fn wait_for_leftover(lock: &mut File) -> io::Result<()> {
-    let mut text = String::new();
-    lock.rewind()?;
-    lock.read_to_string(&mut text)?;
-    let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw) else {
+fn wait_for_leftover(lock: &File) -> io::Result<()> {
+    let keeper = read(lock)?.0;
+    let Some(pid) = keeper
+        .trim_matches(['\0', ' '])
+        .parse()
+        .ok()
+        .and_then(Pid::from_raw)
+    else {
         return Ok(());
     };
     match pidfd_open(pid, PidfdFlags::empty()) {

@@ -88,15 +88,23 @@ impl Dhcp {
         let user = User::find()?;
         let leases = state.join(format!("{}.leases", network.name));
         user.make_folder(&leases)?;
+        let mut words = vec![
+            std::env::current_exe()
+                .context("cannot find this program")?
+                .into(),
+            leases.clone().into(),
+            user.user.to_string().into(),
+            user.group.to_string().into(),
+            dnsmasq.into(),
+        ];
+        words.extend(arguments(network, subnet, &leases, &user));
+        let lock = state.join(format!("{}.dhcp", network.name));
+        launcher::prepare(&lock, &words)
+            .with_context(|| format!("cannot write {}", lock.display()))?;
         let mut launcher = Command::new("/proc/self/exe")
             .arg0("bulkhead-net-helper")
             .arg(launcher::FLAG)
-            .arg(state.join(format!("{}.dnsmasq", network.name)))
-            .arg(std::env::current_exe().context("cannot find this program")?)
-            .arg(&leases)
-            .args([user.user.to_string(), user.group.to_string()])
-            .arg(dnsmasq)
-            .args(arguments(network, subnet, &leases, &user))
+            .arg(lock)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())

@@ -105,6 +105,34 @@ fn whoever_is_killed_dhcp_comes_back_and_nothing_stays() {
 }
 
 #[test]
+fn whoever_is_killed_by_dnsmasqs_name_dhcp_comes_back() {
+    on_own_host(
+        "deaths::whoever_is_killed_by_dnsmasqs_name_dhcp_comes_back",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let helper = Helper::start(folder.path(), "");
+            for _ in 0..3 {
+                let family = Family::of(&helper, &[]);
+                // As `pkill -9 -f dnsmasq` does, among the processes of this test.
+                let named = family.all().into_iter().filter(|pid| {
+                    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+                    line.windows(7).any(|word| word == b"dnsmasq")
+                });
+                let named: Vec<_> = named.collect();
+                assert!(named.contains(&family.dnsmasq), "{family:?}: {named:?}");
+                for pid in &named {
+                    let _ = kill_process(Pid::from_raw(*pid).unwrap(), Signal::KILL);
+                }
+                Family::of(&helper, &named);
+            }
+            Guest::new(&helper, &TapRequest::on("default")).dhcp(folder.path());
+            helper.stop();
+            assert!(dnsmasqs().is_empty());
+        },
+    );
+}
+
+#[test]
 fn without_a_helper_dnsmasq_ends_by_itself() {
     on_own_host("deaths::without_a_helper_dnsmasq_ends_by_itself", || {
         let folder = tempfile::tempdir().unwrap();
