@@ -16,7 +16,7 @@ use crate::dhcp::Dhcp;
 use crate::forwarding::Forwarding;
 use crate::identity::random_mac;
 use crate::leftovers;
-use crate::link::{InUse, Link, Links};
+use crate::link::{InUse, Link, Links, USUAL_MTU};
 use crate::network::{Mode, Network};
 use crate::state::{Record, StateDir};
 use crate::subnet::Ipv4Subnet;
@@ -45,10 +45,9 @@ pub(crate) struct Host {
 #[derive(Clone, Debug)]
 pub(crate) struct Standing {
     pub(crate) network: Network,
-    pub(crate) bridge: u32,
+    /// None while somebody has removed it.
+    pub(crate) bridge: Option<u32>,
     pub(crate) mtu: u32,
-    /// Somebody has removed the bridge.
-    pub(crate) is_missing: bool,
 }
 
 /// A TAP device that is a port of a network's bridge.
@@ -134,6 +133,7 @@ impl Host {
             return match bridge {
                 Some(link) if link.is_bridge => Ok(()),
                 Some(_) => bail!("{} is not a bridge", network.bridge),
+                None if self.has_guests(network)? => Ok(()),
                 None => bail!("there is no bridge {} on this host", network.bridge),
             };
         };
@@ -144,6 +144,12 @@ impl Host {
             }
             None => self.check_subnet(addressing.subnet, None),
         }
+    }
+
+    /// Whether guests of a run that was killed are on the network.
+    fn has_guests(&mut self, network: &Network) -> Result<bool> {
+        let is_left = self.record.networks.iter().any(|n| network.takes_over(n));
+        Ok(is_left && leftovers::is_used(&mut self.links, &self.record, network)?)
     }
 
     fn check_own(&self, link: &Link, network: &Network) -> Result<()> {
@@ -217,10 +223,19 @@ impl Host {
         if network.owns_bridge() && self.links.find(name)?.is_none() {
             self.create_bridge(network)?;
         }
-        let link = self
-            .links
-            .find(name)?
-            .ok_or_else(|| anyhow!("bridge {name} has disappeared"))?;
+        let Some(link) = self.links.find(name)? else {
+            if network.owns_bridge() {
+                bail!("bridge {name} has disappeared");
+            }
+            bulkhead_process::warn(&format!(
+                "{network}: bridge {name} is gone; its guests are joined to it once it is there again"
+            ));
+            return Ok(Standing {
+                network: network.clone(),
+                bridge: None,
+                mtu: USUAL_MTU,
+            });
+        };
         if network.owns_bridge() {
             self.check_own(&link, network)?;
             let alias = self.alias(name);
@@ -238,9 +253,8 @@ impl Host {
         }
         Ok(Standing {
             network: network.clone(),
-            bridge: link.index,
+            bridge: Some(link.index),
             mtu: link.mtu,
-            is_missing: false,
         })
     }
 

@@ -1,6 +1,6 @@
 //! A TAP device for a client: validate, act, hand over.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bulkhead_net_protocol::{
     MAX_QUEUES, MacAddr, Refusal, RefusalKind, Subnet, TapInfo, TapRequest,
 };
@@ -114,6 +114,8 @@ fn act(wanted: Wanted, host: &mut Host) -> Result<Grant> {
         queues,
         mtu,
     } = wanted;
+    let bridge = standing.bridge;
+    let bridge = bridge.with_context(|| format!("bridge {} is gone", standing.network.bridge))?;
     let mut options = Options::VNET_HDR;
     options.set(Options::MULTI_QUEUE, queues > 1);
     // Until it is attached, the device goes away by itself if anything fails.
@@ -130,7 +132,7 @@ fn act(wanted: Wanted, host: &mut Host) -> Result<Grant> {
     let alias = Some(host.alias(&standing.network.bridge));
     let index = host
         .links
-        .attach(&name, standing.bridge, host_side(mac), mtu.into(), alias)?;
+        .attach(&name, bridge, host_side(mac), mtu.into(), alias)?;
     // From here on it is this program's to remove: the kernel would keep everybody else waiting for each device that a client closes.
     let kept = taps.first().map(|tap| tap.set_persistent(true));
     kept.transpose()?;

@@ -144,10 +144,13 @@ impl Host {
 
     /// Makes the TAP devices whose bridge was removed ports of the new one. One that somebody has put on another bridge stays there.
     pub(crate) fn join(&mut self, standing: &Standing) -> Result<()> {
+        let Some(bridge) = standing.bridge else {
+            return Ok(());
+        };
         let mut taps = taps(&mut self.links, &self.record.owner, &standing.network)?;
         taps.retain(|tap| tap.controller.is_none());
         for tap in taps {
-            self.links.set_controller(tap.index, standing.bridge)?;
+            self.links.set_controller(tap.index, bridge)?;
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use crate::subnet::Ipv4Subnet;
 const IPV6_MIN_MTU: u32 = 1280;
 
 /// The MTU of a new TAP device.
-const USUAL_MTU: u32 = 1500;
+pub(crate) const USUAL_MTU: u32 = 1500;
 
 /// This host's interfaces.
 #[derive(Debug)]

@@ -9,6 +9,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::host::{Host, Standing};
+use crate::link::Link;
+use crate::network::Network;
 use crate::watch::{Ports, Watch, Watched};
 use crate::{nft, routing};
 
@@ -31,9 +33,13 @@ impl Host {
         };
         let (networks, ports) = (&self.networks, &self.ports);
         let watched = Watched {
-            is_bridge: &|index| networks.iter().any(|standing| standing.bridge == index),
+            is_bridge: &|index| {
+                networks
+                    .iter()
+                    .any(|standing| standing.bridge == Some(index))
+            },
             is_adopted: &|index| ports.iter().any(|p| p.index == index && p.is_adopted),
-            is_missing: networks.iter().any(|standing| standing.is_missing),
+            is_missing: networks.iter().any(|standing| standing.bridge.is_none()),
         };
         watch.take(&watched, self.table.as_ref().map(nft::Table::port));
         let changed = watch.take_ports();
@@ -91,29 +97,42 @@ impl Host {
         }
     }
 
+    /// The bridge that somebody has removed: made again, or found if it is somebody else's to make.
+    fn bring_back(&mut self, network: &Network) -> Result<Option<Link>> {
+        let bridge = &network.bridge;
+        let found = self.links.find(bridge)?;
+        if !network.owns_bridge() {
+            return Ok(found.filter(|link| link.is_bridge));
+        }
+        if found.is_some() {
+            bail!("somebody has replaced bridge {bridge} by another interface");
+        }
+        self.create_bridge(network)?;
+        let made = self.links.find(bridge)?;
+        made.context("the bridge has disappeared again").map(Some)
+    }
+
     /// The network as it is now.
     fn repair_network(&mut self, standing: &Standing) -> Result<Standing> {
         let mut now = standing.clone();
         let bridge = &standing.network.bridge;
-        let there = self.links.by_index(standing.bridge)?;
-        if there.is_none() {
-            now.is_missing = true;
-            let owns = standing.network.owns_bridge();
-            match self.links.find(bridge)? {
-                Some(link) if !owns && link.is_bridge => now.bridge = link.index,
-                // Somebody else may bring it back.
-                _ if !owns => return Ok(now),
-                Some(_) => bail!("somebody has replaced bridge {bridge} by another interface"),
+        let there = match standing.bridge {
+            Some(index) => self.links.by_index(index)?,
+            None => None,
+        };
+        let link = match there.clone() {
+            Some(link) => link,
+            None => match self.bring_back(&standing.network)? {
+                Some(link) => link,
                 None => {
-                    self.create_bridge(&standing.network)?;
-                    let made = self.links.find(bridge)?;
-                    now.bridge = made.context("the bridge has disappeared again")?.index;
+                    now.bridge = None;
+                    return Ok(now);
                 }
-            }
-            now.is_missing = false;
-        }
+            },
+        };
+        now.bridge = Some(link.index);
         if let Some(addressing) = standing.network.addressing {
-            self.links.assign(now.bridge, addressing.subnet)?;
+            self.links.assign(link.index, addressing.subnet)?;
         }
         if there.is_none() {
             self.join(&now)?;

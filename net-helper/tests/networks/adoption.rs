@@ -87,6 +87,78 @@ fn guests_whose_bridges_were_deleted_before_the_next_run_are_on_the_new_ones() {
 }
 
 #[test]
+fn guests_on_a_bridge_of_another_wait_for_it_and_keep_no_helper_from_starting() {
+    on_own_host(
+        "adoption::guests_on_a_bridge_of_another_wait_for_it_and_keep_no_helper_from_starting",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            own_bridge();
+            let mut helper = Helper::start(folder.path(), NETWORKS);
+            let lan = guest(&helper, "lan", "10.7.0.9");
+            for options in [OTHER, NETWORKS] {
+                helper.kill();
+                run("ip link del br7");
+
+                helper = Helper::start(folder.path(), options);
+
+                assert!(helper.lease(&TapRequest::on("lan")).is_err());
+                own_bridge();
+                eventually("the guest is on the bridge", || {
+                    run("ip -o link show master br7").contains(&interface(&lan))
+                });
+                eventually("the guest reaches it", || lan.can_ping("10.7.0.1"));
+                helper.lease(&TapRequest::on("lan")).unwrap();
+            }
+            helper.stop();
+            // Without guests, a bridge that is not there is a mistake.
+            run("ip link del br7");
+            let lan = "--network name=lan,bridge=br7,mode=bridge";
+            assert!(refused(folder.path(), lan, 1).contains("there is no bridge br7"));
+        },
+    );
+}
+
+/// As an older version has left it: nothing but names says whose the interfaces are.
+#[test]
+fn what_an_older_version_has_left_is_taken_over() {
+    on_own_host(
+        "adoption::what_an_older_version_has_left_is_taken_over",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let state = folder.path().join("state");
+            let options = format!("--network dhcp=off --state-dir {}", state.display());
+            let helper = Helper::start(folder.path(), &options);
+            let (old, gone) = (
+                guest(&helper, "default", "192.168.124.8"),
+                helper.lease(&TapRequest::on("default")).unwrap(),
+            );
+            let names = [interface(&old), gone.info.interface.clone()];
+            helper.kill();
+            drop(gone);
+            for name in names.iter().map(String::as_str).chain(["bulkhead0"]) {
+                run(&format!("ip link set {name} alias ''"));
+            }
+            let file = state.join("state.json");
+            let text = std::fs::read_to_string(&file).unwrap();
+            let (before, _) = text.split_once(",\"owner\"").unwrap();
+            std::fs::write(&file, format!("{before}}}")).unwrap();
+
+            let helper = Helper::start(folder.path(), &options);
+
+            assert_eq!(taps(), names[..1]);
+            assert!(old.can_ping("192.168.124.1"));
+            // From then on they have aliases.
+            helper.kill();
+            run("ip link del bulkhead0");
+            let helper = Helper::start(folder.path(), &options);
+            assert!(old.can_ping("192.168.124.1"));
+            helper.stop();
+            assert!(taps().is_empty());
+        },
+    );
+}
+
+#[test]
 fn bridges_deleted_while_no_helper_runs_and_guests_that_end_meanwhile_leave_nothing() {
     on_own_host(
         "adoption::bridges_deleted_while_no_helper_runs_and_guests_that_end_meanwhile_leave_nothing",
