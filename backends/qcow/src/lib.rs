@@ -160,6 +160,7 @@ mod names;
 mod nested;
 mod options;
 mod plan;
+mod progress;
 mod qcow2;
 mod range_lock;
 mod raw;

@@ -54,6 +54,8 @@ impl Pending {
             bytes = rest;
             parts[part].push(records);
         }
+        let groups: usize = parts.iter().map(Vec::len).sum();
+        self.say(groups as u32);
         let mut number = 0;
         for (part, groups) in parts.iter().enumerate() {
             let mut end = 0;
@@ -72,6 +74,14 @@ impl Pending {
                 number += 1;
             }
         }
+    }
+
+    /// Has the image say that its journal has so many groups: so do the last bytes of its first cluster.
+    fn say(&self, groups: u32) {
+        let cluster_bits = self.image.bytes().get(23).copied().unwrap_or_default();
+        let at = (1u64 << cluster_bits.clamp(9, 21)) - 16;
+        let groups = [groups.to_be_bytes(), groups.to_be_bytes()].concat();
+        let _ = self.image.write(at, &&groups[..], 0, groups.len());
     }
 
     /// Puts bytes into the journal.

@@ -95,6 +95,19 @@ pub fn refused_within(mut command: Command, image: &Path) -> String {
     said
 }
 
+/// Nobody opens it, for writing or reading, and everybody says why, and that a repair goes on without.
+pub fn is_refused(image: &Path, words: &[&str]) {
+    for said in [
+        refused(image),
+        open(image, true).unwrap_err().to_string(),
+        open(image, false).unwrap_err().to_string(),
+    ] {
+        for words in words.iter().chain(&["image-tool check -r all"]) {
+            assert!(said.contains(words), "{said}");
+        }
+    }
+}
+
 /// What image-tool check -r all does: the image is taken for all there is.
 pub fn go_on_without(image: &Path) {
     let options = OpenOptions::new(Format::Qcow2)

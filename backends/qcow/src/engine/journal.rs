@@ -22,12 +22,10 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::address::HostOffset;
-use crate::engine::{Freed, Left, Table};
-use crate::storage::Storage;
+use crate::engine::{Freed, Left, Notes, Table};
 
 /// Where the parts begin; before them is the file's header.
 pub(crate) const PARTS_AT: u64 = 4096;
@@ -125,82 +123,6 @@ pub(crate) fn checksum<'a>(session: u64, words: impl IntoIterator<Item = &'a u64
 pub(crate) fn words_of(bytes: &[u8]) -> Vec<u64> {
     let word = |chunk: &[u8]| chunk.try_into().map_or(0, u64::from_le_bytes);
     bytes.chunks_exact(8).map(word).collect()
-}
-
-/// Notes that are on their way to the file: the engine adds, the driver writes.
-pub(crate) struct Notes {
-    file: Arc<dyn Storage>,
-    session: u64,
-    /// Offsets and bytes, in order.
-    waiting: Mutex<Vec<(u64, Vec<u8>)>>,
-    /// Whoever writes to the file.
-    writing: Mutex<()>,
-    added: AtomicU64,
-    written: AtomicU64,
-    /// One could not be written.
-    broken: AtomicBool,
-}
-
-impl Notes {
-    pub(crate) fn new(file: Arc<dyn Storage>, session: u64) -> Self {
-        Self {
-            file,
-            session,
-            waiting: Mutex::default(),
-            writing: Mutex::default(),
-            added: 0.into(),
-            written: 0.into(),
-            broken: false.into(),
-        }
-    }
-
-    fn add(&self, offset: u64, bytes: &[u8]) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        match waiting.last_mut() {
-            Some((start, all)) if *start + all.len() as u64 == offset => all.extend(bytes),
-            _ => waiting.push((offset, bytes.to_vec())),
-        }
-        self.added.fetch_add(1, Ordering::Release);
-    }
-
-    /// Puts into the file what was noted so far; returns whether all of it is there.
-    pub(crate) fn write(&self) -> bool {
-        let needed = self.added.load(Ordering::Acquire);
-        if self.written.load(Ordering::Acquire) < needed {
-            let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-            let (taken, count) = {
-                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                (
-                    std::mem::take(&mut *waiting),
-                    self.added.load(Ordering::Acquire),
-                )
-            };
-            for (offset, mut bytes) in taken {
-                bytes.extend([0; RECORD]);
-                let done = self.is_whole()
-                    && self
-                        .file
-                        .write(offset, &bytes.as_slice(), 0, bytes.len())
-                        .is_ok();
-                if !done {
-                    // What follows must not be found without this.
-                    self.broken.store(true, Ordering::Release);
-                }
-            }
-            self.written.fetch_max(count, Ordering::AcqRel);
-        }
-        self.is_whole()
-    }
-
-    /// Whether everything could be written so far.
-    pub(crate) fn is_whole(&self) -> bool {
-        !self.broken.load(Ordering::Acquire)
-    }
-
-    fn is_all_there(&self) -> bool {
-        self.is_whole()
-            && self.written.load(Ordering::Acquire) == self.added.load(Ordering::Acquire)
-    }
 }
 
 /// What is noted, and where the next note goes.
@@ -306,7 +228,7 @@ impl Journal {
         let place = self.number << 32 | needed << NEEDED_AT | changes.len() as u64;
         let mut words = vec![self.epoch, self.base, place, 0];
         words.extend(changes.iter().flat_map(|change| change.encode()));
-        let sum = checksum(self.notes.session, &words);
+        let sum = checksum(self.notes.session(), &words);
         if let Some(place) = words.get_mut(3) {
             *place = sum;
         }

@@ -24,6 +24,11 @@ impl Left {
         self.changes.is_empty() && self.owed.is_empty() && !self.has_gap
     }
 
+    /// How many groups the journal has, by the number of the next one.
+    pub(crate) fn groups(&self) -> u32 {
+        self.groups as u32
+    }
+
     fn add(&mut self, change: Change, owed: &mut BTreeMap<u64, Option<Freed>>, cluster_size: u64) {
         match change {
             _ if self.has_gap => {}

@@ -22,6 +22,7 @@ mod growth;
 mod journal;
 mod left;
 mod map;
+mod notes;
 mod overlap;
 mod pages;
 mod refcount;
@@ -43,8 +44,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
 use crate::geometry::Geometry;
 use crate::header::Header;
-pub(crate) use journal::{Journal, Notes, PART, PARTS, PARTS_AT, checksum, words_of};
+pub(crate) use journal::{Journal, PART, PARTS, PARTS_AT, checksum, words_of};
 pub(crate) use left::{Left, read as read_notes};
+pub(crate) use notes::Notes;
 use overlap::Overlap;
 use pages::Pages;
 

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::extension::{Extension, kind};
 use crate::feature;
 use crate::header::{Header, SECTOR};
+use crate::progress::PROGRESS;
 use crate::storage::Storage;
 
 /// So much of the first cluster is read at first, which nearly always has all there is.
@@ -29,13 +30,13 @@ pub(crate) fn write(
     header: &Header,
     sync: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
-    let room = 1usize << header.cluster_bits;
-    let mut old = read(storage, room.min(USUAL))?;
+    let cluster = 1usize << header.cluster_bits;
+    let mut old = read(storage, cluster.min(USUAL))?;
     let live = match Live::of(&old) {
         Some(live) => live,
         None => {
-            old = read(storage, room)?;
-            Live::of(&old).ok_or_else(|| Error::corrupt("the header is damaged"))?
+            old = read(storage, cluster)?;
+            Live::of(&old).ok_or_else(damaged)?
         }
     };
     Placed::over(header, &old, &live)?.write(storage, sync)
@@ -43,10 +44,35 @@ pub(crate) fn write(
 
 /// Whether this header and one like it fit beside each other, so that one can replace the other at any time.
 pub(crate) fn fits_twice(header: &Header) -> bool {
-    let room = 1usize << header.cluster_bits;
+    let room = room(header);
     Parts::of(header).is_some_and(|parts| {
         Placed::in_first_sector(&parts).is_some() || SECTOR + 2 * parts.beyond().len() <= room
     })
+}
+
+/// Whether the header in the file leaves the end of the first cluster, from `at` on, to others.
+pub(crate) fn leaves_end(storage: &dyn Storage, header: &Header, at: usize) -> Result<bool> {
+    let cluster = 1usize << header.cluster_bits;
+    let live = Live::of(&read(storage, cluster)?).ok_or_else(damaged)?;
+    Ok(live.leaves(at, cluster))
+}
+
+/// What a header may fill of the first cluster: with a journal, all but what says how far that has got.
+fn room(header: &Header) -> usize {
+    let cluster = 1usize << header.cluster_bits;
+    match header.extension(kind::JOURNAL) {
+        Some(_) => cluster - PROGRESS,
+        None => cluster,
+    }
+}
+
+/// The same of the first sector.
+fn first_room(header: &Header) -> usize {
+    SECTOR.min(room(header))
+}
+
+fn damaged() -> Error {
+    Error::corrupt("the header is damaged")
 }
 
 /// Writes the header of a new image.
@@ -149,12 +175,13 @@ impl<'a> Parts<'a> {
         };
         let (mut near, mut far) = (encoded(true), encoded(false));
         let length = header.fields_len();
-        if length + near.len() + far.len() + HEAD <= SECTOR {
+        let room = first_room(header);
+        if length + near.len() + far.len() + HEAD <= room {
             near.append(&mut far);
         } else {
             far.extend_from_slice(&[0; HEAD]);
         }
-        (length + near.len() + HEAD <= SECTOR).then_some(Self {
+        (length + near.len() + HEAD <= room).then_some(Self {
             header,
             near,
             far,
@@ -237,17 +264,17 @@ fn as_usual(header: &Header) -> Option<Vec<u8>> {
         .for_each(|extension| extension.encode(&mut list));
     list.extend_from_slice(&[0; HEAD]);
     let out = one_after_the_other(header, &list);
-    (out.len() <= 1 << header.cluster_bits).then_some(out)
+    (out.len() <= room(header)).then_some(out)
 }
 
-/// The fields, the whole list of extensions, the name. At least a sector.
+/// The fields, the whole list of extensions, the name. At least what it may fill of the first sector.
 fn one_after_the_other(header: &Header, list: &[u8]) -> Vec<u8> {
     let name = header.backing.as_deref().unwrap_or_default();
     let place = header.encode_fields(0).len() + list.len();
     let mut out = header.encode_fields(if name.is_empty() { 0 } else { place as u64 });
     out.extend_from_slice(list);
     out.extend_from_slice(name.as_bytes());
-    out.resize(out.len().max(SECTOR), 0);
+    out.resize(out.len().max(first_room(header)), 0);
     out
 }
 
@@ -325,10 +352,11 @@ impl Placed {
 
     fn in_first_sector(parts: &Parts<'_>) -> Option<Self> {
         let len = parts.header.fields_len() + parts.near.len() + HEAD;
-        if !parts.far.is_empty() || len + parts.name.len() > SECTOR {
+        let room = first_room(parts.header);
+        if !parts.far.is_empty() || len + parts.name.len() > room {
             return None;
         }
-        let name = SECTOR - parts.name.len();
+        let name = room - parts.name.len();
         let place = if parts.name.is_empty() { 0 } else { name };
         let mut first = parts.first_sector(name, place);
         first.resize(name, 0);
@@ -344,7 +372,7 @@ impl Placed {
         if beyond.is_empty() {
             return None;
         }
-        let room = 1usize << parts.header.cluster_bits;
+        let room = room(parts.header);
         let fits = |at: &usize| {
             let end = at + beyond.len();
             end <= room && live.leaves(*at, end)
@@ -376,7 +404,7 @@ impl Placed {
         }
         list.extend_from_slice(&[0; HEAD]);
         let whole = one_after_the_other(header, &list);
-        if whole.len() > 1 << header.cluster_bits {
+        if whole.len() > room(header) {
             return Err(Error::invalid(
                 "the header and its extensions do not fit into the first cluster",
             ));

@@ -24,13 +24,16 @@ use std::time::UNIX_EPOCH;
 
 use crate::engine::{Journal, Left, Notes, PART, PARTS, PARTS_AT, checksum, read_notes, words_of};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::storage::Storage;
 use place::{ImageFolder, Place, second_name};
 use session::{GO_ON, Session};
 
 /// "blkhdjnl"
 const MAGIC: u64 = 0x626c_6b68_646a_6e6c;
-const VERSION: u64 = 4;
+const VERSION: u64 = 5;
+/// The same, of an image that does not say how far it has got.
+const WITHOUT_PROGRESS: u64 = 4;
 const HEADER_WORDS: usize = 8;
 const LENGTH: u64 = PARTS_AT + (PARTS * PART) as u64;
 const SUFFIX: &str = ".bulkhead-journal";
@@ -91,7 +94,8 @@ impl Header {
     }
 
     fn is_of(&self, session: &Session) -> bool {
-        self.words == Self::new(session).words
+        [VERSION, WITHOUT_PROGRESS].contains(&self.words[1])
+            && self.words[2..HEADER_WORDS - 1] == Self::new(session).words[2..HEADER_WORDS - 1]
     }
 }
 
@@ -202,16 +206,21 @@ impl JournalFile {
         })
     }
 
-    /// What is noted of a session. `None`: it is the journal of another one.
+    /// What is noted of a session, and whether the image says how far its journal has got. `None`: it is the journal of another one.
     ///
     /// # Errors
     /// It is damaged: not all of it is there, or it makes no sense.
-    pub(crate) fn read(&self, session: &Session, cluster_size: u64) -> Result<Option<Left>> {
+    pub(crate) fn read(
+        &self,
+        session: &Session,
+        cluster_size: u64,
+    ) -> Result<Option<(Left, bool)>> {
         let failed = |error| Error::io(format!("cannot read {}", self.path.display()), error);
         let Some(storage) = &self.storage else {
             return Ok(None);
         };
-        if self.image != session.image || !Header::read(&**storage, &self.path)?.is_of(session) {
+        let header = Header::read(&**storage, &self.path)?;
+        if self.image != session.image || !header.is_of(session) {
             return Ok(None);
         }
         if storage.len().map_err(failed)? != LENGTH {
@@ -222,12 +231,16 @@ impl JournalFile {
             .read(PARTS_AT, &mut &mut parts[..], 0, PARTS * PART)
             .map_err(failed)?;
         let left = read_notes(session.number, &words_of(&parts), cluster_size);
-        left.ok_or_else(|| damaged(&self.path)).map(Some)
+        let left = left.ok_or_else(|| damaged(&self.path))?;
+        Ok(Some((left, header.words[1] != WITHOUT_PROGRESS)))
     }
 
     /// Makes it the empty one of a new session. What it had is gone, which the image's header must say before. All of it is on the
-    /// medium then.
-    pub(crate) fn begin(&mut self) -> io::Result<(Session, Arc<Notes>, Journal)> {
+    /// medium then. The image says how far it has got.
+    pub(crate) fn begin(
+        &mut self,
+        progress: Progress,
+    ) -> io::Result<(Session, Arc<Notes>, Journal)> {
         match std::mem::replace(&mut self.next, Next::Nowhere) {
             Next::Nowhere => return Err(io::ErrorKind::Unsupported.into()),
             Next::Here => {}
@@ -255,7 +268,11 @@ impl JournalFile {
         let words = Header::new(&session).words;
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         storage.write(0, &bytes.as_slice(), 0, bytes.len())?;
-        let notes = Arc::new(Notes::new(storage.clone(), session.number));
+        let notes = Arc::new(Notes::new(
+            storage.clone(),
+            session.number,
+            (Some(progress), 0),
+        ));
         let journal = Journal::new(notes.clone());
         if !notes.write() {
             return Err(io::ErrorKind::StorageFull.into());

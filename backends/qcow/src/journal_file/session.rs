@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::extension::kind;
 use crate::feature;
 use crate::header::{Header, place};
+use crate::progress::Stale;
 
 const WORDS: usize = 5;
 
@@ -85,6 +86,25 @@ impl Session {
             false => format!(
                 "it is a copy of an image in use; what was written to that one since the last flush is in the journal {shown}: copy the image when it is closed"
             ),
+        };
+        Error::corrupt(format!("{why}, or {GO_ON}"))
+    }
+
+    /// That what is opened is not what a killed process left in the image and in the journal of this session.
+    pub(crate) fn stale(&self, stale: Stale, journal: &Path) -> Error {
+        let journal = journal.display();
+        let why = match stale {
+            Stale::Image => format!(
+                "it is a copy of an image in use that was put in the place of that image; what was written to it since is in the journal {journal}: copy the image when it is closed"
+            ),
+            Stale::Journal => format!(
+                "what was written since the last flush is not all in the journal {journal}, which is a copy made before: put the image's own there"
+            ),
+            Stale::Length { was, is } => {
+                return Error::corrupt(format!(
+                    "somebody else made the image shorter while it was in use: of {was} bytes, {is} are left; put back what is missing or, where zeroes will do in its place, make it as long again, by truncate -s {was}"
+                ));
+            }
         };
         Error::corrupt(format!("{why}, or {GO_ON}"))
     }

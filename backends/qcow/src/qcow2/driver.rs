@@ -4,6 +4,7 @@ use crate::engine::{Engine, Stop, Switch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
 use crate::header::{Header, place};
+use crate::journal_file::session;
 use crate::qcow2::Qcow2;
 use crate::qcow2::commit::io_failed;
 
@@ -124,6 +125,15 @@ impl Qcow2 {
         }
     }
 
+    /// Makes the image's file shorter or longer.
+    pub(super) fn set_len(&self, len: u64) -> std::io::Result<()> {
+        let set_len = || self.storage.set_len(len);
+        match self.kept.get() {
+            Some(kept) => kept.notes.set_len(len, set_len),
+            None => set_len(),
+        }
+    }
+
     pub(super) fn write_file(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.storage
             .write(offset, &bytes, 0, bytes.len())
@@ -141,6 +151,9 @@ impl Qcow2 {
     pub(super) fn update_header(&self, engine: &mut Engine, header: Header) -> Result<()> {
         self.sync(engine)?;
         self.write_header(&header, &mut || self.sync(engine))?;
+        if session::is_in(&engine.header) && !session::is_in(&header) {
+            self.forget_progress();
+        }
         self.sync(engine)?;
         engine.header = header;
         Ok(())

@@ -68,8 +68,8 @@ impl Qcow2 {
             return Ok(());
         }
         let longer = len.saturating_add(more);
-        self.storage.set_len(longer).map_err(failed)?;
-        self.storage.set_len(len).map_err(failed)
+        self.set_len(longer).map_err(failed)?;
+        self.set_len(len).map_err(failed)
     }
 
     /// Reserves the space of what was allocated, or none of it.

@@ -8,10 +8,12 @@ use crate::engine::{Engine, Freed, Journal, Left, Notes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
 use crate::geometry::OFFSET_MASK;
+use crate::header::{Header, place};
 use crate::journal_file::session::{self, GO_ON, Session};
 use crate::journal_file::{Beside, JournalFile, boot_id};
 use crate::options::OpenOptions;
-use crate::qcow2::commit::Steps;
+use crate::progress::{self, PROGRESS, Progress};
+use crate::qcow2::commit::{Steps, io_failed};
 use crate::qcow2::{Qcow2, read_header};
 use crate::report::{CheckResult, Repair};
 use crate::scratch::Scratch;
@@ -134,8 +136,8 @@ impl Qcow2 {
         journal: &JournalFile,
         session: &Session,
     ) -> Result<Option<Arc<dyn Storage>>> {
-        let header = read_header(&**storage)?;
-        let Some(left) = journal.read(session, header.geometry().cluster_size())? else {
+        let cluster_size = read_header(&**storage)?.geometry().cluster_size();
+        let Some((left, has_progress)) = read_left(storage, journal, session, cluster_size)? else {
             return Ok(None);
         };
         let Some(file) = journal.storage().filter(|_| !left.is_empty()) else {
@@ -150,13 +152,17 @@ impl Qcow2 {
         };
         // First where it changes nothing.
         let scratch: Arc<dyn Storage> = Arc::new(Scratch::new(storage.clone()));
-        let notes = Notes::new(Arc::new(Scratch::new(file.clone())), session.number);
-        take_over(scratch.clone(), options, notes, &left).map_err(rejected)?;
+        let notes = |file: Arc<dyn Storage>, image: &Arc<dyn Storage>| {
+            let progress = has_progress.then(|| Progress::of(image, cluster_size));
+            Notes::new(file, session.number, (progress, left.groups()))
+        };
+        let in_scratch = notes(Arc::new(Scratch::new(file.clone())), &scratch);
+        take_over(scratch.clone(), options, in_scratch, &left).map_err(rejected)?;
         check(&scratch, storage).map_err(rejected)?;
         if !options.writable {
             return Ok(Some(scratch));
         }
-        let notes = Notes::new(file.clone(), session.number);
+        let notes = notes(file.clone(), storage);
         take_over(storage.clone(), options, notes, &left)?;
         Ok(Some(storage.clone()))
     }
@@ -179,10 +185,7 @@ impl Qcow2 {
             self.commit(engine, true)?;
         }
         // Where there is no room for one, tables are written first.
-        let begun = file.begin().ok();
-        let begun = begun
-            .and_then(|(session, notes, journal)| Some((session.begin(&header)?, notes, journal)));
-        let Some((header, notes, journal)) = begun else {
+        let Some((header, notes, journal)) = self.begin_journal(&header, &mut file)? else {
             file.remove();
             return Ok(());
         };
@@ -190,6 +193,36 @@ impl Qcow2 {
         engine.set_journal(Some(journal));
         let _ = self.kept.set(Kept { file, notes });
         Ok(())
+    }
+
+    /// An empty journal, and the header with its session. `None` if it cannot be had.
+    fn begin_journal(
+        &self,
+        header: &Header,
+        file: &mut JournalFile,
+    ) -> Result<Option<(Header, Arc<Notes>, Journal)>> {
+        let progress = Progress::of(&self.storage, self.cluster_size);
+        let is_free = progress
+            .is_free()
+            .map_err(io_failed("cannot read the header"))?;
+        let end = self.cluster_size as usize - PROGRESS;
+        if !is_free || !place::leaves_end(&*self.storage, header, end)? {
+            return Ok(None);
+        }
+        let begun = file.begin(progress.clone()).ok();
+        let begun = begun
+            .and_then(|(session, notes, journal)| Some((session.begin(header)?, notes, journal)));
+        if begun.is_none() {
+            // At worst some bytes stay that nobody reads.
+            let _ = progress.clear();
+        }
+        Ok(begun)
+    }
+
+    /// No session is under way any more, as the header in the file says: it need not say how far its journal has got.
+    pub(super) fn forget_progress(&self) {
+        // At worst some bytes stay that nobody reads.
+        let _ = Progress::of(&self.storage, self.cluster_size).clear();
     }
 
     pub(crate) fn has_journal(&self) -> bool {
@@ -221,6 +254,7 @@ impl Qcow2 {
             session::end(&mut header);
             let mut sync = || self.sync_files();
             self.write_header(&header, &mut sync)?;
+            self.forget_progress();
             sync()?;
         }
         engine.step(|engine| {
@@ -288,6 +322,32 @@ impl Qcow2 {
         }
         Ok(())
     }
+}
+
+/// What a killed process noted, and whether the image says how far that has got; `None` if it is not the journal of this session.
+///
+/// # Errors
+/// The journal is damaged, or it and the image are not what that process left.
+fn read_left(
+    storage: &Arc<dyn Storage>,
+    journal: &JournalFile,
+    session: &Session,
+    cluster_size: u64,
+) -> Result<Option<(Left, bool)>> {
+    let failed = |error| Error::io("cannot read the image", error);
+    let progress = Progress::of(storage, cluster_size);
+    let reached = || progress.read(session.number).map_err(failed);
+    let before = reached()?;
+    let Some((left, has_progress)) = journal.read(session, cluster_size)? else {
+        return Ok(None);
+    };
+    if has_progress {
+        let said = [before, reached()?];
+        let len = storage.len().map_err(failed)?;
+        progress::check(said, left.groups(), len)
+            .map_err(|stale| session.stale(stale, &journal.path))?;
+    }
+    Ok(Some((left, has_progress)))
 }
 
 fn take_over(

@@ -276,7 +276,7 @@ impl Qcow2 {
         let end = engine.geometry().offset_of(end).0;
         let failed = |error| Error::io("cannot cut off the free end of the image", error);
         if end < self.storage.len().map_err(failed)? {
-            self.storage.set_len(end).map_err(failed)?;
+            self.set_len(end).map_err(failed)?;
         }
         Ok(())
     }

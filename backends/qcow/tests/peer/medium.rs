@@ -155,6 +155,10 @@ impl Storage for Medium {
         Ok(())
     }
 
+    fn known_len(&self) -> u64 {
+        self.state().bytes.len() as u64
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.record(Event::Sync);
         Ok(())
