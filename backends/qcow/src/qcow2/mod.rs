@@ -321,8 +321,8 @@ impl Qcow2 {
             self.update_header(&mut engine, header)?;
         }
         engine.set_journal(None);
-        if let Some(kept) = self.kept.get() {
-            kept.file.remove();
+        if let Some(file) = self.kept.get().and_then(|kept| kept.file.as_ref()) {
+            file.remove();
         }
         Ok(())
     }

@@ -28,7 +28,8 @@ const CHECKED_CLUSTERS: u64 = 1 << 21;
 
 /// What an open image keeps of its journal.
 pub(crate) struct Kept {
-    pub(super) file: JournalFile,
+    /// `None` while what a killed process left is taken over.
+    pub(super) file: Option<JournalFile>,
     pub(super) notes: Arc<Notes>,
 }
 
@@ -191,6 +192,7 @@ impl Qcow2 {
         };
         self.update_header(engine, header)?;
         engine.set_journal(Some(journal));
+        let file = Some(file);
         let _ = self.kept.set(Kept { file, notes });
         Ok(())
     }
@@ -231,7 +233,7 @@ impl Qcow2 {
 
     /// See [`crate::Image::journal_file`].
     pub(crate) fn journal_file(&self) -> Option<(&std::path::Path, (u64, u64))> {
-        self.kept.get().map(|kept| kept.file.identity())
+        self.kept.get()?.file.as_ref().map(JournalFile::identity)
     }
 
     /// Puts into the journal what was noted.
@@ -253,6 +255,8 @@ impl Qcow2 {
         if session::is_in(&header) {
             session::end(&mut header);
             let mut sync = || self.sync_files();
+            // The header may go where the image says how far the journal has got.
+            sync()?;
             self.write_header(&header, &mut sync)?;
             self.forget_progress();
             sync()?;
@@ -292,6 +296,8 @@ impl Qcow2 {
                 std::io::ErrorKind::StorageFull.into(),
             ));
         }
+        // What is settled is noted before it reaches the image, or the next process settles it once more.
+        let _ = self.kept.set(Kept { file: None, notes });
         for run in &left.owed {
             self.pay(&mut engine, *run)?;
         }

@@ -187,3 +187,39 @@ fn a_journal_is_kept_when_refcounts_have_another_width() {
     assert_eq!(disk[0], 0x0606_0606_0606_0606);
     assert_eq!(disk[(64 << 10) / SECTOR], 0x0707_0707_0707_0707);
 }
+
+#[test]
+fn what_a_snapshot_shares_is_given_up_once_however_many_processes_are_killed_while_they_take_over()
+{
+    for seed in 0..2 {
+        let files = Files::made(seed);
+        let image = files.open(1 << 20);
+        image.write_at(0, &[1; 64 << 10]).unwrap();
+        image.snapshot_create("s").unwrap();
+        image.flush().unwrap();
+        // The snapshot alone has the old clusters now.
+        image.write_at(0, &[2; 64 << 10]).unwrap();
+        image.secure().unwrap();
+        std::mem::forget(image);
+
+        let mut left = files.again();
+        let mut rng = Rng(seed);
+        for life in 0..2 {
+            let next = left.again();
+            let image = next.open(1 << 20);
+            let ready = next.now();
+            std::mem::forget(image);
+            for moment in 0..=ready {
+                let found = next.at_moment(&left, moment, &mut rng);
+                let when = format!("seed {seed}, life {life}, moment {moment} of {ready}");
+                let image = found
+                    .open_as(&found.options().writable(true))
+                    .unwrap_or_else(|error| panic!("{when}: {error}"));
+                is_sound(&image, &when);
+                assert_eq!(disk_of(&image)[0], 0x0202_0202_0202_0202, "{when}");
+            }
+            let moment = rng.below(ready as u64) as usize;
+            left = next.at_moment(&left, moment, &mut rng);
+        }
+    }
+}
