@@ -50,8 +50,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os();
     report::set_program(args.next().as_deref());
     let args: Vec<_> = args.collect();
-    // A file that may not grow (ulimit -f) is an error like another.
-    bulkhead_process::signals::ignore_file_size_limit();
+    bulkhead_process::signals::prepare();
     let outcome = run(&args).and_then(|status| output::check().map(|()| status));
     outcome.unwrap_or_else(|failure| {
         report::failure(&failure);

@@ -117,6 +117,7 @@ fn run(mut config: Config) -> Result<ExitCode> {
         .context("cannot take over what an older version has left")?;
     config.networks = leftovers::with_used(&mut links, &config.networks, &record)?;
     // The launchers come before the signals are blocked, so that what they start does not inherit it.
+    signals::unblock_termination();
     let dhcp = match launchers(&config.networks, state.path()) {
         Ok(dhcp) => dhcp,
         Err(error) => {

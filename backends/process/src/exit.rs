@@ -20,7 +20,7 @@ pub fn usage(message: impl Into<String>) -> anyhow::Error {
 /// Parses the command line and runs `body`; what goes wrong becomes one line on standard error and an exit status.
 pub fn main<A: clap::Parser>(body: impl FnOnce(A) -> anyhow::Result<ExitCode>) -> ExitCode {
     crate::stderr::prepare();
-    crate::signals::ignore_file_size_limit();
+    crate::signals::prepare();
     report_panics();
     let outcome = match parse::<A>(std::env::args_os()) {
         Ok(args) => body(args),

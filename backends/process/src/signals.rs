@@ -3,6 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+/// The signals by which a program is told to end.
+const TERMINATION: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
 /// Readable once the program is told to end.
 #[derive(Debug)]
 pub struct SignalFd(OwnedFd);
@@ -13,7 +16,7 @@ pub struct SignalFd(OwnedFd);
 /// # Errors
 /// When the kernel has no descriptor to give.
 pub fn block_termination() -> io::Result<SignalFd> {
-    block_unless_ignored(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+    block_unless_ignored(&TERMINATION)
 }
 
 /// As [`block`], for those of `signals` that were not ignored when the program was started.
@@ -37,10 +40,39 @@ pub fn is_ignored(signal: libc::c_int) -> bool {
     }
 }
 
-/// Ignores SIGXFSZ: a write beyond the limit of file sizes (`ulimit -f`) fails with EFBIG then, instead of ending the program.
-pub fn ignore_file_size_limit() {
-    // SAFETY: no handler is installed; the kernel only stops delivering the signal. Neither the standard library nor rustix has it.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+/// Lets through the signals that [`block_termination`] blocks, before that: what is started now is ended by them, also where this program's
+/// parent has blocked them.
+pub fn unblock_termination() {
+    // SAFETY: the set is initialised by sigemptyset before it is read, and a thread's mask is its own. Neither the standard library nor
+    // rustix has these calls.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut set);
+        for signal in TERMINATION {
+            libc::sigaddset(&mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+    }
+}
+
+/// The signals as a program of ours wants them, whatever its parent has left to it. To be called first, and before there is a second thread.
+///
+/// * SIGXFSZ is ignored: a write beyond the limit of file sizes (`ulimit -f`) fails with EFBIG then, instead of ending the program.
+/// * SIGCHLD is not ignored: who ignores it is not told how its children ended.
+/// * None is blocked but those that [`block_termination`] takes: what a program starts would not heed them either.
+pub fn prepare() {
+    // SAFETY: no handler is installed; the kernel only stops or begins to deliver a signal. The set is initialised by sigfillset before
+    // it is read. Neither the standard library nor rustix has these calls.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&mut set);
+        for signal in TERMINATION {
+            libc::sigdelset(&mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+    }
 }
 
 /// Does `write`, which a terminal cannot stop the process for (SIGTTOU) although it is in the background.

@@ -50,7 +50,45 @@ const CONDITIONS: &[(&str, Outcome)] = &[
     ),
     ("unset HOME USER LANG XDG_RUNTIME_DIR", Works),
     ("exec 9</etc/passwd 8>/tmp/inherited.$$", Works),
+    ("trap '' PIPE", Works),
+    ("trap '' CHLD", Works),
+    (
+        "trap '' PIPE CHLD ALRM USR1 USR2 URG WINCH TSTP TTIN TTOU",
+        Works,
+    ),
+    (CLOSED_PIPES, Works),
+    ("ulimit -v 1000000", WorksOrSays),
+    ("ulimit -v 100000", WorksOrSays),
+    ("ulimit -v 40000", WorksOrSays),
+    ("ulimit -c unlimited", Works),
+    ("export TMPDIR=/nowhere HOME=/nowhere", Works),
+    (
+        "export RUST_BACKTRACE=1 RUST_LIB_BACKTRACE=full RUST_LOG=trace",
+        Works,
+    ),
+    ("export NOTIFY_SOCKET=/nowhere", WorksOrSays),
+    ("export NOTIFY_SOCKET=", WorksOrSays),
+    ("export NOTIFY_SOCKET=x", WorksOrSays),
+    ("mount -t tmpfs none /sys", WorksOrSays),
+    ("mount -t tmpfs none /tmp", Works),
+    ("mount -t tmpfs none /dev", WorksOrSays),
+    (
+        "mount --bind /run/files/disk.raw /run/files/disk.raw",
+        Works,
+    ),
+    (
+        "mount --bind /run/files /run/files && mount -o bind,remount,ro /run/files",
+        WorksOrSays,
+    ),
+    (
+        "mount --make-rprivate / && mount --bind / /mnt && cd /mnt",
+        Works,
+    ),
+    ("chmod 000 /run/files/disk.raw", Works),
 ];
+
+/// Standard output and error are pipes that nobody reads any more.
+const CLOSED_PIPES: &str = "mkfifo /tmp/pipe.$$ && exec 3<>/tmp/pipe.$$ && rm /tmp/pipe.$$ && exec >/proc/self/fd/3 2>&1 3<&-";
 
 #[test]
 fn each_program_works_or_says_what_is_wrong() {
@@ -102,6 +140,69 @@ fn a_signal_that_is_ignored_stays_ignored_and_others_end_a_program() {
             running.end_with(Signal::TERM, program.name);
         }
         assert_eq!(processes(), []);
+    });
+}
+
+#[test]
+fn whatever_a_parent_has_left_to_its_signals_a_program_serves_and_ends() {
+    const NAME: &str = "whatever_a_parent_has_left_to_its_signals_a_program_serves_and_ends";
+    const BLOCKED: &str = "env --block-signal=TERM,INT,HUP,CHLD,PIPE,ALRM,USR1,USR2,URG,TSTP,CONT,TTIN,TTOU,SEGV,BUS,IO";
+    in_own_host(NAME, || {
+        let place = Place::new();
+        for program in PROGRAMS {
+            if program.needs_kvm && !kvm_is_usable(NAME) {
+                continue;
+            }
+            for (below, condition, signal) in [
+                (
+                    "env --ignore-signal=CHLD,PIPE,ALRM,USR1,USR2,URG",
+                    ":",
+                    Signal::TERM,
+                ),
+                (BLOCKED, ":", Signal::TERM),
+                ("", "trap '' TERM", Signal::INT),
+                ("", "trap '' TERM HUP", Signal::INT),
+                ("", "trap '' INT HUP", Signal::TERM),
+            ] {
+                let what = format!("{}, {below}{condition}", program.name);
+                let running = place.start_in(program, condition, below);
+                assert!(running.serves(), "{what}");
+                for (number, name) in processes() {
+                    // What it starts is ended by signals, too: it would be killed later otherwise.
+                    assert!(name != "dnsmasq" || blocks_none(number), "{what}");
+                }
+                let start = std::time::Instant::now();
+                running.end_with(signal, &what);
+                // What does not heed its signal is killed after 10 seconds.
+                assert!(start.elapsed() < KILLED, "{what}: {:?}", start.elapsed());
+                eventually("all have ended", || processes().is_empty());
+            }
+        }
+    });
+}
+
+/// After this, `bulkhead` kills what was told to end.
+const KILLED: std::time::Duration = std::time::Duration::from_secs(10);
+
+fn blocks_none(process: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    // It may have ended.
+    blocked.is_none_or(|mask| mask.trim().trim_start_matches('0').is_empty())
+}
+
+#[test]
+fn the_processes_of_a_bulkhead_that_is_killed_end_although_it_ignored_sigterm() {
+    const NAME: &str = "the_processes_of_a_bulkhead_that_is_killed_end_although_it_ignored_sigterm";
+    if !kvm_is_usable(NAME) {
+        return;
+    }
+    in_own_host(NAME, || {
+        let place = Place::new();
+        let running = place.start(&PROGRAMS[0], "trap '' TERM HUP INT");
+        assert!(running.serves());
+        running.signal(Signal::KILL);
+        eventually("all have ended", || processes().is_empty());
     });
 }
 

@@ -1,5 +1,6 @@
 //! One running process: started so that it ends with us, watched to its end, told to stop by a handle that never names another.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -39,15 +40,13 @@ impl Child {
             .env("NOTIFY_SOCKET", notify)
             // Ctrl-C reaches us alone; we end the others in order.
             .process_group(0)
-            .stdin(if monitor {
-                Stdio::piped()
-            } else {
-                Stdio::null()
+            .stdin(match monitor {
+                true => Stdio::piped(),
+                false => null()?,
             })
-            .stdout(if monitor {
-                Stdio::inherit()
-            } else {
-                Stdio::null()
+            .stdout(match monitor {
+                true => Stdio::inherit(),
+                false => null()?,
             })
             .stderr(Stdio::piped());
         end_with_parent(&mut command);
@@ -88,6 +87,14 @@ impl Child {
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.handle, signal);
     }
+}
+
+/// Standard input or output of a process that needs none. Opened here: the standard library would not name it in an error.
+fn null() -> io::Result<Stdio> {
+    const NULL: &str = "/dev/null";
+    let opened = File::options().read(true).write(true).open(NULL);
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{NULL}: {error}"));
+    opened.map(Stdio::from).map_err(named)
 }
 
 /// What the supervisor has of a process: its number, a handle, what writes to its standard input.
@@ -152,6 +159,7 @@ fn end_with_parent(command: &mut Command) {
     let arrange = move || {
         // As the first process of its namespace it would not heed the signal before it has said how.
         begin(Some(libc::SIGTERM));
+        heed_termination();
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
         // We may have been killed before that. From a namespace of its own that is not seen.
         if rustix::process::getppid().is_some_and(|now| now != parent) {
@@ -204,6 +212,13 @@ fn begin(blocked: Option<libc::c_int>) {
         let flags = libc::CLOSE_RANGE_CLOEXEC;
         libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, flags);
     }
+}
+
+/// A child ends when this process has it end, or is killed, also where this one itself was started so that it ignores SIGTERM.
+#[allow(unsafe_code)]
+fn heed_termination() {
+    // SAFETY: signal(2) is async-signal-safe, and installs no handler.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_DFL) };
 }
 
 #[cfg(test)]

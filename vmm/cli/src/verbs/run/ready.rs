@@ -30,7 +30,8 @@ pub(crate) fn listen(folder: &Path, events: Sender<Event>) -> io::Result<PathBuf
                     return;
                 }
             }
-        })?;
+        })
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot start a thread: {error}")))?;
     Ok(path)
 }
 
