@@ -109,8 +109,16 @@ pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Resul
             }
         }
     }
-    Ok(matches)
+    // Names are text in images: put into one as another text, they would be those of other files.
+    let is_text = |(id, value): &&(String, OsString)| id == A_FILE || value.to_str().is_some();
+    match matches.options.iter().find(|option| !is_text(option)) {
+        Some((id, _)) => Err(format!("the value of option '--{id}' is not valid UTF-8")),
+        None => Ok(matches),
+    }
 }
+
+/// The option whose value is a file to open and nothing else.
+const A_FILE: &str = "source-file";
 
 fn begins_like_a_number(arg: &[u8]) -> bool {
     arg.first() == Some(&b'-') && arg.get(1).is_some_and(u8::is_ascii_digit)

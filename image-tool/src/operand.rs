@@ -21,6 +21,11 @@ pub(crate) fn follow_json_names() {
     FOLLOW_JSON.store(true, Ordering::Relaxed);
 }
 
+/// Text with names in it is refused rather than read as that of other files.
+fn not_text(operand: &OsStr) -> anyhow::Error {
+    anyhow!("Could not open '{}': not valid UTF-8", operand.display())
+}
+
 impl Source {
     /// From an operand: a file name, or with `image_opts` a list of options.
     pub(crate) fn parse(operand: &OsStr, format: Option<&str>, image_opts: bool) -> Result<Self> {
@@ -28,7 +33,8 @@ impl Source {
             if format.is_some() {
                 bail!("--image-opts and --format are mutually exclusive");
             }
-            return Self::from_options(&operand.to_string_lossy());
+            let text = operand.to_str();
+            return Self::from_options(text.ok_or_else(|| not_text(operand))?);
         }
         Self::from_name(operand, format)
     }
@@ -37,6 +43,7 @@ impl Source {
     pub(crate) fn from_name(name: &OsStr, format: Option<&str>) -> Result<Self> {
         let text = name.to_string_lossy().into_owned();
         if let Some(json) = text.strip_prefix("json:") {
+            name.to_str().ok_or_else(|| not_text(name))?;
             return Self::from_json(&text, json, format);
         }
         let path = local_path(name).map_err(|error| anyhow!("Could not open '{text}': {error}"))?;

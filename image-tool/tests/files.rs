@@ -239,3 +239,83 @@ fn a_name_in_an_image_does_not_command_the_terminal() {
         assert!(!told.contains(is_command), "{line}: {told:?}");
     }
 }
+
+#[test]
+fn a_name_that_is_no_text_is_a_file_and_never_another_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |words: &[&[u8]]| {
+        let words = words.iter().map(|word| OsStr::from_bytes(word));
+        let tool = Command::new(env!("CARGO_BIN_EXE_image-tool"))
+            .args(words)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(tool.stderr).unwrap();
+        (tool.status.code(), said)
+    };
+    let files = || {
+        let entries = fs::read_dir(folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    for line in [
+        &[&b"create"[..], b"-q", b"-f", b"raw", b"\xff", b"1M"][..],
+        &[
+            b"convert", b"-f", b"raw", b"-O", b"qcow2", b"\xff", b"q\xfe",
+        ],
+        &[b"check", b"-q", b"q\xfe"],
+        &[b"dd", b"-f", b"raw", b"if=\xff", b"of=q\xfd"],
+        &[b"create", b"-q", b"-f", b"qcow2", b"x", b"1M"],
+    ] {
+        assert_eq!(run(line), (Some(0), String::new()), "{line:?}");
+    }
+    let before = files();
+
+    for line in [
+        &[
+            &b"create"[..],
+            b"-f",
+            b"qcow2",
+            b"-b",
+            b"\xff",
+            b"-F",
+            b"raw",
+            b"n",
+        ][..],
+        &[
+            b"create",
+            b"-f",
+            b"qcow2",
+            b"-o",
+            b"data_file=d\xff",
+            b"n",
+            b"1M",
+        ],
+        &[
+            b"create",
+            b"-f",
+            b"qcow2",
+            b"-obacking_file=\xff",
+            b"n",
+            b"1M",
+        ],
+        &[
+            b"convert", b"-O", b"qcow2", b"-B", b"\xff", b"-F", b"raw", b"x", b"n",
+        ],
+        &[b"rebase", b"-u", b"-b", b"\xff", b"-F", b"raw", b"x"],
+        &[b"amend", b"-o", b"backing_file=\xff", b"x"],
+        &[b"snapshot", b"-c", b"\xff", b"x"],
+        &[b"bitmap", b"--add", b"x", b"\xff"],
+        &[b"info", b"--image-opts", b"driver=raw,file.filename=\xff"],
+        &[
+            b"info",
+            b"json:{\"driver\": \"raw\", \"file\": {\"driver\": \"file\", \"filename\": \"\xff\"}}",
+        ],
+    ] {
+        let (status, said) = run(line);
+        assert_eq!(status, Some(1), "{line:?}: {said}");
+        assert!(said.contains("not valid UTF-8"), "{line:?}: {said}");
+        assert_eq!(files(), before, "{line:?}");
+    }
+}

@@ -123,6 +123,9 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let [name, bitmap] = matches.operands() else {
         bail!("Expecting filename and bitmap name");
     };
+    let Some(bitmap) = bitmap.to_str() else {
+        bail!("The bitmap name '{}' is not valid UTF-8", bitmap.display());
+    };
     let source = options::source(matches, name)?;
     let opened = open::open(
         &source,
@@ -136,10 +139,9 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .map(|name| open_other(name, matches.text("source-format").as_deref()))
         .transpose()?;
     confine::enter(&[]);
-    let bitmap = bitmap.to_string_lossy();
     let other = other.as_ref().map_or(&*opened.image, |other| &*other.image);
     for action in &actions {
-        apply(action, &opened.image, other, &bitmap, granularity).map_err(|why| {
+        apply(action, &opened.image, other, bitmap, granularity).map_err(|why| {
             anyhow!(
                 "Operation {} on bitmap {bitmap} failed: {why}",
                 action.word()
