@@ -1,5 +1,7 @@
 //! A TAP device for a client: validate, act, hand over.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use bulkhead_net_protocol::{
     MAX_QUEUES, MacAddr, Refusal, RefusalKind, Subnet, TapInfo, TapRequest,
@@ -58,7 +60,7 @@ impl Lease {
 fn validate<'a>(
     request: &TapRequest,
     host: &Host,
-    mut others: impl Iterator<Item = &'a Lease>,
+    others: impl Iterator<Item = &'a Lease>,
 ) -> Result<Wanted, Refusal> {
     let invalid = |why: String| Err(refusal(RefusalKind::Invalid, why));
     let name = &request.network;
@@ -92,19 +94,32 @@ fn validate<'a>(
             MTU.end()
         ));
     };
+    let taken = others.filter(|lease| lease.network == *name);
+    let taken: BTreeSet<_> = taken.map(|lease| lease.mac.octets()).collect();
     let mac = match request.mac {
+        Some(mac) if taken.contains(&mac.octets()) => {
+            return invalid(format!("MAC address {mac} is in use on network {name}"));
+        }
         Some(mac) => mac,
-        None => random_mac().map_err(|e| refusal(RefusalKind::System, format!("{e:#}")))?,
+        None => free_mac(&taken, random_mac)
+            .map_err(|e| refusal(RefusalKind::System, format!("{e:#}")))?,
     };
-    if others.any(|lease| lease.mac == mac && lease.network == *name) {
-        return invalid(format!("MAC address {mac} is in use on network {name}"));
-    }
     Ok(Wanted {
         standing: standing.clone(),
         mac,
         queues: request.queues,
         mtu,
     })
+}
+
+/// An address that nobody has. There are some 16 million, and a thousand clients at the most.
+fn free_mac(taken: &BTreeSet<[u8; 6]>, random: impl Fn() -> Result<MacAddr>) -> Result<MacAddr> {
+    loop {
+        let mac = random()?;
+        if !taken.contains(&mac.octets()) {
+            return Ok(mac);
+        }
+    }
 }
 
 fn act(wanted: Wanted, host: &mut Host) -> Result<Grant> {
@@ -176,6 +191,18 @@ pub(crate) fn refusal(kind: RefusalKind, message: String) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_random_address_is_nobody_elses() {
+        let mac = |last| MacAddr::new([0x52, 0x54, 0, 0, 0, last]);
+        let taken = [1, 2].map(|last| mac(last).octets()).into();
+        let last = std::cell::Cell::new(0);
+        let next = || {
+            last.set(last.get() + 1);
+            Ok(mac(last.get()))
+        };
+        assert_eq!(free_mac(&taken, next).unwrap(), mac(3));
+    }
 
     #[test]
     fn the_hosts_end_never_has_the_guests_address() {
