@@ -79,29 +79,22 @@ impl Unanswered {
         }
     }
 
-    /// Passes on the interrupts there are.
-    pub(super) fn pass_on(&mut self, memory: &GuestMemoryMmap) {
+    /// Looks at all queues, as a driver may do without interrupts for a while, and passes on the interrupts of those that were answered.
+    /// Whether there was anything new.
+    pub(super) fn pass_on(&mut self, memory: &GuestMemoryMmap) -> bool {
         let mut space = [MaybeUninit::<epoll::Event>::uninit(); 32];
         let at_once = Timespec::default();
-        // What is not told of now is told of the next time.
-        let Ok((events, _)) = epoll::wait(&self.interrupts, &mut space, Some(&at_once)) else {
-            return;
-        };
-        for event in events {
-            let index = event.data.u64();
-            let mut queues = self.queues.iter_mut();
-            if let Some(watched) = queues.find(|watched| u64::from(watched.queue.index) == index) {
-                watched.count.look(memory, &watched.queue);
+        // What is not reported now is reported the next time.
+        let answered = epoll::wait(&self.interrupts, &mut space, Some(&at_once));
+        let answered = answered.map_or(&[][..], |(events, _)| events);
+        let mut news = !answered.is_empty();
+        for watched in &mut self.queues {
+            // Before the interrupt, after which the driver may overwrite the entries.
+            news |= watched.count.look(memory, &watched.queue);
+            let index = u64::from(watched.queue.index);
+            if answered.iter().any(|event| event.data.u64() == index) {
                 watched.queue.call.signal();
             }
-        }
-    }
-
-    /// Looks at all queues, as a driver may do without interrupts for a while; whether there was anything new.
-    pub(super) fn look(&mut self, memory: &GuestMemoryMmap) -> bool {
-        let mut news = false;
-        for watched in &mut self.queues {
-            news |= watched.count.look(memory, &watched.queue);
         }
         news
     }
@@ -109,7 +102,9 @@ impl Unanswered {
     /// Has the next backend find what was not answered, and nothing else. `false` if it is not known, as there was too much at a time;
     /// then nothing was changed.
     pub(super) fn restore(&mut self, memory: &GuestMemoryMmap) -> bool {
-        self.look(memory);
+        for watched in &mut self.queues {
+            watched.count.look(memory, &watched.queue);
+        }
         if !self.queues.iter().all(|watched| watched.count.is_known()) {
             return false;
         }

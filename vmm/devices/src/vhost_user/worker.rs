@@ -108,22 +108,15 @@ impl Worker {
             if self.session.is_closed() {
                 return;
             }
-            let mut fds = Vec::with_capacity(4);
-            fds.push(PollFd::from_borrowed_fd(
-                self.session.woken(),
-                PollFlags::IN,
-            ));
+            let woken = PollFd::from_borrowed_fd(self.session.woken(), PollFlags::IN);
             // Replies are read when a request was made: here it is about the end only.
-            fds.push(PollFd::new(&link.connection, PollFlags::RDHUP));
-            let unanswered = self.notes.unanswered.as_ref();
-            // Without it, something that tells of nothing new.
-            let interrupts = unanswered.map_or(self.session.woken(), Unanswered::interrupts);
-            fds.push(PollFd::from_borrowed_fd(interrupts, PollFlags::IN));
-            fds.extend(
-                channel
-                    .iter()
-                    .map(|channel| PollFd::new(channel, PollFlags::IN)),
-            );
+            let mut fds = vec![woken, PollFd::new(&link.connection, PollFlags::RDHUP)];
+            let message_at = channel.as_ref().map(|channel| {
+                fds.push(PollFd::new(channel, PollFlags::IN));
+                fds.len() - 1
+            });
+            let interrupts = self.notes.unanswered.as_ref().map(Unanswered::interrupts);
+            fds.extend(interrupts.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             match poll(&mut fds, following.then_some(&FOLLOW)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 // Without poll there is no way to go on watching.
@@ -131,13 +124,10 @@ impl Worker {
             }
             let happened =
                 |number: usize| fds.get(number).is_some_and(|fd| !fd.revents().is_empty());
-            let (over, interrupt, message) = (happened(1), happened(2), happened(3));
+            let (over, message) = (happened(1), message_at.is_some_and(happened));
             drop(fds);
             if let Some(unanswered) = &mut self.notes.unanswered {
-                if interrupt {
-                    unanswered.pass_on(self.session.memory());
-                }
-                following = unanswered.look(self.session.memory()) || interrupt;
+                following = unanswered.pass_on(self.session.memory());
             }
             if over {
                 return self.lose(Fault::Closed);
