@@ -155,7 +155,9 @@ fn where_it_is_not_known_the_driver_is_to_reset_the_device() {
     }
     let enabled = rings.fake.count(SET_VRING_ENABLE);
     rings.fake.cut();
-    wait("the fault", || rings.events.resets_needed() == 1);
+    // The driver is told first.
+    wait("the fault", || !rings.events.unusable().is_empty());
+    assert_eq!(rings.events.resets_needed(), 1);
     let unusable = rings.events.unusable();
     assert!(
         matches!(&*unusable, [one] if one.contains("must reset")),
