@@ -153,6 +153,31 @@ fn a_journal_that_is_renamed_is_found_by_its_suffix() {
 }
 
 #[test]
+fn a_renamed_journal_that_nobody_waits_for_goes_when_the_image_is_served_again() {
+    let (_folder, image, mut backend, mut guest) = killed();
+    let name = image.with_file_name("x.bulkhead-journal");
+    std::fs::rename(journal_of(&image), &name).unwrap();
+    // Another image's, which nobody serves.
+    let (_other_folder, other, ..) = killed();
+    let theirs = image.with_file_name("theirs.bulkhead-journal");
+    std::fs::copy(journal_of(&other), &theirs).unwrap();
+    // The image as whoever does not know of journals leaves it.
+    let written = Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c", "write -P 1 0 4k"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert!(written.status.success(), "{written:?}");
+    assert!(name.exists());
+    backend.restart_elsewhere(&image, "qcow2");
+    guest.reconnect(&backend);
+    assert_eq!(guest.read(0, 4096), [1; 4096]);
+    assert!(!name.exists() && theirs.exists());
+    std::fs::remove_file(theirs).unwrap();
+    ends(&image, backend, guest);
+}
+
+#[test]
 fn another_image_of_the_old_name_leaves_the_journal_alone_and_has_one_of_a_second_name() {
     let (_folder, old, mut backend, mut guest) = killed();
     let new = old.with_file_name("new.qcow2");

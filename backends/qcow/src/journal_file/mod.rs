@@ -115,6 +115,8 @@ pub(crate) struct JournalFile {
     /// Where it is to be removed from when it is not needed any more.
     place: Option<Place>,
     next: Next,
+    /// Those that are of no use once the next session has begun.
+    former: Vec<(Arc<dyn Storage>, Place)>,
 }
 
 /// Where the next session has its journal.
@@ -160,6 +162,7 @@ impl JournalFile {
             image,
             place: None,
             next: Next::Here,
+            former: Vec::new(),
         }
     }
 
@@ -185,6 +188,10 @@ impl JournalFile {
             Access::Create => folder.new_journal(),
             Access::Read | Access::Write => None,
         };
+        let former = match (&next, session) {
+            (Some((_, next)), None) => folder.former(&next.name),
+            _ => Vec::new(),
+        };
         let image = folder.image();
         let new = |storage, place: Place, next| Self {
             storage,
@@ -192,6 +199,7 @@ impl JournalFile {
             image,
             place: Some(place),
             next,
+            former,
         };
         Ok(match (found, next) {
             (Some((storage, place)), None) => Some(new(Some(storage), place, Next::Nowhere)),
@@ -278,6 +286,9 @@ impl JournalFile {
             return Err(io::ErrorKind::StorageFull.into());
         }
         storage.sync()?;
+        for (journal, place) in self.former.drain(..) {
+            place.remove(&*journal);
+        }
         Ok((session, notes, journal))
     }
 

@@ -225,6 +225,19 @@ impl ImageFolder {
         is_free.then_some((there, second))
     }
 
+    /// The journals of this image but the one of this name. Where the image waits for none, somebody has renamed them, and a process
+    /// left them that was killed when it needed them no more.
+    pub(super) fn former(&self, but: &str) -> Vec<(Arc<dyn Storage>, Place)> {
+        let journals = self.journals().into_iter().filter(|name| name != but);
+        let former = journals.filter_map(|name| {
+            let place = self.place(&name);
+            let journal = place.open(Access::Write, &self.image).ok()??;
+            let header = Header::read(&*journal, &place.path).ok()?;
+            (header.image() == self.image()).then_some((journal, place))
+        });
+        former.collect()
+    }
+
     fn is_of_another(&self, journal: Option<&dyn Storage>, place: &Place) -> bool {
         let header = journal.and_then(|journal| Header::read(journal, &place.path).ok());
         header.is_some_and(|header| {
