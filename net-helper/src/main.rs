@@ -13,7 +13,7 @@
 //! | `host` | what stands, its making and undoing |
 //! | `leftovers` | what a killed run has left, and guests on it |
 //! | `watch`, `repair` | what others do to it, and putting it back |
-//! | `identity` | names and addresses of what is made |
+//! | `identity` | names, addresses and aliases of what is made |
 //! | `link`, `nft`, `routing`, `forwarding`, `dhcp` | the kinds of thing that stand |
 //! | `dhcp/launcher`, `dhcp/keeper` | the processes between this one and dnsmasq |
 //! | `listen`, `serve`, `connection`, `lease`, `reclaim` | clients, and the end of what they had |
