@@ -104,6 +104,22 @@ fn under_nohup_the_end_of_the_session_changes_nothing() {
 }
 
 #[test]
+fn a_signal_that_was_blocked_at_start_ends_it() {
+    for (signal, number) in [("HUP", 1), ("INT", 2), ("TERM", 15)] {
+        let folder = folder();
+        let line = format!(
+            "env --block-signal=HUP,INT,TERM,CHLD,PIPE $T convert -r 512k -f raw -O qcow2 s.raw o & p=$!; \
+             until grep -q Threads:.[2-9] /proc/$p/status || ! kill -0 $p; do :; done; kill -{signal} $p; wait $p"
+        );
+        let status = shell(folder.path(), &line).status;
+        // A shell starts what runs in the background so that it ignores SIGINT.
+        let ends = if signal == "INT" { 0 } else { 128 + number };
+        assert_eq!(status, Some(ends), "SIG{signal}");
+        assert_eq!(folder.path().join("o").exists(), signal == "INT");
+    }
+}
+
+#[test]
 fn a_signal_that_was_not_ignored_ends_it() {
     for (signal, number) in [("HUP", 1), ("INT", 2), ("TERM", 15)] {
         let folder = folder();
