@@ -69,12 +69,12 @@ fn serve(args: Args, signals: &SignalFd, broker: &Broker) -> anyhow::Result<Exit
     };
     let folder = args.api_socket().map(folder_of);
     let (stage, guest) = match (args.into_config(), &mut server) {
-        (Some(config), _) => {
+        (Some(config), server) => {
             let config = config.check().map_err(usage)?;
             machine::check_sockets(&config)?;
             let console = Console::open(&config.serial, broker)?;
             let stage = confine::begin(None)?;
-            (stage, run::build(config, console, broker, signals)?)
+            (stage, run::build(config, console, server, broker, signals)?)
         }
         (None, Some(server)) => {
             // Requests are hostile bytes, too.

@@ -31,23 +31,38 @@ enum Event {
 
 type Source<'a> = (Event, PollFd<'a>);
 
-/// Builds the machine. `None` when the monitor is told to end first: it does not wait for a backend then.
+/// Builds the machine, and serves the API meanwhile. `None` when the monitor is told to end first: it does not wait for a backend then.
 pub(crate) fn build(
     config: VmConfig,
     console: Option<Console>,
+    server: &mut Option<Server>,
     broker: &Broker,
     signals: &SignalFd,
 ) -> anyhow::Result<Option<(VmConfig, Machine)>> {
+    let mut waiting = Waiting::booting(&config);
     let build = Build::start(config, console, broker.clone())?;
     loop {
-        let mut sources = base_sources(signals, None);
+        let deadline = server.as_ref().and_then(Server::deadline);
+        let mut sources = base_sources(signals, server.as_ref());
         sources.push(source(Event::Built, build.done()));
-        for event in wait(sources, None)? {
-            match event {
-                Event::Signal if signals.take()?.is_some() => return Ok(None),
-                Event::Built => return build.finish().map(Some),
+        let mut end = false;
+        for event in wait(sources, deadline)? {
+            match (event, &mut *server) {
+                (Event::Signal, _) => end |= signals.take()?.is_some(),
+                (Event::Built, _) if !end => return build.finish().map(Some),
+                (Event::Api(event), Some(server)) => server.handle(event, |request| {
+                    let (reply, next) = waiting.answer(request, |_| Ok(()));
+                    end |= next == Next::End;
+                    reply
+                }),
                 _ => {}
             }
+        }
+        if end {
+            return Ok(None);
+        }
+        if let Some(server) = server {
+            server.tidy();
         }
     }
 }

@@ -142,6 +142,15 @@ pub(crate) enum Next {
 }
 
 impl Waiting {
+    /// While the guest of the command line is being built.
+    pub(crate) fn booting(config: &VmConfig) -> Self {
+        Self {
+            config: Some(config.clone()),
+            boots: true,
+            ends: false,
+        }
+    }
+
     /// The guest cannot be built: the answer to whoever wanted it.
     pub(crate) fn boot_failed(&mut self, why: &str) -> Response {
         self.boots = false;

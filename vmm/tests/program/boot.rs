@@ -52,7 +52,7 @@ fn end_by_signal(monitor: Monitor, what: &str) {
 }
 
 #[test]
-fn a_backend_that_is_silent_at_the_start_keeps_no_signal_waiting() {
+fn a_backend_that_is_silent_at_the_start_keeps_no_signal_and_no_client_waiting() {
     if !kvm_is_usable() {
         return;
     }
@@ -64,7 +64,21 @@ fn a_backend_that_is_silent_at_the_start_keeps_no_signal_waiting() {
         let kernel = ["--kernel", "{}/kernel", "--memory", "size=16M"];
         let monitor = Monitor::start_in(folder, &[&kernel, DISK, SOCKETS].concat());
         wait("the request", || fake.saw(request));
-        end_by_signal(monitor, &format!("request {request}"));
+        let start = Instant::now();
+        let api = monitor.folder.path().join("api");
+        assert_eq!(ask(&api, "GET", "vmm.ping", &Value::Null).0, 200);
+        let (status, info) = ask(&api, "GET", "vm.info", &Value::Null);
+        assert_eq!((status, &info["state"]), (200, &json!("Created")));
+        assert_eq!(ask(&api, "PUT", "vm.boot", &Value::Null).0, 500);
+        assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+        if request != 8 {
+            end_by_signal(monitor, &format!("request {request}"));
+            continue;
+        }
+        assert_eq!(ask(&api, "PUT", "vmm.shutdown", &Value::Null).0, 204);
+        let (status, errors, left) = monitor.end();
+        assert_eq!((status.code(), errors.as_str()), (Some(0), ""));
+        assert_eq!(left, ["socket"]);
     }
 }
 
