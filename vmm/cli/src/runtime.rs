@@ -119,9 +119,12 @@ fn check_base(base: &Path) -> anyhow::Result<()> {
     let shown = base.display();
     let metadata = match std::fs::metadata(base) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Another guest's run may just have made it.
             return match std::fs::symlink_metadata(base) {
-                Ok(_) => bail!("the link {shown} leads nowhere: remove it"),
-                Err(_) => Ok(()),
+                Ok(there) if there.is_symlink() => {
+                    bail!("the link {shown} leads nowhere: remove it")
+                }
+                _ => Ok(()),
             };
         }
         metadata => metadata.with_context(|| format!("cannot look at {shown}"))?,
@@ -144,6 +147,7 @@ fn check_base(base: &Path) -> anyhow::Result<()> {
 /// What has the name of the guest's folder must be one, of this user's.
 fn check_own(path: &Path) -> anyhow::Result<()> {
     const ADVICE: &str = "remove it, or choose another --name";
+    const GROUP_OR_ALL_WRITE: u32 = 0o022;
     let shown = path.display();
     let metadata = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -154,6 +158,9 @@ fn check_own(path: &Path) -> anyhow::Result<()> {
     }
     if metadata.uid() != rustix::process::geteuid().as_raw() {
         bail!("the folder {shown} belongs to another user: {ADVICE}");
+    }
+    if metadata.mode() & GROUP_OR_ALL_WRITE != 0 {
+        bail!("{shown} can be written by others: {ADVICE}");
     }
     Ok(())
 }
@@ -259,6 +266,7 @@ mod tests {
             ("", "ln -s /tmp $AT"),
             ("", "ln -s /nowhere $AT"),
             ("", "mkfifo $AT"),
+            ("", "mkdir -m 777 $AT"),
             ("notes", "echo data >$AT"),
             ("vda.sock", "echo data >$AT"),
             ("vda.sock", "mkdir $AT"),
