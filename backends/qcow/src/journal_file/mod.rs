@@ -297,10 +297,11 @@ impl JournalFile {
         let Some(storage) = &self.storage else {
             return;
         };
-        let _ = storage.set_len(0);
+        // The name first: who is killed in between leaves a file that the next session still knows for a former one's.
         if let Some(place) = &self.place {
             place.remove(&**storage);
         }
+        let _ = storage.set_len(0);
     }
 
     /// The file, if there is one.
