@@ -2,12 +2,14 @@
 //!
 //! A client can send open files, and closing the last copy of a file can take as long as the client likes (a TCP socket that lingers). The
 //! kernel does that on behalf of whoever receives the message or closes the socket that it waits at. So a message with files is never
-//! received, and a socket with such messages is closed by a thread of its own, which counts against the client's user.
+//! received, and a socket with such messages is closed by a thread of its user's, and counts as a connection of that user until then.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
 
 use bulkhead_net_protocol::Channel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,10 +30,7 @@ pub(crate) enum Next {
 }
 
 /// How long a client gets to receive what it was told.
-const PATIENCE: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Has the kernel say with each message whose it is, also if there is nothing in it; the end is nobody's. For [`peek`], on a connection or
 /// on the socket that it is accepted from.
@@ -68,12 +67,25 @@ fn look(connection: &impl AsFd, room: &mut [MaybeUninit<u8>]) -> Result<bool, Er
     received.map(|message| message.flags.contains(ReturnFlags::CTRUNC))
 }
 
-/// A user, and the thread that closes a socket of his.
-type Thread = (u32, JoinHandle<()>);
-
-/// The threads that close sockets with files in their messages.
+/// The sockets with files in their messages, by user: one thread for each user closes them one after the other.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Closing(Arc<Mutex<Vec<Thread>>>);
+pub(crate) struct Closing(Arc<Mutex<BTreeMap<u32, Queue>>>);
+
+/// The sockets of a user that are not closed yet.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    has_thread: bool,
+    /// Whether the thread has one that waits no more.
+    closes: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    socket: OwnedFd,
+    /// When it is closed, if its client has not closed it before.
+    until: Instant,
+}
 
 impl Closing {
     /// Closes a connection. It never waits.
@@ -89,24 +101,121 @@ impl Closing {
                 Err(_) => Next::Nothing,
             };
         }
-        if next != Next::Files {
-            return;
+        let mut queues = self.queues();
+        if next == Next::Files {
+            let until = Instant::now() + PATIENCE;
+            let waiting = &mut queues.entry(user).or_default().waiting;
+            waiting.push_back(Waiting { socket, until });
         }
-        let closing = Builder::new().name("closing".into()).spawn(move || {
+        for (&user, queue) in queues.iter_mut().filter(|(_, queue)| !queue.has_thread) {
+            let closing = self.clone();
+            let thread = Builder::new().name("closing".into());
+            // Without a thread the sockets stay open until the next try.
+            queue.has_thread = thread.spawn(move || closing.close_all_of(user)).is_ok();
+        }
+    }
+
+    fn close_all_of(&self, user: u32) {
+        while let Some(Waiting { socket, until }) = self.next_of(user) {
+            let left = until.saturating_duration_since(Instant::now());
             // What the client has not received is lost to it when a socket with messages is closed.
             let mut fds = [PollFd::new(&socket, PollFlags::empty())];
-            let _ = poll(&mut fds, Some(&PATIENCE));
-        });
-        let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.retain(|(_, thread)| !thread.is_finished());
-        // Without a thread the socket has been closed here.
-        threads.extend(closing.ok().map(|thread| (user, thread)));
+            let _ = poll(&mut fds, Timespec::try_from(left).ok().as_ref());
+        }
+    }
+
+    /// The next socket to be closed; after the last, the user's thread is none any more.
+    fn next_of(&self, user: u32) -> Option<Waiting> {
+        let mut queues = self.queues();
+        let queue = queues.get_mut(&user)?;
+        let next = queue.waiting.pop_front();
+        queue.closes = next.is_some();
+        if next.is_none() {
+            queues.remove(&user);
+        }
+        next
     }
 
     /// How many of a user's are not closed yet.
     pub(crate) fn of(&self, user: u32) -> usize {
-        let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_open = |(whose, thread): &&Thread| *whose == user && !thread.is_finished();
-        threads.iter().filter(is_open).count()
+        let of = |queue: &Queue| queue.waiting.len() + usize::from(queue.closes);
+        self.queues().get(&user).map_or(0, of)
+    }
+
+    /// Leaves what is not closed to the end of the process, which waits for no file.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
+    }
+
+    fn queues(&self) -> MutexGuard<'_, BTreeMap<u32, Queue>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use rustix::net::sockopt::set_socket_linger;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    /// A file whose last copy takes a minute to close, or as long as the other value lives.
+    fn lingering() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let reader = listener.accept().unwrap().0;
+        stream.set_nonblocking(true).unwrap();
+        while stream.write(&[0; 65536]).is_ok() {}
+        stream.set_nonblocking(false).unwrap();
+        set_socket_linger(&stream, Some(Duration::from_secs(60))).unwrap();
+        (stream, reader)
+    }
+
+    /// The number of this process's threads that close sockets.
+    fn threads() -> usize {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let name = |task: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default()
+        };
+        tasks.map(name).filter(|name| name == "closing\n").count()
+    }
+
+    fn eventually(condition: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn one_thread_closes_the_files_of_a_user_and_all_that_wait_count() {
+        const OF_EACH: usize = 15;
+        let closing = Closing::default();
+        let mut readers = Vec::new();
+        for user in [0, 1].repeat(OF_EACH) {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+            let (helper, client) = pair.unwrap();
+            mark_messages(&helper).unwrap();
+            let (file, reader) = lingering();
+            let client = Channel::new(client);
+            client.send(&"a file", &[file.as_fd()]).unwrap();
+            closing.close(Channel::new(helper), user);
+            readers.push(reader);
+        }
+        assert_eq!(
+            [0, 1, 2].map(|user| closing.of(user)),
+            [OF_EACH, OF_EACH, 0]
+        );
+        eventually(|| threads() == 2);
+
+        drop(readers);
+
+        eventually(|| closing.of(0) + closing.of(1) == 0);
+        eventually(|| threads() == 0);
     }
 }

@@ -160,6 +160,7 @@ impl Server {
         if let Some(reclaim) = self.reclaim {
             reclaim.finish();
         }
+        self.closing.leave();
         waiting
     }
 
