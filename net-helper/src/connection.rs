@@ -1,10 +1,12 @@
 //! The end of connections, and what comes over them that nobody asked for.
 //!
 //! A client can send open files, and closing the last copy of a file can take as long as the client likes (a TCP socket that lingers). The
-//! kernel does that on behalf of whoever receives the message or closes the socket that it waits at. So a message with files is never
+//! kernel does that on behalf of whoever receives the message or closes the socket that it waits at. Since Linux 6.16 it refuses the files
+//! when they are sent. Before that, and on a connection that was there before we could ask for it, a message with files is never
 //! received, and a socket with such messages is closed by a thread of its user's, and counts as a connection of that user until then.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +14,7 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use bulkhead_net_protocol::Channel;
+use bulkhead_process::listen::refuse_files;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_passcred;
@@ -32,9 +35,14 @@ pub(crate) enum Next {
 /// How long a client gets to receive what it was told.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Has the kernel say with each message whose it is, also if there is nothing in it; the end is nobody's. For [`peek`], on a connection or
-/// on the socket that it is accepted from.
-pub(crate) fn mark_messages(socket: &impl AsFd) -> rustix::io::Result<()> {
+/// Has the kernel refuse a client's files, if it can, and mark its messages; for a connection, or for the socket that it is accepted from.
+pub(crate) fn guard(socket: &impl AsFd) -> io::Result<()> {
+    refuse_files(socket)?;
+    Ok(mark_messages(socket)?)
+}
+
+/// Has the kernel say with each message whose it is, also if there is nothing in it; the end is nobody's. For [`peek`].
+fn mark_messages(socket: &impl AsFd) -> rustix::io::Result<()> {
     set_socket_passcred(socket, true)
 }
 

@@ -32,7 +32,7 @@ impl Listener {
     pub(crate) fn bind(path: &Path, group: Option<u32>) -> Result<Self> {
         let listen = Listen::default().seqpacket().mode(0o660).group(group);
         let (socket, file) = listen.at(path)?.into_parts();
-        connection::mark_messages(&socket)
+        connection::guard(&socket)
             .with_context(|| format!("cannot listen on {}", path.display()))?;
         Ok(Listener {
             socket,
@@ -56,11 +56,11 @@ impl Listener {
     }
 
     /// The next connection and its user.
-    pub(crate) fn accept(&self) -> rustix::io::Result<(OwnedFd, u32)> {
+    pub(crate) fn accept(&self) -> std::io::Result<(OwnedFd, u32)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let connection = accept_with(&self.socket, flags)?;
         // Before Linux 6.16 it is marked as the listener is, since then as that was when the client connected.
-        connection::mark_messages(&connection)?;
+        connection::guard(&connection)?;
         let user = socket_peercred(&connection)?.uid.as_raw();
         Ok((connection, user))
     }
@@ -82,7 +82,7 @@ pub(crate) fn connection_on_stdin() -> Result<OwnedFd> {
     }
     let connection = fcntl_dupfd_cloexec(&stdin, 3).context(what)?;
     ioctl_fionbio(&connection, true).context(what)?;
-    connection::mark_messages(&connection).context(what)?;
+    connection::guard(&connection).context(what)?;
     let nothing = fs::File::open("/dev/null").context("cannot open /dev/null")?;
     dup2_stdin(&nothing).context(what)?;
     Ok(connection)

@@ -266,7 +266,7 @@ impl Server {
             match listener.accept() {
                 Ok((socket, user)) => self.welcome(socket, user),
                 Err(error) => {
-                    self.pause.note("a client", &error.into());
+                    self.pause.note("a client", &error);
                     return;
                 }
             }

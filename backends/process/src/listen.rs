@@ -4,6 +4,7 @@
 //! mode is what the caller says, whatever the umask, and never wider for a moment. Programs that start together settle it by a lock on
 //! the folder: one listens, the others say that the path is in use.
 
+mod files;
 mod pause;
 
 use std::ffi::OsStr;
@@ -18,6 +19,7 @@ use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, Stat
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+pub use files::refuse_files;
 pub use pause::AcceptPause;
 
 /// The longest path of a Unix socket, without its terminator (unix(7)).

@@ -1,6 +1,8 @@
 //! A user who connects as fast as he can, and the others meanwhile.
 
-use std::os::fd::OwnedFd;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use bulkhead_net_protocol::TapRequest;
 use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, send, sendmsg, socket_with,
 };
 use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
@@ -27,6 +30,8 @@ enum Manner {
     Closes,
     /// Sends what is no request, and closes it.
     Sends,
+    /// Sends a file before the connection is accepted, and closes it.
+    SendsFiles,
     /// Keeps the last few hundred.
     Keeps,
     /// Only computes, for comparison.
@@ -88,6 +93,15 @@ fn visit(address: &SocketAddrUnix, manner: Manner) -> Option<OwnedFd> {
     if let Manner::Sends = manner {
         let _ = send(&socket, b"nonsense", SendFlags::NOSIGNAL);
     }
+    if let Manner::SendsFiles = manner {
+        let files = [socket.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&files));
+        // The kernel may refuse it.
+        let nonsense = [IoSlice::new(b"nonsense")];
+        let _ = sendmsg(&socket, &nonsense, &mut control, SendFlags::NOSIGNAL);
+    }
     Some(socket)
 }
 
@@ -130,7 +144,12 @@ fn a_user_who_floods_the_socket_keeps_others_waiting_for_moments_only() {
             std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
             let helper = Helper::start(folder.path(), "--network dhcp=off");
             std::fs::set_permissions(&helper.socket, PermissionsExt::from_mode(0o666)).unwrap();
-            for manner in [Manner::Closes, Manner::Sends, Manner::Keeps] {
+            for manner in [
+                Manner::Closes,
+                Manner::Sends,
+                Manner::SendsFiles,
+                Manner::Keeps,
+            ] {
                 let is_fair = || {
                     let usual = median(&waits(&helper, Manner::Computes));
                     median(&waits(&helper, manner)) < (usual + LONGER).max(usual * TIMES)

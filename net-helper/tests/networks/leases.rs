@@ -11,6 +11,7 @@ use bulkhead_net_protocol::{
     Channel, Client, ErrorKind, RefusalKind, Reply, Request, TapRequest, decode,
 };
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
@@ -224,9 +225,7 @@ fn nonsense_closes_its_connection_and_harms_nobody_else() {
             // Files that nobody asked for.
             let channel = rude(&helper);
             let null = File::open("/dev/null").unwrap();
-            channel
-                .send(&Request::Tap(TapRequest::on("default")), &[null.as_fd(); 4])
-                .unwrap();
+            send_files(&channel, &[null.as_fd(); 4]);
             assert!(matches!(
                 decode(&channel.receive().unwrap().unwrap().bytes),
                 Ok(Reply::Refused(_))
@@ -252,12 +251,28 @@ fn lingering() -> OwnedFd {
     stream.into()
 }
 
-fn send_files(channel: &Channel, files: &[BorrowedFd<'_>]) {
+/// Sends what is no request, with files if the kernel lets them through to the helper; whether it does.
+fn send_files(channel: &Channel, files: &[BorrowedFd<'_>]) -> bool {
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     assert!(control.push(SendAncillaryMessage::ScmRights(files)));
     let flags = SendFlags::empty();
-    sendmsg(channel, &[IoSlice::new(b"{}")], &mut control, flags).unwrap();
+    let sent = sendmsg(channel, &[IoSlice::new(b"{}")], &mut control, flags);
+    let is_refused = sent == Err(Errno::PERM);
+    match is_refused {
+        true => send(channel, b"{}", flags).unwrap(),
+        false => sent.unwrap(),
+    };
+    !is_refused
+}
+
+/// Leaves the last copy of a file to the helper, if it was sent one.
+fn leave(file: OwnedFd, is_sent: bool) {
+    match is_sent {
+        true => drop(file),
+        // Who closes the last copy waits.
+        false => std::mem::forget(file),
+    }
 }
 
 #[test]
@@ -288,10 +303,11 @@ fn files_that_take_long_to_close_keep_nobody_waiting() {
                 let another = lingering();
                 helper.signal(Signal::STOP);
                 send(&empty, b"", nothing).unwrap();
-                send_files(&empty, &vec![another.as_fd(); count]);
-                drop(another);
+                let is_sent = send_files(&empty, &vec![another.as_fd(); count]);
+                leave(another, is_sent);
                 helper.signal(Signal::CONT);
-                drop((file, unread, empty));
+                leave(file, is_sent);
+                drop((unread, empty));
                 assert!(matches!(
                     decode(&read.receive().unwrap().unwrap().bytes),
                     Ok(Reply::Refused(_))
@@ -309,10 +325,8 @@ fn files_that_take_long_to_close_keep_nobody_waiting() {
             held.receive().unwrap().unwrap();
             helper.signal(Signal::STOP);
             let file = lingering();
-            for late in [held, rude(&helper)] {
-                send_files(&late, &[file.as_fd()]);
-            }
-            drop(file);
+            let late = [held, rude(&helper)].map(|late| send_files(&late, &[file.as_fd()]));
+            leave(file, late == [true; 2]);
             helper.signal(Signal::TERM);
             helper.signal(Signal::CONT);
             let start = Instant::now();
