@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use bulkhead_net_protocol::MacAddr;
 use bulkhead_process::broker::Broker;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Owner;
@@ -109,13 +110,9 @@ impl StateDir {
             }
             _ => {}
         }
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path.join(LOCK));
-        let lock = match lock {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let lock = match open_regular(&path.join(LOCK), &mut options) {
             // Another has just removed the folder.
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             lock => lock
@@ -169,9 +166,11 @@ impl StateDir {
 
     fn read(&self) -> Result<Record> {
         let path = self.file(RECORD);
-        let text = match fs::read(&path) {
+        let opened = open_regular(&path, OpenOptions::new().read(true));
+        let mut text = Vec::new();
+        match opened.and_then(|mut file| file.read_to_end(&mut text)) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Record::default()),
-            text => text.with_context(|| format!("cannot read {}", path.display()))?,
+            read => read.with_context(|| format!("cannot read {}", path.display()))?,
         };
         serde_json::from_slice(&text).with_context(|| {
             format!(
@@ -185,7 +184,9 @@ impl StateDir {
     pub(crate) fn write(&self, record: &Record) -> Result<()> {
         let (path, new) = (self.file(RECORD), self.file("state.json.new"));
         let text = serde_json::to_vec(record)?;
-        let written = File::create(&new)
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o644);
+        let written = open_regular(&new, &mut options)
             .and_then(|mut file| file.write_all(&text))
             .and_then(|()| fs::rename(&new, &path));
         written.with_context(|| format!("cannot write {}", path.display()))
@@ -217,8 +218,26 @@ impl StateDir {
     }
 }
 
+/// Opens a regular file. Whatever else is there could keep us waiting, or is somebody else's.
+pub(crate) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let is_other = || io::Error::new(ErrorKind::InvalidInput, "it is no regular file");
+    let file = match options.custom_flags(FLAGS).open(path) {
+        Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::NXIO | Errno::LOOP)) => {
+            return Err(is_other());
+        }
+        file => file?,
+    };
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(is_other()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
 
     /// Where nobody listens.
@@ -314,5 +333,35 @@ mod tests {
         fs::write(dir.path().join(RECORD), "{").unwrap();
         let error = open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("state.json is damaged"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_named_and_not_waited_for() {
+        let (fifo, link) = (FileType::Fifo, FileType::Symlink);
+        for (name, kind) in [RECORD, LOCK]
+            .map(|name| [(name, fifo), (name, link)])
+            .concat()
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(name);
+            match kind {
+                FileType::Fifo => mknodat(CWD, &path, kind, Mode::RUSR | Mode::WUSR, 0).unwrap(),
+                _ => std::os::unix::fs::symlink("/etc/hostname", &path).unwrap(),
+            }
+            let error = format!("{:#}", open(dir.path()).unwrap_err());
+            let named = format!("{name}: it is no regular file");
+            assert!(error.ends_with(&named), "{error}");
+            assert!(fs::symlink_metadata(&path).is_ok());
+        }
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_not_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, _) = open(dir.path()).unwrap();
+        let new = dir.path().join("state.json.new");
+        mknodat(CWD, &new, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let error = format!("{:#}", state.write(&record()).unwrap_err());
+        assert!(error.ends_with("it is no regular file"), "{error}");
     }
 }

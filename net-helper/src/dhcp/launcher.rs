@@ -24,6 +24,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_s
 use super::namespaces::Namespaces;
 use super::{Kept, calls, invalid, keeper, privileges};
 use crate::bridge_helper::inherited;
+use crate::state::open_regular;
 
 /// The first argument that makes this program a launcher; then the lock. The command lines of launchers do not name dnsmasq: `pkill -f` of that
 /// name ends dnsmasq and its keeper, and not what starts them again.
@@ -58,13 +59,9 @@ pub(super) fn prepare(lock: &Path, words: &[OsString]) -> io::Result<()> {
 }
 
 fn open(lock: impl AsRef<Path>) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(lock)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    open_regular(lock.as_ref(), options.mode(0o600))
 }
 
 /// The keeper's number as it stands there, and the words. Launchers share the file's position, and do not use it.

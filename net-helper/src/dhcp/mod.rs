@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::fs::{DirBuilder, OpenOptions, Permissions, set_permissions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -24,6 +24,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::network::{Mode, Network};
+use crate::state::open_regular;
 use crate::subnet::Ipv4Subnet;
 
 /// Where dnsmasq is. Not looked for in `$PATH`: this program runs as root.
@@ -223,13 +224,11 @@ impl User {
             }
             let file = path.join(LEASES);
             let mut options = OpenOptions::new();
-            options
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&file)?;
-            chown(&file, Some(self.user), Some(self.group))?;
-            set_permissions(&file, Permissions::from_mode(0o660))?;
+            options.write(true).create(true).truncate(false);
+            // dnsmasq may put anything there, and must not be given what a link leads to.
+            let file = open_regular(&file, &mut options)?;
+            fchown(&file, Some(self.user), Some(self.group))?;
+            file.set_permissions(Permissions::from_mode(0o660))?;
             chown(path, None, Some(self.group))?;
             set_permissions(path, Permissions::from_mode(0o770))
         };
