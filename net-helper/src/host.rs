@@ -260,8 +260,8 @@ impl Host {
 
     /// Whether there are guests of a run that was killed: somebody has a TAP device open that was made or taken over, and no lease.
     pub(crate) fn has_ports(&mut self) -> bool {
-        let links = &mut self.links;
-        let is_open = |port: &Port| match links.by_index(port.index) {
+        let (links, owner) = (&mut self.links, &self.record.owner);
+        let is_open = |port: &Port| match links.made_tap(port.index, owner) {
             Ok(link) => link.is_some_and(|link| link.has_carrier),
             Err(_) => true,
         };
@@ -300,7 +300,11 @@ impl Host {
             return errors;
         }
         for port in ports {
-            note(links.delete(port.index).map_err(Error::from));
+            let deleted = match links.made_tap(port.index, &record.owner) {
+                Ok(Some(tap)) => links.delete(tap.index),
+                found => found.map(drop),
+            };
+            note(deleted.map_err(Error::from));
         }
         for network in &record.networks {
             let removed = leftovers::remove(&mut links, &record, network);

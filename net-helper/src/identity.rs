@@ -11,6 +11,9 @@ use crate::link::Link;
 /// What the names of this program's TAP devices begin with.
 pub(crate) const TAP_PREFIX: &str = "bhtap";
 
+/// What the aliases of this program's interfaces begin with.
+const PREFIX: &str = "bulkhead-net-helper ";
+
 /// An address of QEMU's range, as guests of KVM have it.
 pub(crate) fn random_mac() -> Result<MacAddr> {
     let mut bytes = [0; 3];
@@ -45,7 +48,14 @@ impl Owner {
     }
 
     pub(crate) fn alias(&self, bridge: &InterfaceName) -> String {
-        format!("bulkhead-net-helper {} {bridge}", self.0)
+        format!("{PREFIX}{} {bridge}", self.0)
+    }
+
+    /// Whether an interface is a TAP device that was made for a client, of any bridge.
+    pub(crate) fn has_made(&self, link: &Link) -> bool {
+        let rest = link.alias.strip_prefix(PREFIX);
+        let rest = rest.and_then(|rest| rest.strip_prefix(&self.0));
+        link.is_tap && !self.is_nobody() && rest.is_some_and(|rest| rest.starts_with(' '))
     }
 
     /// Whether an interface is that bridge, or was made to be a port of it.
@@ -69,7 +79,15 @@ mod tests {
         assert!(owner.owns(&named(owner.alias(&a)), &a));
         assert!(!owner.owns(&named(owner.alias(&b)), &a));
         assert!(!owner.owns(&named(other.alias(&a)), &a));
+        let tap = |alias| Link {
+            is_tap: true,
+            ..named(alias)
+        };
+        assert!(owner.has_made(&tap(owner.alias(&a))) && owner.has_made(&tap(owner.alias(&b))));
+        assert!(!owner.has_made(&named(owner.alias(&a))));
+        assert!(!owner.has_made(&tap(other.alias(&a))));
         let nobody = Owner::default();
+        assert!(!nobody.has_made(&tap(nobody.alias(&a))));
         assert!(!nobody.owns(&named(nobody.alias(&a)), &a));
     }
 

@@ -16,6 +16,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 use tap::InterfaceName;
 
+use crate::identity::Owner;
 use crate::netlink::Netlink;
 use crate::nft::Attributes;
 use crate::subnet::Ipv4Subnet;
@@ -99,6 +100,11 @@ impl Links {
         let mut message = LinkMessage::default();
         message.header.index = index;
         self.get(message)
+    }
+
+    /// The interface with that index if the owner has made it for a client: when somebody has removed that one, another can have its index.
+    pub(crate) fn made_tap(&mut self, index: u32, owner: &Owner) -> io::Result<Option<Link>> {
+        Ok(self.by_index(index)?.filter(|link| owner.has_made(link)))
     }
 
     fn get(&mut self, message: LinkMessage) -> io::Result<Option<Link>> {

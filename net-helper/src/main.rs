@@ -61,7 +61,7 @@ use host::Host;
 use link::Links;
 use listen::Listener;
 use network::Network;
-use reclaim::Reclaim;
+use reclaim::{Own, Reclaim};
 use serve::Server;
 use state::{Record, StateDir};
 
@@ -190,7 +190,11 @@ fn serve(
     host.up(&config.networks)?;
     let removal = Links::open().context("cannot speak to the kernel about interfaces")?;
     confine::enter(&config.state).context("cannot confine the process")?;
-    let reclaim = Reclaim::start(removal, identity::random_group()?, server.closing.clone())?;
+    let own = Own {
+        owner: host.record.owner.clone(),
+        group: identity::random_group()?,
+    };
+    let reclaim = Reclaim::start(removal, own, server.closing.clone())?;
     notify::ready().context("cannot report readiness")?;
     host.is_complete = true;
     server.reclaim = Some(reclaim);

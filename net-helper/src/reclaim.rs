@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use bulkhead_net_protocol::Channel;
 
 use crate::connection::Closing;
+use crate::identity::Owner;
 use crate::link::Links;
 
 /// How many devices are removed at once.
@@ -24,6 +25,13 @@ pub(crate) struct Returned {
     pub(crate) index: u32,
     /// The connection that was its lease, and whose: closed last, since who waits for its end is to find the device gone.
     pub(crate) client: Option<(Channel, u32)>,
+}
+
+/// Whose the devices are, and the group that they are removed by.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pub(crate) owner: Owner,
+    pub(crate) group: u32,
 }
 
 /// The thread, and the devices that it has not removed yet.
@@ -41,14 +49,14 @@ struct Shared {
 }
 
 impl Reclaim {
-    /// Starts the thread; `links` is from before the process was confined, `group` a number that no interface has.
-    pub(crate) fn start(mut links: Links, group: u32, closing: Closing) -> Result<Self> {
+    /// Starts the thread; `links` is from before the process was confined, and no interface is in the group.
+    pub(crate) fn start(mut links: Links, own: Own, closing: Closing) -> Result<Self> {
         let (returned, receiver) = channel();
         let shared = Arc::new(Shared::default());
         let with_server = shared.clone();
         let work = move || {
             while let Some(batch) = next(&receiver, &with_server) {
-                if let Err(error) = remove(&mut links, &batch, group) {
+                if let Err(error) = remove(&mut links, &batch, &own) {
                     bulkhead_process::warn(&format!("cannot take back a TAP device: {error}"));
                 }
                 with_server
@@ -108,12 +116,19 @@ fn next(receiver: &Receiver<Returned>, shared: &Shared) -> Option<Vec<Returned>>
 }
 
 /// Several at once by a group that they are put in: the kernel then waits once for all processors to be done with them.
-fn remove(links: &mut Links, batch: &[Returned], group: u32) -> io::Result<()> {
-    if let [only] = batch {
-        return links.delete(only.index);
-    }
+fn remove(links: &mut Links, batch: &[Returned], own: &Own) -> io::Result<()> {
+    let mut taps = Vec::new();
     for device in batch {
-        links.set_group(device.index, group)?;
+        taps.extend(links.made_tap(device.index, &own.owner)?);
     }
-    links.delete_group(group)
+    match &taps[..] {
+        [] => Ok(()),
+        [only] => links.delete(only.index),
+        several => {
+            for tap in several {
+                links.set_group(tap.index, own.group)?;
+            }
+            links.delete_group(own.group)
+        }
+    }
 }

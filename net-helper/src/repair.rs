@@ -53,7 +53,7 @@ impl Host {
 
     fn release_adopted(&mut self, changed: &Ports) -> Vec<u32> {
         let mut ended = Vec::new();
-        let links = &mut self.links;
+        let (links, owner) = (&mut self.links, &self.record.owner);
         self.ports.retain(|port| {
             let has_changed = match changed {
                 Ports::Some(ports) => ports.contains(&port.index),
@@ -62,7 +62,7 @@ impl Host {
             if !port.is_adopted || !has_changed {
                 return true;
             }
-            match links.by_index(port.index) {
+            match links.made_tap(port.index, owner) {
                 Ok(Some(link)) if !link.has_carrier => ended.push(port.index),
                 Ok(None) => {}
                 Ok(Some(_)) | Err(_) => return true,

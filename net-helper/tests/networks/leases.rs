@@ -115,6 +115,41 @@ fn the_device_goes_with_the_connection_even_if_its_file_is_kept() {
 }
 
 #[test]
+fn an_interface_of_another_with_the_number_of_a_leased_device_stays() {
+    let test = "leases::an_interface_of_another_with_the_number_of_a_leased_device_stays";
+    on_own_host(test, || {
+        let folder = tempfile::tempdir().unwrap();
+        let helper = Helper::start(folder.path(), "--network dhcp=off");
+        let replaced = |name: &str| {
+            let lease = helper.lease(&TapRequest::on("default")).unwrap();
+            let tap = &lease.info.interface;
+            let index = run(&format!("ip -o link show dev {tap} | cut -d: -f1"));
+            run(&format!(
+                "ip link del {tap} && ip link add {name} index {} type bridge",
+                index.trim()
+            ));
+            lease
+        };
+        drop(replaced("mine0"));
+        // Several at once.
+        let others = ["mine1", "mine2"].map(replaced);
+        let last = helper.lease(&TapRequest::on("default")).unwrap();
+        let kept = replaced("mine3");
+        helper.signal(Signal::STOP);
+        let tap = last.info.interface.clone();
+        drop((others, last));
+        helper.signal(Signal::CONT);
+        eventually("the device is gone", || !exists(&tap));
+        // At the end of the helper.
+        helper.stop();
+        drop(kept);
+        for name in ["mine0", "mine1", "mine2", "mine3"] {
+            assert!(exists(name), "{name}");
+        }
+    });
+}
+
+#[test]
 fn requests_that_cannot_be_met_are_refused_with_a_reason() {
     on_own_host(
         "leases::requests_that_cannot_be_met_are_refused_with_a_reason",
