@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
@@ -44,6 +44,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long the keeper gets to end in order.
 const PATIENCE: Duration = Duration::from_secs(4);
+
+/// How long the lock may be another's, and how often we look.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the lock has in it: the number of the keeper, in that many bytes, and the words of [`Kept`] with a zero between them.
 const KEEPER: usize = 16;
@@ -108,7 +112,9 @@ fn first(args: &[OsString]) -> io::Result<()> {
     let lock = open(lock)?;
     let words = read(&lock)?.1;
     let kept = Kept::parse(&words).ok_or_else(invalid)?;
-    flock(&lock, FlockOperation::LockExclusive)?;
+    if !take(&lock)? {
+        return Ok(());
+    }
     let (namespaces, missing) = Namespaces::enter(&kept)?;
     if let Some(missing) = missing {
         let loss = match namespaces.is_isolated() {
@@ -122,6 +128,26 @@ fn first(args: &[OsString]) -> io::Result<()> {
         )?;
     }
     Launcher::new(lock, kept, namespaces, false)?.run()
+}
+
+/// Takes the lock, which a launcher of a helper that was killed holds until it has ended; whether the helper lives.
+fn take(lock: &File) -> io::Result<bool> {
+    let until = Instant::now() + LOCK_PATIENCE;
+    let stdin = io::stdin();
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+            taken => return Ok(taken.map(|()| true)?),
+        }
+        if Instant::now() > until {
+            return Err(io::Error::other(
+                "another process has had its lock for 10 s: a launcher before it may be stopped",
+            ));
+        }
+        if ready([stdin.as_fd()], Some(LOCK_PAUSE))? == [true] && told()?.is_none() {
+            return Ok(false);
+        }
+    }
 }
 
 fn second(args: &[OsString]) -> io::Result<()> {
@@ -361,10 +387,10 @@ pub(super) fn ready<const N: usize>(
     fds: [BorrowedFd<'_>; N],
     patience: Option<Duration>,
 ) -> io::Result<[bool; N]> {
-    let until = patience.map(|p| std::time::Instant::now() + p);
+    let until = patience.map(|p| Instant::now() + p);
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     loop {
-        let left = until.map(|until| until.saturating_duration_since(std::time::Instant::now()));
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut polled, left.as_ref()) {
             Err(Errno::INTR) => {}

@@ -14,12 +14,13 @@ mod privileges;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, OpenOptions, Permissions, set_permissions};
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{PermissionsExt, chown, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -33,6 +34,9 @@ const PROGRAMS: &[&str] = &[
     "/usr/bin/dnsmasq",
     "/usr/local/sbin/dnsmasq",
 ];
+
+/// How long a launcher may take to end, which gives the keeper 4 s.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// The file of the leases in its folder.
 const LEASES: &str = "leases";
@@ -172,7 +176,7 @@ impl Dhcp {
         &self.network
     }
 
-    /// Ends dnsmasq and what started it, and waits until they have.
+    /// Ends dnsmasq and what started it, and waits until they have, unless one of them is stopped.
     pub(crate) fn stop(self) -> Result<()> {
         let Dhcp {
             mut launcher,
@@ -182,9 +186,31 @@ impl Dhcp {
         } = self;
         drop(orders);
         // The launcher may have been killed, and its standby be at work: the pipe closes when the last of them ends.
-        let _ = io::copy(&mut reports, &mut io::sink());
+        if !closes(reports.get_mut())? {
+            bail!(
+                "network {network}: the launcher of dnsmasq (process {}) or what it has started has not ended within {} s: it may be stopped",
+                launcher.id(),
+                PATIENCE.as_secs()
+            );
+        }
         let waited = launcher.wait().map(drop);
         waited.with_context(|| format!("network {network}: cannot wait for dnsmasq"))
+    }
+}
+
+/// Reads a pipe to its end, if that comes in time.
+fn closes(pipe: &mut ChildStdout) -> io::Result<bool> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() || launcher::ready([pipe.as_fd()], Some(left))? == [false] {
+            return Ok(false);
+        }
+        match pipe.read(&mut [0; 1024]) {
+            Ok(0) => return Ok(true),
+            Err(e) if e.kind() != ErrorKind::Interrupted => return Err(e),
+            _ => {}
+        }
     }
 }
 

@@ -140,3 +140,27 @@ fn without_a_helper_dnsmasq_ends_by_itself() {
         eventually("dnsmasq ends", || dnsmasqs().is_empty());
     });
 }
+
+#[test]
+fn a_launcher_that_is_stopped_keeps_no_helper_from_its_end() {
+    let test = "deaths::a_launcher_that_is_stopped_keeps_no_helper_from_its_end";
+    on_own_host(test, || {
+        let folder = tempfile::tempdir().unwrap();
+        let said = folder.path().join("said");
+        let options = format!("--state-dir {}/state", folder.path().display());
+        let helper = Helper::start_writing(&said, folder.path(), &options);
+        let launcher = Family::of(&helper, &[]).launcher;
+        let signal = |signal| kill_process(Pid::from_raw(launcher).unwrap(), signal);
+        signal(Signal::STOP).unwrap();
+        let start = Instant::now();
+        helper.signal(Signal::TERM);
+        helper.wait_for_the_end();
+        let (took, said) = (start.elapsed(), std::fs::read_to_string(said).unwrap());
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        assert!(said.contains(&format!("process {launcher})")), "{said}");
+        // The kernel may have woken it already.
+        let _ = signal(Signal::CONT);
+        eventually("dnsmasq ends", || dnsmasqs().is_empty());
+        Helper::start(folder.path(), &options).stop();
+    });
+}
