@@ -17,7 +17,7 @@ pub(crate) struct Args {
     #[arg(long, value_parser = name)]
     pub(crate) name: String,
     /// Number of virtual CPUs
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = cpus)]
     pub(crate) cpus: u8,
     /// Memory, with a suffix K, M, G or T
     #[arg(long, default_value = "512M", value_parser = memory)]
@@ -131,6 +131,11 @@ fn by_name(path: &Path) -> Option<String> {
         _ => return None,
     };
     Some(format.to_owned())
+}
+
+fn cpus(text: &str) -> Result<u8, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "it must be 1 to 255".to_owned())
 }
 
 /// As `bulkhead-vmm` reads it, which looks at the range.
