@@ -79,25 +79,35 @@ fn monitor(folder: &Path) -> PathBuf {
     folder.join("monitor")
 }
 
-/// Has the daemon do something (QEMU Machine Protocol).
-fn order(folder: &Path, command: &str) {
-    let mut monitor = BufReader::new(UnixStream::connect(monitor(folder)).unwrap());
-    let mut line = String::new();
-    monitor.read_line(&mut line).unwrap();
-    for command in [r#"{"execute": "qmp_capabilities"}"#, command] {
-        monitor.get_mut().write_all(command.as_bytes()).unwrap();
-        loop {
-            line.clear();
-            assert!(
-                monitor.read_line(&mut line).unwrap() > 0,
-                "the daemon ended after {command}"
-            );
-            // Events come between.
-            if !line.contains("\"event\"") {
-                break;
-            }
+/// A connection to the daemon's monitor (QEMU Machine Protocol). One for each daemon: it takes one at a time, and may close the next with
+/// the last.
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    fn connect(folder: &Path) -> Self {
+        let stream = UnixStream::connect(monitor(folder)).unwrap();
+        let mut monitor = Self(BufReader::new(stream));
+        monitor.line("the connection");
+        monitor.order(r#"{"execute": "qmp_capabilities"}"#);
+        monitor
+    }
+
+    /// Has the daemon do something.
+    fn order(&mut self, command: &str) {
+        self.0.get_mut().write_all(command.as_bytes()).unwrap();
+        let mut line = self.line(command);
+        // Events come between.
+        while line.contains("\"event\"") {
+            line = self.line(command);
         }
         assert!(line.contains("return"), "{line}");
+    }
+
+    fn line(&mut self, after: &str) -> String {
+        let mut line = String::new();
+        let length = self.0.read_line(&mut line).unwrap();
+        assert!(length > 0, "the daemon closed its monitor after {after}");
+        line
     }
 }
 
@@ -254,14 +264,12 @@ fn a_disk_that_grows_tells_the_guest() {
     let events = Arc::<Events>::default();
     let mut guest = connect(folder.path(), &events);
     guest.activate();
+    let mut monitor = Monitor::connect(folder.path());
     for (round, size) in [(1, 2), (2, 3)] {
-        order(
-            folder.path(),
-            &format!(
-                r#"{{"execute": "block_resize", "arguments": {{"node-name": "file", "size": {}}}}}"#,
-                size << 20
-            ),
-        );
+        monitor.order(&format!(
+            r#"{{"execute": "block_resize", "arguments": {{"node-name": "file", "size": {}}}}}"#,
+            size << 20
+        ));
         wait("the news", || events.config_changes() == round);
         let mut capacity = [0; 8];
         guest.frontend.read_config(0, &mut capacity);
@@ -273,8 +281,7 @@ fn a_disk_that_grows_tells_the_guest() {
     daemon.kill();
     let _daemon = Daemon::start(folder.path());
     wait("the return", || events.back() == 1);
-    order(
-        folder.path(),
+    Monitor::connect(folder.path()).order(
         r#"{"execute": "block_resize", "arguments": {"node-name": "file", "size": 1048576}}"#,
     );
     wait("the news", || events.config_changes() == 3);
