@@ -172,12 +172,7 @@ fn lines_of(command: &mut Command) -> Result<impl Iterator<Item = String>> {
 }
 
 fn files_below(folder: &Path, state: &mut BTreeSet<String>) {
-    for path in std::fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-    {
+    for path in entries(folder) {
         state.insert(format!("runtime file {}", path.display()));
         files_below(&path, state);
     }

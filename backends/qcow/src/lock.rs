@@ -60,7 +60,8 @@ const ALL_BYTES: (i64, i64) = (
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // The image's storage may still have the file open; and a child that another thread has just forked has the description, too, until it starts its program.
+        // The image's storage may still have the file open; and a child that another thread has just forked has the description, too,
+        // until it starts its program.
         let mut all = flock(libc::F_UNLCK, ALL_BYTES.0);
         all.l_len = ALL_BYTES.1;
         let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&all));

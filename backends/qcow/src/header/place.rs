@@ -50,11 +50,11 @@ pub(crate) fn fits_twice(header: &Header) -> bool {
     })
 }
 
-/// Whether the header in the file leaves the end of the first cluster, from `at` on, to others.
-pub(crate) fn leaves_end(storage: &dyn Storage, header: &Header, at: usize) -> Result<bool> {
+/// Whether the header in the file leaves the end of the first cluster to what says how far a journal has got.
+pub(crate) fn leaves_end(storage: &dyn Storage, header: &Header) -> Result<bool> {
     let cluster = 1usize << header.cluster_bits;
     let live = Live::of(&read(storage, cluster)?).ok_or_else(damaged)?;
-    Ok(live.leaves(at, cluster))
+    Ok(live.leaves(cluster - PROGRESS, cluster))
 }
 
 /// What a header may fill of the first cluster: with a journal, all but what says how far that has got.

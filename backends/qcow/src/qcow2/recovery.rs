@@ -12,7 +12,7 @@ use crate::header::{Header, place};
 use crate::journal_file::session::{self, GO_ON, Session};
 use crate::journal_file::{Beside, JournalFile, boot_id};
 use crate::options::OpenOptions;
-use crate::progress::{self, PROGRESS, Progress};
+use crate::progress::{self, Progress};
 use crate::qcow2::commit::{Steps, io_failed};
 use crate::qcow2::{Qcow2, read_header};
 use crate::report::{CheckResult, Repair};
@@ -207,21 +207,19 @@ impl Qcow2 {
         let is_free = progress
             .is_free()
             .map_err(io_failed("cannot read the header"))?;
-        let end = self.cluster_size as usize - PROGRESS;
-        if !is_free || !place::leaves_end(&*self.storage, header, end)? {
+        if !is_free || !place::leaves_end(&*self.storage, header)? {
             return Ok(None);
         }
-        let begun = file.begin(progress.clone()).ok();
+        let begun = file.begin(progress).ok();
         let begun = begun
             .and_then(|(session, notes, journal)| Some((session.begin(header)?, notes, journal)));
         if begun.is_none() {
-            // At worst some bytes stay that nobody reads.
-            let _ = progress.clear();
+            self.forget_progress();
         }
         Ok(begun)
     }
 
-    /// No session is under way any more, as the header in the file says: it need not say how far its journal has got.
+    /// No session is under way, as the header in the file says: it need not say how far its journal has got.
     pub(super) fn forget_progress(&self) {
         // At worst some bytes stay that nobody reads.
         let _ = Progress::of(&self.storage, self.cluster_size).clear();
