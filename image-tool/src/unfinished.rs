@@ -32,6 +32,30 @@ pub(crate) fn in_place(path: &Path, is_marked: bool) {
     list.push(Unfinished::InPlace(path.to_owned(), is_marked));
 }
 
+/// As [`in_place`], where `mark` has the image itself say so, and returns whether it could. A signal meanwhile waits for its end, so that
+/// what is reported then is what the image says.
+pub(crate) fn in_place_marked<E>(
+    path: &Path,
+    mark: impl FnOnce() -> Result<bool, E>,
+) -> Result<bool, E> {
+    let mut list = list();
+    let is_marked = mark()?;
+    retain_others(&mut list, path);
+    list.push(Unfinished::InPlace(path.to_owned(), is_marked));
+    Ok(is_marked)
+}
+
+/// As [`finished`], once `unmark` has had the image say so. A signal meanwhile waits for its end.
+pub(crate) fn finished_unmarked<E>(
+    path: &Path,
+    unmark: impl FnOnce() -> Result<(), E>,
+) -> Result<(), E> {
+    let mut list = list();
+    unmark()?;
+    retain_others(&mut list, path);
+    Ok(())
+}
+
 /// It has its own name, is whole or is gone.
 pub(crate) fn finished(path: &Path) {
     retain_others(&mut list(), path);

@@ -180,19 +180,16 @@ impl Destination {
             return Ok(false);
         }
         let path = self.image().path();
-        let marked = self.image().set_incomplete(true);
-        let marked = marked.map_err(|error| anyhow!("{}", reason(&error, path)))?;
-        unfinished::in_place(path, marked);
-        Ok(marked)
+        let marked = unfinished::in_place_marked(path, || self.image().set_incomplete(true));
+        marked.map_err(|error| anyhow!("{}", reason(&error, path)))
     }
 
     /// What was marked is whole again, and on the medium.
     pub(crate) fn unmark(&self) -> Result<()> {
         let path = self.image().path();
-        let unmarked = self.image().set_incomplete(false);
-        unmarked.map_err(|error| anyhow!("{}", reason(&error, path)))?;
-        unfinished::finished(path);
-        Ok(())
+        let unmarked =
+            unfinished::finished_unmarked(path, || self.image().set_incomplete(false).map(|_| ()));
+        unmarked.map_err(|error| anyhow!("{}", reason(&error, path)))
     }
 
     /// The copy is complete: closes the image and gives it its name.
