@@ -16,13 +16,13 @@ use bulkhead_kvm::{BootState, Interrupts, Vcpu, Vm, guest_ram};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::broker::Broker;
+use crate::buses::Buses;
 use crate::config::{PayloadConfig, VmConfig};
 use crate::console::Console;
-use crate::ending::Endings;
 use crate::host;
-use crate::hypervisor::Kvm;
-use crate::platform::Buses;
+use crate::kvm::Kvm;
 use crate::reports::Reports;
+use crate::stop::Stop;
 
 /// A machine that is ready to run.
 pub(crate) struct Machine {
@@ -46,8 +46,8 @@ impl Machine {
         let vm = Vm::new(allocate(config, &layout)?)?;
         let interrupts = vm.interrupts()?;
         let buses = {
-            let endings = Endings::new().context("cannot make an eventfd for the guest's end")?;
-            Arc::new(Buses::new(Arc::new(endings)))
+            let stop = Stop::new().context("cannot make an eventfd for the guest's end")?;
+            Arc::new(Buses::new(Arc::new(stop)))
         };
 
         let console = add_serial(console, &buses.ports, &interrupts)?;
@@ -175,7 +175,7 @@ fn add_serial(
 }
 
 fn add_power(buses: &Buses) -> anyhow::Result<()> {
-    let registers = crate::power::PowerRegisters(buses.endings.clone());
+    let registers = crate::power::PowerRegisters(buses.stop.clone());
     insert(&buses.ports, POWER_PORTS, Arc::new(registers))
 }
 

@@ -11,17 +11,17 @@ mod api;
 mod args;
 mod broker;
 mod build;
+mod buses;
 mod config;
 mod confine;
 mod console;
-mod ending;
 mod host;
-mod hypervisor;
+mod kvm;
 mod machine;
-mod platform;
 mod power;
 mod reports;
 mod run;
+mod stop;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ use broker::Broker;
 use bulkhead_process::signals::{self, SignalFd};
 use bulkhead_process::usage;
 use console::Console;
-use ending::Ending;
+use stop::StopReason;
 
 const RESET: u8 = 3;
 const CRASH: u8 = 4;
@@ -90,13 +90,13 @@ fn serve(args: Args, signals: &SignalFd, broker: &Broker) -> anyhow::Result<Exit
     broker.seal()?;
     stage.finish()?;
     // From here on the process can do nothing but run this guest.
-    let ending = run::run(&config, &mut machine, &mut server, signals)?;
+    let reason = run::run(&config, &mut machine, &mut server, signals)?;
     machine.finish();
     drop(machine);
-    Ok(match ending {
-        Ending::PowerOff | Ending::Stopped => ExitCode::SUCCESS,
-        Ending::Reset => ExitCode::from(RESET),
-        Ending::Crash(vcpu, crash) => {
+    Ok(match reason {
+        StopReason::PowerOff | StopReason::Requested => ExitCode::SUCCESS,
+        StopReason::Reset => ExitCode::from(RESET),
+        StopReason::Crash(vcpu, crash) => {
             bulkhead_process::report(&format!("the guest crashed: vCPU {vcpu}: {crash}"));
             ExitCode::from(CRASH)
         }

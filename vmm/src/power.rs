@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bulkhead_boot::layout::{RESET_VALUE, SLEEP_TYPE_S5};
 use bulkhead_devices::BusDevice;
 
-use crate::ending::{Ending, Endings};
+use crate::stop::{Stop, StopReason};
 
 const SLEEP_CONTROL: u64 = 0;
 const RESET: u64 = 2;
@@ -15,7 +15,7 @@ const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 
 /// Sleep control, sleep status and reset: one byte each. They read as zero: nothing has woken the guest.
-pub(crate) struct PowerRegisters(pub(crate) Arc<Endings>);
+pub(crate) struct PowerRegisters(pub(crate) Arc<Stop>);
 
 impl BusDevice for PowerRegisters {
     fn read(&self, _: u64, data: &mut [u8]) {
@@ -28,9 +28,9 @@ impl BusDevice for PowerRegisters {
                 if value & SLEEP_ENABLE != 0
                     && value >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK == SLEEP_TYPE_S5 =>
             {
-                self.0.tell(Ending::PowerOff);
+                self.0.report(StopReason::PowerOff);
             }
-            (RESET, Some(&RESET_VALUE)) => self.0.tell(Ending::Reset),
+            (RESET, Some(&RESET_VALUE)) => self.0.report(StopReason::Reset),
             _ => {}
         }
     }
@@ -42,17 +42,17 @@ mod tests {
 
     #[test]
     fn only_the_right_value_in_the_right_register_ends_the_guest() {
-        for (offset, value, ending) in [
-            (0, 0x34, Some(Ending::PowerOff)),
+        for (offset, value, reason) in [
+            (0, 0x34, Some(StopReason::PowerOff)),
             (0, 0x14, None), // not enabled
             (0, 0x24, None), // another sleep type
             (1, 0x34, None),
-            (2, 1, Some(Ending::Reset)),
+            (2, 1, Some(StopReason::Reset)),
             (2, 0, None),
         ] {
-            let endings = Arc::new(Endings::new().unwrap());
-            PowerRegisters(endings.clone()).write(offset, &[value]);
-            assert_eq!(endings.first(), ending, "{value:#x} to {offset}");
+            let stop = Arc::new(Stop::new().unwrap());
+            PowerRegisters(stop.clone()).write(offset, &[value]);
+            assert_eq!(stop.reason(), reason, "{value:#x} to {offset}");
         }
     }
 }

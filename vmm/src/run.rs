@@ -15,13 +15,13 @@ use crate::build::{Build, Builder};
 use crate::config::VmConfig;
 use crate::confine;
 use crate::console::Console;
-use crate::ending::Ending;
 use crate::machine::Machine;
+use crate::stop::StopReason;
 
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Signal,
-    Ended,
+    Stopped,
     /// The machine is built, or cannot be.
     Built,
     /// Something happened to a backend.
@@ -123,7 +123,7 @@ pub(crate) fn run(
     machine: &mut Machine,
     server: &mut Option<Server>,
     signals: &SignalFd,
-) -> anyhow::Result<Ending> {
+) -> anyhow::Result<StopReason> {
     if let Some((console, serial)) = &mut machine.console {
         console.start(serial, confine::enter_serial)?;
     }
@@ -132,8 +132,8 @@ pub(crate) fn run(
     }
     let vcpus = std::mem::take(&mut machine.vcpus);
     let vcpus = Vcpus::start(vcpus, &machine.buses, false, confine::enter_vcpu)?;
-    let endings = machine.buses.endings.clone();
-    let running = Running::new(config, &vcpus, &endings);
+    let stop = machine.buses.stop.clone();
+    let running = Running::new(config, &vcpus, &stop);
     if let Some(server) = server {
         server.resolve(&Response::Done, |request| running.answer(request));
         server.tidy();
@@ -144,7 +144,9 @@ pub(crate) fn run(
         let deadline = deadline.into_iter().chain(machine.reports.deadline()).min();
         for event in wait(sources(machine, server.as_ref(), signals), deadline)? {
             match (event, &mut *server) {
-                (Event::Signal, _) if signals.take()?.is_some() => endings.tell(Ending::Stopped),
+                (Event::Signal, _) if signals.take()?.is_some() => {
+                    stop.report(StopReason::Requested)
+                }
                 (Event::Api(event), Some(server)) => {
                     server.handle(event, |request| running.answer(request));
                 }
@@ -154,13 +156,13 @@ pub(crate) fn run(
         if let Some(server) = server {
             server.tidy();
         }
-        if let Some(ending) = endings.first() {
-            // What becomes of backends from here on is part of the end.
+        if let Some(reason) = stop.reason() {
+            // From here on a backend that goes away is expected: nothing is reported.
             machine
                 .frontends
                 .iter()
                 .for_each(|frontend| frontend.close());
-            return Ok(ending);
+            return Ok(reason);
         }
         machine.reports.write();
     }
@@ -206,7 +208,7 @@ fn sources<'a>(
     signals: &'a SignalFd,
 ) -> Vec<Source<'a>> {
     let mut sources = base_sources(signals, server);
-    sources.push(source(Event::Ended, machine.buses.endings.told()));
+    sources.push(source(Event::Stopped, machine.buses.stop.event()));
     sources.push(source(Event::Backend, machine.reports.noted()));
     sources
 }

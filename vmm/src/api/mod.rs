@@ -24,7 +24,7 @@ use bulkhead_kvm::Vcpus;
 use serde_json::{Map, Value, json};
 
 use crate::config::VmConfig;
-use crate::ending::{Ending, Endings};
+use crate::stop::{Stop, StopReason};
 pub(crate) use http::{Request, Response, Status};
 pub(crate) use server::{ApiEvent, Reply, Server};
 
@@ -213,16 +213,16 @@ impl Waiting {
 pub(crate) struct Running<'a> {
     config: &'a VmConfig,
     vcpus: &'a Vcpus,
-    endings: &'a Endings,
+    stop: &'a Stop,
     deleted: Cell<bool>,
 }
 
 impl<'a> Running<'a> {
-    pub(crate) fn new(config: &'a VmConfig, vcpus: &'a Vcpus, endings: &'a Endings) -> Self {
+    pub(crate) fn new(config: &'a VmConfig, vcpus: &'a Vcpus, stop: &'a Stop) -> Self {
         Self {
             config,
             vcpus,
-            endings,
+            stop,
             deleted: Cell::new(false),
         }
     }
@@ -230,7 +230,7 @@ impl<'a> Running<'a> {
     /// Answers a request.
     pub(crate) fn answer(&self, request: &Request) -> Reply {
         let response = match name(request, !self.deleted.get()) {
-            Ok(name) if self.endings.first().is_some() => self.answer_ended(name),
+            Ok(name) if self.stop.reason().is_some() => self.answer_ended(name),
             Ok(name) => self.answer_running(name),
             Err(response) => response,
         };
@@ -254,7 +254,7 @@ impl<'a> Running<'a> {
             }
             "vm.resume" => error(Status::NotAllowed, "the guest is not paused"),
             "vm.shutdown" | "vmm.shutdown" | "vm.delete" => {
-                self.endings.tell(Ending::Stopped);
+                self.stop.report(StopReason::Requested);
                 self.deleted.set(name != "vm.shutdown");
                 Response::Done
             }

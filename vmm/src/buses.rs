@@ -1,25 +1,25 @@
-//! What the vCPUs meet outside their RAM: two buses, and an end.
+//! Where a vCPU's accesses outside RAM go: the port and memory buses, and why the VM stopped.
 
 use std::sync::Arc;
 
 use bulkhead_devices::Bus;
 use bulkhead_kvm::{Crash, Platform};
 
-use crate::ending::{Ending, Endings};
+use crate::stop::{Stop, StopReason};
 
 /// The two address spaces that devices are in.
 pub(crate) struct Buses {
     pub(crate) ports: Bus,
     pub(crate) memory: Bus,
-    pub(crate) endings: Arc<Endings>,
+    pub(crate) stop: Arc<Stop>,
 }
 
 impl Buses {
-    pub(crate) fn new(endings: Arc<Endings>) -> Self {
+    pub(crate) fn new(stop: Arc<Stop>) -> Self {
         Self {
             ports: Bus::new(),
             memory: Bus::new(),
-            endings,
+            stop,
         }
     }
 }
@@ -42,6 +42,6 @@ impl Platform for Buses {
     }
 
     fn crashed(&self, vcpu: u8, crash: Crash) {
-        self.endings.tell(Ending::Crash(vcpu, crash));
+        self.stop.report(StopReason::Crash(vcpu, crash));
     }
 }
