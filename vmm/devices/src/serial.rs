@@ -14,7 +14,7 @@ use crate::bus::BusDevice;
 /// The modem control register: it has the loop-back bit.
 const MCR: u8 = 4;
 
-/// How many registers, and so how many bytes of the bus.
+/// The number of registers, of one byte each.
 pub const SERIAL_LEN: u64 = 8;
 
 struct Irq(EventFd);
@@ -27,40 +27,40 @@ impl Trigger for Irq {
     }
 }
 
-/// An eventfd that is readable once there is room.
-struct Room(OwnedFd);
+/// An eventfd that is readable when the receive FIFO has space again.
+struct SpaceEvent(OwnedFd);
 
-impl Room {
-    fn tell(&self) {
+impl SpaceEvent {
+    fn signal(&self) {
         // It only fails when the counter is full, and then it is readable already.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    fn forget(&self) {
-        // It only fails when there is nothing to forget.
+    fn clear(&self) {
+        // It only fails when the counter is zero already.
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }
 
-impl SerialEvents for Room {
+impl SerialEvents for SpaceEvent {
     fn buffer_read(&self) {}
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
 
     fn in_buffer_empty(&self) {
-        self.tell();
+        self.signal();
     }
 }
 
-type Uart = vm_superio::Serial<Irq, Room, Box<dyn Write + Send>>;
+type Uart = vm_superio::Serial<Irq, SpaceEvent, Box<dyn Write + Send>>;
 
 /// A 16550 serial port.
 ///
-/// Output is written out byte by byte; a writer that blocks holds the guest up, so that nothing is lost. For
-/// input there is [`Self::feed`], which takes what fits, and [`Self::room`], which tells when more will fit.
+/// Output is written byte by byte; a writer that blocks holds the guest up, so that nothing is lost. [`Self::enqueue`] takes as
+/// much input as the receive FIFO has space for, and [`Self::space_event`] signals when there is space again.
 pub struct Serial {
     uart: Mutex<Uart>,
-    room: Room,
+    space: SpaceEvent,
 }
 
 impl Serial {
@@ -69,32 +69,31 @@ impl Serial {
     /// # Errors
     /// When no eventfd can be had.
     pub fn new(irq: EventFd, out: Box<dyn Write + Send>) -> io::Result<Self> {
-        let room = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        let uart = Uart::with_events(Irq(irq), Room(room.try_clone()?), out);
-        let room = Room(room);
+        let space = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let uart = Uart::with_events(Irq(irq), SpaceEvent(space.try_clone()?), out);
         Ok(Self {
             uart: Mutex::new(uart),
-            room,
+            space: SpaceEvent(space),
         })
     }
 
-    /// Gives the guest as many of `bytes` as fit in the receive FIFO, and says how many that was. When it was fewer
-    /// than all of them, wait for [`Self::room`] and offer the rest again.
-    pub fn feed(&self, bytes: &[u8]) -> usize {
-        // The counter is emptied before the FIFO is filled: what the guest reads from here on signals it again.
-        self.room.forget();
+    /// Puts as many of `bytes` into the receive FIFO as it has space for, and returns their number. If some are left, wait for
+    /// [`Self::space_event`] and enqueue them again.
+    pub fn enqueue(&self, bytes: &[u8]) -> usize {
+        // The event is cleared before the FIFO is filled, so that whatever the guest reads from here on signals it again.
+        self.space.clear();
         let mut uart = self.uart();
         let fits = bytes.len().min(uart.fifo_capacity());
         match bytes.get(..fits) {
-            // An interrupt that cannot be signalled is pending already: the bytes are in the FIFO all the same.
+            // If the interrupt cannot be signalled, it is pending already, and the bytes are in the FIFO all the same.
             Some(some) if fits > 0 => uart.enqueue_raw_bytes(some).unwrap_or(fits),
             _ => 0,
         }
     }
 
-    /// Becomes readable when the guest has emptied the receive FIFO, or may have begun to listen.
-    pub fn room(&self) -> BorrowedFd<'_> {
-        self.room.0.as_fd()
+    /// Becomes readable when the guest has emptied the receive FIFO or may have left loop-back mode.
+    pub fn space_event(&self) -> BorrowedFd<'_> {
+        self.space.0.as_fd()
     }
 
     fn uart(&self) -> MutexGuard<'_, Uart> {
@@ -104,7 +103,7 @@ impl Serial {
 
 impl BusDevice for Serial {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        // The registers are bytes; of a wider access only the first byte is the port's, as on the ISA bus.
+        // The registers are bytes. Of a wider access only the first byte reaches the port, as on the ISA bus.
         if let (Ok(register), Some(byte)) = (u8::try_from(offset), data.first_mut()) {
             *byte = self.uart().read(register);
         }
@@ -112,11 +111,11 @@ impl BusDevice for Serial {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let (Ok(register), Some(&byte)) = (u8::try_from(offset), data.first()) {
-            // What fails is the writer behind the port (say, a closed terminal): the guest's business goes on.
+            // Only the writer can fail, for example at a closed terminal. The guest runs on.
             let _ = self.uart().write(register, byte);
             if register == MCR {
-                // In loop-back the port takes no input: whoever waits with some should try again.
-                self.room.tell();
+                // The port takes no input while it is in loop-back mode, which this write may have ended.
+                self.space.signal();
             }
         }
     }
@@ -148,9 +147,9 @@ mod tests {
 
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
-    /// Whether room was told of, since the last time.
-    fn taken(port: &Serial) -> bool {
-        rustix::io::read(port.room(), &mut [0; 8]).is_ok()
+    /// Whether space was signalled since the last call.
+    fn took_space_event(port: &Serial) -> bool {
+        rustix::io::read(port.space_event(), &mut [0; 8]).is_ok()
     }
 
     fn port() -> (Serial, EventFd, Out) {
@@ -180,7 +179,7 @@ mod tests {
         port.write(IER, &[1]);
         let _ = irq.read();
 
-        assert_eq!(port.feed(b"ab"), 2);
+        assert_eq!(port.enqueue(b"ab"), 2);
 
         assert!(irq.read().is_ok());
         assert_eq!(read(&port, LSR) & 1, 1);
@@ -194,16 +193,16 @@ mod tests {
         let input: Vec<u8> = (0..=255).cycle().take(1000).collect();
         let (mut sent, mut got) = (0, Vec::new());
         while got.len() < input.len() {
-            sent += port.feed(&input[sent..]);
+            sent += port.enqueue(&input[sent..]);
             assert!(sent - got.len() <= 64, "more than the FIFO holds");
             if sent < input.len() {
-                assert_eq!(port.feed(&input[sent..]), 0);
-                assert!(!taken(&port), "no room, but told so");
+                assert_eq!(port.enqueue(&input[sent..]), 0);
+                assert!(!took_space_event(&port), "signalled without space");
             }
             while read(&port, LSR) & 1 == 1 {
                 got.push(read(&port, DATA));
             }
-            assert!(taken(&port), "room, but not told");
+            assert!(took_space_event(&port), "space, but not signalled");
         }
         assert_eq!(got, input);
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bulkhead_devices::vhost_user::{
-    FrontendConfig, Particulars, TYPE_BLOCK, TYPE_FS, TYPE_NET, device_type, usual_queues,
+    DeviceOptions, FrontendConfig, TYPE_BLOCK, TYPE_FS, TYPE_NET, device_type, usual_queues,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -146,9 +146,9 @@ impl DiskConfig {
             device_type: TYPE_BLOCK,
             num_queues: Some(self.num_queues),
             queue_sizes: vec![self.queue_size],
-            particulars: Particulars {
+            options: DeviceOptions {
                 read_only: self.readonly,
-                ..Particulars::default()
+                ..DeviceOptions::default()
             },
         }
     }
@@ -161,10 +161,10 @@ impl NetConfig {
             device_type: TYPE_NET,
             num_queues: Some(self.num_queues),
             queue_sizes: vec![self.queue_size],
-            particulars: Particulars {
+            options: DeviceOptions {
                 mac: self.mac.map(|MacAddress(bytes)| bytes),
                 mtu: self.mtu,
-                ..Particulars::default()
+                ..DeviceOptions::default()
             },
         }
     }
@@ -178,9 +178,9 @@ impl FsConfig {
             // One more, for requests that overtake.
             num_queues: Some(self.num_queues.saturating_add(1)),
             queue_sizes: vec![self.queue_size],
-            particulars: Particulars {
+            options: DeviceOptions {
                 tag: Some(self.tag.clone()),
-                ..Particulars::default()
+                ..DeviceOptions::default()
             },
         }
     }
@@ -203,9 +203,9 @@ impl VhostUserConfig {
             device_type: number,
             num_queues: count.or(self.num_queues),
             queue_sizes: sizes.clone().unwrap_or_else(size),
-            particulars: Particulars {
+            options: DeviceOptions {
                 tag: self.tag.clone(),
-                ..Particulars::default()
+                ..DeviceOptions::default()
             },
         }
     }
@@ -240,7 +240,7 @@ pub(super) fn check(device: &FrontendConfig) -> Result<(), String> {
             "queue_size: a power of two up to {MAX_QUEUE_SIZE} is expected"
         ));
     }
-    if device.particulars.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
+    if device.options.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
         return Err(format!("mtu: {MIN_MTU} to 65535 is expected"));
     }
     Ok(())
@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(fs.frontend().num_queues, Some(2));
         for device in [fs.frontend(), other.frontend()] {
             assert_eq!(device.device_type, TYPE_FS);
-            assert_eq!(device.particulars.tag.as_deref(), Some("share"));
+            assert_eq!(device.options.tag.as_deref(), Some("share"));
         }
         assert!("socket=/s".parse::<FsConfig>().is_err());
         let wrong: VhostUserConfig = "type=blk,tag=share,socket=/s".parse().unwrap();

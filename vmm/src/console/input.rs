@@ -1,4 +1,4 @@
-//! The guest's input: the thread that reads it and gives the guest what it has room for.
+//! The guest's input: the thread that reads it and puts it into the serial port's receive FIFO, as that has space.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -80,7 +80,7 @@ fn read_all(stream: &OwnedFd, serial: &Serial) {
     loop {
         match rustix::io::read(stream, &mut bytes) {
             Ok(0) => return,
-            Ok(len) => feed(serial, bytes.get(..len).unwrap_or_default()),
+            Ok(len) => enqueue_all(serial, bytes.get(..len).unwrap_or_default()),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => wait(stream),
             // The terminal is another job's for now.
@@ -90,15 +90,15 @@ fn read_all(stream: &OwnedFd, serial: &Serial) {
     }
 }
 
-/// Gives the guest all of `bytes`, as it has room for them.
-fn feed(serial: &Serial, mut bytes: &[u8]) {
+/// Puts all of `bytes` into the receive FIFO, waiting for space.
+fn enqueue_all(serial: &Serial, mut bytes: &[u8]) {
     loop {
-        let taken = serial.feed(bytes);
+        let taken = serial.enqueue(bytes);
         bytes = bytes.get(taken..).unwrap_or_default();
         if bytes.is_empty() {
             return;
         }
-        wait(&serial.room());
+        wait(&serial.space_event());
     }
 }
 

@@ -129,7 +129,7 @@ pub fn usual_queues(device_type: u16) -> Option<u16> {
 
 /// What the monitor's user said about the device, as far as its type matters.
 #[derive(Clone, Debug, Default)]
-pub struct Particulars {
+pub struct DeviceOptions {
     /// A network card's address.
     pub mac: Option<[u8; 6]>,
     /// A network card's MTU.
@@ -184,12 +184,12 @@ pub(super) fn features(
     backend: u64,
     queues: u16,
     config: bool,
-    particulars: &Particulars,
+    options: &DeviceOptions,
 ) -> Result<u64> {
     let mut features = backend;
     match device_type {
         TYPE_BLOCK if !config => return Err(Fault::Lacks("a configuration space (CONFIG)")),
-        TYPE_BLOCK if particulars.read_only && backend & BLK_F_RO == 0 => {
+        TYPE_BLOCK if options.read_only && backend & BLK_F_RO == 0 => {
             return Err(Fault::Options(
                 "the disk is to be for reading only, and the backend lets it be written: start the backend with --read-only",
             ));
@@ -206,14 +206,14 @@ pub(super) fn features(
             if !config {
                 features &= !NET_FIELDS;
             }
-            if particulars.mac.is_some() {
+            if options.mac.is_some() {
                 features |= NET_F_MAC;
             }
-            if particulars.mtu.is_some() {
+            if options.mtu.is_some() {
                 features |= NET_F_MTU;
             }
         }
-        TYPE_FS if !config && particulars.tag.is_none() => {
+        TYPE_FS if !config && options.tag.is_none() => {
             return Err(Fault::Lacks(
                 "a configuration space (CONFIG), and no tag was given",
             ));
@@ -252,7 +252,7 @@ pub(super) fn adjust(
     device_type: u16,
     config: &mut [u8],
     queues: u16,
-    particulars: &Particulars,
+    options: &DeviceOptions,
 ) -> Result<()> {
     // Counts of queues are no greater than what there is.
     let mut limit = |at: usize, most: u16| {
@@ -279,15 +279,15 @@ pub(super) fn adjust(
         TYPE_BLOCK => put(BLK_NUM_QUEUES, &queues.to_le_bytes()),
         TYPE_NET => {
             put(NET_MAX_PAIRS, &(queues / 2).to_le_bytes());
-            if let Some(mac) = &particulars.mac {
+            if let Some(mac) = &options.mac {
                 put(NET_MAC, mac);
             }
-            if let Some(mtu) = particulars.mtu {
+            if let Some(mtu) = options.mtu {
                 put(NET_MTU, &mtu.to_le_bytes());
             }
         }
         TYPE_FS => {
-            if let Some(tag) = &particulars.tag {
+            if let Some(tag) = &options.tag {
                 if tag.is_empty() || tag.len() > FS_TAG_LEN {
                     return Err(Fault::Options("a tag has 1 to 36 bytes"));
                 }
@@ -351,22 +351,22 @@ mod tests {
 
     #[test]
     fn a_network_card_has_the_address_it_was_given() {
-        let particulars = Particulars {
+        let options = DeviceOptions {
             mac: Some([2, 0, 0, 0, 0, 9]),
             mtu: Some(9000),
-            ..Particulars::default()
+            ..DeviceOptions::default()
         };
         let mut config = [0xff; 24];
-        adjust(TYPE_NET, &mut config, 2, &particulars).unwrap();
+        adjust(TYPE_NET, &mut config, 2, &options).unwrap();
         assert_eq!(config[..6], [2, 0, 0, 0, 0, 9]);
         assert_eq!(config[8..12], [1, 0, 0x28, 0x23]);
-        let features = features(TYPE_NET, NET_CONTROL | 1, 2, false, &particulars).unwrap();
+        let features = features(TYPE_NET, NET_CONTROL | 1, 2, false, &options).unwrap();
         assert_eq!(features, NET_F_MAC | NET_F_MTU | 1);
     }
 
     #[test]
     fn a_block_device_needs_a_configuration_space() {
-        let none = Particulars::default();
+        let none = DeviceOptions::default();
         assert!(features(TYPE_BLOCK, 0, 1, false, &none).is_err());
         assert_eq!(features(TYPE_BLOCK, BLK_F_MQ, 1, true, &none).unwrap(), 0);
         assert_eq!(
@@ -377,9 +377,9 @@ mod tests {
 
     #[test]
     fn a_disk_for_reading_only_is_one_that_the_backend_offers_so() {
-        let read_only = Particulars {
+        let read_only = DeviceOptions {
             read_only: true,
-            ..Particulars::default()
+            ..DeviceOptions::default()
         };
         assert!(features(TYPE_BLOCK, 0, 1, true, &read_only).is_err());
         let offered = features(TYPE_BLOCK, BLK_F_RO, 1, true, &read_only).unwrap();
@@ -389,9 +389,9 @@ mod tests {
     #[test]
     fn what_needs_more_queues_than_there_are_is_not_offered() {
         let offered = |kind, feature, queues| {
-            let none = Particulars {
+            let none = DeviceOptions {
                 tag: Some("share".into()),
-                ..Particulars::default()
+                ..DeviceOptions::default()
             };
             features(kind, feature, queues, true, &none).unwrap()
         };
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn counts_of_queues_are_no_greater_than_what_there_is() {
-        let none = Particulars::default();
+        let none = DeviceOptions::default();
         for (kind, at, queues, most) in [
             (TYPE_SCSI, SCSI_NUM_QUEUES, 3, 1),
             (TYPE_CRYPTO, CRYPTO_MAX_DATA_QUEUES, 2, 1),
@@ -453,9 +453,9 @@ mod tests {
 
     #[test]
     fn a_tag_must_fit() {
-        let tag = |tag: &str| Particulars {
+        let tag = |tag: &str| DeviceOptions {
             tag: Some(tag.into()),
-            ..Particulars::default()
+            ..DeviceOptions::default()
         };
         let mut config = [0xff; 40];
         adjust(TYPE_FS, &mut config, 2, &tag("share")).unwrap();

@@ -30,7 +30,7 @@ use crate::hypervisor::MsiVector;
 use crate::virtio::{ActiveQueue, DeviceEvents, VirtioDevice};
 
 pub use connection::connect;
-pub use device_type::{Particulars, TYPE_BLOCK, TYPE_FS, TYPE_NET, device_type, usual_queues};
+pub use device_type::{DeviceOptions, TYPE_BLOCK, TYPE_FS, TYPE_NET, device_type, usual_queues};
 pub use error::{Fault, FrontendError};
 use session::Session;
 
@@ -46,7 +46,7 @@ pub struct FrontendConfig {
     /// The longest each queue may be: powers of two. The last one is for the queues after it, too.
     pub queue_sizes: Vec<u16>,
     /// What matters for some types only.
-    pub particulars: Particulars,
+    pub options: DeviceOptions,
 }
 
 /// What happens to a backend while the guest runs.

@@ -116,11 +116,11 @@ impl Session {
             link.guest_features(),
             queues,
             backend_config.is_some(),
-            &config.particulars,
+            &config.options,
         )?;
         let empty = || vec![0; device_type::config_len(kind)];
         let mut bytes = backend_config.unwrap_or_else(empty);
-        device_type::adjust(kind, &mut bytes, queues, &config.particulars)?;
+        device_type::adjust(kind, &mut bytes, queues, &config.options)?;
         let local = features & !link.guest_features();
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         Ok(Self {
@@ -366,8 +366,8 @@ impl Session {
         let Some(mut bytes) = config else {
             return Ok(());
         };
-        let particulars = &self.config.particulars;
-        device_type::adjust(self.device_type(), &mut bytes, self.queues(), particulars)?;
+        let options = &self.config.options;
+        device_type::adjust(self.device_type(), &mut bytes, self.queues(), options)?;
         let changed = self.copy().replace(bytes);
         if let (true, Some(events)) = (changed, self.events.get()) {
             events.config_changed();

@@ -1,4 +1,5 @@
-//! What the transport interrupts the guest for: configuration changes. (Queues do so themselves, by their vectors' eventfds.)
+//! Configuration change interrupts, which the transport raises itself. Those of queues are raised by the backend, through the
+//! vectors' eventfds.
 
 use std::io;
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use crate::pci::{Msix, NO_VECTOR};
 /// The ISR status register's configuration bit.
 const ISR_CONFIG: u8 = 1 << 1;
 
-/// The vector of those who have none: signals go nowhere.
-struct Unheard(EventFd);
+/// What a queue without a vector (VIRTIO_MSI_NO_VECTOR) has in place of one: its signals interrupt nobody.
+struct NoVector(EventFd);
 
-impl MsiVector for Unheard {
+impl MsiVector for NoVector {
     fn eventfd(&self) -> &EventFd {
         &self.0
     }
@@ -36,10 +37,10 @@ impl MsiVector for Unheard {
     }
 }
 
-/// Without locks, so that a device may report while the driver is in the middle of something.
+/// It has no lock, so a device can report a change while a vCPU holds one of the function's locks.
 pub(super) struct Interrupts {
     pub(super) msix: Msix,
-    unheard: Arc<Unheard>,
+    no_vector: Arc<NoVector>,
     config_vector: AtomicU16,
     isr: AtomicU8,
     generation: AtomicU8,
@@ -48,10 +49,10 @@ pub(super) struct Interrupts {
 
 impl Interrupts {
     pub(super) fn new(msix: Msix) -> io::Result<Self> {
-        let unheard = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let no_vector = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         Ok(Self {
             msix,
-            unheard: Arc::new(Unheard(unheard)),
+            no_vector: Arc::new(NoVector(no_vector)),
             config_vector: AtomicU16::new(NO_VECTOR),
             isr: AtomicU8::new(0),
             generation: AtomicU8::new(0),
@@ -59,7 +60,7 @@ impl Interrupts {
         })
     }
 
-    /// A vector number as the registers keep it: one that does not exist is none (virtio 1.2 §4.1.5.1.2).
+    /// The value a vector register reads back: NO_VECTOR for a vector that does not exist (virtio 1.2 §4.1.5.1.2).
     pub(super) fn valid(&self, vector: u16) -> u16 {
         if vector < self.msix.count() {
             vector
@@ -70,7 +71,7 @@ impl Interrupts {
 
     pub(super) fn vector(&self, vector: u16) -> Arc<dyn MsiVector> {
         let real = self.msix.vector(vector);
-        real.unwrap_or_else(|| self.unheard.clone())
+        real.unwrap_or_else(|| self.no_vector.clone())
     }
 
     pub(super) fn config_vector(&self) -> u16 {
@@ -95,7 +96,7 @@ impl Interrupts {
         self.needs_reset.load(Ordering::Acquire)
     }
 
-    /// The device was reset. The configuration's generation goes on.
+    /// Resets all but the configuration's generation, which never goes back.
     pub(super) fn reset(&self) {
         self.config_vector.store(NO_VECTOR, Ordering::Release);
         self.isr.store(0, Ordering::Release);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_devices::MsiVector;
 use bulkhead_devices::vhost_user::{
-    BackendEvent, Frontend, FrontendConfig, FrontendError, Particulars,
+    BackendEvent, DeviceOptions, Frontend, FrontendConfig, FrontendError,
 };
 use bulkhead_devices::virtio::{ActiveQueue, DeviceEvents, VirtioDevice};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -128,7 +128,7 @@ pub(crate) fn connect(
         device_type,
         num_queues: None,
         queue_sizes: vec![queue_size],
-        particulars: Particulars::default(),
+        options: DeviceOptions::default(),
     };
     let path = config.socket.clone();
     let connector = Box::new(move || bulkhead_devices::vhost_user::connect(&path));
