@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use bulkhead_daemon::{Bell, Chain, RingError};
+use bulkhead_daemon::{Chain, EventFd, RingError};
 use vm_memory::GuestMemoryMmap;
 
 use crate::request::{Request, Status};
@@ -32,7 +32,7 @@ pub(crate) struct Desk {
     done: Mutex<Vec<Done>>,
     more: Condvar,
     /// Tells the queue.
-    bell: Bell,
+    event: EventFd,
 }
 
 impl Desk {
@@ -40,7 +40,7 @@ impl Desk {
         Ok(Self {
             done: Mutex::default(),
             more: Condvar::new(),
-            bell: Bell::new()?,
+            event: EventFd::new()?,
         })
     }
 
@@ -52,17 +52,17 @@ impl Desk {
     pub(crate) fn put(&self, done: impl IntoIterator<Item = Done>) {
         self.done().extend(done);
         self.more.notify_all();
-        self.bell.ring();
+        self.event.signal();
     }
 
     /// Readable when requests are done.
     pub(crate) fn event(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+        self.event.as_fd()
     }
 
     /// The event was seen.
-    pub(crate) fn quiet(&self) {
-        self.bell.quiet();
+    pub(crate) fn clear_event(&self) {
+        self.event.clear();
     }
 
     /// What is done.

@@ -186,7 +186,7 @@ impl Device for Block {
 
     fn handle(&mut self, event: Event, queues: &mut Queues<'_>) -> io::Result<()> {
         if let Event::Threads = event {
-            self.lane.desk().quiet();
+            self.lane.desk().clear_event();
         }
         queues.run_each(|queue| self.lane.serve(&self.shared, queue));
         Ok(())

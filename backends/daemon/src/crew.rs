@@ -4,9 +4,9 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, Scope};
 
-use crate::bell::Bell;
 use crate::device::Device;
 use crate::error::Error;
+use crate::eventfd::EventFd;
 use crate::poll::{Poll, Token};
 use crate::post::Post;
 
@@ -34,7 +34,7 @@ pub(crate) fn posts<'d, D: Device>(
 pub(crate) struct Crew<'s, 'd, D: Device> {
     posts: &'s [Post<'d, D>],
     /// Tells the session that one has ended.
-    alarm: Bell,
+    alarm: EventFd,
     poll: Arc<Poll>,
     failure: Mutex<Option<io::Error>>,
 }
@@ -42,7 +42,7 @@ pub(crate) struct Crew<'s, 'd, D: Device> {
 impl<'s, 'd, D: Device + Send> Crew<'s, 'd, D> {
     /// For `posts`; [`Token::Alarm`] is told by `poll`.
     pub(crate) fn new(posts: &'s [Post<'d, D>], poll: &Arc<Poll>) -> Result<Self, Error> {
-        let alarm = Bell::new().map_err(|error| Error::System("eventfd", error))?;
+        let alarm = EventFd::new().map_err(|error| Error::System("eventfd", error))?;
         poll.add(&alarm, Token::Alarm)
             .map_err(Error::system("epoll"))?;
         Ok(Self {
@@ -97,10 +97,10 @@ impl<D: Device> Drop for Ending<'_, '_, D> {
     }
 }
 
-struct Alarm<'a>(&'a Bell);
+struct Alarm<'a>(&'a EventFd);
 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
-        self.0.ring();
+        self.0.signal();
     }
 }

@@ -1,42 +1,36 @@
-//! Eventfds of the frontend: how the driver kicks a ring, and how it is notified.
-//!
-//! A descriptor of the frontend may be anything, and its flags are the frontend's as much as ours: `O_NONBLOCK` may be cleared at any
-//! time. So nothing is written to but an eventfd, which is waited for only when its counter is full; nothing is written to a full one;
-//! and where a frontend is fast enough to fill it in between, the [watchdog](crate::watchdog) ends the wait.
+//! An eventfd by which one thread wakes another.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
-use rustix::io::Errno;
+use rustix::event::{EventfdFlags, eventfd};
 
-use crate::descriptors::Descriptors;
-use crate::watchdog;
-
+/// An eventfd of this process: readable from the first [`signal`](Self::signal) until [`clear`](Self::clear).
 #[derive(Debug)]
-pub(crate) struct EventFd(OwnedFd);
+pub struct EventFd(OwnedFd);
 
 impl EventFd {
-    /// `None` if `fd` is anything else. It is closed then.
-    pub(crate) fn new(fd: OwnedFd) -> Option<Self> {
-        if !is_eventfd(&fd) {
-            drop(Descriptors::from(fd));
-            return None;
-        }
-        if let Ok(flags) = rustix::fs::fcntl_getfl(&fd) {
-            // A frontend that leaves it alone never has anybody wait.
-            let _ = rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK);
-        }
-        Some(Self(fd))
+    /// Makes an eventfd that is not signalled.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?))
     }
 
-    /// Adds one to the counter, unless it is full and so has been signalled already. `false` if the frontend made this wait.
-    pub(crate) fn signal(&self) -> bool {
-        if !has_room(&self.0) {
-            return true;
-        }
-        let written = watchdog::interruptible(|| rustix::io::write(&self.0, &1u64.to_ne_bytes()));
-        written != Err(Errno::INTR)
+    /// Makes it readable, which wakes the thread that waits for it.
+    pub fn signal(&self) {
+        // The write fails only if the counter is full, and then the eventfd is readable already.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Makes it unreadable.
+    pub fn clear(&self) {
+        // The read fails only if the counter is zero, and then the eventfd is unreadable already.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }
 
@@ -46,88 +40,25 @@ impl AsFd for EventFd {
     }
 }
 
-fn has_room(fd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(fd, PollFlags::OUT)];
-    match poll(&mut fds, Some(&Timespec::default())) {
-        Ok(_) => fds[0].revents().contains(PollFlags::OUT),
-        Err(_) => false,
-    }
-}
-
-/// Whether `fd` is an eventfd, which can be asked without a path: /proc is not there once the process is confined. Its inode is of no
-/// type (an "anonymous inode"), and of the files that have such an inode it is the only one that reads the bytes it is to write.
-/// Neither question waits for anybody.
-fn is_eventfd(fd: &OwnedFd) -> bool {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let is_anonymous = statx(fd, c"", flags, StatxFlags::TYPE).is_ok_and(|stat| {
-        FileType::from_raw_mode(stat.stx_mode.into()) == FileType::from_raw_mode(0)
-    });
-    is_anonymous && reads_what_it_writes(fd)
-}
-
-fn reads_what_it_writes(fd: &OwnedFd) -> bool {
-    // SAFETY: the kernel checks the address and fails with EFAULT; nothing is read or written. The safe call takes no bad address.
-    let written = unsafe { libc::write(fd.as_raw_fd(), std::ptr::null(), size_of::<u64>()) };
-    written < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::event::{EventfdFlags, epoll, eventfd};
-    use rustix::fs::MemfdFlags;
-    use rustix::pipe::pipe;
-    use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
-    use std::os::unix::net::UnixStream;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-    #[test]
-    fn only_eventfds_are_taken() {
-        let flags = [
-            EventfdFlags::empty(),
-            EventfdFlags::SEMAPHORE,
-            EventfdFlags::NONBLOCK,
-        ];
-        for flags in flags {
-            let fd = eventfd(0, flags).unwrap();
-            let count = fd.try_clone().unwrap();
-            assert!(EventFd::new(fd).is_some());
-            rustix::io::read(&count, &mut [0; 8]).expect_err("the question counts");
-        }
-        let (stream, _other) = UnixStream::pair().unwrap();
-        let (read, write) = pipe().unwrap();
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::empty()).unwrap();
-        let inotify = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::empty()).unwrap();
-        let others: Vec<OwnedFd> = vec![
-            stream.into(),
-            read,
-            write,
-            timer,
-            inotify,
-            epoll::create(epoll::CreateFlags::empty()).unwrap(),
-            rustix::fs::memfd_create("x", MemfdFlags::empty()).unwrap(),
-            tempfile::tempfile().unwrap().into(),
-            std::fs::File::open("/dev/null").unwrap().into(),
-            std::fs::File::open("/").unwrap().into(),
-        ];
-        for fd in others {
-            let what = format!("{fd:?}");
-            assert!(EventFd::new(fd).is_none(), "{what}");
-        }
+    fn is_readable(event: &EventFd) -> bool {
+        let mut fds = [PollFd::new(event, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
     }
 
     #[test]
-    fn a_full_counter_that_blocks_is_not_waited_for() {
-        let fd = eventfd(0, EventfdFlags::empty()).unwrap();
-        let theirs = fd.try_clone().unwrap();
-        let event = EventFd::new(fd).unwrap();
-        rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        rustix::fs::fcntl_setfl(&theirs, OFlags::RDWR).unwrap();
-        assert!(event.signal());
-
-        let mut count = [0; 8];
-        rustix::io::read(&theirs, &mut count).unwrap();
-        assert!(event.signal());
-        rustix::io::read(&theirs, &mut count).unwrap();
-        assert_eq!(u64::from_ne_bytes(count), 1);
+    fn it_is_readable_from_the_first_signal_until_it_is_cleared() {
+        let event = EventFd::new().unwrap();
+        event.clear();
+        assert!(!is_readable(&event));
+        event.signal();
+        event.signal();
+        assert!(is_readable(&event));
+        event.clear();
+        assert!(!is_readable(&event));
     }
 }

@@ -62,14 +62,13 @@
 //! format, or on networking.
 //!
 //! `unsafe` is in six places: [`iovec`], which gives guest memory to system calls, [`uring`], which gives it to the kernel for longer than
-//! a call, [`inherited_fd`], which takes over a descriptor that is named by number, `eventfd`, which asks what a descriptor is, and
+//! a call, [`inherited_fd`], which takes over a descriptor that is named by number, `vring_eventfd`, which asks what a descriptor is, and
 //! `sigbus` and `watchdog`, which handle signals. A device needs none.
 
 // Nothing waits for whoever reads standard error, and nothing panics without: `warn` and `report` write there.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod args;
-mod bell;
 mod chain;
 mod confine;
 mod connection;
@@ -94,16 +93,17 @@ mod session;
 mod sigbus;
 mod socket;
 pub mod uring;
+mod vring_eventfd;
 mod watchdog;
 mod worker;
 
 pub use args::{DaemonArgs, DeviceType, print_capabilities};
-pub use bell::Bell;
 pub use bulkhead_process::confine::Confinement;
 pub use bulkhead_process::warn;
 pub use chain::{Buffers, Chain, MAX_CHAIN, Segment};
 pub use device::{Device, Queues};
 pub use error::{Error, RingError};
+pub use eventfd::EventFd;
 pub use inflight::KeptMemory;
 pub use queue::Queue;
 pub use ring::MAX_RING_SIZE;

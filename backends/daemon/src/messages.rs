@@ -11,11 +11,11 @@ use vhost::vhost_user::message::{
 
 use crate::connection::{Message, Reply};
 use crate::device::Device;
-use crate::eventfd::EventFd;
 use crate::inflight::{AreaLayout, InflightArea};
 use crate::memory::{MAX_REGIONS, RegionLayout};
 use crate::ring::{MAX_RING_SIZE, RingAddresses};
 use crate::session::{FEATURES, PROTOCOL_FEATURES, Session, protocol_features};
+use crate::vring_eventfd::VringEventFd;
 
 /// The largest configuration space that a frontend may ask for (VHOST_USER_MAX_CONFIG_SIZE of QEMU).
 const CONFIG_SPACE: usize = 256;
@@ -107,7 +107,7 @@ impl Message {
     }
 
     /// The ring that a message about an eventfd means, and the eventfd, if there is one.
-    fn take_eventfd(&mut self) -> Result<(u32, Option<EventFd>), Refusal> {
+    fn take_eventfd(&mut self) -> Result<(u32, Option<VringEventFd>), Refusal> {
         /// Set where no descriptor comes with the message.
         const NONE: u64 = 0x100;
         let body: VhostUserU64 = self.body()?;
@@ -119,7 +119,7 @@ impl Message {
         let Some(fd) = self.files.pop() else {
             return Ok((index, None));
         };
-        match EventFd::new(fd) {
+        match VringEventFd::new(fd) {
             Some(event) => Ok((index, Some(event))),
             None => {
                 let what = self.request;
@@ -358,7 +358,7 @@ impl<D: Device> Session<'_, '_, D> {
         }
     }
 
-    fn set_vring_kick(&mut self, index: u32, fd: Option<EventFd>) -> Result<(), String> {
+    fn set_vring_kick(&mut self, index: u32, fd: Option<VringEventFd>) -> Result<(), String> {
         let (mut worker, number) = self.worker(index)?;
         worker
             .set_kick(number, fd)

@@ -23,7 +23,7 @@ pub(crate) enum Token {
     /// The device's own event of this number.
     Device(u32),
     /// The thread that waits is wanted.
-    Bell,
+    Wake,
     /// A thread has ended.
     Alarm,
 }
@@ -36,7 +36,7 @@ impl Token {
             Self::Frontend => (2, 0),
             Self::Kick(ring) => (3, u32::from(ring)),
             Self::Device(event) => (4, event),
-            Self::Bell => (5, 0),
+            Self::Wake => (5, 0),
             Self::Alarm => (6, 0),
         };
         EventData::new_u64(u64::from(number) << 8 | kind)
@@ -50,7 +50,7 @@ impl Token {
             2 => Some(Self::Frontend),
             3 => u16::try_from(number).ok().map(Self::Kick),
             4 => u32::try_from(number).ok().map(Self::Device),
-            5 => Some(Self::Bell),
+            5 => Some(Self::Wake),
             6 => Some(Self::Alarm),
             _ => None,
         }
@@ -136,7 +136,7 @@ mod tests {
             Token::Frontend,
             Token::Kick(u16::MAX),
             Token::Device(u32::MAX),
-            Token::Bell,
+            Token::Wake,
             Token::Alarm,
         ] {
             assert_eq!(Token::unpack(token.pack()), Some(token));

@@ -5,8 +5,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::bell::Bell;
 use crate::device::Device;
+use crate::eventfd::EventFd;
 use crate::poll::{Poll, Token};
 use crate::sigbus;
 use crate::worker::Worker;
@@ -25,7 +25,7 @@ pub(crate) struct Post<'d, D: Device> {
 struct Thread {
     poll: Arc<Poll>,
     /// Wakes it where no ring or device does.
-    bell: Bell,
+    wake: EventFd,
 }
 
 impl<'d, D: Device> Post<'d, D> {
@@ -38,10 +38,10 @@ impl<'d, D: Device> Post<'d, D> {
     /// One part of several, each with a thread that is to [`serve`](Self::serve) it.
     pub(crate) fn apart(part: &'d mut D, number: (u16, u16), rings: u16) -> io::Result<Self> {
         let poll = Arc::new(Poll::new()?);
-        let bell = Bell::new()?;
-        poll.add(&bell, Token::Bell)?;
+        let wake = EventFd::new()?;
+        poll.add(&wake, Token::Wake)?;
         let worker = Worker::new(part, number, rings, Arc::clone(&poll))?;
-        Ok(Self::new(worker, Some(Thread { poll, bell })))
+        Ok(Self::new(worker, Some(Thread { poll, wake })))
     }
 
     fn new(worker: Worker<'d, D>, thread: Option<Thread>) -> Self {
@@ -117,7 +117,7 @@ impl<'d, D: Device> Post<'d, D> {
 
     fn wake(&self) {
         if let Some(thread) = &self.thread {
-            thread.bell.ring();
+            thread.wake.signal();
         }
     }
 }
@@ -163,15 +163,15 @@ mod tests {
 
     /// Has an event that happens all the time.
     struct Busy {
-        event: Bell,
+        event: EventFd,
         handled: Arc<AtomicU64>,
         most: u64,
     }
 
     impl Busy {
         fn new(handled: &Arc<AtomicU64>, most: u64) -> Self {
-            let event = Bell::new().unwrap();
-            event.ring();
+            let event = EventFd::new().unwrap();
+            event.signal();
             let handled = Arc::clone(handled);
             Self {
                 event,
@@ -208,7 +208,7 @@ mod tests {
             if self.handled.fetch_add(1, Ordering::SeqCst) >= self.most {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            self.event.ring();
+            self.event.signal();
             Ok(())
         }
     }

@@ -6,11 +6,11 @@ use virtio_queue::{Queue as SplitQueue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use crate::error::RingError;
-use crate::eventfd::EventFd;
 use crate::inflight::InflightRing;
 use crate::memory::Memory;
 use crate::queue::Queue;
 use crate::running::{Running, Turn};
+use crate::vring_eventfd::VringEventFd;
 use crate::warn;
 
 /// The longest ring: as QEMU has it.
@@ -41,9 +41,9 @@ pub(crate) struct Ring {
     pub(crate) base: u16,
     pub(crate) addresses: Option<RingAddresses>,
     pub(crate) enabled: bool,
-    kick: Option<EventFd>,
-    call: Option<EventFd>,
-    err: Option<EventFd>,
+    kick: Option<VringEventFd>,
+    call: Option<VringEventFd>,
+    err: Option<VringEventFd>,
     state: State,
 }
 
@@ -63,12 +63,12 @@ impl Ring {
     }
 
     /// Takes the descriptor that the driver kicks by, and gives the old one, which may still be watched.
-    pub(crate) fn set_kick(&mut self, event: Option<EventFd>) -> Option<EventFd> {
+    pub(crate) fn set_kick(&mut self, event: Option<VringEventFd>) -> Option<VringEventFd> {
         std::mem::replace(&mut self.kick, event)
     }
 
     /// Takes the descriptor to notify the driver by, and uses it at once: completions may have come before it.
-    pub(crate) fn set_call(&mut self, event: Option<EventFd>) {
+    pub(crate) fn set_call(&mut self, event: Option<VringEventFd>) {
         self.call = event;
         self.notify();
     }
@@ -81,7 +81,7 @@ impl Ring {
         }
     }
 
-    pub(crate) fn set_err(&mut self, event: Option<EventFd>) {
+    pub(crate) fn set_err(&mut self, event: Option<VringEventFd>) {
         self.err = event;
     }
 

@@ -1,6 +1,6 @@
 //! A thread that ends what waits too long in another one.
 //!
-//! Of the calls that a frontend can make wait there is one: a write to an eventfd (see [`eventfd`](crate::eventfd)). There is no
+//! Of the calls that a frontend can make wait there is one: a write to an eventfd (see [`vring_eventfd`](crate::vring_eventfd)). There is no
 //! time-out for it, but a signal ends it.
 //!
 //! Storage may wait for ever (a network file system whose server is gone), and with it whoever serves the rings. A program that is told

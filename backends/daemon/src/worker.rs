@@ -7,12 +7,12 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::device::{Device, Queues, out_of_service};
 use crate::error::RingError;
-use crate::eventfd::EventFd;
 use crate::inflight::InflightArea;
 use crate::memory::Memory;
 use crate::poll::{Again, Poll, Token};
 use crate::ring::Ring;
 use crate::rings::Rings;
+use crate::vring_eventfd::VringEventFd;
 
 /// What rings start with.
 #[derive(Clone, Copy)]
@@ -199,7 +199,7 @@ impl<'d, D: Device> Worker<'d, D> {
     }
 
     /// Has ring `index` kicked by `event`.
-    pub(crate) fn set_kick(&mut self, index: u16, event: Option<EventFd>) -> io::Result<()> {
+    pub(crate) fn set_kick(&mut self, index: u16, event: Option<VringEventFd>) -> io::Result<()> {
         let Some(ring) = self.rings.get_mut(index) else {
             return Ok(());
         };
