@@ -1,28 +1,28 @@
-//! A connected frontend, and the loop that hears it.
+//! A connected frontend, and the main thread's loop while there is one.
 
 use std::os::unix::net::UnixStream;
 
 use bulkhead_process::signals::SignalFd;
 
 use crate::connection::{Connection, Incoming, Message};
-use crate::crew::Crew;
 use crate::device::Device;
 use crate::error::Error;
 use crate::messages::Refusal;
 use crate::poll::{Poll, Token};
-use crate::post::Post;
 use crate::session::Session;
 use crate::sigbus;
 use crate::warn;
 use crate::watchdog;
+use crate::worker::Worker;
+use crate::workers::Workers;
 
-/// How many messages of the frontend are handled before the rings have their turn.
+/// How many messages of the frontend are handled before the rings are served again.
 const MESSAGES_AT_ONCE: usize = 64;
 
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum End {
-    /// The program was told to end.
+    /// SIGTERM, SIGINT or SIGHUP has come.
     Termination,
     /// The frontend is gone.
     Disconnected,
@@ -32,40 +32,40 @@ pub(crate) enum End {
 pub(crate) struct Frontend<'s, 'd, D: Device> {
     connection: Connection,
     session: Session<'s, 'd, D>,
-    /// The part that this thread serves, too.
-    here: Option<&'s Post<'d, D>>,
-    /// There may be messages that nothing will tell of.
+    /// The worker that has no thread of its own, if there is one: this thread serves it.
+    own: Option<&'s Worker<'d, D>>,
+    /// There may be messages for which no event will come.
     more: bool,
 }
 
 impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
     pub(crate) fn new(
         stream: UnixStream,
-        posts: &'s [Post<'d, D>],
+        workers: &'s [Worker<'d, D>],
         rings: u16,
     ) -> Result<Self, Error> {
-        let Some(first) = posts.first() else {
+        let Some(first) = workers.first() else {
             let nothing = std::io::Error::other("it has no parts");
             return Err(Error::System("cannot serve the device", nothing));
         };
         Ok(Self {
             connection: Connection::new(stream),
-            session: Session::new(first, posts, rings),
-            here: Some(first).filter(|post| !post.is_apart()),
+            session: Session::new(first, workers, rings),
+            own: Some(first).filter(|worker| !worker.has_thread()),
             more: true,
         })
     }
 
-    /// Hears the frontend until it is gone or the program is told to end, and has the device put everything away.
+    /// Serves the frontend until it disconnects or a termination signal comes, then has the device write back what it holds.
     pub(crate) fn serve(
         &mut self,
         poll: &Poll,
         termination: &SignalFd,
-        crew: &Crew<'_, '_, D>,
+        workers: &Workers<'_, '_, D>,
     ) -> Result<End, Error> {
         poll.add(&self.connection, Token::Frontend)
             .map_err(Error::system("epoll"))?;
-        let ended = self.run(poll, termination, crew);
+        let ended = self.run(poll, termination, workers);
         poll.remove(&self.connection);
         let closed = self.session.close().map_err(Error::Device);
         let end = ended?;
@@ -76,12 +76,12 @@ impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
         &mut self,
         poll: &Poll,
         termination: &SignalFd,
-        crew: &Crew<'_, '_, D>,
+        workers: &Workers<'_, '_, D>,
     ) -> Result<End, Error> {
         loop {
-            let idle = !self.more && !self.here.is_some_and(|post| post.take().has_more());
+            let idle = !self.more && !self.own.is_some_and(|worker| worker.lock().has_more());
             for token in poll.wait(idle).map_err(Error::system("epoll"))? {
-                match (token, self.here) {
+                match (token, self.own) {
                     (Token::Termination, _) => {
                         let signal = termination
                             .take()
@@ -92,16 +92,16 @@ impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
                         }
                     }
                     (Token::Frontend, _) => self.more = true,
-                    (Token::Alarm, _) if !sigbus::is_lost() => return Err(crew.failure()),
-                    (token, Some(post)) => post.take().happened(token).map_err(Error::Device)?,
+                    (Token::WorkerEnded, _) if !sigbus::is_lost() => return Err(workers.failure()),
+                    (token, Some(worker)) => worker.lock().handle(token).map_err(Error::Device)?,
                     (_, None) => {}
                 }
             }
             if self.more && self.handle_messages()? == Some(End::Disconnected) {
                 return Ok(End::Disconnected);
             }
-            if let Some(post) = self.here {
-                post.take().next_turns();
+            if let Some(worker) = self.own {
+                worker.lock().next_turns();
             }
             if sigbus::is_lost() {
                 return Err(Error::Frontend(
@@ -129,13 +129,13 @@ impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
     fn handle(&mut self, message: Message) -> Result<(), String> {
         let (request, acknowledged) = (message.request, message.is_acknowledged());
         let done = self.session.handle(message);
-        // Also after the message that asked for it.
+        // Read after the message was handled: the message that turns acknowledgements on is acknowledged itself.
         let acknowledged = acknowledged && self.session.replies_to_all();
         match done {
             Ok(Some(reply)) => self.connection.reply(request, reply),
             Ok(None) if acknowledged => self.connection.acknowledge(request, true),
             Ok(None) => Ok(()),
-            // It learns of that, and may go on without.
+            // The frontend learns that the request failed, and may go on without it.
             Err(Refusal::Request(why)) if acknowledged => {
                 warn(&format!("the vhost-user frontend: {why}"));
                 self.connection.acknowledge(request, false)

@@ -233,8 +233,8 @@ impl<D: Device> Session<'_, '_, D> {
             FrontendReq::SET_VRING_BASE => self.set_vring_base(message.body()?)?,
             FrontendReq::GET_VRING_BASE => {
                 let state: VhostUserVringState = message.body()?;
-                let (mut worker, number) = self.worker(state.index)?;
-                let base = u32::from(worker.stop(number));
+                let (mut group, number) = self.group(state.index)?;
+                let base = u32::from(group.stop(number));
                 let state = VhostUserVringState::new(state.index, base);
                 return Ok(Some(Reply::new(&state)));
             }
@@ -244,15 +244,15 @@ impl<D: Device> Session<'_, '_, D> {
             }
             FrontendReq::SET_VRING_CALL => {
                 let (index, fd) = message.take_eventfd()?;
-                let (mut worker, number) = self.worker(index)?;
-                if let Some(ring) = worker.ring(number) {
+                let (mut group, number) = self.group(index)?;
+                if let Some(ring) = group.ring(number) {
                     ring.set_call(fd);
                 }
             }
             FrontendReq::SET_VRING_ERR => {
                 let (index, fd) = message.take_eventfd()?;
-                let (mut worker, number) = self.worker(index)?;
-                if let Some(ring) = worker.ring(number) {
+                let (mut group, number) = self.group(index)?;
+                if let Some(ring) = group.ring(number) {
                     ring.set_err(fd);
                 }
             }
@@ -263,9 +263,9 @@ impl<D: Device> Session<'_, '_, D> {
                 if state.num > 1 || self.features.is_some_and(enabled_by_features) {
                     return Err(message.malformed());
                 }
-                let (mut worker, number) = self.worker(state.index)?;
-                worker.set_enabled(number, state.num == 1);
-                self.start_rings_of(&mut worker);
+                let (mut group, number) = self.group(state.index)?;
+                group.set_enabled(number, state.num == 1);
+                self.start_rings_of(&mut group);
             }
             // Of protocol features that are not offered.
             _ => return Err(message.malformed()),
@@ -274,8 +274,8 @@ impl<D: Device> Session<'_, '_, D> {
     }
 
     fn reset(&mut self) {
-        for mut worker in self.workers() {
-            worker.stop_all();
+        for mut group in self.groups() {
+            group.stop_all();
         }
         self.features = None;
     }
@@ -291,11 +291,11 @@ impl<D: Device> Session<'_, '_, D> {
         }
         self.features = Some(features);
         self.first().part.negotiated(features);
-        for mut worker in self.workers() {
+        for mut group in self.groups() {
             if features & PROTOCOL_FEATURES == 0 {
-                worker.enable_all();
+                group.enable_all();
             }
-            self.start_rings_of(&mut worker);
+            self.start_rings_of(&mut group);
         }
         Ok(())
     }
@@ -344,9 +344,8 @@ impl<D: Device> Session<'_, '_, D> {
             available: message.available,
             used: message.used,
         };
-        let mut worker =
-            self.set_stopped(message.index, |ring| ring.addresses = Some(addresses))?;
-        self.start_rings_of(&mut worker);
+        let mut group = self.set_stopped(message.index, |ring| ring.addresses = Some(addresses))?;
+        self.start_rings_of(&mut group);
         Ok(())
     }
 
@@ -359,11 +358,11 @@ impl<D: Device> Session<'_, '_, D> {
     }
 
     fn set_vring_kick(&mut self, index: u32, fd: Option<VringEventFd>) -> Result<(), String> {
-        let (mut worker, number) = self.worker(index)?;
-        worker
+        let (mut group, number) = self.group(index)?;
+        group
             .set_kick(number, fd)
             .map_err(|error| format!("kick of ring {index}: {error}"))?;
-        self.start_rings_of(&mut worker);
+        self.start_rings_of(&mut group);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! What a loop waits for.
+//! The epoll set of a thread, and its typed events.
 
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
@@ -9,23 +9,23 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
-/// What has happened.
+/// An event of a descriptor in the set.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Token {
-    /// The program is told to end.
+    /// SIGTERM, SIGINT or SIGHUP has come.
     Termination,
     /// A frontend connects.
     Listener,
-    /// The frontend has sent something, takes answers again, or is gone.
+    /// The frontend has sent something, has room for replies again, or is gone.
     Frontend,
     /// The driver has made requests available in a ring.
     Kick(u16),
     /// The device's own event of this number.
     Device(u32),
-    /// The thread that waits is wanted.
+    /// The thread that waits is to look what has changed.
     Wake,
-    /// A thread has ended.
-    Alarm,
+    /// The thread of a worker has ended.
+    WorkerEnded,
 }
 
 impl Token {
@@ -37,7 +37,7 @@ impl Token {
             Self::Kick(ring) => (3, u32::from(ring)),
             Self::Device(event) => (4, event),
             Self::Wake => (5, 0),
-            Self::Alarm => (6, 0),
+            Self::WorkerEnded => (6, 0),
         };
         EventData::new_u64(u64::from(number) << 8 | kind)
     }
@@ -51,13 +51,13 @@ impl Token {
             3 => u16::try_from(number).ok().map(Self::Kick),
             4 => u32::try_from(number).ok().map(Self::Device),
             5 => Some(Self::Wake),
-            6 => Some(Self::Alarm),
+            6 => Some(Self::WorkerEnded),
             _ => None,
         }
     }
 }
 
-/// The descriptors that are watched. All of them edge-triggered: a kick costs no read(2), and half a message no spinning.
+/// The descriptors that a thread waits on. All are edge-triggered: a kick costs no read(2), and half a message does not make the loop spin.
 #[derive(Debug)]
 pub(crate) struct Poll {
     epoll: OwnedFd,
@@ -78,18 +78,18 @@ impl Poll {
         epoll::add(&self.epoll, fd, token.pack(), flags | EventFlags::ET)
     }
 
-    /// To be called before a descriptor is closed: its other end may keep the registration alive.
+    /// Must be called before the descriptor is closed: while another process has the same open file, closing it leaves it in the set.
     pub(crate) fn remove(&self, fd: impl AsFd) {
-        // It fails only for what is not registered.
+        // This fails only for a descriptor that is not in the set.
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Waits for something to happen, or only looks.
+    /// Waits for events if `block`, else returns those that are there.
     pub(crate) fn wait(&self, block: bool) -> Result<Vec<Token>, Errno> {
         self.wait_for((!block).then_some(Duration::ZERO))
     }
 
-    /// Waits for something to happen, and no longer than that.
+    /// Waits for events, for no longer than `timeout`.
     pub(crate) fn wait_for(&self, timeout: Option<Duration>) -> Result<Vec<Token>, Errno> {
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut space = [MaybeUninit::<epoll::Event>::uninit(); 32];
@@ -137,7 +137,7 @@ mod tests {
             Token::Kick(u16::MAX),
             Token::Device(u32::MAX),
             Token::Wake,
-            Token::Alarm,
+            Token::WorkerEnded,
         ] {
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }

@@ -14,15 +14,15 @@ use rustix::fs::OFlags;
 
 use crate::args::DaemonArgs;
 use crate::confine;
-use crate::crew::{self, Crew, Ending};
 use crate::device::Device;
+use crate::endpoint::{Endpoint, Listener};
 use crate::error::Error;
 use crate::frontend::{End, Frontend};
 use crate::poll::{Poll, Token};
 use crate::sigbus;
-use crate::socket::{Listener, Meeting};
 use crate::warn;
 use crate::watchdog;
+use crate::workers::{EndOnDrop, Workers, workers_of};
 
 /// Serves the device that `parts` make up to the frontend that `args` name, until it disconnects (with `--persist`: until SIGTERM or SIGINT).
 /// For a device that reads nothing hostile before it serves; others see [`Daemon`].
@@ -57,7 +57,7 @@ pub fn run<D: Device + Send>(
 pub struct Daemon {
     persist: bool,
     termination: SignalFd,
-    meeting: Meeting,
+    endpoint: Endpoint,
     broker: Orderly,
     first: Option<First>,
 }
@@ -95,8 +95,8 @@ impl Daemon {
         watchdog::prepare().map_err(|error| Error::System("cannot handle a signal", error))?;
         sigbus::prepare().map_err(|error| Error::System("cannot handle a signal", error))?;
         let mut broker = Orderly::default();
-        let mut meeting = Meeting::open(args)?;
-        if let Meeting::Listener(listener) = &mut meeting
+        let mut endpoint = Endpoint::open(args)?;
+        if let Endpoint::Listener(listener) = &mut endpoint
             && listener.file.is_some()
         {
             let started = broker.broker().map_err(no_broker)?;
@@ -107,7 +107,7 @@ impl Daemon {
         Ok(Self {
             persist: args.persist,
             termination,
-            meeting,
+            endpoint,
             broker,
             first: None,
         })
@@ -175,10 +175,10 @@ impl Daemon {
         // What it waits with is open: from here on, one that has no descriptors left waits for some.
         bulkhead_process::notify::ready()
             .map_err(|error| Error::System("cannot tell the service manager", error))?;
-        match self.meeting {
-            Meeting::Connected(stream) => server.serve(stream).map(drop),
-            Meeting::Listener(listener) if self.persist => server.serve_all(&listener),
-            Meeting::Listener(listener) => {
+        match self.endpoint {
+            Endpoint::Connected(stream) => server.serve(stream).map(drop),
+            Endpoint::Listener(listener) if self.persist => server.serve_all(&listener),
+            Endpoint::Listener(listener) => {
                 let Some(stream) = server.accept(&listener)? else {
                     return Ok(());
                 };
@@ -272,14 +272,14 @@ impl<D: Device + Send> Server<'_, D> {
         }
         watchdog::set_idle(false);
         let rings = self.parts.first().map_or(0, Device::queues);
-        let posts = crew::posts(self.parts, rings, &self.poll)?;
-        let crew = Crew::new(&posts, &self.poll)?;
+        let list = workers_of(self.parts, rings, &self.poll)?;
+        let workers = Workers::new(&list, &self.poll)?;
         std::thread::scope(|scope| {
             // However this ends, the threads do, too.
-            let _ending = Ending(&posts);
-            crew.start(scope)?;
-            let mut frontend = Frontend::new(stream, &posts, rings)?;
-            frontend.serve(&self.poll, &self.termination, &crew)
+            let _end = EndOnDrop(&list);
+            workers.start(scope)?;
+            let mut frontend = Frontend::new(stream, &list, rings)?;
+            frontend.serve(&self.poll, &self.termination, &workers)
         })
     }
 }

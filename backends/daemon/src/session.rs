@@ -7,16 +7,16 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::device::Device;
 use crate::inflight::InflightArea;
 use crate::memory::Memory;
-use crate::post::{Borrowed, Post};
+use crate::queue_group::{QueueGroup, Start};
 use crate::ring::Ring;
 use crate::sigbus;
-use crate::worker::{Start, Worker};
+use crate::worker::{Paused, Worker};
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 pub(crate) const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// What every device gets from the daemon.
+/// The feature bits that the daemon adds to every device's.
 pub(crate) const FEATURES: u64 = VERSION_1
     | EVENT_IDX
     | PROTOCOL_FEATURES
@@ -33,9 +33,9 @@ pub(crate) fn protocol_features() -> VhostUserProtocolFeatures {
 }
 
 pub(crate) struct Session<'s, 'd, D: Device> {
-    /// The parts of the device.
-    posts: &'s [Post<'d, D>],
-    first: &'s Post<'d, D>,
+    /// One for each part of the device.
+    workers: &'s [Worker<'d, D>],
+    first: &'s Worker<'d, D>,
     /// How many rings there are.
     pub(crate) rings: u16,
     pub(crate) memory: Memory,
@@ -47,9 +47,9 @@ pub(crate) struct Session<'s, 'd, D: Device> {
 
 impl<'s, 'd, D: Device> Session<'s, 'd, D> {
     /// For a device of one part at least.
-    pub(crate) fn new(first: &'s Post<'d, D>, posts: &'s [Post<'d, D>], rings: u16) -> Self {
+    pub(crate) fn new(first: &'s Worker<'d, D>, workers: &'s [Worker<'d, D>], rings: u16) -> Self {
         Self {
-            posts,
+            workers,
             first,
             rings,
             memory: Memory::default(),
@@ -65,8 +65,8 @@ impl<'s, 'd, D: Device> Session<'s, 'd, D> {
 
     /// Ends the session: no descriptor of the frontend stays open, and the device has put everything away.
     pub(crate) fn close(&mut self) -> std::io::Result<()> {
-        for mut worker in self.workers() {
-            worker.close();
+        for mut group in self.groups() {
+            group.close();
         }
         self.memory = Memory::default();
         self.inflight = None;
@@ -75,46 +75,46 @@ impl<'s, 'd, D: Device> Session<'s, 'd, D> {
         closed
     }
 
-    /// The part that speaks for the device.
-    pub(crate) fn first(&self) -> Borrowed<'s, 'd, D> {
-        self.first.borrow()
+    /// The first group, whose part answers for the whole device.
+    pub(crate) fn first(&self) -> Paused<'s, 'd, D> {
+        self.first.pause()
     }
 
-    /// The parts, one after the other. The others go on meanwhile: what one has under way may have to wait for them.
-    pub(crate) fn workers(&self) -> impl Iterator<Item = Borrowed<'s, 'd, D>> + use<'s, 'd, D> {
-        self.posts.iter().map(Post::borrow)
+    /// Pauses the groups one after the other. The others go on meanwhile: a request of this group may have to wait for one of theirs.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = Paused<'s, 'd, D>> + use<'s, 'd, D> {
+        self.workers.iter().map(Worker::pause)
     }
 
-    /// The part that ring `index` belongs to, and the index as it knows it.
-    pub(crate) fn worker(&self, index: u32) -> Result<(Borrowed<'s, 'd, D>, u16), String> {
+    /// Pauses the group that ring `index` belongs to. Also returns the index, checked.
+    pub(crate) fn group(&self, index: u32) -> Result<(Paused<'s, 'd, D>, u16), String> {
         let ring = u16::try_from(index).ok().filter(|&ring| ring < self.rings);
-        let worker = |ring: u16| self.posts.get(usize::from(ring) % self.posts.len());
-        match ring.and_then(|ring| Some((worker(ring)?.borrow(), ring))) {
+        let group = |ring: u16| self.workers.get(usize::from(ring) % self.workers.len());
+        match ring.and_then(|ring| Some((group(ring)?.pause(), ring))) {
             Some(found) => Ok(found),
             None => Err(format!("there is no ring {index}, only {}", self.rings)),
         }
     }
 
-    /// Has `set` say something about ring `index`, which must be stopped. Gives the part that it belongs to.
+    /// Has `set` change ring `index`, which must be stopped. Returns the group that it belongs to.
     pub(crate) fn set_stopped(
         &self,
         index: u32,
         set: impl FnOnce(&mut Ring),
-    ) -> Result<Borrowed<'s, 'd, D>, String> {
-        let (mut worker, number) = self.worker(index)?;
-        match worker.ring(number) {
+    ) -> Result<Paused<'s, 'd, D>, String> {
+        let (mut group, number) = self.group(index)?;
+        match group.ring(number) {
             Some(ring) if ring.is_stopped() => set(ring),
             _ => return Err(format!("ring {index} is in use")),
         }
-        Ok(worker)
+        Ok(group)
     }
 
-    /// Starts what can be started of a part.
-    pub(crate) fn start_rings_of(&self, worker: &mut Worker<'d, D>) {
+    /// Starts the rings of `group` that have all they need.
+    pub(crate) fn start_rings_of(&self, group: &mut QueueGroup<'d, D>) {
         let Some(features) = self.features.filter(|_| !self.memory.is_empty()) else {
             return;
         };
-        worker.start_rings(&Start {
+        group.start_rings(&Start {
             memory: &self.memory,
             inflight: self.inflight.as_ref(),
             modern: features & VERSION_1 != 0,
@@ -122,19 +122,19 @@ impl<'s, 'd, D: Device> Session<'s, 'd, D> {
         });
     }
 
-    /// Has all parts use the memory there is now.
+    /// Has all groups use the present memory, after some was removed or replaced.
     pub(crate) fn memory_changed(&self) {
-        for mut worker in self.workers() {
-            worker.set_memory(self.memory.guest());
-            self.start_rings_of(&mut worker);
+        for mut group in self.groups() {
+            group.set_memory(self.memory.guest());
+            self.start_rings_of(&mut group);
         }
     }
 
-    /// The same where there is only more of it.
+    /// Has all groups use the present memory, after some was added.
     pub(crate) fn memory_grew(&self) {
-        for mut worker in self.workers() {
-            worker.extend_memory(self.memory.guest());
-            self.start_rings_of(&mut worker);
+        for mut group in self.groups() {
+            group.extend_memory(self.memory.guest());
+            self.start_rings_of(&mut group);
         }
     }
 }

@@ -1,250 +1,272 @@
-//! A part of the device with its rings: all that happens to them while they run.
+//! A worker: it serves one queue group, and the session pauses it to start, stop or change rings.
+//!
+//! The worker and the session share the group by a mutex. A busy worker would take the mutex again before the session gets it, so the
+//! session announces by `pausing` that it wants the group, and the worker waits for `resumed`.
 
 use std::io;
-use std::sync::Arc;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use vm_memory::GuestMemoryMmap;
+use crate::device::Device;
+use crate::eventfd::EventFd;
+use crate::poll::{Poll, Token};
+use crate::queue_group::QueueGroup;
+use crate::sigbus;
 
-use crate::device::{Device, Queues, out_of_service};
-use crate::error::RingError;
-use crate::inflight::InflightArea;
-use crate::memory::Memory;
-use crate::poll::{Again, Poll, Token};
-use crate::ring::Ring;
-use crate::rings::Rings;
-use crate::vring_eventfd::VringEventFd;
-
-/// What rings start with.
-#[derive(Clone, Copy)]
-pub(crate) struct Start<'a> {
-    pub(crate) memory: &'a Memory,
-    pub(crate) inflight: Option<&'a InflightArea>,
-    /// Whether the driver knows virtio 1.
-    pub(crate) modern: bool,
-    pub(crate) event_idx: bool,
-}
-
-impl Start<'_> {
-    fn start(&self, ring: &mut Ring) -> Result<(), RingError> {
-        if !self.modern {
-            return Err(RingError::Legacy);
-        }
-        let record = self.inflight.map(|area| area.ring(ring.index, ring.size));
-        ring.start(self.memory, self.event_idx, record.transpose()?)
-    }
-}
-
+/// Serves a queue group, by a thread of its own or by the main thread.
 pub(crate) struct Worker<'d, D: Device> {
-    pub(crate) part: &'d mut D,
-    events: Vec<D::Event>,
-    rings: Rings,
-    memory: Arc<GuestMemoryMmap>,
-    again: Again,
+    group: Mutex<QueueGroup<'d, D>>,
+    /// The session has the group or waits for it.
+    pausing: AtomicBool,
+    resumed: Condvar,
+    ended: AtomicBool,
+    thread: Option<Thread>,
+}
+
+/// What the worker's own thread waits on.
+struct Thread {
     poll: Arc<Poll>,
+    /// Wakes it when it is to end, or when a ring has another turn without a kick.
+    wake: EventFd,
 }
 
 impl<'d, D: Device> Worker<'d, D> {
-    /// Part `number` of `parts`, of a device with `rings`; what happens to it is told by `poll`.
-    pub(crate) fn new(
+    /// A worker without a thread: the main thread waits on `poll` for the group's events as well as its own.
+    pub(crate) fn on_main_thread(
         part: &'d mut D,
-        (number, parts): (u16, u16),
         rings: u16,
-        poll: Arc<Poll>,
+        poll: &Arc<Poll>,
     ) -> io::Result<Self> {
-        let mut events = Vec::new();
-        for (number, (fd, event)) in (0u32..).zip(part.events()) {
-            poll.add(fd, Token::Device(number))?;
-            events.push(event);
-        }
-        Ok(Self {
-            part,
-            events,
-            rings: Rings::new(number, parts, rings),
-            memory: Arc::default(),
-            again: Again::default(),
-            poll,
-        })
+        let group = QueueGroup::new(part, (0, 1), rings, Arc::clone(poll))?;
+        Ok(Self::new(group, None))
     }
 
-    /// Does what is to be done about `token`.
+    /// A worker for part `number` of several, which is to be served by a thread that calls [`serve`](Self::serve).
+    pub(crate) fn with_thread(part: &'d mut D, number: (u16, u16), rings: u16) -> io::Result<Self> {
+        let poll = Arc::new(Poll::new()?);
+        let wake = EventFd::new()?;
+        poll.add(&wake, Token::Wake)?;
+        let group = QueueGroup::new(part, number, rings, Arc::clone(&poll))?;
+        Ok(Self::new(group, Some(Thread { poll, wake })))
+    }
+
+    fn new(group: QueueGroup<'d, D>, thread: Option<Thread>) -> Self {
+        Self {
+            group: Mutex::new(group),
+            pausing: AtomicBool::new(false),
+            resumed: Condvar::new(),
+            ended: AtomicBool::new(false),
+            thread,
+        }
+    }
+
+    /// Whether a thread of its own serves the group.
+    pub(crate) fn has_thread(&self) -> bool {
+        self.thread.is_some()
+    }
+
+    fn lock_at_once(&self) -> MutexGuard<'_, QueueGroup<'d, D>> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Locks the group for the thread that serves it, once the session does not want it.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, QueueGroup<'d, D>> {
+        let mut group = self.lock_at_once();
+        while self.pausing.load(Ordering::Relaxed) {
+            group = self
+                .resumed
+                .wait(group)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        group
+    }
+
+    /// Locks the group for the session. The worker does not serve it until the guard is dropped.
+    pub(crate) fn pause(&self) -> Paused<'_, 'd, D> {
+        self.pausing.store(true, Ordering::Relaxed);
+        Paused {
+            group: self.lock_at_once(),
+            worker: self,
+        }
+    }
+
+    /// Serves the group until [`end`](Self::end) is called.
     ///
     /// # Errors
     /// The device's, when it cannot go on.
-    pub(crate) fn happened(&mut self, token: Token) -> io::Result<()> {
-        match token {
-            Token::Kick(ring) => self.kicked(ring),
-            Token::Device(number) => {
-                if let Some(&event) = self.events.get(number as usize) {
-                    return self.device_event(event);
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    pub(crate) fn has_more(&self) -> bool {
-        !self.again.is_empty()
-    }
-
-    /// Gives every ring that asked for it another turn.
-    pub(crate) fn next_turns(&mut self) {
-        for index in self.again.take() {
-            self.kicked(index);
-        }
-    }
-
-    /// The part, and its rings that it may be given.
-    fn split(&mut self) -> (&mut D, Queues<'_>) {
-        let queues = Queues {
-            rings: &mut self.rings,
-            memory: &self.memory,
-            again: &mut self.again,
-        };
-        (&mut *self.part, queues)
-    }
-
-    /// The driver says that there are requests in ring `index`.
-    fn kicked(&mut self, index: u16) {
-        let (part, mut queues) = self.split();
-        if queues.is_running(index) && !queues.run(index, |queue| part.process(queue)) {
-            part.queue_running(index, false);
-        }
-    }
-
-    /// The part's own event happened.
-    fn device_event(&mut self, event: D::Event) -> io::Result<()> {
-        self.changing(|worker| {
-            let (part, mut queues) = worker.split();
-            part.handle(event, &mut queues)
-        })
-    }
-
-    /// Does `change`, and tells the part which rings it has started or stopped.
-    fn changing<R>(&mut self, change: impl FnOnce(&mut Self) -> R) -> R {
-        let running =
-            |worker: &Self| -> Vec<bool> { worker.rings.iter().map(Ring::is_running).collect() };
-        let before = running(self);
-        let result = change(self);
-        for (ring, before) in self.rings.iter().zip(before) {
-            if ring.is_running() != before {
-                self.part.queue_running(ring.index, !before);
-            }
-        }
-        result
-    }
-
-    /// Has the part complete what it has taken from ring `index`, which is about to stop.
-    pub(crate) fn drain(&mut self, index: u16) {
-        let (part, mut queues) = self.split();
-        if queues.is_running(index) && !queues.run(index, |queue| part.drain(queue)) {
-            part.queue_running(index, false);
-        }
-    }
-
-    /// Has requests taken from now on use `memory`, and those taken so far done with what was there before.
-    pub(crate) fn set_memory(&mut self, memory: &Arc<GuestMemoryMmap>) {
-        for index in self.rings.indexes() {
-            self.drain(index);
-        }
-        self.memory = Arc::clone(memory);
-    }
-
-    /// The same for memory that has become more.
-    pub(crate) fn extend_memory(&mut self, memory: &Arc<GuestMemoryMmap>) {
-        self.memory = Arc::clone(memory);
-    }
-
-    pub(crate) fn ring(&mut self, index: u16) -> Option<&mut Ring> {
-        self.rings.get_mut(index)
-    }
-
-    /// Enables all rings, as they are without protocol features.
-    pub(crate) fn enable_all(&mut self) {
-        self.changing(|worker| {
-            for ring in worker.rings.iter_mut() {
-                ring.enabled = true;
-            }
-        });
-    }
-
-    pub(crate) fn set_enabled(&mut self, index: u16, enabled: bool) {
-        if !enabled {
-            self.drain(index);
-        }
-        self.changing(|worker| {
-            if let Some(ring) = worker.rings.get_mut(index) {
-                ring.enabled = enabled;
-            }
-            // One that had started before only goes on.
-            if enabled {
-                worker.again.add(index);
-            }
-        });
-    }
-
-    /// Starts the rings that have all they need, and looks at them once: the kick may have been given to a process that died.
-    pub(crate) fn start_rings(&mut self, start: &Start<'_>) {
-        self.changing(|worker| {
-            for ring in worker.rings.iter_mut() {
-                if !ring.can_start() {
-                    continue;
-                }
-                match start.start(ring) {
-                    Ok(()) => worker.again.add(ring.index),
-                    Err(error) => out_of_service(ring, &error),
-                }
-            }
-        });
-    }
-
-    /// Has ring `index` kicked by `event`.
-    pub(crate) fn set_kick(&mut self, index: u16, event: Option<VringEventFd>) -> io::Result<()> {
-        let Some(ring) = self.rings.get_mut(index) else {
+    pub(crate) fn serve(&self) -> io::Result<()> {
+        let Some(thread) = &self.thread else {
             return Ok(());
         };
-        if let Some(old) = ring.set_kick(None) {
-            self.poll.remove(&old);
+        let mut idle = true;
+        while !self.ended.load(Ordering::Acquire) {
+            let tokens = thread.poll.wait(idle)?;
+            let mut group = self.lock();
+            for token in tokens {
+                group.handle(token)?;
+            }
+            group.next_turns();
+            idle = !group.has_more();
+            if sigbus::is_lost() {
+                // The session is notified that this worker ended, and ends with an error that says why.
+                break;
+            }
         }
-        if let Some(event) = &event {
-            // Without a descriptor the frontend wants the ring polled; nobody kicks it then, and nobody serves it.
-            self.poll.add(event, Token::Kick(index))?;
-        }
-        ring.set_kick(event);
         Ok(())
     }
 
-    /// Stops ring `index`, with nothing of it under way, and gives the index in the available ring from which to go on.
-    pub(crate) fn stop(&mut self, index: u16) -> u16 {
-        self.drain(index);
-        self.changing(|worker| {
-            let Some(ring) = worker.rings.get_mut(index) else {
-                return 0;
-            };
-            if let Some(kick) = ring.set_kick(None) {
-                worker.poll.remove(&kick);
+    /// Has the thread end.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = &self.thread {
+            thread.wake.signal();
+        }
+    }
+}
+
+/// A queue group that the session has; its worker is paused until this is dropped.
+pub(crate) struct Paused<'a, 'd, D: Device> {
+    group: MutexGuard<'a, QueueGroup<'d, D>>,
+    worker: &'a Worker<'d, D>,
+}
+
+impl<'d, D: Device> Deref for Paused<'_, 'd, D> {
+    type Target = QueueGroup<'d, D>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.group
+    }
+}
+
+impl<D: Device> DerefMut for Paused<'_, '_, D> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.group
+    }
+}
+
+impl<D: Device> Drop for Paused<'_, '_, D> {
+    fn drop(&mut self) {
+        // The group is still locked: the worker reads the flag and begins to wait with the lock held, so it cannot miss this.
+        self.worker.pausing.store(false, Ordering::Relaxed);
+        self.worker.resumed.notify_one();
+        if self.group.has_more() {
+            self.worker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::RingError;
+    use crate::queue::Queue;
+    use std::os::fd::{AsFd, BorrowedFd};
+    use std::sync::atomic::AtomicU64;
+
+    /// Has an event that happens all the time.
+    struct Busy {
+        event: EventFd,
+        handled: Arc<AtomicU64>,
+        most: u64,
+    }
+
+    impl Busy {
+        fn new(handled: &Arc<AtomicU64>, most: u64) -> Self {
+            let event = EventFd::new().unwrap();
+            event.signal();
+            let handled = Arc::clone(handled);
+            Self {
+                event,
+                handled,
+                most,
             }
-            ring.stop()
-        })
+        }
     }
 
-    /// Stops all rings and forgets what was said about them.
-    pub(crate) fn stop_all(&mut self) {
-        for index in self.rings.indexes() {
-            self.stop(index);
+    impl Device for Busy {
+        type Event = ();
+
+        fn features(&self) -> u64 {
+            0
         }
-        for ring in self.rings.iter_mut() {
-            *ring = Ring::new(ring.index);
+
+        fn queues(&self) -> u16 {
+            2
         }
-        self.again.take();
+
+        fn config(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn process(&mut self, _: &mut Queue<'_>) -> Result<(), RingError> {
+            Ok(())
+        }
+
+        fn events(&self) -> Vec<(BorrowedFd<'_>, ())> {
+            vec![(self.event.as_fd(), ())]
+        }
+
+        fn handle(&mut self, (): (), _: &mut crate::Queues<'_>) -> io::Result<()> {
+            if self.handled.fetch_add(1, Ordering::SeqCst) >= self.most {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.event.signal();
+            Ok(())
+        }
     }
 
-    /// What happens to the part is of no interest any more.
-    pub(crate) fn close(&mut self) {
-        self.stop_all();
-        self.memory = Arc::default();
-        for (fd, _) in self.part.events() {
-            self.poll.remove(fd);
-        }
+    #[test]
+    fn a_thread_that_never_rests_is_paused_by_the_session_and_goes_on_after_it() {
+        let handled = Arc::default();
+        let mut part = Busy::new(&handled, u64::MAX);
+        let worker = Worker::with_thread(&mut part, (1, 2), 2).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| worker.serve());
+            for _ in 0..1000 {
+                let paused = worker.pause();
+                let before = handled.load(Ordering::SeqCst);
+                std::thread::yield_now();
+                assert_eq!(handled.load(Ordering::SeqCst), before, "it is served");
+                drop(paused);
+                while handled.load(Ordering::SeqCst) == before {
+                    std::thread::yield_now();
+                }
+            }
+            worker.end();
+            thread.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_thread_that_waits_wakes_for_rings_that_have_a_turn_and_for_the_end() {
+        let handled = Arc::default();
+        let mut part = Busy::new(&handled, 0);
+        let worker = Worker::with_thread(&mut part, (1, 2), 2).unwrap();
+        // Nothing happens by itself.
+        worker.pause().close();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| worker.serve());
+            worker.pause().set_enabled(1, true);
+            while worker.pause().has_more() {
+                std::thread::yield_now();
+            }
+            worker.end();
+            thread.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_device_that_cannot_go_on_ends_the_thread_with_its_error() {
+        let handled = Arc::default();
+        let mut part = Busy::new(&handled, 3);
+        let worker = Worker::with_thread(&mut part, (0, 2), 2).unwrap();
+        let error = worker.serve().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(handled.load(Ordering::SeqCst), 4);
     }
 }

@@ -1,4 +1,4 @@
-//! The socket at which the frontend is met: made from a path, or inherited.
+//! The endpoint of the vhost-user socket: a listening socket made from a path or inherited, or an inherited connection.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
@@ -12,16 +12,16 @@ use rustix::net::{AddressFamily, SocketType};
 use crate::args::DaemonArgs;
 use crate::error::Error;
 
-/// Where the frontend comes from.
+/// How the frontend is reached.
 #[derive(Debug)]
-pub(crate) enum Meeting {
+pub(crate) enum Endpoint {
     /// Frontends connect to this.
     Listener(Listener),
-    /// The frontend is at the other end already.
+    /// The frontend is connected already.
     Connected(UnixStream),
 }
 
-impl Meeting {
+impl Endpoint {
     pub(crate) fn open(args: &DaemonArgs) -> Result<Self, Error> {
         match (&args.socket_path, args.fd) {
             (Some(path), None) => Listener::bind(path).map(Self::Listener),
@@ -54,7 +54,7 @@ impl Meeting {
     }
 }
 
-/// A listening socket, and its file, if it made one and has not left that to another process.
+/// A listening socket. It has a file if this process made one and has not left its removal to the broker.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) socket: UnixListener,
@@ -71,8 +71,8 @@ impl Listener {
     }
 }
 
-/// Takes over a descriptor that the parent process opened for this one and named on the command line. The number stays open; what is
-/// given is a duplicate that is not inherited further.
+/// Takes over a descriptor that the parent process opened for this one and named on the command line. The number stays open;
+/// the descriptor returned is a duplicate that children do not inherit.
 ///
 /// # Errors
 /// When the number is not open.
@@ -94,17 +94,17 @@ mod tests {
     #[test]
     fn an_inherited_socket_is_taken_as_what_it_is() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let connected = Meeting::inherit(ours.as_raw_fd()).unwrap();
-        assert!(matches!(connected, Meeting::Connected(_)));
+        let connected = Endpoint::inherit(ours.as_raw_fd()).unwrap();
+        assert!(matches!(connected, Endpoint::Connected(_)));
 
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("s")).unwrap();
-        let listening = Meeting::inherit(listener.as_raw_fd()).unwrap();
-        assert!(matches!(listening, Meeting::Listener(_)));
+        let listening = Endpoint::inherit(listener.as_raw_fd()).unwrap();
+        assert!(matches!(listening, Endpoint::Listener(_)));
 
         let file = tempfile::tempfile().unwrap();
-        assert!(Meeting::inherit(file.as_raw_fd()).is_err());
-        assert!(Meeting::inherit(-1).is_err());
-        assert!(Meeting::inherit(9999).is_err());
+        assert!(Endpoint::inherit(file.as_raw_fd()).is_err());
+        assert!(Endpoint::inherit(-1).is_err());
+        assert!(Endpoint::inherit(9999).is_err());
     }
 }
