@@ -34,6 +34,8 @@ pub enum ErrorKind {
     TooLarge,
     /// A file that may not be opened: its type or its folder forbids it.
     NotAllowed,
+    /// Somebody else made the image's file shorter while it was in use, and the file is not as long again.
+    Shortened,
     /// The L1 table of a snapshot is not where one can be. What else there is in the image may be sound.
     SnapshotL1(TableFault),
 }
@@ -203,9 +205,10 @@ impl From<Error> for io::Error {
             }
             ErrorKind::ReadOnly | ErrorKind::NotAllowed => io::ErrorKind::PermissionDenied,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
-            ErrorKind::NotThisFormat | ErrorKind::Corrupt | ErrorKind::SnapshotL1(_) => {
-                io::ErrorKind::InvalidData
-            }
+            ErrorKind::NotThisFormat
+            | ErrorKind::Corrupt
+            | ErrorKind::Shortened
+            | ErrorKind::SnapshotL1(_) => io::ErrorKind::InvalidData,
             ErrorKind::Locked | ErrorKind::Backing => io::ErrorKind::Other,
         };
         Self::new(kind, error)

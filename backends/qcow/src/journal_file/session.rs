@@ -13,7 +13,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::big_endian::be64;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::extension::kind;
 use crate::feature;
 use crate::header::{Header, place};
@@ -101,9 +101,12 @@ impl Session {
                 "what was written since the last flush is not all in the journal {journal}, which is a copy made before: put the image's own there"
             ),
             Stale::Length { was, is } => {
-                return Error::corrupt(format!(
-                    "somebody else made the image shorter while it was in use: of {was} bytes, {is} are left; put back what is missing or, where zeroes will do in its place, make it as long again, by truncate -s {was}"
-                ));
+                return Error::new(
+                    ErrorKind::Shortened,
+                    format!(
+                        "somebody else made the image shorter while it was in use: of {was} bytes, {is} are left; put back what is missing or, where zeroes will do in its place, make it as long again, by truncate -s {was}; or, to do without what is missing and what was not flushed, remove {journal} and {GO_ON}"
+                    ),
+                );
             }
         };
         Error::corrupt(format!("{why}, or {GO_ON}"))

@@ -336,6 +336,9 @@ impl Qcow2 {
             Repair::Leaks if lost.is_some() => Repair::None,
             repair => repair,
         };
+        if let Some(lost) = lost.as_ref().filter(|_| repair != Repair::None) {
+            lost.check_repair()?;
+        }
         let mut engine = self.engine();
         if self.writable && engine.check_usable().is_ok() {
             while !engine.is_clean() {

@@ -38,12 +38,22 @@ pub(super) struct Lost {
     why: String,
     /// The journal, if there is one and it is of no use.
     file: Option<JournalFile>,
+    /// The journal is sound, and counts again as soon as the image's file is as long as it was.
+    is_shortened: bool,
 }
 
 impl Lost {
     pub(super) fn report(&self, result: &mut CheckResult) {
         result.corruptions += 1;
         result.messages.insert(0, format!("ERROR {}", self.why));
+    }
+
+    /// Refuses a repair that would give up what the user can still have.
+    pub(super) fn check_repair(&self) -> Result<()> {
+        match self.is_shortened {
+            true => Err(Error::new(ErrorKind::Shortened, self.why.clone())),
+            false => Ok(()),
+        }
     }
 
     /// The image is taken for all there is.
@@ -124,6 +134,7 @@ impl Qcow2 {
                 lost: Some(Lost {
                     why: error.to_string(),
                     file: journal,
+                    is_shortened: error.kind() == ErrorKind::Shortened,
                 }),
             }),
             Err(error) => Err(error),

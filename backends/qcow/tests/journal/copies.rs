@@ -1,7 +1,7 @@
 //! Copies of an image in use, or of its journal, that are put in the place of what they were made of: either what is there is the disk
 //! as it was then, or it is an error.
 
-use qcow::{Image, Preallocation, Repair};
+use qcow::{ErrorKind, Image, Preallocation, Repair};
 
 use crate::files::*;
 use crate::peer::Rng;
@@ -282,6 +282,48 @@ fn what_is_cut_off_while_the_image_is_in_use_is_an_error_for_the_next_process() 
     files.image.state().bytes.resize(len + 4096, 0);
     let image = files.open(1 << 20);
     assert_eq!(disk_of(&image)[128], 0x0808_0808_0808_0808);
+}
+
+#[test]
+fn a_repair_does_not_give_up_what_an_image_would_have_that_is_made_as_long_again() {
+    let (files, image) = served();
+    write_more(&image);
+    std::mem::forget(image);
+    let len = files.image.state().bytes.len();
+    files.image.state().bytes.truncate(len - 4096);
+    let lengths = format!("of {len} bytes, {} are left", len - 4096);
+    let for_check = files.options().writable(true).for_check(true);
+
+    let before = files.again();
+    let image = files.open_as(&for_check).unwrap();
+    for repair in [Repair::None, Repair::Leaks] {
+        let found = image.check(repair).unwrap();
+        assert!(found.messages[0].contains(&lengths), "{found:?}");
+        assert!(!found.is_sound());
+    }
+    let refused = image.check(Repair::All).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Shortened, "{refused}");
+    for words in [&lengths, &format!("truncate -s {len}"), "remove journal"] {
+        assert!(refused.to_string().contains(words), "{refused}");
+    }
+    drop(image);
+    assert!(files.image.state().bytes == before.image.state().bytes);
+    assert!(files.journal.state().bytes == before.journal.state().bytes);
+
+    // As long again, it has all that was noted.
+    let longer = files.again();
+    longer.image.state().bytes.resize(len, 0);
+    let image = longer.open(1 << 20);
+    assert_eq!(disk_of(&image)[0], 0x0707_0707_0707_0707);
+    image.close().unwrap();
+
+    // Without the journal, the user does without both.
+    files.journal.state().bytes.clear();
+    let image = files.open_as(&for_check).unwrap();
+    let found = image.check(Repair::All).unwrap();
+    assert!(found.is_sound(), "{found:?}");
+    image.close().unwrap();
+    files.open(1 << 20).close().unwrap();
 }
 
 #[test]
