@@ -1,4 +1,4 @@
-//! `xtask`: the developers' one door: `cargo xtask setup`, `demo`, `test`, `soak`, `bench`.
+//! `xtask`: the developers' one door: `cargo xtask setup`, `check`, `test`, `demo`, `bench`, `soak`.
 //!
 //! It installs, builds, calls and reports; what is tested is in `bulkhead-tests` and in the crates themselves.
 //! May touch the target folder, and Debian's packages in `setup` alone. It depends on none of them: it calls what they build.
@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod check;
 mod demo;
 mod fuzz;
 mod project;
@@ -16,21 +17,27 @@ mod test;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use project::Project;
 
-/// Set up, show, test and measure Bulkhead.
+/// Sets up, checks, tests, shows and measures Bulkhead.
 #[derive(Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Args {
+    /// Without one, all are listed.
     #[command(subcommand)]
-    task: Task,
+    task: Option<Task>,
 }
 
 #[derive(Subcommand)]
 enum Task {
     /// Install what the other tasks need: Debian packages, Debian's kernel, cargo's tools.
     Setup,
+    /// Check format and clippy, and run the unit tests of what changed.
+    Check(check::Options),
+    /// Run every test there is.
+    Test(test::Options),
     /// Run a Linux guest on Bulkhead's processes, and observe every step.
     Demo,
     /// Measure Bulkhead, beside its peers where they are here.
@@ -38,16 +45,19 @@ enum Task {
         /// Only these figures; all by default.
         figures: Vec<String>,
     },
-    /// Run every test there is.
-    Test(test::Options),
     /// Run for hours what the tests run for minutes.
     Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
-    let result = match (Args::parse().task, Project::find()) {
+    let Some(task) = Args::parse().task else {
+        println!("{}", Args::command().render_help());
+        return ExitCode::SUCCESS;
+    };
+    let result = match (task, Project::find()) {
         (_, Err(error)) => Err(error),
         (Task::Setup, Ok(project)) => setup::everything(&project).map(|()| ExitCode::SUCCESS),
+        (Task::Check(options), Ok(project)) => check::run(&project, &options),
         (Task::Demo, Ok(project)) => demo::run(&project),
         (Task::Bench { figures }, Ok(project)) => bench::run(&project, &figures),
         (Task::Test(options), Ok(project)) => test::run(&project, &options),
