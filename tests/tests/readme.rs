@@ -1,4 +1,4 @@
-//! The README's commands are what the programs take and print. (That the four commands by hand run a guest is shown end to end, by
+//! The commands of README and CONTRIBUTING are what the programs take and print. (That the four commands by hand run a guest is shown end to end, by
 //! the `dry_run` scenario, which runs what `--dry-run` prints as it is printed.)
 
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -20,12 +20,12 @@ fn sources() -> PathBuf {
         .to_owned()
 }
 
-/// The shell lines of the first code block after the heading.
-fn block(heading: &str) -> Vec<String> {
-    let readme = std::fs::read_to_string(sources().join("README.md")).unwrap();
-    let (_, section) = readme
+/// The shell lines of a page's first code block after the heading.
+fn block(page: &str, heading: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(sources().join(page)).unwrap();
+    let (_, section) = text
         .split_once(&format!("{heading}\n"))
-        .unwrap_or_else(|| panic!("README has no '{heading}'"));
+        .unwrap_or_else(|| panic!("{page} has no '{heading}'"));
     let code = section.split("```").nth(1).unwrap();
     let lines = code.lines().skip(1).filter(|line| !line.trim().is_empty());
     lines.map(str::to_owned).collect()
@@ -67,7 +67,7 @@ fn running_a_guest_takes_the_commands_that_are_shown() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let lines = block("## Run a guest");
+    let lines = block("README.md", "## Run a guest");
     let create = lines
         .iter()
         .find(|line| line.starts_with("image-tool"))
@@ -91,7 +91,7 @@ fn the_commands_by_hand_are_those_of_the_guest_above() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let lines = block("## Run a guest");
+    let lines = block("README.md", "## Run a guest");
     let run = lines
         .iter()
         .find(|line| line.starts_with("bulkhead run"))
@@ -105,26 +105,70 @@ fn the_commands_by_hand_are_those_of_the_guest_above() {
 
     let printed = stdout(&format!("{run} --dry-run"), folder.path());
 
-    let shown = block("## The same by hand, or as services");
+    let shown = block("README.md", "## The same by hand, or as services");
     assert_eq!(printed.lines().collect::<Vec<_>>(), shown);
 }
 
 #[test]
 fn the_first_commands_are_tasks_there_are() {
-    let help = Command::new(env!("CARGO"))
-        .args(["xtask", "--help"])
+    for line in block("README.md", "# Bulkhead") {
+        assert_is_task(&line);
+    }
+}
+
+#[test]
+fn contributing_names_tasks_steps_soaks_and_options_there_are() {
+    for heading in ["## Build, check, test", "## Measure", "## Fuzz"] {
+        let lines = block("CONTRIBUTING.md", heading);
+        let tasks: Vec<_> = lines
+            .iter()
+            .filter(|line| line.starts_with("cargo xtask "))
+            .collect();
+        assert!(tasks.len() > 1, "{heading}");
+        for task in tasks {
+            assert_is_task(task);
+        }
+    }
+    let soaks = xtask(&["soak"]);
+    for line in block("CONTRIBUTING.md", "## Measure") {
+        if let Some(name) = line.strip_prefix("cargo xtask soak ") {
+            let name = name.split_whitespace().next().unwrap();
+            assert!(name == "#" || first_words(&soaks).contains(&name), "{line}");
+        }
+    }
+}
+
+/// Whether a line's task is one, and its options are that task's.
+fn assert_is_task(line: &str) {
+    let command = line.split('#').next().unwrap();
+    let mut words = command
+        .strip_prefix("cargo xtask")
+        .unwrap()
+        .split_whitespace();
+    let Some(task) = words.next() else {
+        return;
+    };
+    let tasks = xtask(&[]);
+    assert!(first_words(&tasks).contains(&task), "{line}: {tasks}");
+    let help = xtask(&[task, "--help"]);
+    for option in words.filter(|word| word.starts_with("--")) {
+        assert!(help.contains(option), "{line}: {help}");
+    }
+}
+
+fn first_words(text: &str) -> Vec<&str> {
+    text.lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect()
+}
+
+fn xtask(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO"))
+        .arg("xtask")
+        .args(arguments)
         .current_dir(sources())
         .output()
         .unwrap();
-    let help = String::from_utf8(help.stdout).unwrap();
-    for line in block("# Bulkhead") {
-        let task = line
-            .strip_prefix("cargo xtask ")
-            .unwrap()
-            .split(' ')
-            .next()
-            .unwrap();
-        let listed = |text: &str| text.split_whitespace().next() == Some(task);
-        assert!(help.lines().any(listed), "{task}: {help}");
-    }
+    assert!(output.status.success(), "{arguments:?}");
+    String::from_utf8(output.stdout).unwrap()
 }

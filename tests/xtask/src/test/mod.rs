@@ -6,7 +6,7 @@ mod summary;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::project::Project;
@@ -30,9 +30,16 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
+    let steps = steps::all(project, options)?;
+    for name in &options.steps {
+        if !steps.iter().any(|step| step.name == name) {
+            let names: Vec<_> = steps.iter().map(|step| step.name).collect();
+            bail!("no step is called {name}: there are {}", names.join(", "));
+        }
+    }
     setup::everything(project)?;
     let mut summary = Summary::default();
-    for step in steps::all(project, options)? {
+    for step in steps {
         if options.steps.is_empty() || options.steps.iter().any(|name| name == step.name) {
             summary.add(step.name, &step.run());
         }
