@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_process::confine::{CapabilitySet, Confinement};
 
-use crate::report;
+use crate::output::report;
 
 /// Reading and writing files that are open, with the reason for each group.
 const OPEN_FILES: &[libc::c_long] = &[

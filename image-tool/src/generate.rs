@@ -7,7 +7,7 @@ use clap::Command;
 use clap_complete::Shell;
 use qcow::Format;
 
-use crate::format_options;
+use crate::command_line::format_options;
 use crate::output;
 use crate::verbs::amend;
 

@@ -3,48 +3,36 @@
 //! It may touch the image files named on its command line and the backing and data files those name, and nothing
 //! else; once they are open it confines itself to them. It must not depend on anything of Bulkhead but `qcow` (the
 //! formats) and `bulkhead-process` (confinement, signals).
+//!
+//! | folder | holds |
+//! |---|---|
+//! | `verbs/` | a file for each verb: its options and its work |
+//! | `command_line/` | getopt, the options that verbs share, `-o` lists, sizes, and in `source/` what names an image |
+//! | `open/` | an image and its backing chain, from a [`Source`](command_line::source::Source) to an open image |
+//! | `target/` | the file that a verb makes: staged, written in place, or a stream |
+//! | `copy/` | the copy of `convert`, `dd`, `commit` and `rebase`: what to copy, and the threads that read and write it |
+//! | `output/` | standard output and standard error: JSON, lists, progress, error messages |
 
 #![deny(unsafe_code)]
 
-mod buffer;
-mod cache;
+mod command_line;
 mod confine;
 mod copy;
-mod disk;
-mod extent_size;
-mod format_options;
 mod generate;
-mod getopt;
-mod json;
-mod keyval;
-mod node;
-mod object;
 mod open;
-mod operand;
-mod options;
 mod output;
-mod probe;
-mod progress;
-mod reason;
-mod report;
-mod size;
-mod snapshot_list;
-mod snapshot_param;
-mod source;
+mod signals;
 mod target;
-mod tuning;
-mod unfinished;
-mod unsynced;
 mod verbs;
-mod watch;
-mod workers;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use getopt::Order;
-use report::Usage;
+use command_line::getopt::{self, Order};
+use command_line::source::operand;
+use output::report::{self, Usage};
+use target::unfinished;
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use qcow::{ErrorKind, Image};
 
 use super::Input;
-use super::input::Position;
+use super::buffer::Buffer;
 use super::offload;
 use super::plan::{Kind, Piece, Plan};
 use super::ready::{Filled, Order, Ready};
+use super::salvage::Salvage;
+use super::workers;
 use super::writeback::Writeback;
 use super::zero::{SECTOR, Sparse, first_run, is_zero};
-use crate::buffer::Buffer;
-use crate::progress::Progress;
-use crate::workers;
+use crate::output::progress::Progress;
 
 /// Pieces in memory at once, at least: enough that neither who reads nor who writes soon waits for the other.
 const BUFFERS: usize = 8;
@@ -45,23 +45,6 @@ pub(crate) struct Copy<'a> {
     pub(crate) progress: &'a Progress,
     /// Bytes that count for the progress.
     pub(crate) total: u64,
-}
-
-/// What to do about sources that cannot be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Salvage {
-    pub(crate) quiet: bool,
-}
-
-impl Salvage {
-    /// Says what could not be done, unless nobody wants to know.
-    pub(super) fn warn(self, what: &str, offset: u64, error: &qcow::Error, at: &Position<'_>) {
-        if self.quiet {
-            return;
-        }
-        let cause = crate::reason::cause(error, at.disk.0.path());
-        crate::report::warning(format_args!("error while {what} offset {offset}: {cause}"));
-    }
 }
 
 /// Where a copy ended early.

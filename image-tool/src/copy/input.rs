@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use qcow::Image;
 
-use crate::disk::{Disk, SECTOR};
+use crate::open::disk::{Disk, SECTOR};
 
 /// Disks in a row, each taken in whole sectors.
 #[derive(Debug)]

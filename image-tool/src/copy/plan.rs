@@ -3,7 +3,7 @@
 use qcow::Extent;
 
 use super::Input;
-use super::engine::Salvage;
+use super::salvage::Salvage;
 
 /// What a range holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::buffer::Buffer;
 use super::plan::Piece;
-use crate::buffer::Buffer;
 
 /// Which pieces may be written when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,7 @@ mod name;
 mod overwrite;
 mod staging;
 mod stream;
+pub(crate) mod unfinished;
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -20,11 +21,10 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow};
 use qcow::{CreateOptions, ErrorKind, FileKind, Format, Image, OpenOptions};
 
+use crate::command_line::source::Source;
 use crate::open::{self, Opened, Opening};
-use crate::reason::{os, reason};
-use crate::source::Source;
-use crate::unfinished;
-use crate::watch::Watch;
+use crate::output::reason::{os, reason};
+use crate::signals::Watch;
 use name::{End, folder_of, never_a_file};
 use staging::Staging;
 use stream::Stream;

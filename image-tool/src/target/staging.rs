@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::name::folder_of;
-use crate::unfinished;
+use super::unfinished;
 
 /// A new file's mode, less the umask: what is on a disk is nobody's to change.
 const MODE: u32 = 0o644;

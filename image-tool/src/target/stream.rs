@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 
 use super::name::End;
-use crate::watch::Watch;
+use crate::signals::Watch;
 
 /// How often a FIFO is looked at that nobody reads yet.
 const PAUSE: Duration = Duration::from_millis(20);

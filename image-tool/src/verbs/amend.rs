@@ -7,20 +7,20 @@ use anyhow::{Result, anyhow, bail, ensure};
 use clap::Command;
 use qcow::{Format, Preallocation};
 
-use crate::cache::Cache;
+use crate::command_line::cache::Cache;
+use crate::command_line::format_options::{self, FormatOptions, amendable};
+use crate::command_line::getopt::Matches;
+use crate::command_line::keyval;
+use crate::command_line::options::{self, flag, value};
 use crate::confine;
-use crate::format_options::{self, FormatOptions, amendable};
-use crate::getopt::Matches;
-use crate::keyval;
 use crate::open::{self, Opened, Opening};
-use crate::options::{self, flag, value};
 use crate::output;
-use crate::progress::Progress;
-use crate::reason::{reason, snapshot_l1};
-use crate::report::{self, Hinted, Usage};
+use crate::output::progress::Progress;
+use crate::output::reason::{reason, snapshot_l1};
+use crate::output::report::{self, Hinted, Usage};
+use crate::signals::Watch;
 use crate::verbs::close;
 use crate::verbs::resize::resize;
-use crate::watch::Watch;
 
 pub(crate) const NAME: &str = "amend";
 

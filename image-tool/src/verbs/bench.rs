@@ -9,16 +9,16 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::Image;
 
-use crate::cache::Cache;
+use crate::command_line::cache::Cache;
+use crate::command_line::getopt::Matches;
+use crate::command_line::options::{self, flag, value};
 use crate::confine;
-use crate::disk::Disk;
-use crate::getopt::Matches;
+use crate::copy::workers;
+use crate::open::disk::Disk;
 use crate::open::{self, Opening};
-use crate::options::{self, flag, value};
 use crate::output;
-use crate::reason::cause;
+use crate::output::reason::cause;
 use crate::verbs::close;
-use crate::workers;
 
 pub(crate) const NAME: &str = "bench";
 

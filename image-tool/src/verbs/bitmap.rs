@@ -6,12 +6,12 @@ use anyhow::{Result, anyhow, bail, ensure};
 use clap::Command;
 use qcow::{ErrorKind, Format, Image};
 
+use crate::command_line::getopt::Matches;
+use crate::command_line::options::{self, flag, value};
+use crate::command_line::source::Source;
 use crate::confine;
-use crate::getopt::Matches;
 use crate::open::{self, Opened, Opening};
-use crate::options::{self, flag, value};
-use crate::reason::reason;
-use crate::source::Source;
+use crate::output::reason::reason;
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "bitmap";

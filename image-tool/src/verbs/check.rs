@@ -7,15 +7,16 @@ use anyhow::{Result, bail};
 use clap::Command;
 use qcow::{CheckResult, Format, Repair};
 
-use crate::cache::Cache;
-use crate::getopt::Matches;
-use crate::json::Object;
+use crate::command_line::cache::Cache;
+use crate::command_line::getopt::Matches;
+use crate::command_line::options;
+use crate::confine;
 use crate::open::{self, Opened, Opening};
-use crate::options;
 use crate::output;
-use crate::report::{self, Usage};
+use crate::output::json::Object;
+use crate::output::reason;
+use crate::output::report::{self, Usage};
 use crate::verbs::close;
-use crate::{confine, reason};
 
 pub(crate) const NAME: &str = "check";
 
@@ -212,7 +213,7 @@ fn human(result: &CheckResult) -> String {
     text
 }
 
-fn json(filename: &str, result: &CheckResult) -> crate::json::Value {
+fn json(filename: &str, result: &CheckResult) -> crate::output::json::Value {
     let unless_zero = |value: u64| (value != 0).then_some(value);
     Object::new()
         .with("filename", filename)

@@ -7,19 +7,19 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{Image, Preallocation};
 
-use crate::cache::Cache;
+use crate::command_line::cache::Cache;
+use crate::command_line::getopt::Matches;
+use crate::command_line::options::{self, flag, value};
+use crate::command_line::source::{Source, relative_to};
 use crate::confine;
+use crate::copy::workers;
 use crate::copy::{self, Copy, Failure, Input, Order, Plan};
-use crate::getopt::Matches;
 use crate::open::{self, Opened, Opening};
-use crate::options::{self, flag, value};
 use crate::output;
-use crate::progress::Progress;
-use crate::reason::cause;
-use crate::source::{Source, relative_to};
+use crate::output::progress::Progress;
+use crate::output::reason::cause;
+use crate::signals::Watch;
 use crate::verbs::close;
-use crate::watch::Watch;
-use crate::workers;
 
 pub(crate) const NAME: &str = "commit";
 

@@ -9,19 +9,19 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::Format;
 
-use crate::format_options::{self, Encryption, FormatOptions};
-use crate::getopt::Matches;
-use crate::keyval;
+use crate::command_line::format_options::{self, Encryption, FormatOptions};
+use crate::command_line::getopt::Matches;
+use crate::command_line::keyval;
+use crate::command_line::options;
+use crate::command_line::size::MAX_DISK;
+use crate::command_line::source::{Source, local_path};
 use crate::open::{self, Opening};
-use crate::options;
 use crate::output;
-use crate::progress::Progress;
-use crate::reason::{os, reason};
-use crate::report::{Hinted, Usage};
-use crate::size::MAX_DISK;
-use crate::source::{Source, local_path};
+use crate::output::progress::Progress;
+use crate::output::reason::{os, reason};
+use crate::output::report::{Hinted, Usage};
+use crate::signals::Watch;
 use crate::target::Target;
-use crate::watch::Watch;
 
 pub(crate) const NAME: &str = "create";
 

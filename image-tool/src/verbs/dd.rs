@@ -8,18 +8,19 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{CreateOptions, Format, Image};
 
-use crate::disk::Disk;
-use crate::format_options::{self, empty_file};
-use crate::getopt::Matches;
+use crate::command_line::format_options::{self, empty_file};
+use crate::command_line::getopt::Matches;
+use crate::command_line::options::{self, value};
+use crate::command_line::source::local_path;
+use crate::confine;
+use crate::open::disk::Disk;
 use crate::open::{self, Opening};
-use crate::options::{self, value};
-use crate::reason::cause;
-use crate::report;
-use crate::source::local_path;
+use crate::output::progress::Progress;
+use crate::output::reason::cause;
+use crate::output::report;
+use crate::signals::Watch;
 use crate::target::Target;
 use crate::verbs::{close, create};
-use crate::watch::Watch;
-use crate::{confine, progress::Progress};
 
 pub(crate) const NAME: &str = "dd";
 

@@ -11,17 +11,17 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{Encryption, Info, LuksSlot, Qcow2Info};
 
+use crate::command_line::format_options::extent_size;
+use crate::command_line::getopt::Matches;
+use crate::command_line::options;
+use crate::command_line::source::Source;
 use crate::confine;
-use crate::disk::whole_sectors;
-use crate::extent_size;
-use crate::getopt::Matches;
-use crate::json::{Object, Value};
+use crate::open::disk::whole_sectors;
 use crate::open::{self, Opening};
-use crate::options;
+use crate::output::json::{Object, Value};
+use crate::output::size;
+use crate::output::snapshot_list::{self, LocalTime};
 use crate::output::{self, Format};
-use crate::size;
-use crate::snapshot_list::{self, LocalTime};
-use crate::source::Source;
 
 pub(crate) const NAME: &str = "info";
 

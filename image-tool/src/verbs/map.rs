@@ -8,14 +8,14 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{Extent, Image};
 
+use crate::command_line::getopt::Matches;
+use crate::command_line::options::{self, value};
+use crate::command_line::source::Source;
 use crate::confine;
-use crate::disk::{Disk, whole_sectors};
-use crate::getopt::Matches;
+use crate::open::disk::{Disk, whole_sectors};
 use crate::open::{self, Opening};
-use crate::options::{self, value};
+use crate::output::reason::cause;
 use crate::output::{self, Format};
-use crate::reason::cause;
-use crate::source::Source;
 
 pub(crate) const NAME: &str = "map";
 

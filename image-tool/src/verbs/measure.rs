@@ -6,16 +6,16 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{CreateOptions, Format, Preallocation};
 
+use crate::command_line::format_options::{self, FormatOptions};
+use crate::command_line::getopt::Matches;
+use crate::command_line::options::{self, value};
 use crate::confine;
-use crate::format_options::{self, FormatOptions};
-use crate::getopt::Matches;
-use crate::json::{Object, Value};
+use crate::open::snapshot_param::SnapshotParam;
 use crate::open::{self, Opened, Opening};
-use crate::options::{self, value};
 use crate::output;
-use crate::reason::cause;
-use crate::report;
-use crate::snapshot_param::SnapshotParam;
+use crate::output::json::{Object, Value};
+use crate::output::reason::cause;
+use crate::output::report;
 
 pub(crate) const NAME: &str = "measure";
 

@@ -23,10 +23,10 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow};
 use clap::Command;
 
-use crate::getopt::{Matches, Order};
+use crate::command_line::getopt::{Matches, Order};
+use crate::command_line::options::{flag, value};
 use crate::open::Opened;
-use crate::options::{flag, value};
-use crate::reason::reason;
+use crate::output::reason::reason;
 
 /// One verb.
 pub(crate) struct Verb {

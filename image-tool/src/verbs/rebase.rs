@@ -9,22 +9,22 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{ErrorKind, Format, Image};
 
-use crate::buffer::Buffer;
-use crate::cache::Cache;
+use crate::command_line::cache::Cache;
+use crate::command_line::format_options::is_driver;
+use crate::command_line::getopt::Matches;
+use crate::command_line::options::{self, flag, value};
+use crate::command_line::source::Source;
 use crate::confine;
+use crate::copy::buffer::Buffer;
+use crate::copy::workers;
 use crate::copy::zero::is_zero;
-use crate::disk::Disk;
-use crate::format_options::is_driver;
-use crate::getopt::Matches;
+use crate::open::disk::Disk;
 use crate::open::{self, Opened, Opening};
-use crate::options::{self, flag, value};
-use crate::progress::Progress;
-use crate::reason::cause;
-use crate::report::Usage;
-use crate::source::Source;
+use crate::output::progress::Progress;
+use crate::output::reason::cause;
+use crate::output::report::Usage;
+use crate::signals::Watch;
 use crate::verbs::close;
-use crate::watch::Watch;
-use crate::workers;
 
 pub(crate) const NAME: &str = "rebase";
 

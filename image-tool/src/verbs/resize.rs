@@ -6,15 +6,17 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{ErrorKind, Format, Preallocation};
 
+use crate::command_line::format_options::{
+    FormatOptions, Kind, Spec, check_preallocation, preallocation,
+};
+use crate::command_line::getopt::Matches;
+use crate::command_line::options::{self, flag, value};
+use crate::command_line::size::MAX_DISK;
 use crate::confine;
-use crate::format_options::{FormatOptions, Kind, Spec, check_preallocation, preallocation};
-use crate::getopt::Matches;
 use crate::open::{self, Opened, Opening};
-use crate::options::{self, flag, value};
 use crate::output;
-use crate::reason::{cause, reason};
-use crate::report::{self, Usage};
-use crate::size::MAX_DISK;
+use crate::output::reason::{cause, reason};
+use crate::output::report::{self, Usage};
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "resize";

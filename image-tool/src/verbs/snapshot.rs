@@ -6,14 +6,14 @@ use anyhow::{Result, anyhow, bail};
 use clap::Command;
 use qcow::{ErrorKind, Format, Image};
 
+use crate::command_line::getopt::Matches;
+use crate::command_line::options::{self, flag, value};
 use crate::confine;
-use crate::getopt::Matches;
 use crate::open::{self, Opening};
-use crate::options::{self, flag, value};
 use crate::output;
-use crate::reason::{cause, snapshot_l1};
-use crate::report::{self, Usage};
-use crate::snapshot_list::{self, LocalTime};
+use crate::output::reason::{cause, snapshot_l1};
+use crate::output::report::{self, Usage};
+use crate::output::snapshot_list::{self, LocalTime};
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "snapshot";

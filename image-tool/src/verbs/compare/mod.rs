@@ -8,16 +8,16 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Command;
 
-use crate::cache::Cache;
+use crate::command_line::cache::Cache;
+use crate::command_line::getopt::Matches;
+use crate::command_line::options::{self, flag, value};
+use crate::command_line::source::Source;
 use crate::confine;
-use crate::getopt::Matches;
 use crate::open::{self, Opened, Opening};
-use crate::options::{self, flag, value};
 use crate::output;
-use crate::progress::Progress;
-use crate::report::{self, Usage};
-use crate::source::Source;
-use crate::watch::Watch;
+use crate::output::progress::Progress;
+use crate::output::report::{self, Usage};
+use crate::signals::Watch;
 
 use sides::{Side, Sides};
 

@@ -6,12 +6,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use qcow::Extent;
 
 use super::Verdict;
-use crate::buffer::Buffer;
+use crate::copy::buffer::Buffer;
+use crate::copy::workers;
 use crate::copy::zero::{SECTOR, is_zero};
-use crate::disk::Disk;
-use crate::progress::Progress;
-use crate::reason::cause;
-use crate::workers;
+use crate::open::disk::Disk;
+use crate::output::progress::Progress;
+use crate::output::reason::cause;
 
 const NO_STATUS: u8 = 3;
 const NOT_READ: u8 = 4;

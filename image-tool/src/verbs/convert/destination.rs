@@ -9,17 +9,17 @@ use qcow::{Format, Image, Preallocation};
 
 use super::settings::Settings;
 use super::target_format;
-use crate::cache::Cache;
-use crate::disk::Disk;
-use crate::format_options::{self, FormatOptions};
+use crate::command_line::cache::Cache;
+use crate::command_line::format_options::{self, FormatOptions};
+use crate::command_line::source::{Source, local_path};
+use crate::open::disk::Disk;
 use crate::open::{self, Opened, Opening};
-use crate::reason::reason;
-use crate::report::Hinted;
-use crate::source::{Source, local_path};
+use crate::output::reason::reason;
+use crate::output::report::Hinted;
+use crate::signals::Watch;
+use crate::target::unfinished;
 use crate::target::{self, Target};
-use crate::unfinished;
 use crate::verbs::{close, create};
-use crate::watch::Watch;
 
 /// The open target.
 #[derive(Debug)]

@@ -2,14 +2,14 @@
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::cache::Cache;
+use crate::command_line::cache::Cache;
+use crate::command_line::format_options;
+use crate::command_line::getopt::Matches;
+use crate::command_line::options;
 use crate::copy::Salvage;
+use crate::copy::workers;
 use crate::copy::zero::{SECTOR, Sparse};
-use crate::format_options;
-use crate::getopt::Matches;
-use crate::options;
-use crate::snapshot_param::SnapshotParam;
-use crate::workers;
+use crate::open::snapshot_param::SnapshotParam;
 
 /// The most data in one piece of a copy: large enough for few system calls, small enough for the processor's cache.
 pub(crate) const PIECE: u64 = 1 << 20;

@@ -3,15 +3,16 @@
 mod creation;
 pub(crate) mod empty_file;
 mod encryption;
+pub(crate) mod extent_size;
 mod table;
 
 use std::fmt::Write as _;
 
 use anyhow::{Result, anyhow};
 
-use crate::keyval;
-use crate::report::Hinted;
-use crate::size::{self, SizeError};
+use crate::command_line::keyval;
+use crate::command_line::size::{self, SizeError};
+use crate::output::report::Hinted;
 
 pub(crate) use creation::{
     FILE, check_preallocation, creation, is_driver, is_only_read, known_format, measured,

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail, ensure};
 
-use crate::format_options::{FormatOptions, Kind, Spec};
-use crate::json::{Object, Value};
-use crate::keyval;
-use crate::report;
-use crate::source::{BackingOverride, Locks, Source, Window};
-use crate::tuning;
+use super::tuning;
+use super::{BackingOverride, Locks, Source, Window};
+use crate::command_line::format_options::{FormatOptions, Kind, Spec};
+use crate::command_line::keyval;
+use crate::output::json::{Object, Value};
+use crate::output::report;
 
 /// The value of one option, as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,9 +4,9 @@
 use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::{Map, Value};
 
-use crate::keyval;
-use crate::operand::json;
-use crate::report::Hinted;
+use super::keyval;
+use super::source::operand::json;
+use crate::output::report::Hinted;
 
 /// What may be said of a secret, beside its type and its name.
 const OF_SECRETS: [&str; 5] = ["format", "keyid", "iv", "data", "file"];

@@ -1,11 +1,15 @@
 //! An image as the user described it, before any file is opened.
 
+mod node;
+pub(crate) mod operand;
+mod tuning;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use crate::json::Value;
+use crate::output::json::Value;
 
 /// Where an image is and how it is to be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use qcow::EmptyFile;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use super::FormatOptions;
-use crate::{extent_size, reason, report};
+use super::extent_size;
+use crate::output::{reason, report};
 
 /// QEMU's default.
 const EXTENT_SIZE_HINT: u32 = 1 << 20;

@@ -3,6 +3,11 @@
 //! The chain is opened here, image by image, rather than by the library, because the user may replace parts of it and
 //! because each message has to name the file it is about.
 
+pub(crate) mod disk;
+mod probe;
+pub(crate) mod snapshot_param;
+mod unsynced;
+
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::io;
@@ -15,12 +20,11 @@ use qcow::{
     DataFile, Denied, Discard, ErrorKind, FileKind, Format, Image, Info, Locking, OpenOptions,
 };
 
-use crate::disk::Disk;
+use crate::command_line::source::{BackingOverride, Locks, Source};
 use crate::output;
-use crate::probe;
-use crate::reason::reason;
-use crate::source::{BackingOverride, Locks, Source};
-use crate::unsynced::Unsynced;
+use crate::output::reason::reason;
+use disk::Disk;
+use unsynced::Unsynced;
 
 /// The most images a chain may have.
 const MAX_CHAIN: usize = 64;

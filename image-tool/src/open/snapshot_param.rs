@@ -2,10 +2,10 @@
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::keyval;
+use crate::command_line::keyval;
+use crate::command_line::source::Source;
 use crate::open::{self, Opening};
-use crate::report;
-use crate::source::Source;
+use crate::output::report;
 
 /// Which internal snapshot is meant.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Sizes as people type and read them: `1.5G` in, `1.5 GiB` out.
+//! Sizes as people type them: `1.5G`.
 
 /// The most bytes QEMU lets a disk have: what 63 bits can tell, in whole gibibytes.
 pub(crate) const MAX_DISK: u64 = i64::MAX.unsigned_abs() >> 30 << 30;
@@ -116,46 +116,6 @@ fn fraction_of(digits: &str, shift: u32) -> Result<u64, SizeError> {
     Ok((fraction * (1u64 << shift) as f64 + 0.5) as u64)
 }
 
-/// Writes a size with the unit in which it is below 1000, in three significant digits.
-pub(crate) fn human(bytes: u64) -> String {
-    const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-    let mut unit = 0;
-    let mut value = bytes as f64;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!(
-        "{} {}B",
-        three_digits(value),
-        UNITS.get(unit).copied().unwrap_or("")
-    )
-}
-
-/// C's `%.3g` for a value from 0 up to some thousands.
-fn three_digits(value: f64) -> String {
-    if value == 0.0 {
-        return "0".to_owned();
-    }
-    let exponent = format!("{value:.2e}")
-        .split_once('e')
-        .and_then(|(_, exponent)| exponent.parse::<i32>().ok())
-        .unwrap_or(0);
-    if exponent >= 3 {
-        let mantissa = value / 10f64.powi(exponent);
-        return format!("{}e+{exponent:02}", trim_zeros(format!("{mantissa:.2}")));
-    }
-    let decimals = usize::try_from(2 - exponent).unwrap_or(0);
-    trim_zeros(format!("{value:.decimals$}"))
-}
-
-fn trim_zeros(text: String) -> String {
-    if !text.contains('.') {
-        return text;
-    }
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,25 +154,5 @@ mod tests {
         assert_eq!(parse("-1"), Err(SizeError::OutOfRange));
         assert_eq!(parse("-0"), Err(SizeError::OutOfRange));
         assert_eq!(parse("-1k"), Err(SizeError::Invalid));
-    }
-
-    #[test]
-    fn sizes_are_written_in_three_digits() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (512, "512 B"),
-            (999, "999 B"),
-            (1000, "0.977 KiB"),
-            (417_792, "408 KiB"),
-            (655_872, "640 KiB"),
-            (1_314_816, "1.25 MiB"),
-            (1_376_256, "1.31 MiB"),
-            (10_485_760, "10 MiB"),
-            (1_047_527_424, "999 MiB"),
-            (1_048_051_712, "1e+03 MiB"),
-            (u64::MAX, "16 EiB"),
-        ] {
-            assert_eq!(human(bytes), text, "{bytes}");
-        }
     }
 }

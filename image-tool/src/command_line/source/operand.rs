@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, anyhow, bail};
 use serde_json::error::Category;
 
-use crate::keyval;
-use crate::node::{Given, Node};
-use crate::report::{self, Hinted};
-use crate::source::{Source, local_path, relative_to};
+use super::node::{Given, Node};
+use super::{Source, local_path, relative_to};
+use crate::command_line::keyval;
+use crate::output::report::{self, Hinted};
 
 /// Whether `json:` names that images record are followed; the user says so before anything is opened.
 static FOLLOW_JSON: AtomicBool = AtomicBool::new(false);
@@ -207,7 +207,7 @@ fn with_hint(error: anyhow::Error, words: impl FnOnce(String) -> String) -> anyh
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::BackingOverride;
+    use crate::command_line::source::BackingOverride;
 
     fn named(name: &str) -> Result<Source> {
         Source::from_name(OsStr::new(name), None)

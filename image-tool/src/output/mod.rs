@@ -1,5 +1,12 @@
 //! Standard output: what was asked for. Standard error: what else there is to say.
 
+pub(crate) mod json;
+pub(crate) mod progress;
+pub(crate) mod reason;
+pub(crate) mod report;
+pub(crate) mod size;
+pub(crate) mod snapshot_list;
+
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -8,8 +15,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, anyhow};
 use rustix::event::{PollFd, PollFlags, poll};
-
-use crate::reason;
 
 /// The first error of standard output, by which an answer got lost.
 static LOST: Mutex<Option<io::Error>> = Mutex::new(None);

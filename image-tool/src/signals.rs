@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 use bulkhead_process::signals::{self, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::progress::Progress;
-use crate::unfinished;
+use crate::output::progress::Progress;
+use crate::target::unfinished;
 
 /// It prints a line at the most.
 const STACK: usize = 256 << 10;

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qcow::SnapshotInfo;
 
-use crate::json::{Object, Value};
-use crate::size;
+use super::json::{Object, Value};
+use super::size;
 
 /// The time zone of the user, which has to be read before the process is confined.
 pub(crate) struct LocalTime(TimeZone);

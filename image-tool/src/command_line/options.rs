@@ -5,13 +5,13 @@ use std::ffi::OsStr;
 use anyhow::{Result, anyhow};
 use clap::{Arg, ArgAction, Command, ValueHint};
 
-use crate::cache::Cache;
-use crate::getopt::Matches;
-use crate::object;
+use super::cache::Cache;
+use super::getopt::Matches;
+use super::object;
+use super::size::{self, SizeError};
+use super::source::Source;
 use crate::output::Format;
-use crate::report::Usage;
-use crate::size::{self, SizeError};
-use crate::source::Source;
+use crate::output::report::Usage;
 
 /// A verb's command, with `--help`.
 pub(crate) fn command(name: &'static str, about: &'static str) -> Command {

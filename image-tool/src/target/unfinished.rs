@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{output, report};
+use crate::output::{self, report};
 
 #[derive(Debug)]
 enum Unfinished {

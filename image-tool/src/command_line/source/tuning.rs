@@ -3,8 +3,8 @@
 
 use anyhow::{Result, anyhow, ensure};
 
-use crate::format_options::{self, FormatOptions, Spec};
-use crate::keyval;
+use crate::command_line::format_options::{self, FormatOptions, Spec};
+use crate::command_line::keyval;
 
 /// What the value of an option can be.
 #[derive(Debug, Clone, Copy)]
