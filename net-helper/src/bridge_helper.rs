@@ -12,9 +12,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tap::{InterfaceName, Options, Tap};
 
+use crate::inherited;
 use crate::link::Links;
 
 /// Which bridges may be joined.
@@ -31,7 +31,7 @@ pub(crate) fn run(bridge: &InterfaceName, fd: RawFd, vnet: bool) -> Result<()> {
     if access.denied || !access.allowed {
         bail!("bridge {bridge} may not be joined: {RULES} does not allow it");
     }
-    let socket = inherited(fd).with_context(|| format!("--fd {fd}"))?;
+    let socket = inherited::duplicate(fd).with_context(|| format!("--fd {fd}"))?;
     let mut links = Links::open().context("cannot speak to the kernel about interfaces")?;
     let link = links
         .find(bridge)?
@@ -57,12 +57,6 @@ pub(crate) fn run(bridge: &InterfaceName, fd: RawFd, vnet: bool) -> Result<()> {
         )
         .with_context(|| format!("cannot make {} a port of {bridge}", tap.name()))?;
     hand_over(&socket, &tap).context("cannot hand over the TAP device")
-}
-
-/// A duplicate of a descriptor that this process was started with.
-pub(crate) fn inherited(number: RawFd) -> rustix::io::Result<OwnedFd> {
-    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-    pidfd_getfd(own, number, PidfdGetfdFlags::empty())
 }
 
 /// As QEMU expects it: one byte, and the descriptor with it.

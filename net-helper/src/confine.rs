@@ -21,7 +21,7 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_unlink,
     libc::SYS_unlinkat,
     libc::SYS_rmdir,
-    // The end of dnsmasq's keepers.
+    // Waiting for the supervisors of dnsmasq to end.
     libc::SYS_wait4,
     libc::SYS_waitid,
 ];

@@ -105,7 +105,7 @@ impl Host {
         }
         self.forwarding = Some(forwarding);
         for dhcp in &mut self.dhcp {
-            dhcp.go()?;
+            dhcp.start()?;
         }
         Ok(())
     }

@@ -15,7 +15,6 @@
 //! | `watch`, `repair` | what others do to it, and putting it back |
 //! | `identity` | names, addresses and aliases of what is made |
 //! | `link`, `nft`, `routing`, `forwarding`, `dhcp` | the kinds of thing that stand |
-//! | `dhcp/launcher`, `dhcp/keeper` | the processes between this one and dnsmasq |
 //! | `listen`, `serve`, `connection`, `lease`, `reclaim` | clients, and the end of what they had |
 //! | `state` | the folder in which it is written down |
 //! | `bridge_helper` | what `qemu-bridge-helper` does |
@@ -30,6 +29,7 @@ mod dhcp;
 mod forwarding;
 mod host;
 mod identity;
+mod inherited;
 mod lease;
 mod leftovers;
 mod link;
@@ -66,17 +66,10 @@ use serve::Server;
 use state::{Record, StateDir};
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    if let Some(first) = args.next()
-        && !is_set_user_id()
+    if !is_set_user_id()
+        && let Some(status) = dhcp::run_role(std::env::args_os().skip(1))
     {
-        match first.to_str() {
-            Some(dhcp::launcher::FLAG) => return dhcp::launcher::main(args),
-            Some(dhcp::launcher::STANDBY_FLAG) => return dhcp::launcher::standby_main(args),
-            Some(dhcp::keeper::FLAG) => return dhcp::keeper::main(args),
-            Some(dhcp::keeper::BECOME_FLAG) => return dhcp::keeper::become_main(args),
-            _ => {}
-        }
+        return status;
     }
     bulkhead_process::main::<Args>(|args| match args.check()? {
         Task::Join { bridge, fd, vnet } => {
@@ -116,9 +109,9 @@ fn run(mut config: Config) -> Result<ExitCode> {
     leftovers::claim(&mut links, &state, &mut record)
         .context("cannot take over what an older version has left")?;
     config.networks = leftovers::with_used(&mut links, &config.networks, &record)?;
-    // The launchers come before the signals are blocked, so that what they start does not inherit it.
+    // Supervisors are started before signals are blocked, since they and the programs that they start inherit the signal mask.
     signals::unblock_termination();
-    let dhcp = match launchers(&config.networks, state.path()) {
+    let dhcp = match start_supervisors(&config.networks, state.path()) {
         Ok(dhcp) => dhcp,
         Err(error) => {
             drop(links);
@@ -201,14 +194,14 @@ fn serve(
     server.run(listener, signals, host)
 }
 
-fn launchers(networks: &[Network], state: &Path) -> Result<Vec<Dhcp>> {
-    let mut launchers = Vec::new();
+fn start_supervisors(networks: &[Network], state: &Path) -> Result<Vec<Dhcp>> {
+    let mut all = Vec::new();
     for network in networks {
         if let Some(addressing) = network.addressing
             && addressing.dhcp
         {
-            launchers.push(Dhcp::prepare(network, addressing.subnet, state)?);
+            all.push(Dhcp::prepare(network, addressing.subnet, state)?);
         }
     }
-    Ok(launchers)
+    Ok(all)
 }

@@ -138,7 +138,7 @@ impl Host {
             self.join(&now)?;
             for server in &mut self.dhcp {
                 if server.network() == standing.network.name {
-                    server.start_again();
+                    server.restart();
                 }
             }
             bulkhead_process::warn(&format!(

@@ -1,5 +1,5 @@
-//! Namespaces and files of dnsmasq and what starts it: this program, the system's read-only files, the folder of its leases, and nothing
-//! else of the host; System V IPC; processes.
+//! Namespaces of dnsmasq and of the processes that start it, and the files that they see: this program, the system's read-only files and the
+//! folder of the leases, and nothing else of the host.
 
 use std::fs;
 use std::io;
@@ -9,28 +9,31 @@ use bulkhead_process::confine::Files;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 
-use super::{Kept, privileges};
+use super::params::Params;
+use super::privileges;
 
-/// What programs need to start, and dnsmasq to know who it is and which servers to ask.
+/// Programs need these folders to start.
 const SYSTEM: &[&str] = &["/usr", "/lib", "/lib64"];
+/// dnsmasq looks up its user and the DNS servers of the host here.
 const SETTINGS: &str = "/etc";
-/// What loads programs.
+/// The dynamic loaders.
 const LOADERS: &[&str] = &["/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"];
-/// DNS, which is also what dnsmasq asks other servers by.
+/// The port on which dnsmasq serves DNS, and to which it connects on other servers.
 const DNS: u16 = 53;
 
-/// Where processes are started.
+/// The namespaces that a supervisor starts processes in.
 pub(super) struct Namespaces {
-    /// This process, whose own PID namespace is where others than the keeper are started.
+    /// The supervisor, whose own PID namespace is that of every process but init.
     own: OwnedFd,
+    /// Whether the host allows namespaces.
     isolated: bool,
 }
 
 impl Namespaces {
-    /// Enters namespaces of its own, if the host allows that, and gives up all files but those that are needed in any case. What the host does
-    /// not allow is returned, too.
-    pub(super) fn enter(kept: &Kept<'_>) -> io::Result<(Self, Option<String>)> {
-        let files = files(kept).program(kept.program);
+    /// Enters new mount and IPC namespaces, if the host allows that, and in any case restricts this process to the files that it needs. Also
+    /// returns a description of what the host does not allow.
+    pub(super) fn enter(params: &Params<'_>) -> io::Result<(Self, Option<String>)> {
+        let files = files(params).program(params.program);
         let missing = files.isolate().map_err(io::Error::other)?;
         let isolated = missing.is_none();
         let landlock = files.restrict().map_err(io::Error::other)?;
@@ -40,7 +43,7 @@ impl Namespaces {
         Ok((Namespaces::inherit(isolated)?, missing))
     }
 
-    /// Those that the process was started in.
+    /// The namespaces that this process was started in, as the standby is.
     pub(super) fn inherit(isolated: bool) -> io::Result<Self> {
         let own = pidfd_open(getpid(), PidfdFlags::empty())?;
         Ok(Namespaces { own, isolated })
@@ -50,16 +53,16 @@ impl Namespaces {
         self.isolated
     }
 
-    /// The next process to be started is the first of a new PID namespace.
-    pub(super) fn begin_keeper(&mut self) -> io::Result<()> {
+    /// From here on a process that is started is the init of a new PID namespace.
+    pub(super) fn enter_for_init(&mut self) -> io::Result<()> {
         if !self.isolated {
             return Ok(());
         }
         privileges::with_raised(|| unshare(UnshareFlags::NEWPID))
     }
 
-    /// Others are started in this process' own again.
-    pub(super) fn end_keeper(&mut self) -> io::Result<()> {
+    /// From here on processes are started in the supervisor's own PID namespace again.
+    pub(super) fn leave_after_init(&mut self) -> io::Result<()> {
         if !self.isolated {
             return Ok(());
         }
@@ -68,18 +71,18 @@ impl Namespaces {
     }
 }
 
-/// For the process that becomes dnsmasq: it starts that, and nothing else ever.
-pub(super) fn restrict_dnsmasq(kept: &Kept<'_>) -> io::Result<()> {
-    files(kept).restrict().map(drop).map_err(io::Error::other)
+/// Restricts the process that executes dnsmasq to the same files without this program.
+pub(super) fn restrict_dnsmasq(params: &Params<'_>) -> io::Result<()> {
+    files(params).restrict().map(drop).map_err(io::Error::other)
 }
 
-fn files(kept: &Kept<'_>) -> Files {
+fn files(params: &Params<'_>) -> Files {
     let mut files = Files::new()
         .read_path(SETTINGS)
         .read_path("/dev/urandom")
         .write_path("/dev/null")
-        .write_path(kept.leases)
-        .program(kept.dnsmasq)
+        .write_path(params.leases)
+        .program(params.dnsmasq)
         .bind_tcp(&[DNS, 0])
         .connect_tcp(&[DNS]);
     for folder in SYSTEM {
@@ -88,7 +91,7 @@ fn files(kept: &Kept<'_>) -> Files {
     for loader in LOADERS {
         files = files.program(loader);
     }
-    // Where a symbolic link leads to, if that is the host's way to say which servers to ask.
+    // It may be a symbolic link, for example to a file of systemd-resolved.
     if let Ok(path) = fs::canonicalize("/etc/resolv.conf")
         && let Some(folder) = path.parent()
     {
@@ -97,7 +100,7 @@ fn files(kept: &Kept<'_>) -> Files {
     files
 }
 
-/// This process has one thread, and its descriptors are never unshared.
+/// Moves this process, which has one thread, to new namespaces.
 #[expect(
     deprecated,
     reason = "the other one is for callers that unshare descriptors"

@@ -1,4 +1,4 @@
-//! Capabilities of the processes around dnsmasq: none in effect but for the moment in which one is used.
+//! Users and capabilities of the processes around dnsmasq. A capability is in effect only at the moment of its use.
 
 use std::io;
 
@@ -10,71 +10,72 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
-/// What dnsmasq uses until it listens: its ports, and becoming its own user. It refuses to serve DHCP unless it is permitted to
-/// administrate the network, which it does not do.
+/// dnsmasq's capabilities until it listens: it binds its ports and becomes its own user. It also refuses to serve DHCP without CAP_NET_ADMIN,
+/// which it does not use here.
 pub(super) const DNSMASQ: CapabilitySet = CapabilitySet::NET_BIND_SERVICE
     .union(CapabilitySet::NET_ADMIN)
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETGID);
 
-/// What the launcher uses: the same to be given on, namespaces, and ending a keeper that is another user.
-pub(super) const LAUNCHER: CapabilitySet = DNSMASQ
+/// The supervisor's capabilities: those that it passes on to dnsmasq, and those to create namespaces and to kill init, which has another user.
+pub(super) const SUPERVISOR: CapabilitySet = DNSMASQ
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::SYS_CHROOT)
     .union(CapabilitySet::SETPCAP)
     .union(CapabilitySet::KILL);
 
-/// Keeps these capabilities, none of them in effect.
+/// Gives up all capabilities but these, which are not in effect afterwards.
 pub(super) fn reduce(kept: CapabilitySet) -> io::Result<()> {
-    bound(kept);
-    hold(kept, CapabilitySet::empty(), CapabilitySet::empty())
+    drop_from_bounding_set(kept);
+    set(kept, CapabilitySet::empty(), CapabilitySet::empty())
 }
 
-/// Does something with all of the capabilities in effect.
+/// Calls `act` with all permitted capabilities in effect.
 pub(super) fn with_raised<T>(act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let all = CapabilitySet::all();
-    hold(all, all, CapabilitySet::empty())?;
+    set(all, all, CapabilitySet::empty())?;
     let done = act();
-    hold(all, CapabilitySet::empty(), CapabilitySet::empty())?;
+    set(all, CapabilitySet::empty(), CapabilitySet::empty())?;
     done
 }
 
-/// Becomes the keeper: another user, whose only capabilities are those to be given to dnsmasq, and who dies with the launcher.
-pub(super) fn become_keeper(user: u32, group: u32) -> io::Result<()> {
-    bound(DNSMASQ);
+/// Makes this process init: it gets another user, only the capabilities that it passes on to dnsmasq, and dies with the supervisor.
+pub(super) fn become_init(user: u32, group: u32) -> io::Result<()> {
+    drop_from_bounding_set(DNSMASQ);
     set_keep_capabilities(true)?;
     set_thread_groups(&[])?;
     let group = Gid::from_raw(group);
     set_thread_res_gid(group, group, group)?;
     let user = Uid::from_raw(user);
     set_thread_res_uid(user, user, user)?;
-    hold(DNSMASQ, CapabilitySet::empty(), DNSMASQ)?;
+    set(DNSMASQ, CapabilitySet::empty(), DNSMASQ)?;
     for one in DNSMASQ.iter() {
         configure_capability_in_ambient_set(one, true)?;
     }
     set_no_new_privs(true)?;
-    // After the user was changed: that clears it. A launcher that has died before is seen by the end of its pipe.
+    // Changing the user clears this setting, so it comes last. If the supervisor has died before, its end of the pipe is closed.
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
-/// Becomes what dnsmasq starts as.
+/// Makes this process root with dnsmasq's capabilities in effect, which dnsmasq expects at its start.
 pub(super) fn become_root() -> io::Result<()> {
     set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
     clear_ambient_capability_set()?;
-    hold(DNSMASQ, DNSMASQ, CapabilitySet::empty())
+    set(DNSMASQ, DNSMASQ, CapabilitySet::empty())
 }
 
-fn bound(kept: CapabilitySet) {
+fn drop_from_bounding_set(kept: CapabilitySet) {
     for number in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << number);
-        // Past the last capability, or without the right to give any up: nothing more to do here.
+        // It fails past the last capability, and without CAP_SETPCAP.
         if !kept.contains(one) && remove_capability_from_bounding_set(one).is_err() {
             break;
         }
     }
 }
 
-fn hold(
+/// Sets the three sets of this thread, without capabilities that it does not have.
+fn set(
     permitted: CapabilitySet,
     effective: CapabilitySet,
     inheritable: CapabilitySet,

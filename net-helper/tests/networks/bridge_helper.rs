@@ -114,12 +114,14 @@ fn a_set_user_id_helper_does_nothing_else() {
                 String::from_utf8_lossy(&served.stderr),
                 "error: a set-user-ID bulkhead-net-helper does --br and nothing else\n"
             );
-            // What would start any program as root.
-            let kept = stranger(&format!(
-                "--keep-dnsmasq {} /usr/bin/id </dev/null",
-                socket.display()
-            ));
-            assert_eq!(kept.status.code(), Some(2), "no such option");
+            // These would let a user start any program as root.
+            for flag in ["--dnsmasq-init", "--keep-dnsmasq", "--exec-dnsmasq"] {
+                let refused = stranger(&format!(
+                    "{flag} {} /usr/bin/id </dev/null",
+                    socket.display()
+                ));
+                assert_eq!(refused.status.code(), Some(2), "{flag}: no such option");
+            }
         },
     );
 }

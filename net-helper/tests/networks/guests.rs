@@ -8,7 +8,7 @@ use std::path::Path;
 use bulkhead_net_protocol::TapRequest;
 
 use crate::host::{
-    Family, Guest, Helper, PATIENCE, dnsmasqs, eventually, on_own_host, run, status, world,
+    DhcpProcesses, Guest, Helper, PATIENCE, dnsmasqs, eventually, on_own_host, run, status, world,
 };
 use crate::stopped::Stopped;
 
@@ -213,21 +213,21 @@ fn dnsmasq_and_what_starts_it_can_do_nothing_but_serve() {
         || {
             let folder = tempfile::tempdir().unwrap();
             let helper = Helper::start(folder.path(), "");
-            let family = Family::of(&helper, &[]);
+            let processes = DhcpProcesses::wait_for(&[]);
             let none = format!("{:016x}", 0);
-            for pid in family.all() {
+            for pid in processes.all() {
                 let fields = ["NoNewPrivs", "Seccomp", "CapEff"].map(|field| status(pid, field));
-                assert_eq!(fields, ["1", "2", &none], "{family:?} {pid}");
+                assert_eq!(fields, ["1", "2", &none], "{processes:?} {pid}");
                 assert_ne!(namespace(pid, "mnt"), namespace(helper_pid(&helper), "mnt"));
                 assert_ne!(namespace(pid, "ipc"), namespace(helper_pid(&helper), "ipc"));
                 let root = run(&format!("ls /proc/{pid}/root"));
                 assert!(!root.contains("home") && !root.contains("proc"), "{root}");
             }
-            for pid in [family.dnsmasq, family.keeper] {
-                assert!(!status(pid, "Uid").contains('0'), "{family:?}");
+            for pid in [processes.dnsmasq, processes.init] {
+                assert!(!status(pid, "Uid").contains('0'), "{processes:?}");
                 assert_ne!(namespace(pid, "pid"), namespace(helper_pid(&helper), "pid"));
             }
-            assert_eq!(status(family.dnsmasq, "CapPrm"), none);
+            assert_eq!(status(processes.dnsmasq, "CapPrm"), none);
 
             let guest = guest(&helper, "default");
             has_address(&guest.dhcp(folder.path()), "192.168.124.");
@@ -253,9 +253,9 @@ fn dnsmasq_and_what_starts_it_can_do_nothing_but_serve() {
             });
             assert!(answered(&answer), "by TCP");
             if has_landlock_for_signals() {
-                family.all().into_iter().for_each(reaches_nothing);
-                for pid in [family.launcher, family.standby] {
-                    let stopped = Stopped::attach(pid as u32, "launcher").unwrap();
+                processes.all().into_iter().for_each(reaches_nothing);
+                for pid in [processes.supervisor, processes.standby] {
+                    let stopped = Stopped::attach(pid as u32, "supervisor").unwrap();
                     let test = u64::from(std::process::id());
                     let signalled = stopped.call(libc::SYS_kill, [test, 0, 0, 0]);
                     assert_eq!(signalled, -i64::from(libc::EPERM), "no signal to others");
@@ -264,8 +264,8 @@ fn dnsmasq_and_what_starts_it_can_do_nothing_but_serve() {
             guest.machine.run("ip addr flush dev eth0");
             has_address(&guest.dhcp(folder.path()), "192.168.124.");
             assert_eq!(
-                Family::of(&helper, &[]).all(),
-                family.all(),
+                DhcpProcesses::wait_for(&[]).all(),
+                processes.all(),
                 "none had to be started again"
             );
             helper.stop();

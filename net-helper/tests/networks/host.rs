@@ -142,29 +142,29 @@ pub(crate) fn status(pid: i32, field: &str) -> String {
     line.unwrap().to_owned()
 }
 
-/// The processes around a dnsmasq.
+/// A dnsmasq and the processes that start it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Family {
+pub(crate) struct DhcpProcesses {
     pub(crate) dnsmasq: i32,
-    pub(crate) keeper: i32,
-    pub(crate) launcher: i32,
+    pub(crate) init: i32,
+    pub(crate) supervisor: i32,
     pub(crate) standby: i32,
 }
 
-impl Family {
-    /// Those of the only network that has a dnsmasq, once they are complete and none is of an older family.
-    pub(crate) fn of(helper: &Helper, than: &[i32]) -> Family {
+impl DhcpProcesses {
+    /// Waits until the only network with a dnsmasq has all four processes, and none of them is one of those that were killed.
+    pub(crate) fn wait_for(killed: &[i32]) -> DhcpProcesses {
         let mut found = None;
         let found = std::cell::RefCell::new(&mut found);
-        eventually("dnsmasq and what sees to it", || {
-            **found.borrow_mut() = Family::find(helper.child.id() as i32)
-                .filter(|family| family.all().iter().all(|pid| !than.contains(pid)));
+        eventually("dnsmasq and the processes that start it", || {
+            **found.borrow_mut() = DhcpProcesses::find()
+                .filter(|processes| processes.all().iter().all(|pid| !killed.contains(pid)));
             found.borrow().is_some()
         });
         found.into_inner().unwrap()
     }
 
-    fn find(_helper: i32) -> Option<Family> {
+    fn find() -> Option<DhcpProcesses> {
         let [dnsmasq] = dnsmasqs()[..] else {
             return None;
         };
@@ -176,10 +176,11 @@ impl Family {
                 .parse()
                 .ok()
         };
-        let keeper = parent(dnsmasq)?;
-        let launcher = parent(keeper)?;
+        let init = parent(dnsmasq)?;
+        let supervisor = parent(init)?;
         let children =
-            std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).ok()?;
+            std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))
+                .ok()?;
         let standby = children
             .split(' ')
             .filter_map(|pid| pid.parse().ok())
@@ -187,16 +188,16 @@ impl Family {
                 std::fs::read(format!("/proc/{pid}/cmdline"))
                     .is_ok_and(|line| line.windows(8).any(|w| w == b"-standby"))
             })?;
-        Some(Family {
+        Some(DhcpProcesses {
             dnsmasq,
-            keeper,
-            launcher,
+            init,
+            supervisor,
             standby,
         })
     }
 
     pub(crate) fn all(self) -> [i32; 4] {
-        [self.dnsmasq, self.keeper, self.launcher, self.standby]
+        [self.dnsmasq, self.init, self.supervisor, self.standby]
     }
 }
 

@@ -144,19 +144,19 @@ fn a_helper_that_was_killed_leaves_its_rules_and_no_dnsmasq_and_the_next_goes_on
 }
 
 #[test]
-fn a_dnsmasq_whose_keeper_was_killed_too_is_ended_by_the_next() {
+fn a_dnsmasq_whose_init_was_killed_too_is_ended_by_the_next() {
     on_own_host(
-        "leftovers::a_dnsmasq_whose_keeper_was_killed_too_is_ended_by_the_next",
+        "leftovers::a_dnsmasq_whose_init_was_killed_too_is_ended_by_the_next",
         || {
             let folder = tempfile::tempdir().unwrap();
             let helper = Helper::start(folder.path(), "");
             let [orphan] = dnsmasqs()[..] else {
                 panic!("one dnsmasq")
             };
-            let keeper = run(&format!("sed -n 's/^PPid:\\t//p' /proc/{orphan}/status"));
-            run(&format!("kill -9 {} {}", helper.child.id(), keeper.trim()));
-            eventually("the keeper is gone", || {
-                !Path::new(&format!("/proc/{}/exe", keeper.trim())).exists()
+            let init = run(&format!("sed -n 's/^PPid:\\t//p' /proc/{orphan}/status"));
+            run(&format!("kill -9 {} {}", helper.child.id(), init.trim()));
+            eventually("the init is gone", || {
+                !Path::new(&format!("/proc/{}/exe", init.trim())).exists()
             });
             helper.wait_for_the_end();
 

@@ -1,5 +1,5 @@
-//! The system calls of dnsmasq and of what starts it. Each of these processes is allowed what it needs and what those that it starts do;
-//! what is not allowed fails with EPERM.
+//! The system calls that dnsmasq and the processes that start it may use. A filter is inherited, so each process is also allowed what the
+//! processes that it starts need. Any other call fails with EPERM.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -44,7 +44,7 @@ const DNSMASQ: &[libc::c_long] = &[
     libc::SYS_setgid,
     libc::SYS_setuid,
     libc::SYS_capget,
-    // Files: the leases, and what tells it which servers to ask.
+    // Files: the leases, and the list of the host's DNS servers.
     libc::SYS_access,
     libc::SYS_chdir,
     libc::SYS_close,
@@ -78,7 +78,7 @@ const DNSMASQ: &[libc::c_long] = &[
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
-    // Sockets; which ones, see below.
+    // Sockets; `sockets` limits their families.
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_bind,
@@ -104,8 +104,8 @@ const IOCTLS: &[libc::c_ulong] = &[
     libc::TCGETS,
 ];
 
-/// This program's start, and starting another as another user and with other limits and fewer files.
-const KEEPER: &[libc::c_long] = &[
+/// Starting this program, and starting another with another user, other limits and Landlock.
+const INIT: &[libc::c_long] = &[
     libc::SYS_landlock_add_rule,
     libc::SYS_landlock_create_ruleset,
     libc::SYS_landlock_restrict_self,
@@ -130,28 +130,28 @@ const KEEPER: &[libc::c_long] = &[
     libc::SYS_waitid,
 ];
 
-/// Namespaces for the keeper, and the lock.
-const LAUNCHER: &[libc::c_long] = &[libc::SYS_pidfd_getfd, libc::SYS_setns, libc::SYS_unshare];
+/// Creating namespaces for init, and duplicating the lock file's descriptor.
+const SUPERVISOR: &[libc::c_long] = &[libc::SYS_pidfd_getfd, libc::SYS_setns, libc::SYS_unshare];
 
-pub(super) fn confine_launcher() -> io::Result<()> {
-    confine(&[DNSMASQ, KEEPER, LAUNCHER])
+pub(super) fn confine_supervisor() -> io::Result<()> {
+    confine(&[DNSMASQ, INIT, SUPERVISOR])
 }
 
-pub(super) fn confine_keeper() -> io::Result<()> {
-    confine(&[DNSMASQ, KEEPER])
+pub(super) fn confine_init() -> io::Result<()> {
+    confine(&[DNSMASQ, INIT])
 }
 
-/// For the process that becomes dnsmasq, which then gives up all capabilities: it would keep that of administrating the network when it
-/// becomes its own user. So the calls by which it would keep it do nothing, and seem to have worked.
+/// Confines the process that executes dnsmasq. dnsmasq would keep CAP_NET_ADMIN when it becomes its own user, by prctl(PR_SET_KEEPCAPS) and
+/// capset. Both return success here and do nothing, so that dnsmasq loses all capabilities and does not notice.
 pub(super) fn confine_dnsmasq() -> io::Result<()> {
     let keep = vec![rule(&[(
         0,
         SeccompCmpOp::Eq,
         libc::PR_SET_KEEPCAPS as u64,
     )])?];
-    let kept = BTreeMap::from([(libc::SYS_capset, Vec::new()), (libc::SYS_prctl, keep)]);
-    let seems = filter(kept, SeccompAction::Allow, SeccompAction::Errno(0))?;
-    apply(&seems)?;
+    let ignored = BTreeMap::from([(libc::SYS_capset, Vec::new()), (libc::SYS_prctl, keep)]);
+    let success = SeccompAction::Errno(0);
+    apply(&filter(ignored, SeccompAction::Allow, success)?)?;
     confine(&[DNSMASQ, &[libc::SYS_prctl, libc::SYS_capset]])
 }
 
@@ -166,7 +166,7 @@ fn confine(lists: &[&[libc::c_long]]) -> io::Result<()> {
         .map(|&request| rule(&[(1, SeccompCmpOp::Eq, request)]));
     rules.insert(libc::SYS_ioctl, requests.collect::<io::Result<_>>()?);
     rules.insert(libc::SYS_socket, sockets()?);
-    // No namespaces. clone3(2) hides its flags in memory, so it does not exist here, and the C library uses clone(2).
+    // No namespaces. A filter cannot read the flags of clone3(2), so that fails with ENOSYS, and the C library uses clone(2).
     const NAMESPACES: u64 = (libc::CLONE_NEWNS
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWIPC
@@ -184,7 +184,7 @@ fn confine(lists: &[&[libc::c_long]]) -> io::Result<()> {
     apply(&filter(rules, refused, SeccompAction::Allow)?)
 }
 
-/// Internet sockets of the two usual types, and netlink's routing family, to read what interfaces there are. Changes need a capability.
+/// Allows stream and datagram sockets of IPv4 and IPv6, and netlink's routing family to read interfaces; changing them needs a capability.
 fn sockets() -> io::Result<Vec<SeccompRule>> {
     const TYPE: u64 = 0xf;
     let mut rules = Vec::new();
