@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bulkhead_daemon::uring::Uring;
-use bulkhead_daemon::{Device, KeptMemory, Queue, Queues, RingError};
+use bulkhead_daemon::{Device, RecoveryArea, Queue, Queues, RingError};
 use qcow::Image;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
@@ -166,8 +166,8 @@ impl Device for Block {
         }
     }
 
-    fn kept(&mut self, memory: KeptMemory) {
-        self.shared.disk.keep(memory);
+    fn set_recovery_area(&mut self, area: RecoveryArea) {
+        self.shared.disk.set_recovery_area(area);
     }
 
     fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
@@ -194,7 +194,7 @@ impl Device for Block {
 
     fn disconnected(&mut self) -> io::Result<()> {
         let disk = &self.shared.disk;
-        disk.keep_nothing();
+        disk.forget_recovery_area();
         disk.image.flush().map_err(io::Error::from)
     }
 }

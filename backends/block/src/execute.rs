@@ -1,9 +1,9 @@
 //! What a request does to the image, by the image library's own calls, which may wait.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bulkhead_daemon::{KeptMemory, RingError};
+use bulkhead_daemon::{RecoveryArea, RingError};
 use qcow::{Destination, Image, Source};
 
 use crate::desk::{Desk, Done, Job};
@@ -18,8 +18,8 @@ pub(crate) struct Disk {
     pub(crate) limits: Limits,
     /// The driver does not flush, so each write is put on the medium before it is done. (virtio 1.2, 5.2.5.2)
     write_through: AtomicBool,
-    /// Memory of the frontend's that outlives this process; nothing in it is believed that could harm more than this guest's flushes.
-    kept: Mutex<Option<KeptMemory>>,
+    /// Where the next process learns that a flush failed. The frontend can change it, and so make this guest's flushes fail, no more.
+    recovery: Mutex<Option<RecoveryArea>>,
     /// The frontend has been said to have shared memory that is gone.
     memory_is_gone: AtomicBool,
 }
@@ -42,8 +42,8 @@ impl Failure for std::io::Error {
     }
 }
 
-/// In the first word of the kept memory: a flush has failed ("blkhdfsf"). The kernel will not report that to the process that comes
-/// next.
+/// The first word of the recovery area once a flush has failed ("blkhdfsf"). The kernel reports the failure only once, so the next
+/// process would not learn of it.
 const FLUSH_FAILED: u64 = 0x626c_6b68_6466_7366;
 
 /// Where data comes from and goes to.
@@ -67,33 +67,36 @@ impl Disk {
             image,
             limits,
             write_through: AtomicBool::new(true),
-            kept: Mutex::new(None),
+            recovery: Mutex::new(None),
             memory_is_gone: AtomicBool::new(false),
         }
     }
 
-    /// Takes the memory that the frontend keeps. If a process that served this guest before could not flush, this one cannot either.
-    pub(crate) fn keep(&self, memory: KeptMemory) {
-        if memory.load(0) == FLUSH_FAILED {
+    /// Takes the recovery area. If a flush of an earlier process failed, all flushes of this one fail, too.
+    pub(crate) fn set_recovery_area(&self, area: RecoveryArea) {
+        if area.load(0) == FLUSH_FAILED {
             let error = std::io::Error::other("before this program was started again");
             self.image.flush_failed(&error);
         }
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(memory);
+        *self.recovery_area() = Some(area);
         self.note_failed_flush();
     }
 
-    /// The frontend is gone.
-    pub(crate) fn keep_nothing(&self) {
+    /// The frontend is gone, and its recovery area with it.
+    pub(crate) fn forget_recovery_area(&self) {
         self.memory_is_gone.store(false, Ordering::Relaxed);
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.recovery_area() = None;
+    }
+
+    fn recovery_area(&self) -> MutexGuard<'_, Option<RecoveryArea>> {
+        self.recovery.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_failed_flush(&self) {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(memory) = &*kept
+        if let Some(area) = &*self.recovery_area()
             && self.image.flush_error().is_some()
         {
-            memory.store(0, FLUSH_FAILED);
+            area.store(0, FLUSH_FAILED);
         }
     }
 

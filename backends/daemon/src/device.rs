@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
 use crate::error::RingError;
-use crate::inflight::KeptMemory;
+use crate::inflight::RecoveryArea;
 use crate::poll::Again;
 use crate::queue::Queue;
 use crate::ring::Ring;
@@ -55,10 +55,10 @@ pub trait Device {
         let _ = (index, running);
     }
 
-    /// The frontend has memory for the device that it keeps if this process dies: what a former process put there is to be taken up before
-    /// a request is. It is no longer to be used when the frontend is gone.
-    fn kept(&mut self, memory: KeptMemory) {
-        let _ = memory;
+    /// The frontend keeps this area if this process dies. The device reads what an earlier process left there before it takes a
+    /// request, and does not use the area after the frontend has disconnected.
+    fn set_recovery_area(&mut self, area: RecoveryArea) {
+        let _ = area;
     }
 
     /// There may be requests: take them until there are none, or until the device can do no more for now. What is left is offered again

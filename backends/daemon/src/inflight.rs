@@ -1,4 +1,4 @@
-//! Requests that are taken and not completed, noted in memory that the frontend keeps when this process dies.
+//! Requests in flight, recorded in memory that the frontend keeps when this process dies.
 //! (vhost-user specification, "Inflight I/O tracking", split virtqueues)
 //!
 //! One region per ring, in this layout, native byte order; regions are aligned to 64 bytes, as libvhost-user has them:
@@ -8,9 +8,10 @@
 //! desc: u8 inflight | 5 bytes | u16 next | u64 counter
 //! ```
 //!
-//! What follows the regions, where the area has room for it, is the device's own to keep something in: see [`KeptMemory`].
+//! Behind the regions, if the area has room, is the device's own [`RecoveryArea`].
 //!
-//! A "batch" of the specification is what the driver is shown at once: one request, or the merged buffers of one packet.
+//! A "batch" of the specification is the requests that one update of the used index completes: one request, or the merged buffers of
+//! one packet.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -39,15 +40,15 @@ const INFLIGHT_AT: usize = 0;
 const NEXT_AT: usize = 6;
 const COUNTER_AT: usize = 8;
 
-/// Bytes for the device. Those that are never written take no memory.
-const KEPT: u64 = 64;
+/// Bytes of the recovery area.
+const RECOVERY_AREA: u64 = 64;
 
 /// The bytes one ring of `size` descriptors takes.
 fn region_size(size: u16) -> u64 {
     (HEADER as u64 + ENTRY as u64 * u64::from(size)).next_multiple_of(ALIGNMENT)
 }
 
-/// What the messages say about the area.
+/// The area as the messages GET_INFLIGHT_FD and SET_INFLIGHT_FD describe it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct AreaLayout {
     pub(crate) size: u64,
@@ -67,7 +68,7 @@ impl InflightArea {
     /// Makes a fresh area, all zeroes, that can neither shrink nor grow. (GET_INFLIGHT_FD)
     pub(crate) fn create(rings: u16, ring_size: u16) -> Result<(File, AreaLayout), String> {
         let layout = AreaLayout {
-            size: region_size(ring_size) * u64::from(rings) + KEPT,
+            size: region_size(ring_size) * u64::from(rings) + RECOVERY_AREA,
             offset: 0,
             rings,
             ring_size,
@@ -102,8 +103,8 @@ impl InflightArea {
                 layout.size.min(length)
             ));
         }
-        // An area that somebody else made need not have more.
-        let whole = needed + KEPT;
+        // Another backend may have made the area, without a recovery area.
+        let whole = needed + RECOVERY_AREA;
         let has_more = layout.size >= whole && layout.offset + whole <= length;
         let size = if has_more { whole } else { needed };
         let size = usize::try_from(size).map_err(|error| error.to_string())?;
@@ -119,12 +120,12 @@ impl InflightArea {
         Ok(Self { mapping, layout })
     }
 
-    /// The part that is the device's.
-    pub(crate) fn kept(&self) -> Option<KeptMemory> {
+    /// The device's own area behind the regions, if there is room for it.
+    pub(crate) fn recovery_area(&self) -> Option<RecoveryArea> {
         let start = region_size(self.layout.ring_size) * u64::from(self.layout.rings);
         let start = usize::try_from(start).ok()?;
         let words = self.mapping.len().checked_sub(start)? / size_of::<u64>();
-        (words > 0).then(|| KeptMemory {
+        (words > 0).then(|| RecoveryArea {
             mapping: Arc::clone(&self.mapping),
             start,
             words,
@@ -164,15 +165,16 @@ impl InflightArea {
     }
 }
 
-/// Words of memory that the frontend keeps when this process dies, and gives to the next one. All zero at first.
+/// Memory for the device behind the in-flight records. The frontend keeps it when this process dies, and gives it to the next. It is
+/// an array of 64-bit words, all zero at first.
 #[derive(Clone, Debug)]
-pub struct KeptMemory {
+pub struct RecoveryArea {
     mapping: Arc<MmapRegion>,
     start: usize,
     words: usize,
 }
 
-impl KeptMemory {
+impl RecoveryArea {
     /// How many words there are.
     #[must_use]
     pub fn words(&self) -> usize {
@@ -191,7 +193,7 @@ impl KeptMemory {
         }
     }
 
-    /// Sets the word at `at`, if there is one. The next process sees no store without those before it.
+    /// Sets the word at `at`, if there is one. The next process sees no store without those made before it.
     pub fn store(&self, at: usize, word: u64) {
         if at < self.words {
             let slice = self.mapping.as_volatile_slice();
@@ -209,13 +211,13 @@ pub(crate) struct InflightRing {
     size: u16,
     /// The number of the next request taken.
     counter: u64,
-    /// How many stores there are left before the process "dies".
+    /// How many more stores succeed before the simulated death of the process.
     #[cfg(test)]
     fuse: std::cell::Cell<usize>,
 }
 
 impl InflightRing {
-    /// Notes that the request at `head` is taken. To be called before any of it is done.
+    /// Records the request at `head` as in flight. To be called before any of it is executed.
     pub(crate) fn take(&mut self, head: u16) -> Result<(), RingError> {
         let entry = self.entry(head)?;
         self.store(entry + COUNTER_AT, self.counter)?;
@@ -223,20 +225,20 @@ impl InflightRing {
         self.store(entry + INFLIGHT_AT, 1u8)
     }
 
-    /// Notes that the request at `head` was not touched and is in the available ring again.
+    /// Records that the request at `head`, not executed, is in the available ring again.
     pub(crate) fn untake(&mut self, head: u16) -> Result<(), RingError> {
         self.store(self.entry(head)? + INFLIGHT_AT, 0u8)
     }
 
-    /// Notes that the request at `head` is done. To be called before the driver is told.
+    /// Adds the request at `head` to the batch. To be called before the used index moves.
     pub(crate) fn done(&self, head: u16) -> Result<(), RingError> {
         let last: u16 = self.load(LAST_BATCH_HEAD_AT)?;
         self.store(self.entry(head)? + NEXT_AT, last)?;
         self.store(LAST_BATCH_HEAD_AT, head)
     }
 
-    /// Notes that the driver has been told about `heads`, which it saw at once: the index of the used ring is `used_idx` now.
-    pub(crate) fn told(&self, heads: &[u16], used_idx: u16) -> Result<(), RingError> {
+    /// Records that the used index, now `used_idx`, has moved past the batch `heads`.
+    pub(crate) fn used(&self, heads: &[u16], used_idx: u16) -> Result<(), RingError> {
         for &head in heads {
             self.store(self.entry(head)? + INFLIGHT_AT, 0u8)?;
         }
@@ -244,10 +246,10 @@ impl InflightRing {
         self.store(USED_IDX_AT, used_idx)
     }
 
-    /// What another process left: the heads of requests that it took and the driver does not know to be done, in the order they were
-    /// taken. `used_idx` is the index in the used ring, which tells what the driver knows.
+    /// Returns the heads of the requests that another process left in flight, in the order in which it took them. `used_idx` is the
+    /// index of the used ring, by which the driver knows what is completed.
     pub(crate) fn recover(&mut self, used_idx: u16) -> Result<Vec<u16>, RingError> {
-        // Told, but perhaps not yet noted as told.
+        // The process may have died after the used index moved and before it recorded that: the batch is completed.
         let behind = used_idx.wrapping_sub(self.load(USED_IDX_AT)?);
         let mut head: u16 = self.load(LAST_BATCH_HEAD_AT)?;
         for _ in 0..behind.min(self.size) {
@@ -271,12 +273,12 @@ impl InflightRing {
         Ok(left.into_iter().map(|(_, head)| head).collect())
     }
 
-    /// Notes that nothing is in flight.
+    /// Records that nothing is in flight.
     pub(crate) fn forget(&self) -> Result<(), RingError> {
         (0..self.size).try_for_each(|head| self.store(self.entry(head)? + INFLIGHT_AT, 0u8))
     }
 
-    /// Where the entry of `head` is.
+    /// The offset of the entry of `head`.
     fn entry(&self, head: u16) -> Result<usize, RingError> {
         if head < self.size {
             Ok(HEADER + ENTRY * usize::from(head))
@@ -285,7 +287,7 @@ impl InflightRing {
         }
     }
 
-    /// Stores are visible in the order they are made in: the next process sees no later one without the earlier.
+    /// Stores become visible in the order in which they are made: the next process sees none without those before it.
     fn store<T: vm_memory::AtomicAccess>(&self, at: usize, value: T) -> Result<(), RingError> {
         #[cfg(test)]
         self.fuse
@@ -321,7 +323,7 @@ mod tests {
         ring.take(3).unwrap();
         ring.take(5).unwrap();
         ring.done(3).unwrap();
-        ring.told(&[3], 1).unwrap();
+        ring.used(&[3], 1).unwrap();
 
         let bytes = area.mapping.as_volatile_slice();
         let region = 192; // 16 + 8 * 16, in steps of 64
@@ -345,7 +347,7 @@ mod tests {
             ring.take(head).unwrap();
         }
         ring.done(1).unwrap();
-        ring.told(&[1], 1).unwrap();
+        ring.used(&[1], 1).unwrap();
 
         let mut next = area.ring(0, 8).unwrap();
         assert_eq!(next.recover(1).unwrap(), [6, 4]);
@@ -356,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_was_told_but_not_noted_is_not_done_again() {
+    fn a_batch_that_was_used_but_not_recorded_is_not_done_again() {
         let area = area(1, 8);
         let mut ring = area.ring(0, 8).unwrap();
         for head in [2, 5, 7] {
@@ -396,32 +398,41 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_behind_the_records_and_outlives_the_mapping() {
+    fn the_recovery_area_is_behind_the_records_and_outlives_the_mapping() {
         let (file, layout) = InflightArea::create(2, 8).unwrap();
         let area = InflightArea::map(file.try_clone().unwrap(), layout).unwrap();
-        let kept = area.kept().unwrap();
-        let last = kept.words() - 1;
-        kept.store(0, 5);
-        kept.store(last, 6);
-        kept.store(last + 1, 7);
+        let recovery = area.recovery_area().unwrap();
+        let last = recovery.words() - 1;
+        recovery.store(0, 5);
+        recovery.store(last, 6);
+        recovery.store(last + 1, 7);
         assert_eq!(area.ring(1, 8).unwrap().recover(0).unwrap(), [] as [u16; 0]);
-        drop((area, kept));
+        drop((area, recovery));
 
-        let kept = InflightArea::map(file.try_clone().unwrap(), layout)
+        let recovery = InflightArea::map(file.try_clone().unwrap(), layout)
             .unwrap()
-            .kept()
+            .recovery_area()
             .unwrap();
         assert_eq!(
-            (kept.load(0), kept.load(last), kept.load(last + 1)),
+            (
+                recovery.load(0),
+                recovery.load(last),
+                recovery.load(last + 1)
+            ),
             (5, 6, 0)
         );
 
         // One that was made by somebody else has records only.
         let small = AreaLayout {
-            size: layout.size - KEPT,
+            size: layout.size - RECOVERY_AREA,
             ..layout
         };
-        assert!(InflightArea::map(file, small).unwrap().kept().is_none());
+        assert!(
+            InflightArea::map(file, small)
+                .unwrap()
+                .recovery_area()
+                .is_none()
+        );
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -463,7 +474,7 @@ mod tests {
                     used_idx = used_idx.wrapping_add(heads.len() as u16);
                     taken.retain(|other| !heads.contains(other));
                     free.extend(&heads);
-                    if ring.told(&heads, used_idx).is_err() {
+                    if ring.used(&heads, used_idx).is_err() {
                         break;
                     }
                 }

@@ -105,7 +105,7 @@ pub use device::{Device, Queues};
 pub use endpoint::inherited_fd;
 pub use error::{Error, RingError};
 pub use eventfd::EventFd;
-pub use inflight::KeptMemory;
+pub use inflight::RecoveryArea;
 pub use queue::Queue;
 pub use ring::MAX_RING_SIZE;
 pub use serve::{Daemon, run};

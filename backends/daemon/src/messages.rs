@@ -416,10 +416,10 @@ impl<D: Device> Session<'_, '_, D> {
 
     fn set_inflight_fd(&mut self, message: &mut Message) -> Result<(), Refusal> {
         let file = message.take_file()?;
-        let kept: VhostUserInflight = message.body()?;
-        let area = InflightArea::map(file, area_layout(&kept))?;
-        if let Some(memory) = area.kept() {
-            self.first().part.kept(memory);
+        let layout: VhostUserInflight = message.body()?;
+        let area = InflightArea::map(file, area_layout(&layout))?;
+        if let Some(recovery) = area.recovery_area() {
+            self.first().part.set_recovery_area(recovery);
         }
         self.inflight = Some(area);
         Ok(())

@@ -299,7 +299,7 @@ impl Running {
         }
         self.show_used(memory, heads.len() as u16)?;
         if let Some(record) = &self.inflight {
-            record.told(&heads, self.queue.next_used())?;
+            record.used(&heads, self.queue.next_used())?;
         }
         self.heads = heads;
         Ok(())
