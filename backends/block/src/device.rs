@@ -1,4 +1,4 @@
-//! The block device: rings on one side, an image on the other. Each ring is a part of its own, with a lane to the image that all share.
+//! The virtio block device. Each queue is a part of the device, with its own requests in flight; all share the image.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bulkhead_daemon::uring::Uring;
-use bulkhead_daemon::{Device, RecoveryArea, Queue, Queues, RingError};
+use bulkhead_daemon::{Device, Queue, Queues, RecoveryArea, RingError};
 use qcow::Image;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
@@ -14,16 +14,17 @@ use virtio_bindings::virtio_blk::{
 };
 
 use crate::Aio;
+use crate::completions::Completions;
 use crate::config::{Config, SECTOR};
-use crate::desk::Desk;
 use crate::execute::Disk;
-use crate::lane::{self, DEPTH, Lane};
+use crate::in_flight::{DEPTH, InFlight};
+use crate::nowait::NowaitSupport;
 use crate::operations::Operations;
 use crate::pool::Pool;
 use crate::request::{Limits, SERIAL_LENGTH};
-use crate::writes::WritePath;
+use crate::shared::Shared;
 
-/// Space is given back in these units where the image has none of its own.
+/// The unit of discards for images that have no clusters.
 const RAW_GRANULARITY: u64 = 4096;
 
 /// What the command line says about the device.
@@ -31,27 +32,27 @@ const RAW_GRANULARITY: u64 = 4096;
 pub(crate) struct Options {
     pub(crate) serial: String,
     pub(crate) queues: u16,
-    /// `None`: as the kernel lets.
+    /// `None`: whatever the kernel allows and is fastest.
     pub(crate) aio: Option<Aio>,
 }
 
 /// One queue of a disk for a guest.
 pub(crate) struct Block {
-    lane: Lane,
+    in_flight: InFlight,
     config: Config,
-    shared: Arc<lane::Device>,
+    shared: Arc<Shared>,
 }
 
-/// What can happen beside kicks.
+/// The events of a queue beside kicks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
     /// Operations of the queue's io_uring have ended.
     Ring,
-    /// Threads have done requests.
-    Threads,
+    /// The thread pool has executed requests.
+    Pool,
 }
 
-/// A disk for a guest: the queues, each of which can be served by another thread. To be made before the process is confined.
+/// The queues of the device, each of which another thread can serve. Call this before the process is confined.
 pub(crate) fn queues(image: Image, options: &Options) -> Result<Vec<Block>> {
     let size = image.virtual_size();
     ensure!(
@@ -72,63 +73,66 @@ pub(crate) fn queues(image: Image, options: &Options) -> Result<Vec<Block>> {
         granularity: image.cluster_size().unwrap_or(RAW_GRANULARITY),
         queues: options.queues,
     };
-    let lanes = lanes(&image, options)?;
+    let in_flight = in_flight(&image, options)?;
     let disk = Arc::new(Disk::new(image, limits));
     let pool = Pool::new(Arc::clone(&disk), options.queues);
-    let shared = Arc::new(lane::Device { disk, pool, serial });
-    let block = |lane| Block {
-        lane,
+    let shared = Arc::new(Shared { disk, pool, serial });
+    let block = |in_flight| Block {
+        in_flight,
         config,
         shared: Arc::clone(&shared),
     };
-    Ok(lanes.into_iter().map(block).collect())
+    Ok(in_flight.into_iter().map(block).collect())
 }
 
-/// Puts everything on the medium.
+/// Closes the image, so that everything is on the medium.
 pub(crate) fn close(mut queues: Vec<Block>) -> Result<()> {
     let in_use = || anyhow!("the image is still in use");
-    // The last one lets it go, and the threads end with it.
+    // The last queue alone holds the shared state then; the pool's threads end with it.
     let last = queues.pop().ok_or_else(in_use)?;
     drop(queues);
-    let Block { lane, shared, .. } = last;
-    drop(lane);
-    let lane::Device { disk, pool, .. } = Arc::into_inner(shared).ok_or_else(in_use)?;
+    let Block {
+        in_flight, shared, ..
+    } = last;
+    drop(in_flight);
+    let Shared { disk, pool, .. } = Arc::into_inner(shared).ok_or_else(in_use)?;
     drop(pool);
     let disk = Arc::into_inner(disk).ok_or_else(in_use)?;
     Ok(disk.image.close()?)
 }
 
-/// A lane for each queue, with an io_uring if there is one to be had.
-fn lanes(image: &Image, options: &Options) -> Result<Vec<Lane>> {
+/// The (empty) requests in flight of each queue, with an io_uring if the kernel allows one.
+fn in_flight(image: &Image, options: &Options) -> Result<Vec<InFlight>> {
     let files = match options.aio {
         Some(Aio::Threads) => None,
         _ => image.files(),
     };
-    let writes = match options.aio {
-        Some(_) => WritePath::RING,
-        None => WritePath::default(),
+    let nowait = match options.aio {
+        Some(_) => NowaitSupport::ASSUMED,
+        None => NowaitSupport::default(),
     };
-    let lane = |_| {
-        let desk = Desk::new().context("cannot make an eventfd for the threads")?;
+    let of_queue = |_| {
+        let completions = Completions::new().context("cannot make an eventfd for the threads")?;
+        let completions = Arc::new(completions);
         let ring = files.as_ref().map(|files| Uring::new(files, DEPTH as u32));
         match ring.transpose() {
             Ok(ring) => {
-                let ring = ring.map(|ring| Operations::new(ring, writes));
-                Ok(Lane::new(ring, Arc::new(desk)))
+                let ring = ring.map(|ring| Operations::new(ring, nowait));
+                Ok(InFlight::new(ring, completions))
             }
             Err(error) if options.aio.is_some() => {
                 Err(error).context("--aio io_uring: this process cannot have one")
             }
-            Err(_) => Ok(Lane::new(None, Arc::new(desk))),
+            Err(_) => Ok(InFlight::new(None, completions)),
         }
     };
-    (0..options.queues).map(lane).collect()
+    (0..options.queues).map(of_queue).collect()
 }
 
 impl Device for Block {
     type Event = Event;
 
-    /// `VIRTIO_BLK_F_CONFIG_WCE` is not among them: a back-end that is started again would not know what the driver had set.
+    /// `VIRTIO_BLK_F_CONFIG_WCE` is not offered: a backend that is started again would not know what the driver had set.
     fn features(&self) -> u64 {
         let mut bits = vec![
             VIRTIO_BLK_F_SEG_MAX,
@@ -162,7 +166,7 @@ impl Device for Block {
 
     fn queue_running(&mut self, _index: u16, running: bool) {
         if !running {
-            self.lane.abandon(&self.shared);
+            self.in_flight.abandon(&self.shared);
         }
     }
 
@@ -171,24 +175,27 @@ impl Device for Block {
     }
 
     fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
-        self.lane.serve(&self.shared, queue)
+        self.in_flight.serve(&self.shared, queue)
     }
 
     fn drain(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError> {
-        self.lane.drain(&self.shared, queue)
+        self.in_flight.drain(&self.shared, queue)
     }
 
     fn events(&self) -> Vec<(BorrowedFd<'_>, Event)> {
-        let ring = self.lane.ring().map(|ring| (ring.as_fd(), Event::Ring));
-        let threads = (self.lane.desk().event(), Event::Threads);
+        let ring = self
+            .in_flight
+            .ring()
+            .map(|ring| (ring.as_fd(), Event::Ring));
+        let threads = (self.in_flight.completions().event(), Event::Pool);
         ring.into_iter().chain([threads]).collect()
     }
 
     fn handle(&mut self, event: Event, queues: &mut Queues<'_>) -> io::Result<()> {
-        if let Event::Threads = event {
-            self.lane.desk().clear_event();
+        if let Event::Pool = event {
+            self.in_flight.completions().clear_event();
         }
-        queues.run_each(|queue| self.lane.serve(&self.shared, queue));
+        queues.run_each(|queue| self.in_flight.serve(&self.shared, queue));
         Ok(())
     }
 

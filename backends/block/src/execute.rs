@@ -1,4 +1,4 @@
-//! What a request does to the image, by the image library's own calls, which may wait.
+//! Executes requests by the image library's own calls, which may wait.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,27 +6,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bulkhead_daemon::{RecoveryArea, RingError};
 use qcow::{Destination, Image, Source};
 
-use crate::desk::{Desk, Done, Job};
+use crate::completions::{Completion, Completions};
 use crate::memory::GuestBuffers;
-
+use crate::pool::Job;
 use crate::request::{HEADER, Limits, Range, Request, Status, status_offset};
 
-/// The disk as requests see it. Threads share it.
+/// The image and what requests need to know of it. All threads share it.
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) image: Image,
     pub(crate) limits: Limits,
-    /// The driver does not flush, so each write is put on the medium before it is done. (virtio 1.2, 5.2.5.2)
+    /// The driver does not flush, so each write is on the medium before it completes. (virtio 1.2, 5.2.5.2)
     write_through: AtomicBool,
     /// Where the next process learns that a flush failed. The frontend can change it, and so make this guest's flushes fail, no more.
     recovery: Mutex<Option<RecoveryArea>>,
-    /// The frontend has been said to have shared memory that is gone.
+    /// The user was warned that the frontend shares memory that is gone.
     memory_is_gone: AtomicBool,
 }
 
 /// Why a request failed.
 pub(crate) trait Failure: std::fmt::Display {
-    /// The system's number for it.
+    /// The errno.
     fn number(&self) -> Option<i32>;
 }
 
@@ -46,7 +46,7 @@ impl Failure for std::io::Error {
 /// process would not learn of it.
 const FLUSH_FAILED: u64 = 0x626c_6b68_6466_7366;
 
-/// Where data comes from and goes to.
+/// The data of a request.
 enum Data<'a> {
     /// The request reads the disk.
     In(&'a mut dyn Destination),
@@ -56,7 +56,7 @@ enum Data<'a> {
     None,
 }
 
-/// Whether the request leaves everything as it is.
+/// Whether the request changes nothing on the disk.
 pub(crate) fn is_read(request: &Request) -> bool {
     matches!(request, Request::Read(_) | Request::GetId)
 }
@@ -108,14 +108,14 @@ impl Disk {
         self.write_through.load(Ordering::Relaxed)
     }
 
-    /// How a request ended, for the driver; with a line for the user, if it failed.
+    /// The status of a request with this result. Warns the user if it failed.
     pub(crate) fn status<E: Failure>(&self, result: Result<(), E>) -> Status {
         match result {
             Ok(()) => Status::Ok,
             Err(error) => {
-                // Before the driver is told.
+                // Before the driver sees the status.
                 self.note_failed_flush();
-                // Of all requests with memory that is gone one line is enough: more would leave no room for what comes of it.
+                // All requests with memory that is gone fail alike: one warning is enough, and leaves room for others.
                 let is_gone = error.number() == Some(libc::EFAULT);
                 if !is_gone || !self.memory_is_gone.swap(true, Ordering::Relaxed) {
                     bulkhead_daemon::warn(&error.to_string());
@@ -125,19 +125,22 @@ impl Disk {
         }
     }
 
-    /// Does requests, and says where each goes then. A driver that is told of a write must find it again even if this process is killed
-    /// the moment after, so that is made sure first; once for all of them.
-    pub(crate) fn do_all(&self, jobs: impl Iterator<Item = Job>) -> Vec<(Arc<Desk>, Done)> {
+    /// Executes requests. Once the driver sees that a write is completed, it must survive if this process is killed, so the image is
+    /// secured before this returns, once for all of the requests.
+    pub(crate) fn execute_all(
+        &self,
+        jobs: impl Iterator<Item = Job>,
+    ) -> Vec<(Arc<Completions>, Completion)> {
         let mut changed = false;
-        let mut all: Vec<(Arc<Desk>, Done)> = jobs
+        let mut all: Vec<(Arc<Completions>, Completion)> = jobs
             .map(|job| {
                 changed |= !is_read(&job.request);
-                let done = Done {
-                    status: self.do_one(&job),
+                let done = Completion {
+                    status: self.execute_one(&job),
                     slot: job.slot,
                     chain: job.chain,
                 };
-                (job.desk, done)
+                (job.completions, done)
             })
             .collect();
         if changed && self.status(self.image.secure()) == Status::IoError {
@@ -148,7 +151,7 @@ impl Disk {
         all
     }
 
-    fn do_one(&self, job: &Job) -> Result<Status, RingError> {
+    fn execute_one(&self, job: &Job) -> Result<Status, RingError> {
         let (readable, writable) = (job.chain.readable(), job.chain.writable());
         let result = match &job.request {
             Request::Read(_) => {
@@ -184,7 +187,7 @@ impl Disk {
                     image.write_zeroes(offset, length, may_unmap)?;
                 }
             }
-            // Nothing of the image's.
+            // The request is none of the image's.
             _ => return Ok(()),
         }
         if self.is_write_through() {

@@ -1,30 +1,31 @@
 //! `bulkhead-block`: a vhost-user-blk server for raw and qcow2 images.
 //!
-//! [`request`] reads what the driver wrote and makes a plain `Request` of it. [`lane`] has the requests of one queue that are under
-//! way: where the image says at once in which files the data is, it moves by io_uring; the rest is for the threads of [`pool`], which
-//! do to the image what [`execute`] says, and put it on the queue's [`desk`]. [`device`] joins that to the rings, each of which has a
-//! thread of its own if there are several.
+//! [`request`] parses a descriptor chain into a plain `Request`. [`in_flight`] has the requests of one queue that are in flight, and
+//! decides which way each goes: by the queue's io_uring ([`operations`]) if the image knows without I/O in which files the data is,
+//! else to the threads of [`pool`], which execute it ([`execute`]) and put it on the queue's list of [`completions`]. [`device`] joins
+//! that to the rings, each of which has a thread of its own if there are several.
 //!
 //! It may touch the image files it was given, which it opens before it confines itself, and the guest's memory. It must not depend on
 //! KVM, networking, or the monitor.
 
 #![forbid(unsafe_code)]
-// Nothing waits for whoever reads standard error, and nothing panics without: `warn` and `report` write there.
+// `warn` and `report` write to standard error: they neither wait for its reader nor panic when there is none.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod completions;
 mod config;
 mod confine;
-mod desk;
 mod device;
 mod disk_file;
 mod execute;
-mod flight;
-mod lane;
+mod in_flight;
 mod memory;
+mod nowait;
 mod operations;
 mod pool;
 mod request;
-mod writes;
+mod shared;
+mod slot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -113,7 +114,7 @@ fn run(args: Args) -> Result<ExitCode> {
     let mut daemon = Daemon::new(&args.daemon)?;
     let broker = disk.broker()?;
     let serving = confine::confinement();
-    // A raw image has nothing to parse, and a block device no folder that is its own.
+    // A raw image needs no parsing, and a block device has no folder of its own to open files in.
     let staged = disk.format == Format::Qcow2 && disk.path.is_file();
     let mut queues = if staged {
         daemon.begin(serving, disk.opening()?)?;
@@ -124,7 +125,7 @@ fn run(args: Args) -> Result<ExitCode> {
         queues
     };
     let served = daemon.run(&mut queues);
-    // The image is closed in order whatever became of the frontend; the first error is the one that is told.
+    // The image is closed whatever became of the frontend. If both fail, the first error is the one to report.
     let closed = device::close(queues);
     if let (Ok(()), Some(broker)) = (&closed, broker) {
         broker.end();

@@ -1,31 +1,45 @@
-//! Threads for what may wait: requests that the image library does by itself, one call each.
+//! The thread pool: it executes the requests that may have to wait, by the image library's own calls.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use bulkhead_daemon::RingError;
+use bulkhead_daemon::{Chain, RingError};
+use vm_memory::GuestMemoryMmap;
 
-use crate::desk::Job;
+use crate::completions::Completions;
 use crate::execute::{Disk, is_read};
+use crate::request::Request;
 
-/// Changes that are done together, so that tables are written once for all of them.
+/// How many requests that change the disk are executed together, so that the tables are written once for all of them.
 const BATCH: usize = 64;
 /// More threads than this are of no use to one image.
 const MAX_THREADS: usize = 4;
+
+/// A request for the pool.
+pub(crate) struct Job {
+    /// The request's slot in its queue.
+    pub(crate) slot: usize,
+    pub(crate) chain: Chain,
+    pub(crate) request: Request,
+    pub(crate) memory: Arc<GuestMemoryMmap>,
+    /// Of its queue.
+    pub(crate) completions: Arc<Completions>,
+}
 
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
     threads: Vec<JoinHandle<()>>,
-    /// How many of them wait for a job, and how many have not begun to.
+    /// How many threads wait for a job.
     idle: usize,
+    /// How many threads do not run yet.
     starting: usize,
     ending: bool,
 }
 
-/// What the threads and the queues share.
-struct Shared {
+/// What the threads share with the owner of the pool.
+struct Inner {
     disk: Arc<Disk>,
     state: Mutex<State>,
     more: Condvar,
@@ -33,7 +47,7 @@ struct Shared {
 
 /// The threads.
 pub(crate) struct Pool {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
     most: usize,
 }
 
@@ -45,22 +59,22 @@ impl Pool {
     /// For a device with `queues`; no thread is started yet.
     pub(crate) fn new(disk: Arc<Disk>, queues: u16) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            inner: Arc::new(Inner {
                 disk,
                 state: Mutex::default(),
                 more: Condvar::new(),
             }),
-            // One that flushes does not keep another from allocating.
+            // One thread more than queues, so that a flush does not keep another request from allocating.
             most: usize::from(queues).saturating_add(1).min(MAX_THREADS),
         }
     }
 
-    /// Has threads do `jobs`, and leaves none there. After an error none of them is done.
-    pub(crate) fn give(&self, jobs: &mut Vec<Job>) -> Result<(), RingError> {
+    /// Has the threads execute `jobs`, which is empty afterwards. After an error none of them is executed.
+    pub(crate) fn submit(&self, jobs: &mut Vec<Job>) -> Result<(), RingError> {
         let reads = jobs.iter().filter(|job| is_read(&job.request)).count();
-        // Changes are done together.
+        // Requests that change the disk are executed together, by one thread.
         let wanted = reads + usize::from(reads < jobs.len());
-        let mut state = locked(&self.shared.state);
+        let mut state = locked(&self.inner.state);
         let waiting = state.jobs.len();
         state.jobs.extend(jobs.drain(..));
         let wanted = wanted + waiting.min(1);
@@ -69,7 +83,7 @@ impl Pool {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    // Without any thread there were no others.
+                    // There is no thread at all, so all jobs in the queue are these.
                     state.jobs.clear();
                     return Err(error);
                 }
@@ -78,18 +92,18 @@ impl Pool {
         let awake = wanted.min(state.idle);
         drop(state);
         for _ in 0..awake {
-            self.shared.more.notify_one();
+            self.inner.more.notify_one();
         }
         Ok(())
     }
 
     fn start(&self, state: &mut State) -> Result<bool, RingError> {
-        let shared = Arc::clone(&self.shared);
+        let inner = Arc::clone(&self.inner);
         let thread = std::thread::Builder::new()
             .name("storage".to_owned())
-            // It needs little.
+            // A request needs little.
             .stack_size(256 << 10)
-            .spawn(move || shared.work());
+            .spawn(move || inner.work());
         match thread {
             Ok(thread) => {
                 state.threads.push(thread);
@@ -98,7 +112,7 @@ impl Pool {
             Err(error) if state.threads.is_empty() => {
                 return Err(RingError::Device(format!("cannot start a thread: {error}")));
             }
-            // Those there are will do.
+            // The threads that there are have to do.
             Err(_) => return Ok(false),
         }
         Ok(true)
@@ -107,20 +121,20 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let mut state = locked(&self.shared.state);
+        let mut state = locked(&self.inner.state);
         state.ending = true;
         let threads = std::mem::take(&mut state.threads);
         drop(state);
-        self.shared.more.notify_all();
+        self.inner.more.notify_all();
         for thread in threads {
-            // One that panicked has said so.
+            // If the thread panicked, the panic was printed.
             let _ = thread.join();
         }
     }
 }
 
-impl Shared {
-    /// What a thread does.
+impl Inner {
+    /// The main function of a thread.
     fn work(&self) {
         let mut batch = Vec::new();
         locked(&self.state).starting -= 1;
@@ -128,16 +142,16 @@ impl Shared {
             if !self.take(&mut batch) {
                 return;
             }
-            let mut done = self.disk.do_all(batch.drain(..));
-            // Each queue is told once.
-            while let Some(desk) = done.first().map(|(desk, _)| Arc::clone(desk)) {
-                let its = done.extract_if(.., |(other, _)| Arc::ptr_eq(other, &desk));
-                desk.put(its.map(|(_, done)| done));
+            let mut done = self.disk.execute_all(batch.drain(..));
+            // Each queue is woken once.
+            while let Some(completions) = done.first().map(|(list, _)| Arc::clone(list)) {
+                let its = done.extract_if(.., |(list, _)| Arc::ptr_eq(list, &completions));
+                completions.add(its.map(|(_, completion)| completion));
             }
         }
     }
 
-    /// Waits for jobs: one that reads, or several that change something. `false` when there will be none.
+    /// Waits for jobs and takes one that reads, or several that change the disk. Returns `false` when the pool ends.
     fn take(&self, batch: &mut Vec<Job>) -> bool {
         let mut state = locked(&self.state);
         while state.jobs.is_empty() {
@@ -161,7 +175,7 @@ impl Shared {
                 break;
             }
         }
-        // Who gave several told as many threads at the most as were waiting then.
+        // `submit` woke no more threads than were idle at the time.
         if !state.jobs.is_empty() && state.idle > 0 {
             self.more.notify_one();
         }

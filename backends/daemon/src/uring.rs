@@ -133,7 +133,7 @@ impl Uring {
     ///
     /// # Errors
     /// When the segments are not in memory, or there is no room.
-    pub fn write_at_once(
+    pub fn write_nowait(
         &mut self,
         place: (u32, u64),
         memory: &Arc<GuestMemoryMmap>,
