@@ -1,18 +1,17 @@
 //! Shell completions and man pages, made from the command definitions.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Command;
 use clap_complete::Shell;
+use clap_mangen::Man;
 use qcow::Format;
 
 use crate::command_line::format_options;
 use crate::output;
-use crate::verbs::amend;
-
-/// What the status of most verbs means.
-const STATUSES: &str = "Exit status:\n  0  it is done\n  1  it failed";
+use crate::verbs::{VERBS, Verb, amend};
 
 /// The README holds the one table of knowing differences; the man page shows the same.
 const README: &str = include_str!("../README.md");
@@ -42,35 +41,85 @@ fn with_one_name(script: &str, name: &str) -> String {
 }
 
 /// Writes the man page of the program, and one for each verb, into a folder.
-pub(crate) fn man_pages(command: Command, folder: &Path) -> Result<()> {
-    let command = command
-        .mut_subcommands(with_details)
-        .after_long_help(differences());
+pub(crate) fn man_pages(mut command: Command, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("Could not create '{}'", folder.display()))?;
-    clap_mangen::generate_to(command, folder)
-        .with_context(|| format!("Could not write man pages to '{}'", folder.display()))
+    let write = |page: &Man, text: &[u8]| {
+        let file = folder.join(page.get_filename());
+        std::fs::write(&file, text).with_context(|| format!("Could not write '{}'", file.display()))
+    };
+    // Gives each verb the name of its page.
+    command.build();
+    for verb in VERBS {
+        if let Some(command) = command.find_subcommand(verb.name) {
+            let page = Man::new(command.clone());
+            write(&page, &page_of(&page, command, verb)?)?;
+        }
+    }
+    let page = Man::new(command.after_long_help(differences()));
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    write(&page, &text)
 }
 
-/// What a page says beside the options of the verb: what its status means, and what `-o` takes.
-fn with_details(verb: Command) -> Command {
-    let own = verb.get_after_long_help().map(ToString::to_string);
-    let mut text = own.unwrap_or_else(|| STATUSES.to_owned());
-    if verb
+/// The man page of a verb.
+fn page_of(page: &Man, command: &Command, verb: &Verb) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    page.render_title(&mut text)?;
+    page.render_name_section(&mut text)?;
+    page.render_synopsis_section(&mut text)?;
+    page.render_description_section(&mut text)?;
+    page.render_options_section(&mut text)?;
+    let takes_format_options = command
         .get_arguments()
-        .any(|argument| argument.get_id() == "options")
-    {
-        let mut table = match verb.get_name() {
-            amend::NAME => format_options::amendable(),
-            _ => format_options::own(Format::Qcow2),
-        };
-        // Those are known only to be refused.
-        table.retain(|spec| !spec.name.starts_with("encrypt"));
-        text.push_str("\n\nWhat -o takes for qcow2:\n");
-        text.push_str(&format_options::explain(&table));
+        .any(|argument| argument.get_id() == "options");
+    if takes_format_options {
+        text.extend(format_options_section(verb.name).into_bytes());
     }
-    // A page keeps no ends of lines within a paragraph.
-    verb.after_long_help(text.trim_end().replace('\n', "\n\n"))
+    let statuses = verb.manual.status_lines();
+    text.extend(format!(".SH \"EXIT STATUS\"\n{}", literal(&statuses)).into_bytes());
+    text.extend_from_slice(b".SH EXAMPLES\n");
+    for (what, command) in verb.manual.examples {
+        text.extend(format!(".PP\n{}:\n{}", escaped(what), literal(command)).into_bytes());
+    }
+    text.extend_from_slice(b".SH \"SEE ALSO\"\nimage\\-tool(1)\n");
+    Ok(text)
+}
+
+/// What `-o` takes for qcow2.
+fn format_options_section(verb: &str) -> String {
+    let table = match verb {
+        amend::NAME => format_options::amendable(),
+        _ => format_options::creatable(Format::Qcow2),
+    };
+    let mut text = String::from(
+        ".SH \"FORMAT OPTIONS\"\nFor qcow2, -o takes a list of these, separated by commas:\n",
+    );
+    for spec in table {
+        if let Some(description) = format_options::description(spec.name) {
+            let name = escaped(spec.name);
+            let _ = writeln!(
+                text,
+                ".TP\n{name}=<{}>\n{}",
+                spec.kind.word(),
+                escaped(description)
+            );
+        }
+    }
+    text
+}
+
+/// Lines that a man page shows as they are, indented.
+fn literal(lines: &str) -> String {
+    format!(".RS\n.nf\n{}\n.fi\n.RE\n", escaped(lines.trim_end()))
+}
+
+/// Text without what troff takes for commands.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace("\n.", "\n\\&.")
+        .replace("\n'", "\n\\&'")
 }
 
 /// The table of knowing differences as lines of text.
@@ -101,6 +150,21 @@ fn differences() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_option_of_a_format_is_described_in_the_man_page() {
+        let table = format_options::creatable(Format::Qcow2);
+        for spec in table
+            .iter()
+            .filter(|spec| !spec.name.starts_with("encrypt"))
+        {
+            assert!(
+                format_options::description(spec.name).is_some(),
+                "{}",
+                spec.name
+            );
+        }
+    }
 
     #[test]
     fn every_difference_of_the_readme_is_in_the_man_page() {

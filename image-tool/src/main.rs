@@ -91,7 +91,10 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
         from_getopt: true,
     })?;
     if matches.flag("help") {
-        output::line(command.clone().render_long_help().to_string().trim_end());
+        let mut named = command
+            .clone()
+            .bin_name(format!("image-tool {}", verb.name));
+        output::line(named.render_long_help().to_string().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
     (verb.run)(&matches)

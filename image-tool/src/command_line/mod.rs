@@ -4,6 +4,7 @@ pub(crate) mod cache;
 pub(crate) mod format_options;
 pub(crate) mod getopt;
 pub(crate) mod keyval;
+pub(crate) mod manual;
 pub(crate) mod object;
 pub(crate) mod options;
 pub(crate) mod size;

@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, Command, ValueHint};
 
 use super::cache::Cache;
 use super::getopt::Matches;
+use super::manual::Manual;
 use super::object;
 use super::size::{self, SizeError};
 use super::source::Source;
@@ -14,11 +15,13 @@ use crate::output::Format;
 use crate::output::report::Usage;
 
 /// A verb's command, with `--help`.
-pub(crate) fn command(name: &'static str, about: &'static str) -> Command {
+pub(crate) fn command(name: &'static str, manual: &Manual) -> Command {
     Command::new(name)
-        .about(about)
+        .about(manual.about)
+        .long_about(format!("{}.\n\n{}", manual.about, manual.description))
+        .after_long_help(manual.after_options())
         .disable_help_flag(true)
-        .arg(flag("help", Some('h'), "print this help and exit"))
+        .arg(flag("help", Some('h'), "show this text"))
 }
 
 /// An option without a value.
@@ -95,7 +98,7 @@ pub(crate) fn format() -> Arg {
         "format",
         'f',
         "FMT",
-        "format of the image (default: found out by its content)",
+        "format of the image (default: probed)",
     )
 }
 
@@ -111,7 +114,7 @@ pub(crate) fn force_share() -> Arg {
     flag(
         "force-share",
         'U',
-        "open the image even if another process writes it",
+        "open the image although another process may write it",
     )
 }
 
@@ -120,7 +123,7 @@ pub(crate) fn quiet() -> Arg {
 }
 
 pub(crate) fn progress() -> Arg {
-    flag("progress", 'p', "print how far the work is")
+    flag("progress", 'p', "print progress in percent")
 }
 
 pub(crate) fn output() -> Arg {
@@ -128,7 +131,7 @@ pub(crate) fn output() -> Arg {
         "output",
         None,
         "human|json",
-        "form of the output (default: human)",
+        "output for people or for programs (default: human)",
     )
 }
 
@@ -137,7 +140,7 @@ pub(crate) fn object() -> Arg {
         "object",
         None,
         "OBJDEF",
-        "secrets are accepted, and not read; other objects are refused",
+        "define a secret, whose content is not read; other objects are refused",
     )
 }
 

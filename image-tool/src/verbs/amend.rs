@@ -11,6 +11,7 @@ use crate::command_line::cache::Cache;
 use crate::command_line::format_options::{self, FormatOptions, amendable};
 use crate::command_line::getopt::Matches;
 use crate::command_line::keyval;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, flag, value};
 use crate::confine;
 use crate::open::{self, Opened, Opening};
@@ -24,8 +25,25 @@ use crate::verbs::resize::resize;
 
 pub(crate) const NAME: &str = "amend";
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Change format options of an existing image",
+    description: "Changes what -o names in the header and the tables of a qcow2 image. The content of the disk \
+        stays the same.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        (
+            "Let the image defer its reference counts",
+            "image-tool amend -f qcow2 -o lazy_refcounts=on disk.qcow2",
+        ),
+        (
+            "List what can be changed",
+            "image-tool amend -f qcow2 -o help",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Update format-specific options of the image")
+    options::command(NAME, &MANUAL)
         .arg(options::quiet())
         .arg(options::progress())
         .arg(options::object())
@@ -33,7 +51,7 @@ pub(crate) fn command() -> Command {
             "options",
             'o',
             "OPTIONS",
-            "what to change ('-o help' lists what can be)",
+            "options to change ('-o help' lists them)",
         ))
         .arg(options::format())
         .arg(flag("force", None, "accepted; there is nothing to force"))

@@ -11,6 +11,7 @@ use qcow::Image;
 
 use crate::command_line::cache::Cache;
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, flag, value};
 use crate::confine;
 use crate::copy::workers;
@@ -24,14 +25,30 @@ pub(crate) const NAME: &str = "bench";
 
 const INT_MAX: u64 = i32::MAX as u64;
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Time equal requests to an image",
+    description: "Sends read or write requests of one size, several at once, and prints how long they took.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        (
+            "Read 1000 times 64 KiB",
+            "image-tool bench -f qcow2 -c 1000 -s 64k disk.qcow2",
+        ),
+        (
+            "Write, with a flush after every 100 requests",
+            "image-tool bench -f raw -w -c 1000 --flush-interval 100 disk.raw",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Run simple image benchmark")
+    options::command(NAME, &MANUAL)
         .arg(options::format())
         .arg(value(
             "flush-interval",
             None,
             "N",
-            "flush after so many writes",
+            "flush after this number of writes",
         ))
         .arg(options::force_share())
         .arg(options::image_opts())
@@ -45,19 +62,19 @@ pub(crate) fn command() -> Command {
             "count",
             'c',
             "COUNT",
-            "how many requests (default: 75000)",
+            "number of requests (default: 75000)",
         ))
         .arg(value(
             "depth",
             'd',
             "DEPTH",
-            "how many at once (default: 64)",
+            "requests in flight (default: 64)",
         ))
         .arg(value(
             "offset",
             'o',
             "OFFSET",
-            "where the first one begins (default: 0)",
+            "offset of the first request (default: 0)",
         ))
         .arg(value(
             "buffer-size",
@@ -76,9 +93,14 @@ pub(crate) fn command() -> Command {
         .arg(flag(
             "no-drain",
             None,
-            "do not wait for the requests before a flush",
+            "do not wait for requests in flight before a flush",
         ))
-        .arg(value("pattern", None, "BYTE", "what to write (default: 0)"))
+        .arg(value(
+            "pattern",
+            None,
+            "BYTE",
+            "value of the bytes to write (default: 0)",
+        ))
         .arg(flag("write", 'w', "write instead of reading"))
         .arg(options::short_flag("quiet", 'q', "accepted and ignored"))
         .arg(options::operand("FILENAME", "the image"))

@@ -7,6 +7,7 @@ use clap::Command;
 use qcow::{ErrorKind, Format, Image};
 
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, flag, value};
 use crate::command_line::source::Source;
 use crate::confine;
@@ -16,44 +17,62 @@ use crate::verbs::close;
 
 pub(crate) const NAME: &str = "bitmap";
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Change the dirty bitmaps that a qcow2 image stores",
+    description: "A dirty bitmap records which ranges of the disk were written, for incremental backups. Several \
+        changes can be made in one call; they are made in the order of the command line.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        (
+            "Record changes from now on",
+            "image-tool bitmap --add -f qcow2 server.qcow2 tuesday",
+        ),
+        (
+            "Add the changes of one bitmap to another",
+            "image-tool bitmap --merge monday -f qcow2 server.qcow2 tuesday",
+        ),
+        (
+            "Remove a bitmap",
+            "image-tool bitmap --remove -f qcow2 server.qcow2 monday",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(
-        NAME,
-        "Perform modifications of the persistent bitmap in the image",
-    )
-    .arg(options::format())
-    .arg(options::image_opts())
-    .arg(flag(
-        "add",
-        None,
-        "add the bitmap, and record changes in it",
-    ))
-    .arg(value(
-        "granularity",
-        'g',
-        "SIZE",
-        "with --add: bytes of the disk per bit",
-    ))
-    .arg(flag("remove", None, "remove the bitmap"))
-    .arg(flag("clear", None, "mark all of the disk as clean"))
-    .arg(flag("enable", None, "record changes"))
-    .arg(flag("disable", None, "record no more changes"))
-    .arg(value(
-        "merge",
-        None,
-        "SOURCE",
-        "mark as dirty what another bitmap does",
-    ))
-    .arg(value(
-        "source-file",
-        'b',
-        "SRC_FILENAME",
-        "the image that other bitmap is in",
-    ))
-    .arg(value("source-format", 'F', "SRC_FMT", "its format"))
-    .arg(options::object())
-    .arg(options::operand("FILENAME", "the image"))
-    .arg(options::operand("BITMAP", "name of the bitmap"))
+    options::command(NAME, &MANUAL)
+        .arg(options::format())
+        .arg(options::image_opts())
+        .arg(flag(
+            "add",
+            None,
+            "add the bitmap and start recording changes",
+        ))
+        .arg(value(
+            "granularity",
+            'g',
+            "SIZE",
+            "with --add: bytes of the disk per bit",
+        ))
+        .arg(flag("remove", None, "remove the bitmap"))
+        .arg(flag("clear", None, "mark the whole disk as clean"))
+        .arg(flag("enable", None, "start recording changes"))
+        .arg(flag("disable", None, "stop recording changes"))
+        .arg(value(
+            "merge",
+            None,
+            "SOURCE",
+            "mark as dirty what is dirty in this other bitmap",
+        ))
+        .arg(value(
+            "source-file",
+            'b',
+            "SRC_FILENAME",
+            "image that stores the other bitmap (default: this one)",
+        ))
+        .arg(value("source-format", 'F', "SRC_FMT", "its format"))
+        .arg(options::object())
+        .arg(options::operand("FILENAME", "the image"))
+        .arg(options::operand("BITMAP", "name of the bitmap"))
 }
 
 /// One thing to do; they are done in the order of the command line.

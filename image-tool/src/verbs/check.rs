@@ -9,6 +9,7 @@ use qcow::{CheckResult, Format, Repair};
 
 use crate::command_line::cache::Cache;
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::Manual;
 use crate::command_line::options;
 use crate::confine;
 use crate::open::{self, Opened, Opening};
@@ -25,17 +26,32 @@ const UNSUPPORTED: u8 = 63;
 const CORRUPT: u8 = 2;
 const LEAKS: u8 = 3;
 
-const STATUSES: &str = "\
-Exit status:
-  0   nothing is wrong, or everything was repaired
-  1   the check could not be completed
-  2   the image is damaged
-  3   clusters are leaked, and nothing else is wrong
-  63  images of this format cannot be checked";
+pub(super) const MANUAL: Manual = Manual {
+    about: "Look for errors in the metadata of an image, and repair them",
+    description: "Reads all tables of a qcow2 image and compares its reference counts with the clusters in use. \
+        Only the image itself is opened, not its backing file.",
+    statuses: &[
+        (0, "nothing is wrong, or everything was repaired"),
+        (1, "the check could not be completed"),
+        (2, "the image is damaged"),
+        (3, "clusters are leaked, and nothing else is wrong"),
+        (63, "images of this format cannot be checked"),
+    ],
+    examples: &[
+        ("Check an image", "image-tool check disk.qcow2"),
+        (
+            "Free leaked clusters, and change nothing else",
+            "image-tool check -r leaks disk.qcow2",
+        ),
+        (
+            "Repair everything that can be repaired",
+            "image-tool check -r all disk.qcow2",
+        ),
+    ],
+};
 
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Check basic image integrity")
-        .after_long_help(STATUSES)
+    options::command(NAME, &MANUAL)
         .arg(options::quiet())
         .arg(options::format())
         .arg(options::image_opts())
@@ -51,7 +67,7 @@ pub(crate) fn command() -> Command {
             "repair",
             'r',
             "leaks|all",
-            "repair what is found",
+            "repair leaked clusters only, or everything",
         ))
         .arg(options::object())
         .arg(options::operand("FILENAME", "the image"))

@@ -9,6 +9,7 @@ use qcow::{Image, Preallocation};
 
 use crate::command_line::cache::Cache;
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, flag, value};
 use crate::command_line::source::{Source, relative_to};
 use crate::confine;
@@ -26,8 +27,25 @@ pub(crate) const NAME: &str = "commit";
 /// The most data in one piece.
 const PIECE: u64 = 1 << 20;
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Write the changes in an overlay to an image of its backing chain",
+    description: "Copies what the overlay holds into its backing file, or with -b into an image further down the \
+        chain. The overlay is then emptied, unless -d or -b is given.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        (
+            "Write the changes into the backing file",
+            "image-tool commit -f qcow2 overlay.qcow2",
+        ),
+        (
+            "The same, and keep the overlay as it is",
+            "image-tool commit -f qcow2 -d overlay.qcow2",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Commit image to its backing file")
+    options::command(NAME, &MANUAL)
         .arg(options::quiet())
         .arg(options::progress())
         .arg(options::format())
@@ -38,19 +56,14 @@ pub(crate) fn command() -> Command {
             "CACHE_MODE",
             "cache mode (default: writeback)",
         ))
-        .arg(flag("drop", 'd', "do not empty the overlay afterwards"))
+        .arg(flag("drop", 'd', "keep the content of the overlay"))
         .arg(value(
             "base",
             'b',
             "BASE_IMG",
-            "the image of the chain to commit to (default: the next one)",
+            "image of the chain to commit to (default: the backing file)",
         ))
-        .arg(value(
-            "rate",
-            'r',
-            "RATE",
-            "at most so many bytes per second",
-        ))
+        .arg(value("rate", 'r', "RATE", "limit in bytes per second"))
         .arg(options::object())
         .arg(options::operand("FILENAME", "the overlay"))
 }

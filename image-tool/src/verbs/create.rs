@@ -12,6 +12,7 @@ use qcow::Format;
 use crate::command_line::format_options::{self, Encryption, FormatOptions};
 use crate::command_line::getopt::Matches;
 use crate::command_line::keyval;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options;
 use crate::command_line::size::MAX_DISK;
 use crate::command_line::source::{Source, local_path};
@@ -25,8 +26,29 @@ use crate::target::Target;
 
 pub(crate) const NAME: &str = "create";
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Make a new image without content",
+    description: "Makes an empty disk, or with -b an overlay that shows the disk of its backing file until it is \
+        written.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        (
+            "A qcow2 image for a disk of 20 GiB",
+            "image-tool create -f qcow2 new.qcow2 20G",
+        ),
+        (
+            "An overlay, which leaves base.qcow2 as it is",
+            "image-tool create -f qcow2 -b base.qcow2 -F qcow2 guest.qcow2",
+        ),
+        (
+            "A raw image whose space is reserved",
+            "image-tool create -f raw -o preallocation=falloc new.raw 8M",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Create and format new image file")
+    options::command(NAME, &MANUAL)
         .arg(options::quiet())
         .arg(options::value(
             "format",
@@ -56,15 +78,12 @@ pub(crate) fn command() -> Command {
         .arg(options::flag(
             "backing-unsafe",
             'u',
-            "do not look whether the backing file can be opened",
+            "do not check that the backing file can be opened",
         ))
-        .arg(options::operand(
-            "FILENAME",
-            "file to create; what is in it is lost",
-        ))
+        .arg(options::operand("FILENAME", "file to create or replace"))
         .arg(options::operand(
             "SIZE",
-            "size of the disk; by default that of the backing file",
+            "size of the disk (default: that of the backing file)",
         ))
 }
 

@@ -10,6 +10,7 @@ use qcow::{CreateOptions, Format, Image};
 
 use crate::command_line::format_options::{self, empty_file};
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, value};
 use crate::command_line::source::local_path;
 use crate::confine;
@@ -31,8 +32,18 @@ const MAX_COUNT: u64 = i64::MAX as u64;
 /// How much is copied at a time, whatever the block is.
 const CHUNK: u64 = 1 << 20;
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Copy some blocks of an image to a new image",
+    description: "Reads count blocks of bs bytes, after skip blocks, and makes a new image of them.",
+    statuses: DONE_OR_FAILED,
+    examples: &[(
+        "Extract the first sector of a disk",
+        "image-tool dd -f qcow2 -O raw bs=512 count=1 if=disk.qcow2 of=sector.raw",
+    )],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Copy input to output with optional format conversion")
+    options::command(NAME, &MANUAL)
         .arg(options::format())
         .arg(options::image_opts())
         .arg(options::force_share())
@@ -49,13 +60,10 @@ pub(crate) fn command() -> Command {
             "bs=SIZE",
             "size of a block (default: 512)",
         ))
-        .arg(options::operand(
-            "count=N",
-            "how many blocks (default: all)",
-        ))
+        .arg(options::operand("count=N", "blocks to copy (default: all)"))
         .arg(options::operand(
             "skip=N",
-            "how many blocks to leave out first",
+            "blocks to skip at the start of the input",
         ))
 }
 

@@ -13,6 +13,7 @@ use qcow::{Encryption, Info, LuksSlot, Qcow2Info};
 
 use crate::command_line::format_options::extent_size;
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options;
 use crate::command_line::source::Source;
 use crate::confine;
@@ -25,14 +26,27 @@ use crate::output::{self, Format};
 
 pub(crate) const NAME: &str = "info";
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Show format, sizes, backing file, snapshots and bitmaps of an image",
+    description: "Opens the named file and nothing else; with --backing-chain also the images it stands on.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        ("Describe an image", "image-tool info disk.qcow2"),
+        (
+            "Describe a chain for a script",
+            "image-tool info --backing-chain --output=json overlay.qcow2",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Display information about image")
+    options::command(NAME, &MANUAL)
         .arg(options::format())
         .arg(options::image_opts())
         .arg(options::flag(
             "backing-chain",
             'b',
-            "also the images below this one",
+            "describe the images of the backing chain, too",
         ))
         .arg(options::force_share())
         .arg(options::output())

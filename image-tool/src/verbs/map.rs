@@ -9,6 +9,7 @@ use clap::Command;
 use qcow::{Extent, Image};
 
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, value};
 use crate::command_line::source::Source;
 use crate::confine;
@@ -19,21 +20,38 @@ use crate::output::{self, Format};
 
 pub(crate) const NAME: &str = "map";
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Show which ranges of a disk are data, and where in which file they lie",
+    description: "Prints one line for each extent. --output=json also prints holes, zeroes and the depth in the \
+        backing chain.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        (
+            "List where data lies",
+            "image-tool map -f qcow2 overlay.qcow2",
+        ),
+        (
+            "List all extents of the first megabyte for a script",
+            "image-tool map -f qcow2 -l 1M --output=json overlay.qcow2",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Dump image metadata")
+    options::command(NAME, &MANUAL)
         .arg(options::format())
         .arg(options::image_opts())
         .arg(value(
             "start-offset",
             's',
             "OFFSET",
-            "begin at this offset of the disk",
+            "offset in the disk at which the list begins",
         ))
         .arg(value(
             "max-length",
             'l',
             "LENGTH",
-            "look at most at so many bytes",
+            "length of the range that is listed",
         ))
         .arg(options::force_share())
         .arg(options::output())

@@ -8,6 +8,7 @@ use qcow::{CreateOptions, Format, Preallocation};
 
 use crate::command_line::format_options::{self, FormatOptions};
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, value};
 use crate::confine;
 use crate::open::snapshot_param::SnapshotParam;
@@ -19,8 +20,25 @@ use crate::output::report;
 
 pub(crate) const NAME: &str = "measure";
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Show how large the file of a new image would be",
+    description: "Prints the size that the file of a target image needs, and the most it can need when its whole \
+        disk is written.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        (
+            "The size of a qcow2 image of this disk",
+            "image-tool measure -f raw -O qcow2 disk.raw",
+        ),
+        (
+            "The size of an empty qcow2 image for 20 GiB",
+            "image-tool measure -O qcow2 --size 20G",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Calculate file size required for a new image")
+    options::command(NAME, &MANUAL)
         .arg(options::format())
         .arg(options::image_opts())
         .arg(value(
@@ -35,7 +53,7 @@ pub(crate) fn command() -> Command {
             "snapshot",
             'l',
             "SNAPSHOT",
-            "the disk as it was in this internal snapshot",
+            "measure the disk as it was in this internal snapshot",
         ))
         .arg(value(
             "target-format",
@@ -47,7 +65,7 @@ pub(crate) fn command() -> Command {
             "size",
             None,
             "SIZE",
-            "for an empty disk of this size",
+            "measure an empty disk of this size",
         ))
         .arg(options::force_share())
         .arg(options::operand(

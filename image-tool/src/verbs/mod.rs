@@ -21,9 +21,10 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
-use clap::Command;
+use clap::{Arg, Command};
 
 use crate::command_line::getopt::{Matches, Order};
+use crate::command_line::manual::Manual;
 use crate::command_line::options::{flag, value};
 use crate::open::Opened;
 use crate::output::reason::reason;
@@ -31,6 +32,7 @@ use crate::output::reason::reason;
 /// One verb.
 pub(crate) struct Verb {
     pub(crate) name: &'static str,
+    pub(crate) manual: &'static Manual,
     pub(crate) command: fn() -> Command,
     pub(crate) order: Order,
     pub(crate) run: fn(&Matches) -> Result<ExitCode>,
@@ -41,6 +43,7 @@ macro_rules! verb {
     ($module:ident, $order:ident) => {
         Verb {
             name: $module::NAME,
+            manual: &$module::MANUAL,
             command: $module::command,
             order: Order::$order,
             run: $module::run,
@@ -48,7 +51,7 @@ macro_rules! verb {
     };
 }
 
-const VERBS: &[Verb] = &[
+pub(crate) const VERBS: &[Verb] = &[
     verb!(amend, Permute),
     verb!(bench, Permute),
     verb!(bitmap, Permute),
@@ -85,29 +88,33 @@ pub(crate) fn close(opened: Opened) -> Result<()> {
 /// The program itself: what stands before the verb.
 pub(crate) fn program() -> Command {
     Command::new("image-tool")
-        .about("Disk images: create, convert, inspect, check")
+        .about("Make, copy, check and change disk images")
+        .long_about(
+            "image-tool works on raw and qcow2 disk images that no guest uses at the time. Each verb has options of its own and \
+             a man page, image-tool-VERB(1).",
+        )
         .disable_help_flag(true)
         .disable_version_flag(true)
         .disable_help_subcommand(true)
-        .arg(flag("help", 'h', "print this help and exit"))
-        .arg(flag("version", 'V', "print the version and exit"))
+        .arg(flag("help", 'h', "show the options and verbs"))
+        .arg(flag("version", 'V', "show the version"))
         .arg(value(
             "completions",
             None,
             "SHELL",
-            "print completions for this shell and exit",
+            "write completions for a shell (bash, elvish, fish, powershell, zsh) to standard output",
         ))
         .arg(value(
             "man-pages",
             None,
             "FOLDER",
-            "write the man pages into this folder and exit",
+            "write the man pages into a folder",
         ))
         .arg(value("trace", 'T', "TRACE", "accepted and ignored"))
         .arg(flag(
             "follow-json-names",
             None,
-            "follow names of the form json:{…} that an image records for its backing file, as far as raw, qcow2 and local files go",
+            "follow backing file names of the form json:{…} that images record, as far as raw, qcow2 and local files go",
         ))
 }
 
@@ -118,20 +125,38 @@ pub(crate) fn whole() -> Command {
 
 /// What `--help` prints without a verb.
 pub(crate) fn overview() -> String {
-    let mut text = String::from(
-        "Disk image utility.  Usage:\n\n  image-tool [standard options] COMMAND [--help | command options]\n\n\
-         Standard options:\n  -h, --help\n     display this help and exit\n  -V, --version\n     \
-         display version info and exit\n\nRecognized commands (run image-tool COMMAND --help for command-specific help):\n\n",
+    let program = program();
+    let about = program.get_about().map(ToString::to_string);
+    let mut text = format!(
+        "{}.\n\nUsage: image-tool [OPTIONS] VERB [ARGUMENTS]\n\nOptions:\n",
+        about.unwrap_or_default()
     );
-    for command in whole().get_subcommands() {
-        let about = command
-            .get_about()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let _ = writeln!(text, "  {} - {about}", command.get_name());
+    for option in program.get_arguments() {
+        let _ = writeln!(text, "{}", option_lines(option));
+    }
+    text.push_str("\nVerbs ('image-tool VERB --help' shows options and examples):\n\n");
+    for verb in VERBS {
+        let _ = writeln!(text, "  {} - {}", verb.name, verb.manual.about);
     }
     text.push_str("\nSupported image formats:\n\n  qcow2 raw");
     text
+}
+
+/// An option of the program with its explanation.
+fn option_lines(option: &Arg) -> String {
+    let short = option.get_short().map(|letter| format!("-{letter}, "));
+    let long = option.get_long().unwrap_or_default();
+    let value = option.get_value_names().and_then(<[_]>::first);
+    let value = value
+        .filter(|_| option.get_action().takes_values())
+        .map(|name| format!(" {name}"));
+    let help = option.get_help().map(ToString::to_string);
+    format!(
+        "  {}--{long}{}\n     {}",
+        short.unwrap_or_default(),
+        value.unwrap_or_default(),
+        help.unwrap_or_default()
+    )
 }
 
 #[cfg(test)]

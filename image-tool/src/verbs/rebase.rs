@@ -12,6 +12,7 @@ use qcow::{ErrorKind, Format, Image};
 use crate::command_line::cache::Cache;
 use crate::command_line::format_options::is_driver;
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, flag, value};
 use crate::command_line::source::Source;
 use crate::confine;
@@ -31,8 +32,29 @@ pub(crate) const NAME: &str = "rebase";
 /// How much one thread looks at in one go.
 const CHUNK: u64 = 1 << 20;
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Give an overlay another backing file",
+    description: "Copies into the overlay what differs between the old and the new backing file, so that the disk \
+        stays the same, and then records the new name. With -u only the name is changed.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        (
+            "Move an overlay to another base",
+            "image-tool rebase -f qcow2 -b new-base.qcow2 -F qcow2 overlay.qcow2",
+        ),
+        (
+            "Make an overlay independent of its backing file",
+            "image-tool rebase -f qcow2 -b '' overlay.qcow2",
+        ),
+        (
+            "Record that the backing file was renamed",
+            "image-tool rebase -f qcow2 -u -b renamed.qcow2 -F qcow2 overlay.qcow2",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Change backing file of the image")
+    options::command(NAME, &MANUAL)
         .arg(options::quiet())
         .arg(options::progress())
         .arg(options::force_share())
@@ -49,7 +71,7 @@ pub(crate) fn command() -> Command {
             "backing",
             'b',
             "BACKING_FILENAME",
-            "the new backing file; empty for none",
+            "the new backing file; '' for none",
         ))
         .arg(value("backing-format", 'F', "BACKING_FMT", "its format"))
         .arg(value(
@@ -58,7 +80,7 @@ pub(crate) fn command() -> Command {
             "CACHE",
             "cache mode of the backing file (default: writeback)",
         ))
-        .arg(flag("backing-unsafe", 'u', "change the name only"))
+        .arg(flag("backing-unsafe", 'u', "change only the recorded name"))
         .arg(options::object())
         .arg(options::operand("FILENAME", "the overlay"))
 }

@@ -10,6 +10,7 @@ use crate::command_line::format_options::{
     FormatOptions, Kind, Spec, check_preallocation, preallocation,
 };
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, flag, value};
 use crate::command_line::size::MAX_DISK;
 use crate::confine;
@@ -29,27 +30,41 @@ const SIZE: Spec = Spec {
     help: "",
 };
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Make the disk of an image longer or shorter",
+    description: "Changes the size of the disk, not of partitions and file systems on it: shrink those before the \
+        disk, and grow them after it.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        ("Add 1 GiB", "image-tool resize -f qcow2 disk.qcow2 +1G"),
+        (
+            "Cut a disk off at 512 KiB",
+            "image-tool resize -f raw --shrink disk.raw 512k",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Resize the image to the new size")
+    options::command(NAME, &MANUAL)
         .arg(options::quiet())
         .arg(options::format())
         .arg(options::image_opts())
         .arg(flag(
             "shrink",
             None,
-            "allow a smaller size; what lies beyond is lost",
+            "allow a smaller size; data beyond the new end is lost",
         ))
         .arg(value(
             "preallocation",
             None,
             "PREALLOC",
-            "how to allocate what is added (off, metadata, falloc, full)",
+            "allocation of the added part: off, metadata, falloc or full",
         ))
         .arg(options::object())
         .arg(options::operand("FILENAME", "the image"))
         .arg(options::operand(
             "SIZE",
-            "the size, or with + or - in front how much to add or take away",
+            "the new size, or +SIZE or -SIZE to add or subtract",
         ))
 }
 

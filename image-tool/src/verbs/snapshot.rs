@@ -7,6 +7,7 @@ use clap::Command;
 use qcow::{ErrorKind, Format, Image};
 
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, flag, value};
 use crate::confine;
 use crate::open::{self, Opening};
@@ -18,8 +19,33 @@ use crate::verbs::close;
 
 pub(crate) const NAME: &str = "snapshot";
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "List, create, apply or delete the snapshots in a qcow2 image",
+    description: "Internal snapshots keep earlier states of the disk in the same file. The image must not be in \
+        use.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        (
+            "Keep the present state",
+            "image-tool snapshot -f qcow2 -c before-test disk.qcow2",
+        ),
+        (
+            "List the snapshots",
+            "image-tool snapshot -f qcow2 -l disk.qcow2",
+        ),
+        (
+            "Return to an earlier state",
+            "image-tool snapshot -f qcow2 -a before-upgrade disk.qcow2",
+        ),
+        (
+            "Delete a snapshot",
+            "image-tool snapshot -f qcow2 -d before-test disk.qcow2",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(NAME, "List or manipulate snapshots within image")
+    options::command(NAME, &MANUAL)
         .arg(options::quiet())
         .arg(options::format())
         .arg(options::image_opts())
@@ -34,10 +60,15 @@ pub(crate) fn command() -> Command {
             "create",
             'c',
             "SNAPSHOT",
-            "keep the present state under this name",
+            "store the present state under this name",
         ))
-        .arg(value("apply", 'a', "SNAPSHOT", "go back to this snapshot"))
-        .arg(value("delete", 'd', "SNAPSHOT", "forget this snapshot"))
+        .arg(value(
+            "apply",
+            'a',
+            "SNAPSHOT",
+            "replace the disk with this snapshot",
+        ))
+        .arg(value("delete", 'd', "SNAPSHOT", "delete this snapshot"))
         .arg(options::operand("FILENAME", "the image"))
 }
 

@@ -21,7 +21,7 @@ pub(crate) use creation::{
 pub(crate) use encryption::{
     Encryption, check_secret, encryption, luks_header_len, not_encrypting,
 };
-pub(crate) use table::{Kind, Spec, amendable, creatable, own};
+pub(crate) use table::{Kind, Spec, amendable, creatable, description, own};
 
 /// Option values for one format, by the format's table.
 #[derive(Debug, Clone)]

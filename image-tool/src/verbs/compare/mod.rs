@@ -10,6 +10,7 @@ use clap::Command;
 
 use crate::command_line::cache::Cache;
 use crate::command_line::getopt::Matches;
+use crate::command_line::manual::Manual;
 use crate::command_line::options::{self, flag, value};
 use crate::command_line::source::Source;
 use crate::confine;
@@ -26,27 +27,31 @@ pub(crate) const NAME: &str = "compare";
 const DIFFERENT: u8 = 1;
 const NOT_OPENED: u8 = 2;
 
-const STATUSES: &str = "\
-Exit status:
-  0  the images show the same disk
-  1  they differ
-  2  one of them cannot be opened
-  3  what is allocated cannot be found out
-  4  an image cannot be read";
+pub(super) const MANUAL: Manual = Manual {
+    about: "Find out whether two images hold the same disk",
+    description: "Compares what a guest would read. A shorter disk is the same as a longer one if the rest of that \
+        is zeroes; -s asks for equal sizes and allocation, too.",
+    statuses: &[
+        (0, "the images show the same disk"),
+        (1, "they differ"),
+        (2, "one of them cannot be opened"),
+        (3, "what is allocated cannot be found out"),
+        (4, "an image cannot be read"),
+    ],
+    examples: &[(
+        "Compare a copy with its source",
+        "image-tool compare -f raw -F qcow2 disk.raw disk.qcow2",
+    )],
+};
 
 pub(crate) fn command() -> Command {
-    options::command(NAME, "Check if two images have the same contents")
-        .after_long_help(STATUSES)
+    options::command(NAME, &MANUAL)
         .arg(options::quiet())
         .arg(options::progress())
         .arg(value("a-format", 'f', "FMT", "format of the first image").alias("left-format"))
         .arg(value("b-format", 'F', "FMT", "format of the second image").alias("right-format"))
         .arg(options::image_opts())
-        .arg(flag(
-            "strict",
-            's',
-            "sizes and allocation must be the same, too",
-        ))
+        .arg(flag("strict", 's', "compare sizes and allocation, too"))
         .arg(value(
             "cache",
             'T',

@@ -13,6 +13,7 @@ use qcow::{BitmapInfo, Image};
 use crate::command_line::format_options;
 use crate::command_line::getopt::Matches;
 use crate::command_line::keyval;
+use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options::{self, flag, short_flag, value};
 use crate::command_line::source::{self, Source};
 use crate::copy::{self, Copy, Failure, Input, Kind, Order, Plan};
@@ -31,122 +32,139 @@ use settings::Settings;
 
 pub(crate) const NAME: &str = "convert";
 
+pub(super) const MANUAL: Manual = Manual {
+    about: "Copy the disk of one or more images to a new image",
+    description: "Writes a new image, of the same or another format. Holes and zeroes of the source take no space \
+        in it. Several sources become one disk, one after the other.",
+    statuses: DONE_OR_FAILED,
+    examples: &[
+        (
+            "Make a compressed qcow2 image of a raw disk",
+            "image-tool convert -f raw -O qcow2 -c disk.raw small.qcow2",
+        ),
+        (
+            "Make a raw image of a disk as it was in a snapshot",
+            "image-tool convert -f qcow2 -l before-upgrade -O raw disk.qcow2 before.raw",
+        ),
+        (
+            "Merge an overlay and its backing file into one image",
+            "image-tool convert -p -f qcow2 -O qcow2 overlay.qcow2 whole.qcow2",
+        ),
+    ],
+};
+
 pub(crate) fn command() -> Command {
-    options::command(
-        NAME,
-        "Copy one image to another with optional format conversion",
-    )
-    .arg(options::quiet())
-    .arg(
-        flag(
-            "source-image-opts",
-            None,
-            "the sources are lists of options, not file names",
+    options::command(NAME, &MANUAL)
+        .arg(options::quiet())
+        .arg(
+            flag(
+                "source-image-opts",
+                None,
+                "the sources are lists of options, not file names",
+            )
+            .alias("image-opts"),
         )
-        .alias("image-opts"),
-    )
-    .arg(value(
-        "source-format",
-        'f',
-        "SRC_FMT",
-        "format of the sources (default: found out by their content)",
-    ))
-    .arg(value(
-        "source-cache",
-        'T',
-        "SRC_CACHE",
-        "cache mode of the sources (default: writeback)",
-    ))
-    .arg(value(
-        "snapshot",
-        'l',
-        "SNAPSHOT",
-        "read the disk as it was in this internal snapshot",
-    ))
-    .arg(value(
-        "sparse-size",
-        'S',
-        "SIZE",
-        "zeroes of at least this length become holes (default: 4k; 0: none do)",
-    ))
-    .arg(flag("salvage", None, "zeroes for what cannot be read"))
-    .arg(options::object())
-    .arg(value(
-        "output-format",
-        'O',
-        "TGT_FMT",
-        "format of the target (default: raw)",
-    ))
-    .arg(value(
-        "options",
-        'o',
-        "TGT_OPTS",
-        "options of the target's format ('-o help' lists them)",
-    ))
-    .arg(value(
-        "output-cache",
-        't',
-        "TGT_CACHE",
-        "cache mode of the target (default: unsafe)",
-    ))
-    .arg(flag("oob-writes", 'W', "write in any order"))
-    .arg(value(
-        "backing",
-        'B',
-        "BACKING_FILENAME",
-        "make the target an overlay on this image",
-    ))
-    .arg(value(
-        "backing-format",
-        'F',
-        "BACKING_FMT",
-        "format of the backing file",
-    ))
-    .arg(flag("bitmaps", None, "also copy the persistent bitmaps"))
-    .arg(flag(
-        "skip-broken-bitmaps",
-        None,
-        "leave out bitmaps that were not saved properly",
-    ))
-    .arg(flag(
-        "target-image-opts",
-        None,
-        "the target is a list of options, not a file name",
-    ))
-    .arg(flag(
-        "target-is-zero",
-        None,
-        "with -n: the target reads as zeroes",
-    ))
-    .arg(options::force_share())
-    .arg(value(
-        "rate",
-        'r',
-        "RATE",
-        "at most so many bytes per second",
-    ))
-    .arg(value(
-        "parallel",
-        'm',
-        "NUM_COROUTINES",
-        "requests at once (1 to 16, default: 8)",
-    ))
-    .arg(flag(
-        "copy-range-offloading",
-        'C',
-        "let the kernel copy, and share extents where it can",
-    ))
-    .arg(short_flag("compress", 'c', "compress the target (qcow2)"))
-    .arg(short_flag(
-        "no-create",
-        'n',
-        "write into an image that exists",
-    ))
-    .arg(short_flag("progress", 'p', "print how far the work is"))
-    .arg(options::operands(
-        "FILENAME",
-        "the sources, and last the target",
-    ))
+        .arg(value(
+            "source-format",
+            'f',
+            "SRC_FMT",
+            "format of the sources (default: probed)",
+        ))
+        .arg(value(
+            "source-cache",
+            'T',
+            "SRC_CACHE",
+            "cache mode of the sources (default: writeback)",
+        ))
+        .arg(value(
+            "snapshot",
+            'l',
+            "SNAPSHOT",
+            "read the disk as it was in this internal snapshot",
+        ))
+        .arg(value(
+            "sparse-size",
+            'S',
+            "SIZE",
+            "shortest run of zeroes that becomes a hole (default: 4k; 0: no holes)",
+        ))
+        .arg(flag(
+            "salvage",
+            None,
+            "write zeroes where a source cannot be read, and warn",
+        ))
+        .arg(options::object())
+        .arg(value(
+            "output-format",
+            'O',
+            "TGT_FMT",
+            "format of the target (default: raw)",
+        ))
+        .arg(value(
+            "options",
+            'o',
+            "TGT_OPTS",
+            "options of the target's format ('-o help' lists them)",
+        ))
+        .arg(value(
+            "output-cache",
+            't',
+            "TGT_CACHE",
+            "cache mode of the target (default: unsafe)",
+        ))
+        .arg(flag("oob-writes", 'W', "write in any order"))
+        .arg(value(
+            "backing",
+            'B',
+            "BACKING_FILENAME",
+            "make the target an overlay on this image",
+        ))
+        .arg(value(
+            "backing-format",
+            'F',
+            "BACKING_FMT",
+            "format of the backing file",
+        ))
+        .arg(flag("bitmaps", None, "copy the bitmaps of the source, too"))
+        .arg(flag(
+            "skip-broken-bitmaps",
+            None,
+            "skip bitmaps that were not saved properly",
+        ))
+        .arg(flag(
+            "target-image-opts",
+            None,
+            "the target is a list of options, not a file name",
+        ))
+        .arg(flag(
+            "target-is-zero",
+            None,
+            "with -n: rely on the target reading as zeroes",
+        ))
+        .arg(options::force_share())
+        .arg(value("rate", 'r', "RATE", "limit in bytes per second"))
+        .arg(value(
+            "parallel",
+            'm',
+            "NUM_COROUTINES",
+            "upper limit of threads, 1 to 16 (default: 8)",
+        ))
+        .arg(flag(
+            "copy-range-offloading",
+            'C',
+            "copy with copy_file_range, which can share extents",
+        ))
+        .arg(short_flag("compress", 'c', "compress the target (qcow2)"))
+        .arg(short_flag(
+            "no-create",
+            'n',
+            "write into an image that exists",
+        ))
+        .arg(short_flag("progress", 'p', "print progress in percent"))
+        .arg(options::operands(
+            "FILENAME",
+            "the sources, and last the target",
+        ))
 }
 
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
