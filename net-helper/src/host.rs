@@ -1,7 +1,8 @@
-//! What stands on the host while this program runs: bridges, rules, DHCP servers. Made in order, and undone in the
-//! opposite order whatever fails on the way.
+//! What exists on the host while this program runs: bridges, rules, DHCP servers. [`Host::up`] creates it in order; [`Host::down`] removes it in
+//! the opposite order, and goes on when a step fails.
 //!
-//! Rules come before what they guard and go after it. A run that is killed leaves all of it standing, and the next takes it over.
+//! Rules are created before the bridges that they protect, and removed after them. A run that is killed leaves everything in place, and the next
+//! run takes it over.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -15,20 +16,20 @@ use tap::InterfaceName;
 use crate::dhcp::Dhcp;
 use crate::forwarding::Forwarding;
 use crate::identity::random_mac;
-use crate::leftovers;
-use crate::link::{InUse, Link, Links, USUAL_MTU};
+use crate::link::{DEFAULT_MTU, InUse, Link, Links};
 use crate::network::{Mode, Network};
+use crate::previous_run;
 use crate::state::{Record, StateDir};
 use crate::subnet::Ipv4Subnet;
 use crate::watch::Watch;
 use crate::{nft, routing};
 
-/// Everything that was made.
+/// Everything that was created.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) links: Links,
-    pub(crate) networks: Vec<Standing>,
-    /// The TAP devices of clients, and those that clients of a run that was killed still have.
+    pub(crate) networks: Vec<ActiveNetwork>,
+    /// The TAP devices of this run's clients, and those that clients of the previous run still have open.
     pub(crate) ports: Vec<Port>,
     pub(crate) table: Option<nft::Table>,
     pub(crate) routing: Vec<RuleMessage>,
@@ -37,15 +38,15 @@ pub(crate) struct Host {
     pub(crate) record: Record,
     state: StateDir,
     forwarding: Option<Forwarding>,
-    /// Whether all of it was made, and clients are served.
+    /// Whether everything was created and clients are served.
     pub(crate) is_complete: bool,
 }
 
-/// A network whose bridge is there.
+/// A network in use on this host; libvirt calls it active.
 #[derive(Clone, Debug)]
-pub(crate) struct Standing {
+pub(crate) struct ActiveNetwork {
     pub(crate) network: Network,
-    /// None while somebody has removed it.
+    /// The bridge's interface index; `None` while somebody else has removed the bridge.
     pub(crate) bridge: Option<u32>,
     pub(crate) mtu: u32,
 }
@@ -54,12 +55,12 @@ pub(crate) struct Standing {
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) index: u32,
-    /// It has no lease: a client of a run that was killed has it.
+    /// It has no lease: a client of the previous run, which was killed, has it open.
     pub(crate) is_adopted: bool,
 }
 
 impl Host {
-    /// Nothing made yet. `record` is what a run that was killed has left.
+    /// Creates nothing yet. `record` is what the previous run has left, if that was killed.
     pub(crate) fn new(links: Links, state: StateDir, record: Record, dhcp: Vec<Dhcp>) -> Self {
         Host {
             links,
@@ -76,11 +77,12 @@ impl Host {
         }
     }
 
-    /// Makes everything these networks need. After an error, [`Host::down`] undoes what was made.
+    /// Creates everything that these networks need. After an error, [`Host::down`] removes what was created.
     pub(crate) fn up(&mut self, networks: &[Network]) -> Result<()> {
-        leftovers::clear(&mut self.links, &mut self.record, networks)?;
+        previous_run::remove_all_but(networks, &mut self.links, &mut self.record)?;
         for network in networks {
-            self.check(network).with_context(|| network.to_string())?;
+            self.check_conflicts(network)
+                .with_context(|| network.to_string())?;
         }
         let mut forwarding = Forwarding::open()?;
         let forwards = networks
@@ -89,14 +91,17 @@ impl Host {
         let switch_on = forwards && !forwarding.is_on()?;
         self.record.forwarding_was_off |= switch_on;
         self.watch = Some(Watch::open()?);
-        self.guard(networks)?;
+        self.install_rules(networks)?;
         self.record.networks = networks.to_vec();
-        self.name_bridges()?;
+        self.choose_bridge_macs()?;
         self.state.write(&self.record)?;
         for network in networks {
-            let standing = self.raise(network).with_context(|| network.to_string())?;
-            self.adopt(&standing).with_context(|| network.to_string())?;
-            self.networks.push(standing);
+            let active = self
+                .create_network(network)
+                .with_context(|| network.to_string())?;
+            self.adopt_taps(&active)
+                .with_context(|| network.to_string())?;
+            self.networks.push(active);
         }
         routing::remove_all_but(&mut self.links, &self.routing)
             .context("cannot remove old routing rules")?;
@@ -110,12 +115,12 @@ impl Host {
         Ok(())
     }
 
-    /// Makes the rules, those of a run that was killed included, and writes down that they are this program's.
-    fn guard(&mut self, networks: &[Network]) -> Result<()> {
+    /// Creates the rules, or replaces those that the previous run has left. The record says before that the rules are this program's.
+    fn install_rules(&mut self, networks: &[Network]) -> Result<()> {
         let replace = std::mem::replace(&mut self.record.rules, true);
         self.state.write(&self.record)?;
         let only_guests = self.record.forwarding_was_off;
-        match install(nft::chains(networks, only_guests), replace) {
+        match install_table(nft::chains(networks, only_guests), replace) {
             Ok(table) => self.table = Some(table),
             Err(error) => {
                 self.record.rules = replace;
@@ -123,23 +128,23 @@ impl Host {
             }
         }
         self.routing = routing::wanted(networks, only_guests, self.links.has_ipv6());
-        routing::add(&mut self.links, &self.routing).context("cannot make routing rules")
+        routing::add(&mut self.links, &self.routing).context("cannot create routing rules")
     }
 
-    /// Looks for what would be in the way, before anything is changed.
-    fn check(&mut self, network: &Network) -> Result<()> {
+    /// Fails if the network's bridge or subnet is in use by somebody else, before anything is changed.
+    fn check_conflicts(&mut self, network: &Network) -> Result<()> {
         let bridge = self.links.find(&network.bridge)?;
         let Some(addressing) = network.addressing else {
             return match bridge {
                 Some(link) if link.is_bridge => Ok(()),
                 Some(_) => bail!("{} is not a bridge", network.bridge),
-                None if self.has_guests(network)? => Ok(()),
+                None if self.previous_run_has_guests_on(network)? => Ok(()),
                 None => bail!("there is no bridge {} on this host", network.bridge),
             };
         };
         match bridge {
             Some(link) => {
-                self.check_own(&link, network)?;
+                self.check_is_own_bridge(&link, network)?;
                 self.check_subnet(addressing.subnet, Some(link.index))
             }
             None => self.check_subnet(addressing.subnet, None),
@@ -147,12 +152,12 @@ impl Host {
     }
 
     /// Whether guests of a run that was killed are on the network.
-    fn has_guests(&mut self, network: &Network) -> Result<bool> {
-        let is_left = self.record.networks.iter().any(|n| network.takes_over(n));
-        Ok(is_left && leftovers::is_used(&mut self.links, &self.record, network)?)
+    fn previous_run_has_guests_on(&mut self, network: &Network) -> Result<bool> {
+        let is_known = self.record.networks.iter().any(|n| network.takes_over(n));
+        Ok(is_known && previous_run::is_in_use(&mut self.links, &self.record, network)?)
     }
 
-    fn check_own(&self, link: &Link, network: &Network) -> Result<()> {
+    fn check_is_own_bridge(&self, link: &Link, network: &Network) -> Result<()> {
         match self.record.is_bridge(link, network) {
             true => Ok(()),
             false => bail!(
@@ -185,8 +190,8 @@ impl Host {
         )
     }
 
-    /// Settles the hardware address of each own bridge before it is made: the one it has or had, or else a new one.
-    fn name_bridges(&mut self) -> Result<()> {
+    /// Chooses the MAC address of each bridge before it is created: the bridge's present one, or that of the previous run, or else a random one.
+    fn choose_bridge_macs(&mut self) -> Result<()> {
         let mut bridges = BTreeMap::new();
         for network in self.record.networks.iter().filter(|n| n.owns_bridge()) {
             let there = self.links.find(&network.bridge)?;
@@ -206,19 +211,19 @@ impl Host {
     pub(crate) fn create_bridge(&mut self, network: &Network) -> Result<()> {
         let name = &network.bridge;
         let mac = self.record.bridges.get(name.as_str());
-        let mac = mac.ok_or_else(|| anyhow!("bridge {name} has no hardware address"))?;
-        let made = self
+        let mac = mac.ok_or_else(|| anyhow!("bridge {name} has no MAC address"))?;
+        let created = self
             .links
             .create_bridge(name, &mac.octets(), self.alias(name));
-        made.with_context(|| format!("cannot create bridge {name}"))
+        created.with_context(|| format!("cannot create bridge {name}"))
     }
 
-    /// What the interfaces of a bridge are called in `ip link`.
+    /// The alias of a bridge and its TAP devices, which `ip link` shows.
     pub(crate) fn alias(&self, bridge: &InterfaceName) -> String {
         self.record.owner.alias(bridge)
     }
 
-    fn raise(&mut self, network: &Network) -> Result<Standing> {
+    fn create_network(&mut self, network: &Network) -> Result<ActiveNetwork> {
         let name = &network.bridge;
         if network.owns_bridge() && self.links.find(name)?.is_none() {
             self.create_bridge(network)?;
@@ -228,22 +233,22 @@ impl Host {
                 bail!("bridge {name} has disappeared");
             }
             bulkhead_process::warn(&format!(
-                "{network}: bridge {name} is gone; its guests are joined to it once it is there again"
+                "{network}: bridge {name} is gone; guests are attached to it when it exists again"
             ));
-            return Ok(Standing {
+            return Ok(ActiveNetwork {
                 network: network.clone(),
                 bridge: None,
-                mtu: USUAL_MTU,
+                mtu: DEFAULT_MTU,
             });
         };
         if network.owns_bridge() {
-            self.check_own(&link, network)?;
+            self.check_is_own_bridge(&link, network)?;
             let alias = self.alias(name);
             self.links.set_alias(link.index, alias)?;
         }
         if let Some(addressing) = network.addressing {
             self.links
-                .assign(link.index, addressing.subnet)
+                .add_address(link.index, addressing.subnet)
                 .with_context(|| {
                     format!(
                         "cannot give bridge {name} the address {}",
@@ -251,33 +256,64 @@ impl Host {
                     )
                 })?;
         }
-        Ok(Standing {
+        Ok(ActiveNetwork {
             network: network.clone(),
             bridge: Some(link.index),
             mtu: link.mtu,
         })
     }
 
-    /// Whether there are guests of a run that was killed: somebody has a TAP device open that was made or taken over, and no lease.
-    pub(crate) fn has_ports(&mut self) -> bool {
+    /// Takes over the TAP devices that clients of the previous run still have open, and removes those that nobody has open.
+    fn adopt_taps(&mut self, active: &ActiveNetwork) -> Result<()> {
+        self.reattach_taps(active)?;
+        for tap in previous_run::taps(&mut self.links, &self.record.owner, &active.network)? {
+            if !tap.has_carrier {
+                self.links.delete(tap.index)?;
+            // Two networks can be on one bridge that is somebody else's.
+            } else if self.ports.iter().all(|port| port.index != tap.index) {
+                self.ports.push(Port {
+                    index: tap.index,
+                    is_adopted: true,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the TAP devices whose bridge was removed ports of the new bridge. A device that somebody has put on another bridge stays there.
+    pub(crate) fn reattach_taps(&mut self, active: &ActiveNetwork) -> Result<()> {
+        let Some(bridge) = active.bridge else {
+            return Ok(());
+        };
+        let mut taps = previous_run::taps(&mut self.links, &self.record.owner, &active.network)?;
+        taps.retain(|tap| tap.controller.is_none());
+        for tap in taps {
+            self.links.set_controller(tap.index, bridge)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a TAP device is open that has no lease: when no client has one, guests of the previous run are still there.
+    pub(crate) fn has_open_ports(&mut self) -> bool {
         let (links, owner) = (&mut self.links, &self.record.owner);
-        let is_open = |port: &Port| match links.made_tap(port.index, owner) {
+        let is_open = |port: &Port| match owner.tap(links, port.index) {
             Ok(link) => link.is_some_and(|link| link.has_carrier),
             Err(_) => true,
         };
         self.ports.iter().any(is_open)
     }
 
-    /// Whether guests of a run that was killed use what this one has failed to take over.
-    fn is_left_to_guests(&mut self) -> bool {
+    /// Whether this run has failed to take over networks that guests of the previous run are on.
+    fn has_guests_not_taken_over(&mut self) -> bool {
         let Host { links, record, .. } = self;
-        let mut is_used = |network| leftovers::is_used(links, record, network).unwrap_or(true);
-        !self.is_complete && record.networks.iter().any(&mut is_used)
+        let mut is_in_use =
+            |network| previous_run::is_in_use(links, record, network).unwrap_or(true);
+        !self.is_complete && record.networks.iter().any(&mut is_in_use)
     }
 
-    /// Undoes everything; goes on when something fails, and returns what did. The rules stay as long as what they guard.
+    /// Removes everything; goes on when a step fails, and returns all errors. The rules stay when a bridge that they protect could not be removed.
     pub(crate) fn down(mut self) -> Vec<Error> {
-        let left_to_guests = self.is_left_to_guests();
+        let has_guests = self.has_guests_not_taken_over();
         let Host {
             mut links,
             ports,
@@ -293,21 +329,21 @@ impl Host {
         for server in dhcp {
             note(server.stop());
         }
-        if left_to_guests {
+        if has_guests {
             note(Err(anyhow!(
                 "guests are on networks of a run that was killed: they stay as they are"
             )));
             return errors;
         }
         for port in ports {
-            let deleted = match links.made_tap(port.index, &record.owner) {
+            let deleted = match record.owner.tap(&mut links, port.index) {
                 Ok(Some(tap)) => links.delete(tap.index),
                 found => found.map(drop),
             };
             note(deleted.map_err(Error::from));
         }
         for network in &record.networks {
-            let removed = leftovers::remove(&mut links, &record, network);
+            let removed = previous_run::remove(&mut links, &record, network);
             note(removed.with_context(|| format!("cannot remove {network}")));
         }
         if record.forwarding_was_off {
@@ -322,39 +358,40 @@ impl Host {
             note(
                 routing::remove_all_but(&mut links, &[]).context("cannot remove the routing rules"),
             );
-            let removed = table.map_or_else(|| nft::Table::left(nft::TABLE), Ok);
+            let removed = table.map_or_else(|| nft::Table::existing(nft::TABLE), Ok);
             let removed = removed.and_then(nft::Table::remove);
             note(removed.context("cannot remove the nftables table"));
         }
-        // Listing the folder takes a descriptor.
+        // Free a descriptor, which listing the folder needs.
         drop(links);
         note(state.remove());
         errors
     }
 }
 
-/// Makes the table. One that is to be replaced may belong to a process that has been killed and has not quite ended.
-fn install(chains: Vec<nft::Chain>, replace: bool) -> Result<nft::Table> {
+/// Creates the table. One that is to be replaced may belong to a process that was killed and has not ended yet; then the kernel refuses.
+fn install_table(chains: Vec<nft::Chain>, replace: bool) -> Result<nft::Table> {
     const TRIES: usize = 100;
-    let make = || nft::Table::install(nft::TABLE, chains.clone(), replace);
-    let mut made = make();
+    const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+    let install = || nft::Table::install(nft::TABLE, chains.clone(), replace);
+    let mut installed = install();
     for _ in 0..TRIES {
-        match &made {
+        match &installed {
             Err(e) if replace && e.kind() == ErrorKind::PermissionDenied => {
-                std::thread::sleep(Duration::from_millis(20));
-                made = make();
+                std::thread::sleep(RETRY_INTERVAL);
+                installed = install();
             }
             _ => break,
         }
     }
-    made.map_err(|error| match error.kind() {
-        // The one is said of a table without an owner, the other of one whose owner lives.
+    installed.map_err(|error| match error.kind() {
+        // EEXIST: a table without an owner. EPERM: a table whose owner is alive.
         ErrorKind::AlreadyExists | ErrorKind::PermissionDenied => anyhow!(
             "there is an nftables table inet {} already: is another bulkhead-net-helper running?",
             nft::TABLE
         ),
         _ => Error::from(error).context(format!(
-            "cannot make the nftables table inet {}",
+            "cannot create the nftables table inet {}",
             nft::TABLE
         )),
     })

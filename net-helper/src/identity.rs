@@ -1,4 +1,6 @@
-//! Names and addresses of what this program makes.
+//! Names and addresses of the interfaces that this program creates, and the alias that marks them as its own.
+
+use std::io;
 
 use anyhow::Result;
 use bulkhead_net_protocol::MacAddr;
@@ -6,15 +8,15 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use tap::InterfaceName;
 
-use crate::link::Link;
+use crate::link::{Link, Links};
 
-/// What the names of this program's TAP devices begin with.
+/// The beginning of the names of this program's TAP devices.
 pub(crate) const TAP_PREFIX: &str = "bhtap";
 
-/// What the aliases of this program's interfaces begin with.
-const PREFIX: &str = "bulkhead-net-helper ";
+/// The beginning of the aliases of this program's interfaces.
+const ALIAS_PREFIX: &str = "bulkhead-net-helper ";
 
-/// An address of QEMU's range, as guests of KVM have it.
+/// A MAC address of the range that QEMU and libvirt use for guests.
 pub(crate) fn random_mac() -> Result<MacAddr> {
     let mut bytes = [0; 3];
     getrandom(&mut bytes, GetRandomFlags::empty())?;
@@ -22,15 +24,15 @@ pub(crate) fn random_mac() -> Result<MacAddr> {
     Ok(MacAddr::new([0x52, 0x54, 0, a, b, c]))
 }
 
-/// A group that no other interface is in.
+/// An interface group (`IFLA_GROUP`) that no other interface is in.
 pub(crate) fn random_group() -> Result<u32> {
     let mut bytes = [0; 4];
     getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(u32::from_ne_bytes(bytes) | 1 << 31)
 }
 
-/// Tells this program's interfaces from others of the same name or number. It is random, in the state folder, and in the alias of each
-/// interface (`ip link` shows it) beside the bridge that the interface is, or is a port of.
+/// Distinguishes this program's interfaces from others with the same name or index. It is a random number, which the state folder keeps. The alias
+/// of each interface (`ip link` shows it) contains it and the name of the bridge that the interface is, or is a port of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Owner(String);
@@ -42,25 +44,30 @@ impl Owner {
         Ok(Owner(format!("{:032x}", u128::from_ne_bytes(bytes))))
     }
 
-    /// Of a record that nobody has written, or an older version: nothing is known to be its own.
-    pub(crate) fn is_nobody(&self) -> bool {
+    /// Whether the record is new or an earlier version's, which had no owners. Such an owner owns no interface.
+    pub(crate) fn is_unset(&self) -> bool {
         self.0.is_empty()
     }
 
     pub(crate) fn alias(&self, bridge: &InterfaceName) -> String {
-        format!("{PREFIX}{} {bridge}", self.0)
+        format!("{ALIAS_PREFIX}{} {bridge}", self.0)
     }
 
-    /// Whether an interface is a TAP device that was made for a client, of any bridge.
-    pub(crate) fn has_made(&self, link: &Link) -> bool {
-        let rest = link.alias.strip_prefix(PREFIX);
+    /// Whether an interface is a TAP device that this owner has created, for any bridge.
+    pub(crate) fn owns_tap(&self, link: &Link) -> bool {
+        let rest = link.alias.strip_prefix(ALIAS_PREFIX);
         let rest = rest.and_then(|rest| rest.strip_prefix(&self.0));
-        link.is_tap && !self.is_nobody() && rest.is_some_and(|rest| rest.starts_with(' '))
+        link.is_tap && !self.is_unset() && rest.is_some_and(|rest| rest.starts_with(' '))
     }
 
-    /// Whether an interface is that bridge, or was made to be a port of it.
+    /// The TAP device with this index, if this owner has created it: after a device has been removed, the kernel can give its index to another.
+    pub(crate) fn tap(&self, links: &mut Links, index: u32) -> io::Result<Option<Link>> {
+        Ok(links.by_index(index)?.filter(|link| self.owns_tap(link)))
+    }
+
+    /// Whether an interface is the bridge that this owner has created, or was created as a port of that bridge.
     pub(crate) fn owns(&self, link: &Link, bridge: &InterfaceName) -> bool {
-        !self.is_nobody() && link.alias == self.alias(bridge)
+        !self.is_unset() && link.alias == self.alias(bridge)
     }
 }
 
@@ -83,11 +90,11 @@ mod tests {
             is_tap: true,
             ..named(alias)
         };
-        assert!(owner.has_made(&tap(owner.alias(&a))) && owner.has_made(&tap(owner.alias(&b))));
-        assert!(!owner.has_made(&named(owner.alias(&a))));
-        assert!(!owner.has_made(&tap(other.alias(&a))));
+        assert!(owner.owns_tap(&tap(owner.alias(&a))) && owner.owns_tap(&tap(owner.alias(&b))));
+        assert!(!owner.owns_tap(&named(owner.alias(&a))));
+        assert!(!owner.owns_tap(&tap(other.alias(&a))));
         let nobody = Owner::default();
-        assert!(!nobody.has_made(&tap(nobody.alias(&a))));
+        assert!(!nobody.owns_tap(&tap(nobody.alias(&a))));
         assert!(!nobody.owns(&named(nobody.alias(&a)), &a));
     }
 

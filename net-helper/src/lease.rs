@@ -1,4 +1,4 @@
-//! A TAP device for a client: validate, act, hand over.
+//! A TAP device for a client: validate the request, create the device, hand it over.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +8,13 @@ use bulkhead_net_protocol::{
 };
 use tap::{InterfaceName, Options, Tap};
 
-use crate::host::{Host, Port, Standing};
+use crate::host::{ActiveNetwork, Host, Port};
 use crate::identity::{TAP_PREFIX, random_mac};
 
-/// The smallest MTU that IPv4 knows, and the largest that a TAP device has.
+/// The smallest MTU of IPv4 (RFC 791), and the largest of a TAP device.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65521;
 
-/// A TAP device in a client's hands.
+/// A TAP device that a client has.
 #[derive(Debug)]
 pub(crate) struct Lease {
     index: u32,
@@ -22,35 +22,35 @@ pub(crate) struct Lease {
     mac: MacAddr,
 }
 
-/// What a client is given.
+/// What a client gets.
 #[derive(Debug)]
 pub(crate) struct Grant {
     pub(crate) lease: Lease,
     pub(crate) info: TapInfo,
-    /// To be handed over, and then closed here: the device itself is removed when the lease ends.
+    /// To be sent to the client and then closed here. The device itself exists until the lease ends.
     pub(crate) queues: Vec<Tap>,
 }
 
-/// A request that makes sense.
+/// A valid request.
 struct Wanted {
-    standing: Standing,
+    active: ActiveNetwork,
     mac: MacAddr,
     queues: u16,
     mtu: u16,
 }
 
 impl Lease {
-    /// Makes what is asked for.
+    /// Creates the TAP device that a client requests.
     pub(crate) fn grant<'a>(
         request: &TapRequest,
         host: &mut Host,
         others: impl Iterator<Item = &'a Lease>,
     ) -> Result<Grant, Refusal> {
         let wanted = validate(request, host, others)?;
-        act(wanted, host).map_err(|error| refusal(RefusalKind::System, format!("{error:#}")))
+        create(wanted, host).map_err(|error| refusal(RefusalKind::System, format!("{error:#}")))
     }
 
-    /// Ends it: the device's index, for [`Reclaim`](crate::reclaim::Reclaim).
+    /// Ends the lease. Returns the device's index, for [`Reclaim`](crate::reclaim::Reclaim).
     pub(crate) fn end(self, host: &mut Host) -> u32 {
         host.ports.retain(|port| port.index != self.index);
         self.index
@@ -64,7 +64,7 @@ fn validate<'a>(
 ) -> Result<Wanted, Refusal> {
     let invalid = |why: String| Err(refusal(RefusalKind::Invalid, why));
     let name = &request.network;
-    let Some(standing) = host.networks.iter().find(|s| s.network.name == *name) else {
+    let Some(active) = host.networks.iter().find(|s| s.network.name == *name) else {
         let known: Vec<_> = host
             .networks
             .iter()
@@ -82,7 +82,7 @@ fn validate<'a>(
             request.queues
         ));
     }
-    let mtu = request.mtu.map_or(standing.mtu, u32::from);
+    let mtu = request.mtu.map_or(active.mtu, u32::from);
     let Some(mtu) = MTU
         .contains(&mtu)
         .then(|| u16::try_from(mtu).ok())
@@ -105,14 +105,14 @@ fn validate<'a>(
             .map_err(|e| refusal(RefusalKind::System, format!("{e:#}")))?,
     };
     Ok(Wanted {
-        standing: standing.clone(),
+        active: active.clone(),
         mac,
         queues: request.queues,
         mtu,
     })
 }
 
-/// An address that nobody has. There are some 16 million, and a thousand clients at the most.
+/// A random address that is not taken. There are 16 million of them for at most a thousand clients, so the loop is short.
 fn free_mac(taken: &BTreeSet<[u8; 6]>, random: impl Fn() -> Result<MacAddr>) -> Result<MacAddr> {
     loop {
         let mac = random()?;
@@ -122,18 +122,18 @@ fn free_mac(taken: &BTreeSet<[u8; 6]>, random: impl Fn() -> Result<MacAddr>) -> 
     }
 }
 
-fn act(wanted: Wanted, host: &mut Host) -> Result<Grant> {
+fn create(wanted: Wanted, host: &mut Host) -> Result<Grant> {
     let Wanted {
-        standing,
+        active,
         mac,
         queues,
         mtu,
     } = wanted;
-    let bridge = standing.bridge;
-    let bridge = bridge.with_context(|| format!("bridge {} is gone", standing.network.bridge))?;
+    let bridge = active.bridge;
+    let bridge = bridge.with_context(|| format!("bridge {} is gone", active.network.bridge))?;
     let mut options = Options::VNET_HDR;
     options.set(Options::MULTI_QUEUE, queues > 1);
-    // Until it is attached, the device goes away by itself if anything fails.
+    // The device is not persistent yet: if a step fails, the kernel removes it when its file closes.
     let first = Tap::create(&InterfaceName::new(TAP_PREFIX)?, options)?;
     first.set_vnet_hdr_len(tap::VNET_HDR_LEN)?;
     let mut taps = vec![first];
@@ -144,14 +144,15 @@ fn act(wanted: Wanted, host: &mut Host) -> Result<Grant> {
     let Some(name) = taps.first().map(|tap| tap.name().clone()) else {
         anyhow::bail!("no TAP device")
     };
-    let alias = Some(host.alias(&standing.network.bridge));
+    let alias = Some(host.alias(&active.network.bridge));
     let index = host
         .links
-        .attach(&name, bridge, host_side(mac), mtu.into(), alias)?;
-    // From here on it is this program's to remove: the kernel would keep everybody else waiting for each device that a client closes.
-    let kept = taps.first().map(|tap| tap.set_persistent(true));
-    kept.transpose()?;
-    let network = standing.network;
+        .attach(&name, bridge, tap_mac(mac), mtu.into(), alias)?;
+    // From here on this program removes the device, in batches. Otherwise the kernel would remove each one when its client closes it, and
+    // every other request for interfaces would wait for that.
+    let made_persistent = taps.first().map(|tap| tap.set_persistent(true));
+    made_persistent.transpose()?;
+    let network = active.network;
     host.ports.push(Port {
         index,
         is_adopted: false,
@@ -178,8 +179,8 @@ fn act(wanted: Wanted, host: &mut Host) -> Result<Grant> {
     })
 }
 
-/// The host's end must not have the guest's address, or the bridge would keep the guest's frames for the host.
-fn host_side(guest: MacAddr) -> [u8; 6] {
+/// The MAC address of the TAP device itself. With the guest's address, the bridge would deliver the guest's frames to the host.
+fn tap_mac(guest: MacAddr) -> [u8; 6] {
     let [first, a, b, c, d, e] = guest.octets();
     [if first == 0xfe { 0xfa } else { 0xfe }, a, b, c, d, e]
 }
@@ -208,7 +209,7 @@ mod tests {
     fn the_hosts_end_never_has_the_guests_address() {
         for first in [0x52, 0xfe, 0xfa] {
             let guest = MacAddr::new([first, 1, 2, 3, 4, 5]);
-            assert_ne!(host_side(guest), guest.octets());
+            assert_ne!(tap_mac(guest), guest.octets());
         }
     }
 }

@@ -16,16 +16,14 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 use tap::InterfaceName;
 
-use crate::identity::Owner;
-use crate::netlink::Netlink;
-use crate::nft::Attributes;
+use crate::netlink::{Attributes, Netlink};
 use crate::subnet::Ipv4Subnet;
 
 /// The smallest MTU of an interface that has IPv6 (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
-/// The MTU of a new TAP device.
-pub(crate) const USUAL_MTU: u32 = 1500;
+/// The MTU that the kernel gives a new TAP device.
+pub(crate) const DEFAULT_MTU: u32 = 1500;
 
 /// This host's interfaces.
 #[derive(Debug)]
@@ -46,11 +44,11 @@ pub(crate) struct Link {
     pub(crate) is_tap: bool,
     /// The bridge that it is a port of.
     pub(crate) controller: Option<u32>,
-    /// Of a TAP device: somebody has it open.
+    /// A TAP device has a carrier while somebody has it open.
     pub(crate) has_carrier: bool,
 }
 
-/// A range of IPv4 addresses that this host has a use for.
+/// A range of IPv4 addresses that is in use on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InUse {
     pub(crate) address: Ipv4Addr,
@@ -61,7 +59,7 @@ pub(crate) struct InUse {
 
 impl Links {
     pub(crate) fn open() -> io::Result<Self> {
-        // Without it the kernel refuses what is said about IPv6.
+        // A kernel without IPv6 refuses requests with IPv6 attributes.
         let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
         Ok(Links {
             netlink: Netlink::open(NETLINK_ROUTE)?,
@@ -78,7 +76,7 @@ impl Links {
         self.netlink.request(message, flags)
     }
 
-    /// Asks for everything of a kind.
+    /// Dumps all objects of a kind.
     pub(crate) fn dump(
         &mut self,
         message: RouteNetlinkMessage,
@@ -102,24 +100,19 @@ impl Links {
         self.get(message)
     }
 
-    /// The interface with that index if the owner has made it for a client: when somebody has removed that one, another can have its index.
-    pub(crate) fn made_tap(&mut self, index: u32, owner: &Owner) -> io::Result<Option<Link>> {
-        Ok(self.by_index(index)?.filter(|link| owner.has_made(link)))
-    }
-
     fn get(&mut self, message: LinkMessage) -> io::Result<Option<Link>> {
         match self.netlink.get(RouteNetlinkMessage::GetLink(message)) {
             Ok(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(Link::from(message))),
             Ok(_) => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "the kernel's description of a link is strange",
+                "the kernel has not answered with a link",
             )),
             Err(e) if Errno::from_io_error(&e) == Some(Errno::NODEV) => Ok(None),
             Err(e) => Err(e),
         }
     }
 
-    /// Makes a bridge, up, with a hardware address of its own so that it does not change with its ports.
+    /// Creates a bridge and brings it up. It gets a MAC address of its own, or else its address would change with its ports.
     pub(crate) fn create_bridge(
         &mut self,
         name: &InterfaceName,
@@ -132,7 +125,7 @@ impl Links {
             LinkAttribute::Address(mac.to_vec()),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Bridge),
-                // A port forwards at once: nobody else's bridges are behind it.
+                // A port forwards at once: there are no other bridges behind guests, so no loops.
                 LinkInfo::Data(InfoData::Bridge(vec![
                     InfoBridge::ForwardDelay(0),
                     InfoBridge::StpState(BridgeStpState::Disabled),
@@ -150,7 +143,7 @@ impl Links {
         self.bring_up(attributes, Vec::new(), true)
     }
 
-    /// Makes an interface a port of a bridge and brings it up.
+    /// Makes an interface a port of a bridge and brings it up. Returns its index.
     pub(crate) fn attach(
         &mut self,
         name: &InterfaceName,
@@ -159,8 +152,8 @@ impl Links {
         mtu: u32,
         alias: Option<String>,
     ) -> io::Result<u32> {
-        // By itself: below IPv6's smallest MTU the interface has no IPv6, and then nothing may be said about it.
-        if mtu != USUAL_MTU {
+        // In a request of its own: below IPv6's smallest MTU the interface loses IPv6, and the kernel refuses IPv6 attributes.
+        if mtu != DEFAULT_MTU {
             let mut message = LinkMessage::default();
             message.attributes = vec![
                 LinkAttribute::IfName(name.to_string()),
@@ -175,15 +168,15 @@ impl Links {
             LinkAttribute::Controller(bridge),
         ];
         attributes.extend(alias.map(LinkAttribute::IfAlias));
-        self.bring_up(attributes, vec![not_routed()], mtu >= IPV6_MIN_MTU)?;
+        self.bring_up(attributes, vec![forwarding_off()], mtu >= IPV6_MIN_MTU)?;
         match self.find(name)? {
             Some(link) => Ok(link.index),
             None => Err(Errno::NODEV.into()),
         }
     }
 
-    /// Brings an interface up, changed as the attributes say, and without IPv6 addresses: a bridge and its ports carry the guests'
-    /// IPv6, and the host takes no part in it.
+    /// Sets attributes of an interface and brings it up, without an IPv6 address: a bridge and its ports forward the guests' IPv6 frames, and
+    /// the host takes no part in that.
     fn bring_up(
         &mut self,
         mut attributes: Vec<LinkAttribute>,
@@ -205,17 +198,17 @@ impl Links {
             .request(RouteNetlinkMessage::NewLink(message), 0)
     }
 
-    /// Makes a port of one bridge a port of another, or again one of a bridge that is made anew; that it is gone already is as good.
+    /// Makes an interface a port of a bridge. Succeeds if the interface has been removed.
     pub(crate) fn set_controller(&mut self, port: u32, bridge: u32) -> io::Result<()> {
         self.change(port, LinkAttribute::Controller(bridge))
     }
 
-    /// Sets the alias of an interface; that it is gone already is as good.
+    /// Sets the alias of an interface. Succeeds if the interface has been removed.
     pub(crate) fn set_alias(&mut self, index: u32, alias: String) -> io::Result<()> {
         self.change(index, LinkAttribute::IfAlias(alias))
     }
 
-    /// Removes an interface; that it is gone already is as good.
+    /// Removes an interface. Succeeds if somebody has removed it before.
     pub(crate) fn delete(&mut self, index: u32) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
@@ -223,7 +216,7 @@ impl Links {
         unless_gone(self.netlink.request(request, 0))
     }
 
-    /// Puts an interface in a group; that it is gone already is as good.
+    /// Puts an interface in a group. Succeeds if the interface has been removed.
     pub(crate) fn set_group(&mut self, index: u32, group: u32) -> io::Result<()> {
         self.change(index, LinkAttribute::Group(group))
     }
@@ -256,8 +249,8 @@ impl Links {
         Ok(all.into_iter().filter_map(link).collect())
     }
 
-    /// Gives an interface the host's address of a network.
-    pub(crate) fn assign(&mut self, index: u32, subnet: Ipv4Subnet) -> io::Result<()> {
+    /// Gives an interface the host's address in a subnet.
+    pub(crate) fn add_address(&mut self, index: u32, subnet: Ipv4Subnet) -> io::Result<()> {
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
         message.header.prefix_len = subnet.prefix();
@@ -273,7 +266,7 @@ impl Links {
         )
     }
 
-    /// Every range of IPv4 addresses that an interface has or a route leads to, default routes excepted.
+    /// Every range of IPv4 addresses that an interface has or a route leads to, except default routes.
     pub(crate) fn in_use(&mut self) -> io::Result<Vec<InUse>> {
         let mut address = AddressMessage::default();
         address.header.family = AddressFamily::Inet;
@@ -294,8 +287,8 @@ fn unless_gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// `net.ipv4.conf.IFACE.forwarding=0`: what comes in by the interface itself, once its bridge is gone, is not routed.
-fn not_routed() -> AfSpecUnspec {
+/// `net.ipv4.conf.IFACE.forwarding=0`: the host does not route packets that come in by the interface itself when its bridge has been removed.
+fn forwarding_off() -> AfSpecUnspec {
     const IFLA_INET_CONF: u16 = 1;
     const IPV4_DEVCONF_FORWARDING: u16 = 1;
     let off = Attributes::new().bytes(IPV4_DEVCONF_FORWARDING, &0u32.to_ne_bytes());
@@ -319,7 +312,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::IfAlias(alias) => link.alias = alias,
                 LinkAttribute::Controller(0) => {}
                 LinkAttribute::Controller(index) => link.controller = Some(index),
-                // The flag of that name is not there while the interface is down.
+                // IFF_LOWER_UP is not set while the interface is down, even if there is a carrier.
                 LinkAttribute::Carrier(carrier) => link.has_carrier = carrier != 0,
                 LinkAttribute::LinkInfo(info) => {
                     link.is_bridge = info.contains(&LinkInfo::Kind(InfoKind::Bridge));

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | `args`, `network`, `subnet` | what is wanted, checked |
 //! | `host` | what stands, its making and undoing |
-//! | `leftovers` | what a killed run has left, and guests on it |
+//! | `previous_run` | the networks that a killed run has left, and guests on them |
 //! | `watch`, `repair` | what others do to it, and putting it back |
 //! | `identity` | names, addresses and aliases of what is made |
 //! | `link`, `nft`, `routing`, `forwarding`, `dhcp` | the kinds of thing that stand |
@@ -31,12 +31,12 @@ mod host;
 mod identity;
 mod inherited;
 mod lease;
-mod leftovers;
 mod link;
 mod listen;
 mod netlink;
 mod network;
 mod nft;
+mod previous_run;
 mod reclaim;
 mod repair;
 mod routing;
@@ -106,9 +106,9 @@ fn run(mut config: Config) -> Result<ExitCode> {
     let mut broker = Broker::start().context("cannot start the process that removes files")?;
     let (mut state, mut record) = StateDir::open(&config.state, &config.socket)?;
     let is_first = record == Record::default();
-    leftovers::claim(&mut links, &state, &mut record)
+    previous_run::assign_owner(&mut links, &state, &mut record)
         .context("cannot take over what an older version has left")?;
-    config.networks = leftovers::with_used(&mut links, &config.networks, &record)?;
+    config.networks = previous_run::with_networks_in_use(&mut links, &config.networks, &record)?;
     // Supervisors are started before signals are blocked, since they and the programs that they start inherit the signal mask.
     signals::unblock_termination();
     let dhcp = match start_supervisors(&config.networks, state.path()) {
@@ -121,7 +121,7 @@ fn run(mut config: Config) -> Result<ExitCode> {
             return Err(error);
         }
     };
-    state.leave_folders_to(&mut broker)?;
+    state.hand_folders_to(&mut broker)?;
     let signals = signals::block_termination().context("cannot block signals")?;
     let mut host = Host::new(links, state, record, dhcp);
     let mut server = Server::new(config.exit_idle);

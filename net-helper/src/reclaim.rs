@@ -1,7 +1,7 @@
-//! Takes TAP devices back, on a thread of its own: the kernel needs some 20 ms for a device, or for several at once, and clients that
-//! ask meanwhile are not to wait for it.
+//! Removes returned TAP devices, on a thread of its own: the kernel takes some 20 ms for one device, or for several at once, and clients that
+//! send requests meanwhile do not wait for it.
 //!
-//! The kernel makes one change of interfaces at a time: that is why a batch is small, and why none begins while a client is served.
+//! The kernel changes interfaces under one lock, so a batch is small, and none begins while a request is served.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,24 +17,24 @@ use crate::identity::Owner;
 use crate::link::Links;
 
 /// How many devices are removed at once.
-const BATCH: usize = 4;
+const MAX_BATCH: usize = 4;
 
-/// A device that nobody has a lease of any more.
+/// A device whose lease has ended.
 #[derive(Debug)]
 pub(crate) struct Returned {
     pub(crate) index: u32,
-    /// The connection that was its lease, and whose: closed last, since who waits for its end is to find the device gone.
+    /// The connection that was its lease, and the user. It is closed after the removal, so that a client that waits for it finds the device gone.
     pub(crate) client: Option<(Channel, u32)>,
 }
 
-/// Whose the devices are, and the group that they are removed by.
+/// The owner of the devices, and the interface group by which several are removed at once.
 #[derive(Debug)]
 pub(crate) struct Own {
     pub(crate) owner: Owner,
     pub(crate) group: u32,
 }
 
-/// The thread, and the devices that it has not removed yet.
+/// The handle of the thread.
 #[derive(Debug)]
 pub(crate) struct Reclaim {
     returned: Sender<Returned>,
@@ -45,11 +45,12 @@ pub(crate) struct Reclaim {
 #[derive(Debug, Default)]
 struct Shared {
     pending: AtomicUsize,
+    /// Locked while a request is served.
     serving: Mutex<()>,
 }
 
 impl Reclaim {
-    /// Starts the thread; `links` is from before the process was confined, and no interface is in the group.
+    /// Starts the thread. `links` must have been opened before the process was confined, and no interface may be in the group yet.
     pub(crate) fn start(mut links: Links, own: Own, closing: Closing) -> Result<Self> {
         let (returned, receiver) = channel();
         let shared = Arc::new(Shared::default());
@@ -57,7 +58,7 @@ impl Reclaim {
         let work = move || {
             while let Some(batch) = next(&receiver, &with_server) {
                 if let Err(error) = remove(&mut links, &batch, &own) {
-                    bulkhead_process::warn(&format!("cannot take back a TAP device: {error}"));
+                    bulkhead_process::warn(&format!("cannot remove a TAP device: {error}"));
                 }
                 with_server
                     .pending
@@ -75,10 +76,10 @@ impl Reclaim {
         })
     }
 
-    /// Has a device removed, and then the connection closed.
-    pub(crate) fn take(&self, device: Returned) {
+    /// Queues a device for removal. The thread then closes its connection.
+    pub(crate) fn queue(&self, device: Returned) {
         self.shared.pending.fetch_add(1, Ordering::Relaxed);
-        // The thread receives as long as this value lives.
+        // The thread receives until this value is dropped.
         let _ = self.returned.send(device);
     }
 
@@ -87,39 +88,39 @@ impl Reclaim {
         self.shared.pending.load(Ordering::Relaxed)
     }
 
-    /// No batch begins until the result is dropped.
-    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
-        self.shared.hold()
+    /// Delays the next batch until the guard is dropped.
+    pub(crate) fn pause(&self) -> MutexGuard<'_, ()> {
+        self.shared.pause()
     }
 
-    /// Waits until all are removed.
+    /// Waits until all queued devices are removed.
     pub(crate) fn finish(self) {
         drop(self.returned);
-        // A thread that has panicked has said so; what it has not removed goes with the bridges.
+        // If the thread has panicked, its devices are removed with their networks.
         let _ = self.thread.join();
     }
 }
 
 impl Shared {
-    fn hold(&self) -> MutexGuard<'_, ()> {
+    fn pause(&self) -> MutexGuard<'_, ()> {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The next batch, once no client is being served.
+/// Waits for returned devices, and until no request is being served.
 fn next(receiver: &Receiver<Returned>, shared: &Shared) -> Option<Vec<Returned>> {
     let first = receiver.recv().ok()?;
-    drop(shared.hold());
+    drop(shared.pause());
     let mut batch = vec![first];
-    batch.extend(receiver.try_iter().take(BATCH - 1));
+    batch.extend(receiver.try_iter().take(MAX_BATCH - 1));
     Some(batch)
 }
 
-/// Several at once by a group that they are put in: the kernel then waits once for all processors to be done with them.
+/// Removes several devices at once by putting them in a group: the kernel then waits only once for all processors to stop using them.
 fn remove(links: &mut Links, batch: &[Returned], own: &Own) -> io::Result<()> {
     let mut taps = Vec::new();
     for device in batch {
-        taps.extend(links.made_tap(device.index, &own.owner)?);
+        taps.extend(own.owner.tap(links, device.index)?);
     }
     match &taps[..] {
         [] => Ok(()),

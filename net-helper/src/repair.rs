@@ -1,47 +1,43 @@
-//! Puts back what others have removed while this program runs: rules, bridges, addresses.
+//! Restores rules, bridges and addresses that others have removed while this program runs.
 //!
-//! Until then nothing passes that must not: each of the two kinds of rules holds without the other, and a TAP device without its bridge
-//! is cut off by both.
+//! Until then no packet passes that must not: the nftables table and the routing rules each suffice without the other, and both drop the
+//! packets of a TAP device without a bridge.
 
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::host::{Host, Standing};
+use crate::host::{ActiveNetwork, Host};
 use crate::link::Link;
 use crate::network::Network;
 use crate::watch::{Ports, Watch, Watched};
 use crate::{nft, routing};
 
 impl Host {
-    /// Readable when [`Host::look_after`] has something to see.
-    pub(crate) fn reports(&self) -> Vec<BorrowedFd<'_>> {
+    /// Readable when [`Host::process_notifications`] has something to read.
+    pub(crate) fn notification_sockets(&self) -> Vec<BorrowedFd<'_>> {
         self.watch.iter().flat_map(Watch::watched).collect()
     }
 
-    /// When [`Host::look_after`] has something to do, at the latest.
+    /// When [`Host::process_notifications`] is to be called at the latest.
     pub(crate) fn repair_due(&self) -> Option<Instant> {
         self.watch.as_ref().and_then(Watch::due)
     }
 
-    /// Sees what others have done, and puts things back. The TAP devices whose clients have ended since their helper was killed: they are to
-    /// be removed.
-    pub(crate) fn look_after(&mut self) -> Vec<u32> {
+    /// Reads the kernel's notifications and restores what others have removed. Returns the adopted TAP devices that their clients have closed,
+    /// which the caller must remove.
+    pub(crate) fn process_notifications(&mut self) -> Vec<u32> {
         let Some(watch) = &mut self.watch else {
             return Vec::new();
         };
         let (networks, ports) = (&self.networks, &self.ports);
         let watched = Watched {
-            is_bridge: &|index| {
-                networks
-                    .iter()
-                    .any(|standing| standing.bridge == Some(index))
-            },
+            is_bridge: &|index| networks.iter().any(|active| active.bridge == Some(index)),
             is_adopted: &|index| ports.iter().any(|p| p.index == index && p.is_adopted),
-            is_missing: networks.iter().any(|standing| standing.bridge.is_none()),
+            is_missing: networks.iter().any(|active| active.bridge.is_none()),
         };
-        watch.take(&watched, self.table.as_ref().map(nft::Table::port));
+        watch.read(&watched, self.table.as_ref().map(nft::Table::port));
         let changed = watch.take_ports();
         if watch.is_due() {
             for error in self.repair() {
@@ -62,7 +58,7 @@ impl Host {
             if !port.is_adopted || !has_changed {
                 return true;
             }
-            match links.made_tap(port.index, owner) {
+            match owner.tap(links, port.index) {
                 Ok(Some(link)) if !link.has_carrier => ended.push(port.index),
                 Ok(None) => {}
                 Ok(Some(_)) | Err(_) => return true,
@@ -81,24 +77,24 @@ impl Host {
         let added = routing::add(&mut self.links, &self.routing);
         errors.extend(added.context("cannot restore the routing rules").err());
         for position in 0..self.networks.len() {
-            if let Some(standing) = self.networks.get(position).cloned() {
-                match self.repair_network(&standing) {
-                    Ok(repaired) => self.put_back(position, repaired),
-                    Err(error) => errors.push(error.context(standing.network.to_string())),
+            if let Some(active) = self.networks.get(position).cloned() {
+                match self.repair_network(&active) {
+                    Ok(repaired) => self.replace(position, repaired),
+                    Err(error) => errors.push(error.context(active.network.to_string())),
                 }
             }
         }
         errors
     }
 
-    fn put_back(&mut self, position: usize, repaired: Standing) {
-        if let Some(standing) = self.networks.get_mut(position) {
-            *standing = repaired;
+    fn replace(&mut self, position: usize, repaired: ActiveNetwork) {
+        if let Some(active) = self.networks.get_mut(position) {
+            *active = repaired;
         }
     }
 
-    /// The bridge that somebody has removed: made again, or found if it is somebody else's to make.
-    fn bring_back(&mut self, network: &Network) -> Result<Option<Link>> {
+    /// Creates the bridge that somebody has removed. A bridge that is not this program's is only looked for.
+    fn restore_bridge(&mut self, network: &Network) -> Result<Option<Link>> {
         let bridge = &network.bridge;
         let found = self.links.find(bridge)?;
         if !network.owns_bridge() {
@@ -108,21 +104,23 @@ impl Host {
             bail!("somebody has replaced bridge {bridge} by another interface");
         }
         self.create_bridge(network)?;
-        let made = self.links.find(bridge)?;
-        made.context("the bridge has disappeared again").map(Some)
+        let created = self.links.find(bridge)?;
+        created
+            .context("the bridge has disappeared again")
+            .map(Some)
     }
 
-    /// The network as it is now.
-    fn repair_network(&mut self, standing: &Standing) -> Result<Standing> {
-        let mut now = standing.clone();
-        let bridge = &standing.network.bridge;
-        let there = match standing.bridge {
+    /// Restores a network, and returns it as it is now.
+    fn repair_network(&mut self, active: &ActiveNetwork) -> Result<ActiveNetwork> {
+        let mut now = active.clone();
+        let bridge = &active.network.bridge;
+        let existing = match active.bridge {
             Some(index) => self.links.by_index(index)?,
             None => None,
         };
-        let link = match there.clone() {
+        let link = match existing.clone() {
             Some(link) => link,
-            None => match self.bring_back(&standing.network)? {
+            None => match self.restore_bridge(&active.network)? {
                 Some(link) => link,
                 None => {
                     now.bridge = None;
@@ -131,19 +129,19 @@ impl Host {
             },
         };
         now.bridge = Some(link.index);
-        if let Some(addressing) = standing.network.addressing {
-            self.links.assign(link.index, addressing.subnet)?;
+        if let Some(addressing) = active.network.addressing {
+            self.links.add_address(link.index, addressing.subnet)?;
         }
-        if there.is_none() {
-            self.join(&now)?;
+        if existing.is_none() {
+            self.reattach_taps(&now)?;
             for server in &mut self.dhcp {
-                if server.network() == standing.network.name {
+                if server.network() == active.network.name {
                     server.restart();
                 }
             }
             bulkhead_process::warn(&format!(
                 "{}: somebody has removed bridge {bridge}; it is there again",
-                standing.network
+                active.network
             ));
         }
         Ok(now)

@@ -121,7 +121,7 @@ impl Server {
             }
             if over && !ready.listener {
                 // Guests of a helper that was killed, which nobody holds this one for, and clients that cannot be accepted.
-                if !host.has_ports() && self.pause.until().is_none() {
+                if !host.has_open_ports() && self.pause.until().is_none() {
                     return Ok(());
                 }
                 self.end = Some(Instant::now() + LINGER);
@@ -167,7 +167,7 @@ impl Server {
     /// Takes back what a client had, and closes its connection.
     fn release(&self, client: Client, host: &mut Host) {
         match (client.lease, &self.reclaim) {
-            (Some(lease), Some(reclaim)) => reclaim.take(Returned {
+            (Some(lease), Some(reclaim)) => reclaim.queue(Returned {
                 index: lease.end(host),
                 client: Some((client.channel, client.user)),
             }),
@@ -187,10 +187,10 @@ impl Server {
     }
 
     fn look_after(&self, host: &mut Host) {
-        let ended = host.look_after();
+        let ended = host.process_notifications();
         if let Some(reclaim) = &self.reclaim {
             for index in ended {
-                reclaim.take(Returned {
+                reclaim.queue(Returned {
                     index,
                     client: None,
                 });
@@ -216,7 +216,7 @@ impl Server {
             PollFd::new(signals, PollFlags::IN),
             PollFd::new(listener, connections),
         ];
-        let reports = host.reports();
+        let reports = host.notification_sockets();
         fds.extend(
             reports
                 .iter()
@@ -342,7 +342,7 @@ impl Server {
                 "a connection is the lease of one TAP device".into(),
             ));
         }
-        let _removing_nothing = self.reclaim.as_ref().map(Reclaim::hold);
+        let _removing_nothing = self.reclaim.as_ref().map(Reclaim::pause);
         let grant = Lease::grant(
             &request,
             host,
@@ -400,7 +400,7 @@ impl Server {
                 continue;
             }
             client.holds = false;
-            let needed = self.clients.iter().any(Client::needs_helper) || host.has_ports();
+            let needed = self.clients.iter().any(Client::needs_helper) || host.has_open_ports();
             self.ends = self.exit_idle && !needed;
             if let Some(client) = self.clients.get(position) {
                 // One that has gone without the answer needs none.

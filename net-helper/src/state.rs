@@ -1,5 +1,5 @@
-//! What this program has changed on the host, written down before it is changed, so that the next run can put it right when this one is
-//! killed. The folder also says, by a lock, that the program runs.
+//! The state folder. It records what this program changes on the host, before the change, so that the next run can take it over or undo it when
+//! this one is killed. A lock in the folder shows that the program runs.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -20,41 +20,41 @@ use crate::link::Link;
 use crate::listen;
 use crate::network::Network;
 
-/// How long a helper that ends may take to undo everything, and how often we look.
-const PATIENCE: Duration = Duration::from_secs(20);
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long to wait for another helper to end or to begin, and how long between two tries.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 const RECORD: &str = "state.json";
 const LOCK: &str = "lock";
 
-/// What was changed.
+/// What was changed. `state.json` contains it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Record {
-    /// Networks made.
+    /// The networks that were created.
     pub(crate) networks: Vec<Network>,
-    /// Whether packets were not forwarded between interfaces before this program came.
+    /// Whether this program has switched on `net.ipv4.ip_forward`.
     pub(crate) forwarding_was_off: bool,
     /// Whether the nftables table and the routing rules are this program's.
     #[serde(default)]
     pub(crate) rules: bool,
-    /// Whose the interfaces are.
+    /// The owner in the aliases of the interfaces.
     #[serde(default)]
     pub(crate) owner: Owner,
-    /// The hardware address of each bridge that was made, by its name: guests know it.
+    /// The MAC address of each bridge, by the bridge's name. A bridge that is created again must have the address that guests know.
     #[serde(default)]
     pub(crate) bridges: BTreeMap<String, MacAddr>,
 }
 
 impl Record {
-    /// Whether an interface is a network's bridge as this program has made it.
+    /// Whether an interface is the bridge that this program has created for a network.
     pub(crate) fn is_bridge(&self, link: &Link, network: &Network) -> bool {
         let name = network.bridge.as_str();
         let mac = self.bridges.get(name);
         link.is_bridge
             && link.name == name
             && network.owns_bridge()
-            // One that was made a moment before the program was killed has no alias yet.
+            // When the program was killed between the creation and the alias, only the MAC address identifies the bridge.
             && (self.owner.owns(link, &network.bridge)
                 || mac.is_some_and(|mac| mac.octets() == *link.mac))
     }
@@ -64,84 +64,84 @@ impl Record {
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
-    /// The folders above it that were made for it, the innermost first.
-    made: Vec<PathBuf>,
-    /// Whether the folder itself is the broker's to remove.
-    is_left: bool,
+    /// The parent folders that were created for it, the innermost first.
+    created: Vec<PathBuf>,
+    /// Whether the broker removes the folders.
+    is_brokers: bool,
     _lock: File,
 }
 
 impl StateDir {
-    /// Opens the folder, or makes it; what the last run left, if it was killed.
+    /// Opens the folder, or creates it. Also returns the record that the previous run has left, if it was killed.
     ///
-    /// Another helper that has the folder is waited for if it does not listen on `socket`: it is about to end, or to begin.
+    /// If another helper has the folder and does not listen on `socket`, it is about to end or to begin, and this function waits for that.
     pub(crate) fn open(path: &Path, socket: &Path) -> Result<(Self, Record)> {
-        let until = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         let state = loop {
-            if let Some(state) = Self::claim(path)? {
+            if let Some(state) = Self::try_lock(path)? {
                 break state;
             }
-            if listen::is_served(socket) || Instant::now() > until {
+            if listen::is_served(socket) || Instant::now() > deadline {
                 let shown = path.display();
                 bail!("another bulkhead-net-helper is running with the state folder {shown}");
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(LOCK_RETRY_INTERVAL);
         };
-        let record = state.read().inspect_err(|_| state.give_up())?;
+        let record = state.read().inspect_err(|_| state.remove_if_unused())?;
         Ok((state, record))
     }
 
-    /// None while another helper has it.
-    fn claim(path: &Path) -> Result<Option<Self>> {
+    /// Creates and locks the folder; `None` while another helper has it.
+    fn try_lock(path: &Path) -> Result<Option<Self>> {
         let shown = path.display();
         let parent = path.parent().unwrap_or(path);
         let missing = parent.ancestors().take_while(|folder| !folder.exists());
-        let made = missing.map(Path::to_owned).collect();
+        let created = missing.map(Path::to_owned).collect();
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
             .create(parent)
-            .with_context(|| format!("cannot make the parent folder of {shown}"))?;
+            .with_context(|| format!("cannot create the parent folder of {shown}"))?;
         match DirBuilder::new().mode(0o700).create(path) {
-            // Another has just removed the folder above.
+            // Another helper has just removed the parent folder.
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) if e.kind() != ErrorKind::AlreadyExists => {
-                return Err(e).with_context(|| format!("cannot make the state folder {shown}"));
+                return Err(e).with_context(|| format!("cannot create the state folder {shown}"));
             }
             _ => {}
         }
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let lock = match open_regular(&path.join(LOCK), &mut options) {
-            // Another has just removed the folder.
+            // Another helper has just removed the folder.
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             lock => lock
-                // Only if there is nothing in it, as when we have just made it.
+                // This succeeds only if the folder is empty, as it is when it has just been created.
                 .inspect_err(|_| drop(fs::remove_dir(path)))
                 .with_context(|| format!("cannot open {}", path.join(LOCK).display()))?,
         };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(None);
         }
-        // What is locked may be the file of one that has removed it since.
-        let same = fs::metadata(path.join(LOCK))
+        // Another helper may have removed the file between its opening here and its lock; then the lock is without effect.
+        let is_current = fs::metadata(path.join(LOCK))
             .and_then(|there| Ok(there.ino() == lock.metadata()?.ino()))
             .unwrap_or(false);
-        Ok(same.then(|| StateDir {
+        Ok(is_current.then(|| StateDir {
             path: path.to_owned(),
-            made,
-            is_left: false,
+            created,
+            is_brokers: false,
             _lock: lock,
         }))
     }
 
-    /// Leaves the removal of the folder, and of those made for it, to the broker: a confined process sees what is in it and no more.
-    pub(crate) fn leave_folders_to(&mut self, broker: &mut Broker) -> Result<()> {
-        for folder in std::iter::once(&self.path).chain(&self.made) {
+    /// Has the broker remove the folder, and those that were created for it, at the end: a confined process sees only what is in the folder.
+    pub(crate) fn hand_folders_to(&mut self, broker: &mut Broker) -> Result<()> {
+        for folder in std::iter::once(&self.path).chain(&self.created) {
             let left = broker.remove_folder_at_end(folder);
             left.with_context(|| format!("cannot look at {}", folder.display()))?;
         }
-        self.is_left = true;
+        self.is_brokers = true;
         Ok(())
     }
 
@@ -154,11 +154,11 @@ impl StateDir {
         self.path.join(name)
     }
 
-    /// Removes the folder if nothing was written down in it, such as when it has just been made.
-    fn give_up(&self) {
-        let nothing = fs::symlink_metadata(self.file(RECORD)).is_err();
-        if nothing && fs::remove_file(self.file(LOCK)).is_ok() {
-            for folder in std::iter::once(&self.path).chain(&self.made) {
+    /// Removes the folder if it has no record, as when it has just been created.
+    fn remove_if_unused(&self) {
+        let has_no_record = fs::symlink_metadata(self.file(RECORD)).is_err();
+        if has_no_record && fs::remove_file(self.file(LOCK)).is_ok() {
+            for folder in std::iter::once(&self.path).chain(&self.created) {
                 let _ = fs::remove_dir(folder);
             }
         }
@@ -180,7 +180,7 @@ impl StateDir {
         })
     }
 
-    /// Writes down what is about to be changed. Whole or not at all.
+    /// Replaces the record, whole or not at all.
     pub(crate) fn write(&self, record: &Record) -> Result<()> {
         let (path, new) = (self.file(RECORD), self.file("state.json.new"));
         let text = serde_json::to_vec(record)?;
@@ -192,7 +192,7 @@ impl StateDir {
         written.with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Removes what this program keeps in the folder, the folder, and the folders made for it if nothing else is in them.
+    /// Removes the contents of the folder, then the folder, then the parent folders that were created for it and are empty.
     pub(crate) fn remove(self) -> Result<()> {
         let shown = self.path.display();
         let entries = fs::read_dir(&self.path).with_context(|| format!("cannot list {shown}"))?;
@@ -206,19 +206,19 @@ impl StateDir {
             };
             removed.with_context(|| format!("cannot remove {}", path.display()))?;
         }
-        if self.is_left {
+        if self.is_brokers {
             return Ok(());
         }
         fs::remove_dir(&self.path).with_context(|| format!("cannot remove {shown}"))?;
-        for folder in &self.made {
-            // Others may use it by now.
+        for folder in &self.created {
+            // Other programs may have files there by now.
             let _ = fs::remove_dir(folder);
         }
         Ok(())
     }
 }
 
-/// Opens a regular file. Whatever else is there could keep us waiting, or is somebody else's.
+/// Opens a regular file, and nothing else: opening a FIFO or a device can block, and a symbolic link can lead to any file.
 pub(crate) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let is_other = || io::Error::new(ErrorKind::InvalidInput, "it is no regular file");
@@ -240,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// Where nobody listens.
+    /// Opens the folder with a socket path that nobody listens on.
     fn open(path: &Path) -> Result<(StateDir, Record)> {
         StateDir::open(path, &path.with_file_name("no.sock"))
     }
@@ -262,7 +262,7 @@ mod tests {
         fs::write(dir.path().join(RECORD), text).unwrap();
         let found = open(dir.path()).unwrap().1;
         assert_eq!(found.networks.len(), 1);
-        assert!(found.owner.is_nobody() && found.bridges.is_empty());
+        assert!(found.owner.is_unset() && found.bridges.is_empty());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What others do to this program's bridges and rules, as the kernel reports it.
+//! Notifications of the kernel about changes that others make to this program's bridges, TAP devices and rules.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,21 +11,22 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use crate::netlink::{HEADER, Netlink, Raw};
 use crate::nft;
 
-/// Links, IPv4 addresses, IPv4 and IPv6 routing rules (`rtnetlink.h`).
+/// The multicast groups of links, IPv4 addresses, IPv4 and IPv6 routing rules (`rtnetlink.h`).
 const ROUTE_GROUPS: &[u32] = &[1, 5, 8, 19];
-/// nf_tables (`nfnetlink.h`).
-const RULES_GROUP: u32 = 7;
+/// The multicast group of nf_tables (`nfnetlink.h`).
+const NFTABLES_GROUP: u32 = 7;
 
-/// How long after one repair the next may be: somebody else's program may undo each of them.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The least time between two repairs, in case another program undoes each of them.
+const REPAIR_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Reports, and what is to be done about them.
+/// The notification sockets, and what the notifications read so far require.
 #[derive(Debug)]
 pub(crate) struct Watch {
     interfaces: Netlink,
     rules: Netlink,
-    changed: bool,
+    needs_repair: bool,
     ports: Ports,
+    /// The earliest time of the next repair.
     not_before: Instant,
 }
 
@@ -33,15 +34,15 @@ pub(crate) struct Watch {
 #[derive(Debug)]
 pub(crate) enum Ports {
     Some(BTreeSet<u32>),
-    /// Reports were lost.
+    /// Notifications were lost: it may be any of them.
     Any,
 }
 
-/// What is watched, by index.
+/// The interfaces to watch, by index.
 pub(crate) struct Watched<'a> {
     pub(crate) is_bridge: &'a dyn Fn(u32) -> bool,
     pub(crate) is_adopted: &'a dyn Fn(u32) -> bool,
-    /// A bridge is missing: every new interface may be it.
+    /// Whether a bridge is missing, so that every new interface may be that bridge.
     pub(crate) is_missing: bool,
 }
 
@@ -50,14 +51,14 @@ impl Watch {
         let listen = || -> io::Result<_> {
             Ok((
                 Netlink::listen(NETLINK_ROUTE, ROUTE_GROUPS)?,
-                Netlink::listen(NETLINK_NETFILTER, &[RULES_GROUP])?,
+                Netlink::listen(NETLINK_NETFILTER, &[NFTABLES_GROUP])?,
             ))
         };
         let (interfaces, rules) = listen().context("cannot watch this host's interfaces")?;
         Ok(Watch {
             interfaces,
             rules,
-            changed: false,
+            needs_repair: false,
             ports: Ports::Some(BTreeSet::new()),
             not_before: Instant::now(),
         })
@@ -67,11 +68,11 @@ impl Watch {
         [self.interfaces.as_fd(), self.rules.as_fd()]
     }
 
-    /// Takes what was reported; `own_port` is the socket of this program's own changes of the table.
-    pub(crate) fn take(&mut self, watched: &Watched<'_>, own_port: Option<u32>) {
+    /// Reads the notifications that have arrived. `own_port` is the netlink port by which this program itself changes the table.
+    pub(crate) fn read(&mut self, watched: &Watched<'_>, own_port: Option<u32>) {
         let mut changed = false;
         let ports = &mut self.ports;
-        let interfaces = self.interfaces.reports(|raw| {
+        let interfaces = self.interfaces.read_notifications(|raw| {
             changed |= concerns_bridge(&raw, watched);
             if let Ports::Some(ports) = ports {
                 ports.extend(adopted_port(&raw, watched));
@@ -80,35 +81,35 @@ impl Watch {
         if interfaces.is_err() {
             self.ports = Ports::Any;
         }
-        let rules = self
-            .rules
-            .reports(|raw| changed |= Some(raw.port) != own_port && concerns_table(&raw));
-        // Lost reports may have been of anything.
-        self.changed |= changed || interfaces.is_err() || rules.is_err();
+        let rules = self.rules.read_notifications(|raw| {
+            changed |= Some(raw.port) != own_port && concerns_table(&raw)
+        });
+        // A notification that was lost may have been about anything.
+        self.needs_repair |= changed || interfaces.is_err() || rules.is_err();
     }
 
-    /// Whether it is time to look at everything.
+    /// Whether a repair is due now. The next one is then due after [`REPAIR_INTERVAL`] at the earliest.
     pub(crate) fn is_due(&mut self) -> bool {
-        let due = self.changed && self.not_before <= Instant::now();
+        let due = self.needs_repair && self.not_before <= Instant::now();
         if due {
-            self.changed = false;
-            self.not_before = Instant::now() + PAUSE;
+            self.needs_repair = false;
+            self.not_before = Instant::now() + REPAIR_INTERVAL;
         }
         due
     }
 
-    /// The adopted TAP devices that have changed since this was last asked.
+    /// The adopted TAP devices that have changed since the last call.
     pub(crate) fn take_ports(&mut self) -> Ports {
         std::mem::replace(&mut self.ports, Ports::Some(BTreeSet::new()))
     }
 
-    /// When it will be.
+    /// When the next repair is due, if one is needed.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.changed.then_some(self.not_before)
+        self.needs_repair.then_some(self.not_before)
     }
 }
 
-/// A bridge or its address is gone, or a routing rule is; or there is a new interface.
+/// Whether a bridge, its address or a routing rule has been removed, or a new interface may be the missing bridge.
 fn concerns_bridge(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
     match raw.kind {
         libc::RTM_DELLINK | libc::RTM_DELADDR => (watched.is_bridge)(index(raw)),
@@ -118,14 +119,14 @@ fn concerns_bridge(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
     }
 }
 
-/// An adopted TAP device is changed or gone: its last user may have closed it.
+/// The index of an adopted TAP device that has changed or been removed: its last user may have closed it.
 fn adopted_port(raw: &Raw<'_>, watched: &Watched<'_>) -> Option<u32> {
     let is_of_a_link = matches!(raw.kind, libc::RTM_NEWLINK | libc::RTM_DELLINK);
     let index = index(raw);
     (is_of_a_link && (watched.is_adopted)(index)).then_some(index)
 }
 
-/// The interface that a report is of; both kinds of messages have it in the same place.
+/// The interface index in a notification. Messages about links and about addresses have it at the same offset.
 fn index(raw: &Raw<'_>) -> u32 {
     raw.whole
         .get(HEADER + 4..)
@@ -133,7 +134,7 @@ fn index(raw: &Raw<'_>) -> u32 {
         .map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// The table, one of its chains or rules was changed: each such message names the table in its first attribute.
+/// Whether the table, one of its chains or one of its rules has changed. The first attribute of each such message is the table's name.
 fn concerns_table(raw: &Raw<'_>) -> bool {
     const GENERAL: usize = 4;
     const ATTRIBUTE: usize = 4;

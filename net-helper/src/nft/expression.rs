@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use tap::InterfaceName;
 
-use super::attribute::Attributes;
+use crate::netlink::Attributes;
 use crate::subnet::Ipv4Subnet;
 
 /// Register 1, of 16 bytes; each word loads it anew.

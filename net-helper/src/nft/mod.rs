@@ -1,11 +1,9 @@
 //! nftables, spoken to directly: no `nft` program is needed, so none has to be started after confinement.
 
-mod attribute;
 mod expression;
 mod policy;
 mod table;
 
-pub(crate) use attribute::Attributes;
 pub(crate) use policy::chains;
 pub(crate) use table::{Chain, Table};
 

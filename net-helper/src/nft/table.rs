@@ -12,9 +12,8 @@ use netlink_packet_core::{
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use rustix::io::Errno;
 
-use super::attribute::Attributes;
 use super::expression::Rule;
-use crate::netlink::{HEADER, Netlink, acknowledged};
+use crate::netlink::{Attributes, HEADER, Netlink, acknowledged};
 
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
@@ -78,7 +77,7 @@ impl Table {
     }
 
     /// The table that a run which was killed has left, to be removed.
-    pub(crate) fn left(name: &'static str) -> io::Result<Self> {
+    pub(crate) fn existing(name: &'static str) -> io::Result<Self> {
         let netlink = Netlink::open(NETLINK_NETFILTER)?;
         Ok(Table {
             port: netlink.port()?,

@@ -12,8 +12,8 @@ mod gateways;
 mod guests;
 mod host;
 mod leases;
-mod leftovers;
 mod limits;
+mod previous_run;
 mod refusals;
 #[path = "../../../backends/process/tests/stopped/mod.rs"]
 #[allow(dead_code)]

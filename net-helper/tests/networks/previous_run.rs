@@ -45,7 +45,7 @@ fn stand_and_stop(folder: &Path) {
 #[test]
 fn an_end_in_order_leaves_everything_as_it_was() {
     on_own_host(
-        "leftovers::an_end_in_order_leaves_everything_as_it_was",
+        "previous_run::an_end_in_order_leaves_everything_as_it_was",
         || {
             let folder = tempfile::tempdir().unwrap();
             busy_host();
@@ -62,7 +62,7 @@ fn an_end_in_order_leaves_everything_as_it_was() {
 #[test]
 fn others_cannot_flush_the_rules_and_theirs_stay() {
     on_own_host(
-        "leftovers::others_cannot_flush_the_rules_and_theirs_stay",
+        "previous_run::others_cannot_flush_the_rules_and_theirs_stay",
         || {
             let folder = tempfile::tempdir().unwrap();
             busy_host();
@@ -85,7 +85,7 @@ fn others_cannot_flush_the_rules_and_theirs_stay() {
 #[test]
 fn where_a_table_belongs_to_nobody_it_is_put_back_when_others_flush_it() {
     on_own_host(
-        "leftovers::where_a_table_belongs_to_nobody_it_is_put_back_when_others_flush_it",
+        "previous_run::where_a_table_belongs_to_nobody_it_is_put_back_when_others_flush_it",
         || {
             if !Path::new("/usr/bin/strace").exists() {
                 eprintln!("skipped: strace is not installed");
@@ -113,7 +113,7 @@ fn where_a_table_belongs_to_nobody_it_is_put_back_when_others_flush_it() {
 #[test]
 fn a_helper_that_was_killed_leaves_its_rules_and_no_dnsmasq_and_the_next_goes_on() {
     on_own_host(
-        "leftovers::a_helper_that_was_killed_leaves_its_rules_and_no_dnsmasq_and_the_next_goes_on",
+        "previous_run::a_helper_that_was_killed_leaves_its_rules_and_no_dnsmasq_and_the_next_goes_on",
         || {
             let folder = tempfile::tempdir().unwrap();
             busy_host();
@@ -146,7 +146,7 @@ fn a_helper_that_was_killed_leaves_its_rules_and_no_dnsmasq_and_the_next_goes_on
 #[test]
 fn a_dnsmasq_whose_init_was_killed_too_is_ended_by_the_next() {
     on_own_host(
-        "leftovers::a_dnsmasq_whose_init_was_killed_too_is_ended_by_the_next",
+        "previous_run::a_dnsmasq_whose_init_was_killed_too_is_ended_by_the_next",
         || {
             let folder = tempfile::tempdir().unwrap();
             let helper = Helper::start(folder.path(), "");
@@ -173,7 +173,7 @@ fn a_dnsmasq_whose_init_was_killed_too_is_ended_by_the_next() {
 #[test]
 fn a_device_that_nobody_has_any_more_is_removed_by_the_next() {
     on_own_host(
-        "leftovers::a_device_that_nobody_has_any_more_is_removed_by_the_next",
+        "previous_run::a_device_that_nobody_has_any_more_is_removed_by_the_next",
         || {
             let folder = tempfile::tempdir().unwrap();
             let helper = Helper::start(folder.path(), "--network dhcp=off");
@@ -201,7 +201,7 @@ fn a_device_that_nobody_has_any_more_is_removed_by_the_next() {
 #[test]
 fn networks_that_the_next_run_does_not_have_are_removed() {
     on_own_host(
-        "leftovers::networks_that_the_next_run_does_not_have_are_removed",
+        "previous_run::networks_that_the_next_run_does_not_have_are_removed",
         || {
             let folder = tempfile::tempdir().unwrap();
             let before = traces(folder.path());
@@ -228,7 +228,7 @@ fn networks_that_the_next_run_does_not_have_are_removed() {
 #[test]
 fn guests_stay_on_networks_that_the_next_run_is_not_told_of_until_they_end() {
     on_own_host(
-        "leftovers::guests_stay_on_networks_that_the_next_run_is_not_told_of_until_they_end",
+        "previous_run::guests_stay_on_networks_that_the_next_run_is_not_told_of_until_they_end",
         || {
             let folder = tempfile::tempdir().unwrap();
             run(

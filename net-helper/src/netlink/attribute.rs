@@ -1,9 +1,9 @@
-//! Netlink attributes as nf_tables wants them: length, type, value, padding; numbers in network byte order.
+//! Netlink attributes: length, type, value, padding. Numbers are in network byte order, as nf_tables has them.
 
 /// Marks an attribute that holds attributes (`NLA_F_NESTED`).
 const NESTED: u16 = 1 << 15;
 
-/// Attributes one after the other.
+/// A sequence of attributes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes(Vec<u8>);
 
@@ -14,7 +14,7 @@ impl Attributes {
 
     /// Adds bytes.
     pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        // A value is a name, a number or a few rules: far below the 64 KiB a length can say.
+        // A value is a name, a number or a few rules, and far shorter than the 64 KiB that the length field allows.
         let length = u16::try_from(value.len().saturating_add(4)).unwrap_or(u16::MAX);
         self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
@@ -35,7 +35,7 @@ impl Attributes {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// Adds attributes as one attribute.
+    /// Adds one attribute that contains others.
     pub(crate) fn nest(self, kind: u16, inner: Attributes) -> Self {
         self.bytes(kind | NESTED, &inner.0)
     }

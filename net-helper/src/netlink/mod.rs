@@ -1,4 +1,6 @@
-//! One conversation with the kernel over netlink: a request and its acknowledgement, or a dump.
+//! Netlink sockets: a request and its acknowledgement, a dump, notifications, and the attributes of messages.
+
+mod attribute;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,32 +12,34 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr};
 
+pub(crate) use attribute::Attributes;
+
 /// Bytes of `struct nlmsghdr`.
 pub(crate) const HEADER: usize = 16;
 
-/// How often a dump is begun again because something has changed meanwhile.
-const DUMPS: usize = 10;
+/// How often a dump is tried: it is incomplete if something has changed meanwhile (`NLM_F_DUMP_INTR`).
+const MAX_DUMPS: usize = 10;
 
-/// A netlink socket and the number of the last request.
+/// A netlink socket and the sequence number of the last request.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
 }
 
-/// A message of the kernel: what is common to all families.
+/// A message of the kernel: the header, which all families have, and the bytes.
 pub(crate) struct Raw<'a> {
     pub(crate) kind: u16,
     flags: u16,
     pub(crate) sequence: u32,
-    /// The number of the socket whose request this is about.
+    /// The port number of the socket whose request this answers, or whose change it notifies of.
     pub(crate) port: u32,
-    /// With its header.
+    /// The message, including its header.
     pub(crate) whole: &'a [u8],
 }
 
 impl Netlink {
-    /// Connects to a family of the kernel's, such as `NETLINK_ROUTE`.
+    /// Connects to the kernel for a family, such as `NETLINK_ROUTE`.
     pub(crate) fn open(family: isize) -> io::Result<Self> {
         let mut socket = Socket::new(family)?;
         socket.bind_auto()?;
@@ -46,7 +50,7 @@ impl Netlink {
         })
     }
 
-    /// Listens to what a family reports of changes, in these groups. Never waits.
+    /// Subscribes to a family's notifications, by multicast group. The socket does not block.
     pub(crate) fn listen(family: isize, groups: &[u32]) -> io::Result<Self> {
         let netlink = Netlink::open(family)?;
         for &group in groups {
@@ -56,43 +60,43 @@ impl Netlink {
         Ok(netlink)
     }
 
-    /// Takes the reports that have arrived. An error is `ENOBUFS` when some were lost.
-    pub(crate) fn reports(&self, mut each: impl FnMut(Raw<'_>)) -> io::Result<()> {
-        let taken = self.receive(|raw| {
+    /// Reads the notifications that have arrived. The error is `ENOBUFS` when some were lost.
+    pub(crate) fn read_notifications(&self, mut each: impl FnMut(Raw<'_>)) -> io::Result<()> {
+        let received = self.receive(|raw| {
             each(raw);
             Ok(false)
         });
-        match taken {
+        match received {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
             other => other,
         }
     }
 
-    /// The socket's own number, which the kernel gives with what it says of this socket's changes.
+    /// The socket's port number, which notifications of this socket's own changes contain.
     pub(crate) fn port(&self) -> io::Result<u32> {
         let mut address = SocketAddr::new(0, 0);
         self.socket.get_address(&mut address)?;
         Ok(address.port_number())
     }
 
-    /// A number for the next request.
+    /// The sequence number for the next request.
     pub(crate) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
     }
 
-    /// Sends bytes that are whole messages.
+    /// Sends whole messages.
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<()> {
         match self.socket.send(bytes, 0)? {
             n if n == bytes.len() => Ok(()),
             _ => Err(io::Error::new(
                 io::ErrorKind::WriteZero,
-                "netlink took part of a message",
+                "netlink has taken only a part of a message",
             )),
         }
     }
 
-    /// Receives until `each` says that it has seen enough.
+    /// Receives messages until `each` returns true.
     pub(crate) fn receive(
         &self,
         mut each: impl FnMut(Raw<'_>) -> io::Result<bool>,
@@ -111,7 +115,7 @@ impl Netlink {
         mut bytes: &[u8],
         each: &mut impl FnMut(Raw<'_>) -> io::Result<bool>,
     ) -> io::Result<bool> {
-        let mut enough = false;
+        let mut is_done = false;
         while let Some(header) = bytes.first_chunk::<HEADER>() {
             let [a, b, c, d, e, f, o, p, g, h, i, j, k, l, m, n] = *header;
             let length = u32::from_ne_bytes([a, b, c, d]) as usize;
@@ -128,25 +132,25 @@ impl Netlink {
                 port: u32::from_ne_bytes([k, l, m, n]),
                 whole,
             };
-            enough |= each(raw)?;
+            is_done |= each(raw)?;
             bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
-        Ok(enough)
+        Ok(is_done)
     }
 
-    /// Makes one request of the routing family and waits for its acknowledgement.
+    /// Sends one request of the routing family and waits for its acknowledgement.
     pub(crate) fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         let sequence = self.send_route(message, flags | NLM_F_ACK)?;
         self.receive(|raw| acknowledged(&raw, sequence))
     }
 
-    /// Asks the routing family for everything of a kind. What this program cannot read is left out.
+    /// Dumps all objects of a kind of the routing family. Messages that cannot be parsed are left out.
     pub(crate) fn dump(
         &mut self,
         message: RouteNetlinkMessage,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
         let (mut all, mut is_whole) = self.dump_once(message.clone())?;
-        for _ in 1..DUMPS {
+        for _ in 1..MAX_DUMPS {
             if is_whole {
                 break;
             }
@@ -155,7 +159,7 @@ impl Netlink {
         Ok(all)
     }
 
-    /// The same, and whether nothing has changed meanwhile: where something has, something else may have been left out.
+    /// Dumps once. Also returns whether the dump is whole: when something has changed meanwhile, other objects may be missing.
     fn dump_once(
         &mut self,
         message: RouteNetlinkMessage,
@@ -179,7 +183,7 @@ impl Netlink {
         Ok((all, is_whole))
     }
 
-    /// Asks the routing family for one thing.
+    /// Gets one object of the routing family.
     pub(crate) fn get(
         &mut self,
         message: RouteNetlinkMessage,
@@ -225,7 +229,7 @@ fn parse(raw: &Raw<'_>) -> Option<RouteNetlinkMessage> {
     }
 }
 
-/// Whether this message is the acknowledgement of that request; the error if it says so.
+/// Whether a message acknowledges the request with that sequence number. Returns the request's error if the message contains one.
 pub(crate) fn acknowledged(raw: &Raw<'_>, sequence: u32) -> io::Result<bool> {
     if raw.sequence != sequence || raw.kind != NLMSG_ERROR {
         return Ok(false);
@@ -241,7 +245,7 @@ pub(crate) fn acknowledged(raw: &Raw<'_>, sequence: u32) -> io::Result<bool> {
         },
         None => Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "netlink sent an error without a number",
+            "netlink has sent an error message without a code",
         )),
     }
 }
