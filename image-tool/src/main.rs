@@ -93,7 +93,7 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
     if matches.flag("help") {
         let mut named = command
             .clone()
-            .bin_name(format!("image-tool {}", verb.name));
+            .bin_name(format!("{} {}", report::program(), verb.name));
         output::line(named.render_long_help().to_string().trim_end());
         return Ok(ExitCode::SUCCESS);
     }

@@ -98,6 +98,23 @@ fn a_man_page_shows_the_same_examples() {
 }
 
 #[test]
+fn help_has_the_name_by_which_the_program_was_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let link = "ln -s \"$(command -v image-tool)\" qemu-img; ./qemu-img";
+    let overview = succeed(&format!("{link} --help"), folder.path());
+    assert!(
+        overview.contains("Usage: qemu-img [OPTIONS] VERB"),
+        "{overview}"
+    );
+    assert!(!overview.contains("image-tool"), "{overview}");
+    for verb in VERBS {
+        let help = succeed(&format!("./qemu-img {verb} --help"), folder.path());
+        assert!(help.contains(&format!("Usage: qemu-img {verb} ")), "{help}");
+        assert!(!help.contains("image-tool"), "{help}");
+    }
+}
+
+#[test]
 fn the_first_commands_of_the_readme_succeed() {
     let folder = tempfile::tempdir().unwrap();
     succeed("head -c 1M /dev/urandom > disk.raw", folder.path());

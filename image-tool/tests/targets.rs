@@ -405,7 +405,7 @@ fn what_is_interrupted_in_place_is_said_to_be_incomplete() {
         !m.starts_with(b"old")
     });
     assert_eq!(ended.status, Some(128 + 15), "{ended:?}");
-    assert_eq!(ended.stderr, "'m' is incomplete.\n");
+    assert_eq!(ended.stderr, "image-tool: 'm' is incomplete.\n");
 
     let (folder, ended) = interrupted_in_place("convert -r 1k -f raw -O qcow2 s.raw m", |m| {
         m.get(79) == Some(&2)
@@ -414,7 +414,7 @@ fn what_is_interrupted_in_place_is_said_to_be_incomplete() {
     assert!(
         ended
             .stderr
-            .starts_with("'m' is incomplete, and marked corrupt until"),
+            .starts_with("image-tool: 'm' is incomplete, and marked corrupt until"),
         "{ended:?}"
     );
     let info = shell(folder.path(), "$T info m");
@@ -429,7 +429,10 @@ fn what_fails_in_place_is_said_to_be_incomplete() {
         let failed = shell(folder.path(), &line);
         assert_eq!(failed.status, Some(1), "{verb}: {failed:?}");
         let said = failed.stderr.lines().last().unwrap_or_default();
-        assert!(said.starts_with("'m' is incomplete"), "{verb}: {failed:?}");
+        assert!(
+            said.starts_with("image-tool: 'm' is incomplete"),
+            "{verb}: {failed:?}"
+        );
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::output::report;
+
 /// The texts of one verb.
 #[derive(Debug)]
 pub(crate) struct Manual {
@@ -18,12 +20,13 @@ pub(crate) struct Manual {
 pub(crate) const DONE_OR_FAILED: &[(u8, &str)] = &[(0, "it is done"), (1, "it failed")];
 
 impl Manual {
-    /// The end of `--help`: exit statuses and examples.
+    /// The end of `--help`: exit statuses and examples, under the name by which the program was started.
     pub(crate) fn after_options(&self) -> String {
         let mut text = String::from("Exit status:\n");
         text.push_str(&self.status_lines());
         text.push_str("\nExamples:\n");
         for (what, command) in self.examples {
+            let command = command.replacen("image-tool", report::program(), 1);
             let _ = writeln!(text, "  {what}:\n    {command}");
         }
         text.trim_end().to_owned()

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::output::{self, report};
+use crate::output::report;
 
 #[derive(Debug)]
 enum Unfinished {
@@ -76,10 +76,10 @@ pub(crate) fn abandon() {
                 let _ = fs::remove_file(path);
             }
             Unfinished::InPlace(path, false) => {
-                output::notice(format_args!("'{}' is incomplete.", path.display()));
+                report::error(format_args!("'{}' is incomplete.", path.display()));
             }
-            Unfinished::InPlace(path, true) => output::notice(format_args!(
-                "'{}' is incomplete, and marked corrupt until '{} check -r all' is told to take it as it is.",
+            Unfinished::InPlace(path, true) => report::error(format_args!(
+                "'{}' is incomplete, and marked corrupt until '{} check -r all' accepts it as it is.",
                 path.display(),
                 report::program()
             )),

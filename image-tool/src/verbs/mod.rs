@@ -28,6 +28,7 @@ use crate::command_line::manual::Manual;
 use crate::command_line::options::{flag, value};
 use crate::open::Opened;
 use crate::output::reason::reason;
+use crate::output::report;
 
 /// One verb.
 pub(crate) struct Verb {
@@ -128,13 +129,18 @@ pub(crate) fn overview() -> String {
     let program = program();
     let about = program.get_about().map(ToString::to_string);
     let mut text = format!(
-        "{}.\n\nUsage: image-tool [OPTIONS] VERB [ARGUMENTS]\n\nOptions:\n",
-        about.unwrap_or_default()
+        "{}.\n\nUsage: {} [OPTIONS] VERB [ARGUMENTS]\n\nOptions:\n",
+        about.unwrap_or_default(),
+        report::program()
     );
     for option in program.get_arguments() {
         let _ = writeln!(text, "{}", option_lines(option));
     }
-    text.push_str("\nVerbs ('image-tool VERB --help' shows options and examples):\n\n");
+    let _ = writeln!(
+        text,
+        "\nVerbs ('{} VERB --help' shows options and examples):\n",
+        report::program()
+    );
     for verb in VERBS {
         let _ = writeln!(text, "  {} - {}", verb.name, verb.manual.about);
     }
