@@ -32,7 +32,7 @@ use anyhow::Result;
 use command_line::getopt::{self, Order};
 use command_line::source::operand;
 use output::report::{self, Usage};
-use target::unfinished;
+use target::incomplete;
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     let outcome = run(&args).and_then(|status| output::check().map(|()| status));
     outcome.unwrap_or_else(|failure| {
         report::failure(&failure);
-        unfinished::abandon();
+        incomplete::clean_up();
         ExitCode::FAILURE
     })
 }

@@ -1,5 +1,5 @@
-//! Signals during long work: SIGINT, SIGTERM and SIGHUP remove what is unfinished and end the process; SIGUSR1 asks how
-//! far the work is.
+//! Signals while a command works: SIGINT, SIGTERM and SIGHUP remove incomplete files and end the process; SIGUSR1 prints
+//! progress.
 
 use std::process;
 use std::sync::Arc;
@@ -11,69 +11,69 @@ use bulkhead_process::signals::{self, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::output::progress::Progress;
-use crate::target::unfinished;
+use crate::target::incomplete;
 
-/// It prints a line at the most.
+/// Stack of the thread, which only prints lines.
 const STACK: usize = 256 << 10;
 
-/// Signals that wait to be heard.
+/// The blocked signals, read from a signalfd.
 #[derive(Debug)]
-pub(crate) struct Watch(SignalFd);
+pub(crate) struct Signals(SignalFd);
 
-impl Watch {
-    /// Holds the signals back from now on. Before anything unfinished exists. Those that end the process and were ignored when it was
+impl Signals {
+    /// Blocks the signals; call it before any file is staged. Terminating signals that were ignored when the process was
     /// started (`nohup`) stay ignored.
-    pub(crate) fn new() -> Result<Self> {
-        let mut heeded = vec![libc::SIGUSR1];
-        let ending = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
-        heeded.extend(
-            ending
+    pub(crate) fn block() -> Result<Self> {
+        let mut blocked = vec![libc::SIGUSR1];
+        let terminating = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+        blocked.extend(
+            terminating
                 .iter()
                 .filter(|&&signal| !signals::is_ignored(signal)),
         );
-        let held = signals::block(&heeded);
-        Ok(Self(held.context("cannot hold signals back")?))
+        let fd = signals::block(&blocked);
+        Ok(Self(fd.context("cannot block signals")?))
     }
 
-    /// Hears them, in a thread. After confinement, which must come before the first thread.
-    pub(crate) fn start(self, progress: Arc<Progress>) -> Result<()> {
+    /// Handles signals in a thread of its own; call it after confinement, which must precede the first thread.
+    pub(crate) fn handle_in_thread(self, progress: Arc<Progress>) -> Result<()> {
         thread::Builder::new()
             .name("signals".to_owned())
             .stack_size(STACK)
-            .spawn(move || self.listen(&progress))
+            .spawn(move || self.run(&progress))
             .context("cannot start a thread")?;
         Ok(())
     }
 
-    /// Waits for that long, and hears signals meanwhile.
-    pub(crate) fn pause(&self, duration: Duration) {
+    /// Waits for the duration, and handles signals that arrive.
+    pub(crate) fn sleep(&self, duration: Duration) {
         let span = Timespec::try_from(duration).ok();
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        // Whatever comes of it, the caller looks again at what it waits for.
+        // After an error, too, the caller repeats what it waits for.
         let _ = poll(&mut fds, span.as_ref());
-        self.hear(None);
+        self.handle(None);
     }
 
-    fn listen(&self, progress: &Progress) {
+    fn run(&self, progress: &Progress) {
         loop {
             let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return,
             }
-            self.hear(Some(progress));
+            self.handle(Some(progress));
         }
     }
 
-    /// Does what the signals that have arrived say.
-    fn hear(&self, progress: Option<&Progress>) {
+    /// Handles the signals that have arrived.
+    fn handle(&self, progress: Option<&Progress>) {
         while let Ok(Some(signal)) = self.0.take() {
             if signal == libc::SIGUSR1 {
-                progress.inspect(|progress| progress.tell());
+                progress.inspect(|progress| progress.print());
                 continue;
             }
-            unfinished::abandon();
-            // What a shell reports of a process that the signal ended.
+            incomplete::clean_up();
+            // The status that a shell reports for a process that the signal ended.
             process::exit(128 + signal);
         }
     }

@@ -52,8 +52,8 @@ impl Progress {
         self.set(current + percent);
     }
 
-    /// The answer to SIGUSR1.
-    pub(crate) fn tell(&self) {
+    /// Prints the progress to standard error, as SIGUSR1 asks.
+    pub(crate) fn print(&self) {
         let current = self
             .state
             .lock()

@@ -1,5 +1,5 @@
-//! What a file has beside its content, and the one that replaces it is to have, too: owner, mode, access control lists, labels and
-//! other extended attributes, and the flags of chattr(1).
+//! The attributes that a new file takes over from the one it replaces: owner, mode, access control lists, labels and other
+//! extended attributes, and the flags of chattr(1).
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -10,13 +10,13 @@ use rustix::fs::{
     ioctl_setflags,
 };
 
-/// The most bytes of a list of names, and of one value.
+/// The kernel's limit for a list of names and for a value, in bytes.
 const XATTR_MAX: usize = 64 << 10;
 
-/// Attributes that are about the content, and are no other file's.
+/// Hashes and signatures of the content, which do not apply to the new file.
 const OF_THE_CONTENT: [&[u8]; 2] = [b"security.ima", b"security.evm"];
 
-/// Flags that a user sets; the others say how the file system stores the file.
+/// The flags that users set; the file system sets the others.
 const FLAGS: [IFlags; 12] = [
     IFlags::NOCOW,
     IFlags::COMPRESSED,
@@ -35,10 +35,10 @@ const FLAGS: [IFlags; 12] = [
 const FS_NOCOMP_FL: u32 = 0x0000_0400;
 const FS_DAX_FL: u32 = 0x0200_0000;
 
-/// Gives `new`, which is empty, everything that `old` has.
+/// Copies all attributes of `old` to `new`, which is empty.
 ///
 /// # Errors
-/// When something cannot be given. Then the old file is not to be replaced.
+/// When an attribute cannot be copied. Then the old file must not be replaced.
 pub(super) fn inherit(new: &File, old: &File) -> io::Result<()> {
     let (wanted, present) = (old.metadata()?, new.metadata()?);
     flags(new, old);
@@ -64,7 +64,7 @@ fn owner(new: &File, wanted: &Metadata, present: &Metadata) -> io::Result<()> {
     fchown(new, uid, gid)
 }
 
-/// Flags one by one: a file system that refuses one may take another. None of them is worth giving up the replacement.
+/// Copies flags one by one, since a file system may refuse some of them. A refused flag is ignored.
 fn flags(new: &File, old: &File) {
     let (Ok(wanted), Ok(mut present)) = (ioctl_getflags(old), ioctl_getflags(new)) else {
         return;
@@ -90,7 +90,7 @@ fn extended(new: &File, old: &File) -> io::Result<()> {
         }
         fsetxattr(new, name.as_slice(), &value, XattrFlags::empty())?;
     }
-    // What the folder gives to new files.
+    // Attributes that the new file inherited from its folder.
     for name in present.iter().filter(|name| !wanted.contains(name)) {
         match fremovexattr(new, name.as_slice()) {
             Err(error) if is_access(name) => return Err(error.into()),
@@ -100,7 +100,7 @@ fn extended(new: &File, old: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the attribute says who may do what.
+/// Whether the attribute grants access (an access control list).
 fn is_access(name: &[u8]) -> bool {
     name.starts_with(b"system.")
 }

@@ -1,16 +1,17 @@
-//! The file a command creates. It is written without a name, or where the file system cannot do that under another one in
-//! the same folder, and takes its own name once it is whole, so that no failure, signal or crash leaves something
-//! there that opens as an image and is not one.
+//! The file that a command creates. It is staged: written without a name, or where the file system does not support that,
+//! under a temporary name in the same folder. It takes its own name when it is complete, so that a failure, a signal or a
+//! crash never leaves an incomplete file that opens as an image.
 //!
-//! What cannot be replaced in that way is written in place: devices, files with several names, mount points, files whose owner or
-//! labels a new file cannot have, files in folders that cannot be written, and what a descriptor names.
+//! Files that cannot be replaced are written in place: devices, files with several hard links, mount points, files whose
+//! owner or labels a new file cannot have, files in folders that are not writable, and files named by a descriptor.
 
 mod attributes;
+
+pub(crate) mod incomplete;
 mod name;
 mod overwrite;
 mod staging;
 mod stream;
-pub(crate) mod unfinished;
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -24,7 +25,7 @@ use qcow::{CreateOptions, ErrorKind, FileKind, Format, Image, OpenOptions};
 use crate::command_line::source::Source;
 use crate::open::{self, Opened, Opening};
 use crate::output::reason::{os, reason};
-use crate::signals::Watch;
+use crate::signals::Signals;
 use name::{End, folder_of, never_a_file};
 use staging::Staging;
 use stream::Stream;
@@ -34,21 +35,21 @@ pub(crate) use stream::is_standard_output;
 /// A file that is being created.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// The name it is to have.
+    /// The name that it takes when it is complete.
     name: PathBuf,
-    /// The name as it was given, for messages.
+    /// The name on the command line, for messages.
     shown: PathBuf,
     output: Output,
-    /// The file of that name until now, locked against its other users.
+    /// The file that it replaces, locked against other processes.
     replaced: Option<Replaced>,
 }
 
 #[derive(Debug)]
 enum Output {
     Staged(Staging),
-    /// Under its own name, or none.
+    /// Under its own name, or opened by a descriptor.
     InPlace(Arc<File>),
-    /// One byte after the other.
+    /// A pipe, socket or character device.
     Stream(Stream),
 }
 
@@ -59,9 +60,9 @@ struct Replaced {
 }
 
 impl Target {
-    /// Prepares to create `path`. What is there already is checked and locked, and not changed yet. With `streams`, what takes bytes
-    /// one after the other will do, too; signals end the wait for someone who reads.
-    pub(crate) fn prepare(path: &Path, streams: Option<&Watch>) -> Result<Self> {
+    /// Prepares to create `path`. An existing file is checked and locked, and not changed yet. With `streams`, pipes,
+    /// sockets and character devices are accepted, too; a signal ends the wait for a reader of a FIFO.
+    pub(crate) fn prepare(path: &Path, streams: Option<&Signals>) -> Result<Self> {
         let end = End::of(path);
         let cannot =
             |error: io::Error| anyhow!("Could not create '{}': {}", path.display(), os(&error));
@@ -73,8 +74,8 @@ impl Target {
         let is_device = kind.is_block_device() || kind.is_char_device();
         match streams {
             _ if kind.is_file() || kind.is_dir() || kind.is_block_device() => {}
-            Some(watch) => {
-                let stream = Stream::open(&end, watch).map_err(cannot)?;
+            Some(signals) => {
+                let stream = Stream::open(&end, signals).map_err(cannot)?;
                 return Ok(Self::in_place(path, &end, Output::Stream(stream)));
             }
             None if kind.is_fifo() || kind.is_socket() => return Err(no_stream(path, kind)),
@@ -82,7 +83,7 @@ impl Target {
         }
         let file = File::options().read(true).write(true).open(end.path());
         let file = Arc::new(file.map_err(cannot)?);
-        // Of what was opened: the name may lead elsewhere by now.
+        // The metadata of the open file: its name may lead to another one by now.
         let metadata = file.metadata().map_err(cannot)?;
         if metadata.is_file() {
             return Self::existing(&end, path, file, &metadata);
@@ -143,7 +144,7 @@ impl Target {
         })
     }
 
-    /// Refuses to write in place what is read.
+    /// Refuses a target that is written in place and is also read.
     pub(crate) fn check_sources(&self, sources: &[Opened]) -> Result<()> {
         let Output::InPlace(file) = &self.output else {
             return Ok(());
@@ -155,12 +156,12 @@ impl Target {
         }
     }
 
-    /// Makes the image.
+    /// Creates the image.
     pub(crate) fn create(&mut self, options: &CreateOptions) -> qcow::Result<()> {
         if let Output::InPlace(_) = &self.output {
-            // The library takes the lock of the same open file once more, and gives it back.
+            // The library locks the same open file again, and releases that lock.
             if self.replaced.take().is_some() {
-                unfinished::in_place(&self.name, false);
+                incomplete::add_in_place(&self.name);
             }
         }
         match &self.output {
@@ -169,11 +170,11 @@ impl Target {
             Output::InPlace(file) => {
                 let created = qcow::create_file(file, &self.name, options);
                 match &created {
-                    Ok(()) => unfinished::in_place(&self.name, false),
-                    // Nothing was changed.
+                    Ok(()) => incomplete::add_in_place(&self.name),
+                    // The file was not changed.
                     Err(error) => {
                         if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Locked) {
-                            unfinished::finished(&self.name);
+                            incomplete::remove(&self.name);
                         }
                     }
                 }
@@ -182,8 +183,8 @@ impl Target {
         }
     }
 
-    /// Opens the image that was made; `shown` is its name as it was written. With `unsynced` it is left to the kernel to write out, if
-    /// nobody finds it before it is whole.
+    /// Opens the image that was created; `shown` is its name on the command line. With `unsynced`, a staged file is not
+    /// synced: a crash removes it anyway.
     pub(crate) fn open(&self, shown: &str, format: Format, unsynced: bool) -> Result<Opened> {
         let source = Source {
             text: shown.to_owned(),
@@ -196,7 +197,7 @@ impl Target {
         };
         let opening = Opening {
             writable: true,
-            unsynced: unsynced && self.is_hidden(),
+            unsynced: unsynced && self.is_staged(),
             file: Some(file.clone()),
             ..Opening::default()
         };
@@ -214,17 +215,17 @@ impl Target {
         })
     }
 
-    /// The name it is to have, and what names in the image are relative to.
+    /// The final name, to which names in the image are relative.
     pub(crate) fn path(&self) -> &Path {
         &self.name
     }
 
-    /// Whether nobody finds the file by its name until it is whole.
-    pub(crate) fn is_hidden(&self) -> bool {
+    /// Whether the file has no name, or a temporary one, until it is complete.
+    pub(crate) fn is_staged(&self) -> bool {
         matches!(self.output, Output::Staged(_))
     }
 
-    /// Whether it is a device, which holds what was on it before.
+    /// Whether it is a device, which keeps old data where nothing is written.
     pub(crate) fn is_device(&self) -> bool {
         match &self.output {
             Output::InPlace(file) => file.metadata().is_ok_and(|found| !found.is_file()),
@@ -232,21 +233,21 @@ impl Target {
         }
     }
 
-    /// Whether it takes one byte after the other.
+    /// Whether it is a pipe, socket or character device.
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self.output, Output::Stream(_))
     }
 
-    /// The folders in which names will be changed, for the confinement.
+    /// The folders in which names change, for the confinement.
     pub(crate) fn folders(&self) -> Vec<PathBuf> {
-        match self.is_hidden() {
+        match self.is_staged() {
             true => vec![folder_of(&self.name).to_owned()],
             false => Vec::new(),
         }
     }
 
-    /// Finds out whether everything that was written was taken: some file systems (NFS, with quotas) say only when a file is closed
-    /// that there is no space for it, and only to the first who closes it. So before the image is closed.
+    /// Returns the errors that some file systems (NFS with quotas) report only when a file is closed, and only to the first
+    /// close. Call it before the image is closed.
     pub(crate) fn check_written(&self) -> Result<()> {
         let file = match &self.output {
             Output::Staged(staging) => staging.file(),
@@ -255,14 +256,14 @@ impl Target {
         };
         let written = match file.try_clone() {
             Ok(again) => nix::unistd::close(again).map_err(io::Error::from),
-            // No descriptor is left to close. A sync takes longer, and finds the same.
+            // Out of descriptors: a sync takes longer and returns the same errors.
             Err(_) => file.sync_data(),
         };
         written
             .map_err(|error| anyhow!("Could not write '{}': {}", self.shown.display(), os(&error)))
     }
 
-    /// The file is whole: gives it its name.
+    /// Gives the complete file its name.
     pub(crate) fn finish(self) -> Result<()> {
         let verb = if self.is_stream() { "write" } else { "create" };
         self.take_name().map_err(|error| {
@@ -272,7 +273,7 @@ impl Target {
                 os(&error)
             )
         })?;
-        unfinished::finished(&self.name);
+        incomplete::remove(&self.name);
         Ok(())
     }
 
@@ -286,12 +287,12 @@ impl Target {
         let (Err(error), Some(replaced)) = (&taken, &self.replaced) else {
             return taken;
         };
-        if !is_of_the_name(error) {
+        if !forbids_renaming(error) {
             return taken;
         }
-        // Should it not even be emptied (a swap file that is in use), it is as it was.
+        // A file that cannot be truncated (an active swap file) stays as it was.
         replaced.file.set_len(0)?;
-        unfinished::in_place(&self.name, false);
+        incomplete::add_in_place(&self.name);
         overwrite::overwrite(&replaced.file, staging.file())
     }
 }
@@ -304,14 +305,14 @@ impl Drop for Target {
     }
 }
 
-/// A file to write instead of `old`, which it replaces in the end; `None` if that cannot be.
+/// A staged file that can replace `old`; `None` if `old` cannot be replaced.
 fn stage_beside(name: &Path, old: &File, metadata: &Metadata) -> io::Result<Option<Staging>> {
     if !staging::is_replaceable(old, metadata, name) {
         return Ok(None);
     }
     let staging = match Staging::new(name, Some(metadata)) {
         Ok(staging) => staging,
-        Err(error) if is_of_the_name(&error) => return Ok(None),
+        Err(error) if forbids_renaming(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
     if attributes::inherit(staging.file(), old).is_err() {
@@ -321,8 +322,8 @@ fn stage_beside(name: &Path, old: &File, metadata: &Metadata) -> io::Result<Opti
     Ok(Some(staging))
 }
 
-/// Whether an error says that names cannot be changed, rather than that something is wrong.
-fn is_of_the_name(error: &io::Error) -> bool {
+/// Whether the error means that the name cannot be changed, and the file must be written in place.
+fn forbids_renaming(error: &io::Error) -> bool {
     let reasons = [
         libc::EACCES,
         libc::EPERM,
@@ -349,7 +350,7 @@ fn no_stream(path: &Path, kind: std::fs::FileType) -> anyhow::Error {
     )
 }
 
-/// Why a file is not written.
+/// The error for a target that the same command reads.
 pub(crate) fn is_read(path: &Path) -> anyhow::Error {
     anyhow!("'{}' is read by this command, too", path.display())
 }

@@ -1,4 +1,4 @@
-//! What the name of a target leads to.
+//! Resolving the name of a target: symbolic links, and names of open descriptors.
 
 use std::fs;
 use std::io;
@@ -6,15 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// As many symbolic links as the kernel follows.
+/// The kernel's limit of symbolic links in a path.
 const MAX_LINKS: usize = 40;
 
-/// Where a chain of symbolic links ends.
+/// The end of a chain of symbolic links.
 #[derive(Debug)]
 pub(super) enum End {
-    /// A name in a folder, whether there is a file of that name or not.
+    /// A name in a folder, whether the file exists or not.
     Name(PathBuf),
-    /// A descriptor of a process (`/dev/stdout`, `/proc/self/fd/9`): a file that may have another name, or none.
+    /// A descriptor of a process (`/dev/stdout`, `/proc/self/fd/9`), whose file may have another name, or none.
     Descriptor(PathBuf),
 }
 
@@ -27,7 +27,7 @@ impl End {
             };
             let folder = folder_of(&name);
             if is_on_procfs(folder) {
-                // What the link says is not where it leads.
+                // The text of such a link is not a path to the file.
                 return Self::Descriptor(name);
             }
             name = match folder == Path::new(".") {
@@ -46,7 +46,7 @@ impl End {
 }
 
 impl End {
-    /// This process' own standard input, output or error, if that is what it leads to.
+    /// This process's own standard input, output or error, if the name leads to one of them.
     pub(super) fn standard(&self) -> Option<io::Result<OwnedFd>> {
         let Self::Descriptor(path) = self else {
             return None;
@@ -65,7 +65,7 @@ impl End {
     }
 }
 
-/// The folder a name is in.
+/// The folder that holds the name.
 pub(super) fn folder_of(name: &Path) -> &Path {
     match name.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -77,7 +77,7 @@ fn is_on_procfs(folder: &Path) -> bool {
     rustix::fs::statfs(folder).is_ok_and(|found| found.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
-/// Why no file can have this name, under which there is none: better reported now than when all is done and it is to take it.
+/// The error for a missing file whose name can never be created, so that it is reported before the copy and not after it.
 pub(super) fn never_a_file(name: &Path, error: io::Error) -> Option<io::Error> {
     let bytes = name.as_os_str().as_bytes();
     if bytes.is_empty() || error.raw_os_error() != Some(libc::ENOENT) {

@@ -1,4 +1,4 @@
-//! A whole file that cannot take the place of the one it was to replace is copied over it.
+//! Copying a complete staged file over a file that, at the end, could not be replaced by it.
 
 use std::fs::File;
 use std::io;
@@ -6,10 +6,10 @@ use std::io;
 use rustix::fs::{SeekFrom, copy_file_range, seek};
 use rustix::io::Errno;
 
-/// The most bytes of one copy.
+/// The most bytes of one copy_file_range.
 const PART: u64 = 64 << 20;
 
-/// Makes the content of `old`, which is empty, that of `new`, holes where there are any, and durable.
+/// Copies the content of `new` into `old`, which is empty, leaves out holes, and syncs.
 pub(super) fn overwrite(old: &File, new: &File) -> io::Result<()> {
     let end = new.metadata()?.len();
     old.set_len(end)?;
@@ -29,7 +29,7 @@ fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
     let start = match seek(file, SeekFrom::Data(at)) {
         Ok(start) => start,
         Err(Errno::NXIO) => return Ok(None),
-        // No holes known here.
+        // The file system does not support SEEK_DATA.
         Err(_) => return Ok(Some((at, end))),
     };
     let stop = seek(file, SeekFrom::Hole(start)).unwrap_or(end);
@@ -46,7 +46,7 @@ fn copy(old: &File, new: &File, start: u64, stop: u64) -> io::Result<()> {
             Ok(done) => at += done as u64,
             Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
-                at += by_hand(old, new, at, len)?;
+                at += read_and_write(old, new, at, len)?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -54,8 +54,8 @@ fn copy(old: &File, new: &File, start: u64, stop: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the kernel does not copy between the two.
-fn by_hand(old: &File, new: &File, at: u64, len: usize) -> io::Result<u64> {
+/// Copies where copy_file_range does not work between the two file systems.
+fn read_and_write(old: &File, new: &File, at: u64, len: usize) -> io::Result<u64> {
     use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; len.min(1 << 20)];
     new.read_exact_at(&mut buffer, at)?;

@@ -1,4 +1,4 @@
-//! Where a target is written until it is whole: in a file without a name, or where the file system cannot do that under another
+//! The staged file: a target without a name (O_TMPFILE), or where the file system does not support that, with a temporary
 //! name in the same folder.
 
 use std::ffi::{OsStr, OsString};
@@ -14,86 +14,86 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, linkat, statx};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities};
 
+use super::incomplete;
 use super::name::folder_of;
-use super::unfinished;
 
-/// A new file's mode, less the umask: what is on a disk is nobody's to change.
+/// Mode of a new file, before the umask: others must not write a disk.
 const MODE: u32 = 0o644;
 
-/// The mode of a file under another name, which is to get that of the file it replaces.
+/// Mode of a file with a temporary name, until it gets the mode of the file that it replaces.
 const PRIVATE: u32 = 0o600;
 
-/// So many names are tried: processes of other hosts and containers may have the same number.
+/// Temporary names to try: processes of other hosts and containers may have the same process id.
 const NAMES: u32 = 100;
 
-/// As much of the name is kept: with what is added, a name is at most 255 bytes long.
-const KEPT: usize = 200;
+/// Bytes of the name that the temporary name keeps, so that it stays within 255 bytes.
+const NAME_PART: usize = 200;
 
 #[derive(Debug)]
 pub(super) enum Staging {
-    /// Without a name: what is not finished goes with the process.
+    /// Without a name: the kernel removes it with the process.
     Unnamed(Arc<File>),
-    /// Under another name.
-    Beside(Arc<File>, PathBuf),
+    /// With a temporary name.
+    Temporary(Arc<File>, PathBuf),
 }
 
 impl Staging {
-    /// A file that can take the name of `name` in the end, be it in the place of `old`.
+    /// A file that can take the name `name` when it is complete, and replace `old` if there is one.
     ///
     /// # Errors
-    /// When no file can be made in the folder.
+    /// When no file can be created in the folder.
     pub(super) fn new(name: &Path, old: Option<&Metadata>) -> io::Result<Self> {
         match unnamed(name, old) {
             Some(file) => Ok(Self::Unnamed(Arc::new(file))),
             None => {
                 let mode = if old.is_some() { PRIVATE } else { MODE };
-                beside(name, mode).map(|(file, staged)| Self::Beside(Arc::new(file), staged))
+                beside(name, mode).map(|(file, staged)| Self::Temporary(Arc::new(file), staged))
             }
         }
     }
 
     pub(super) fn file(&self) -> &Arc<File> {
         match self {
-            Self::Unnamed(file) | Self::Beside(file, _) => file,
+            Self::Unnamed(file) | Self::Temporary(file, _) => file,
         }
     }
 
-    /// The file is whole: gives it its name. What has that name is replaced, if it is there to be replaced.
+    /// Gives the complete file its name, and replaces the file of that name if `replaces` is set or there is one.
     pub(super) fn take_name(&self, name: &Path, replaces: bool) -> io::Result<()> {
         let staged = match self {
-            Self::Beside(_, staged) => staged.clone(),
+            Self::Temporary(_, staged) => staged.clone(),
             Self::Unnamed(file) => {
-                // Never in the place of another file, which a link cannot take.
+                // A link cannot replace a file.
                 if !replaces {
                     match link(file, name) {
                         Err(Errno::EXIST) => {}
                         done => return Ok(done?),
                     }
                 }
-                give_any_name(name, |staged| Ok(link(file, staged)?))?.1
+                with_temporary_name(name, |staged| Ok(link(file, staged)?))?.1
             }
         };
         let renamed = fs::rename(&staged, name);
         if renamed.is_err() {
-            // The error that led here is the one to report.
+            // The first error is the one to report.
             let _ = fs::remove_file(&staged);
         }
-        unfinished::finished(&staged);
+        incomplete::remove(&staged);
         renamed
     }
 
-    /// Removes what was not finished.
+    /// Removes an incomplete file.
     pub(super) fn remove(&self) {
-        if let Self::Beside(_, staged) = self {
-            // The error that led here is the one to report.
+        if let Self::Temporary(_, staged) = self {
+            // The first error is the one to report.
             let _ = fs::remove_file(staged);
-            unfinished::finished(staged);
+            incomplete::remove(staged);
         }
     }
 }
 
-/// Whether a file may be replaced by another one of the same name, as far as can be known without trying: not if it is a mount
-/// point of its own, has other names, or lies in a folder in which only the owner may change a name.
+/// Whether a file can be replaced by renaming, as far as its metadata show: not a mount point, not one of several hard links,
+/// and not in a sticky folder of another user.
 pub(super) fn is_replaceable(file: &File, metadata: &Metadata, name: &Path) -> bool {
     metadata.nlink() == 1 && !is_mount_point(file) && may_rename(metadata, name)
 }
@@ -115,9 +115,9 @@ fn may_rename(file: &Metadata, name: &Path) -> bool {
         || capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::FOWNER))
 }
 
-/// A file without a name in the folder of `name`, if it can be given that name in the end, be it in the place of `old`.
+/// A file without a name in the folder of `name`, if it can later be linked there.
 fn unnamed(name: &Path, old: Option<&Metadata>) -> Option<File> {
-    // It is to have the old one's owner, and who does not own a file may not give it names.
+    // The file gets the owner of `old`, and only a file's owner may link it.
     if old.is_some_and(|old| old.uid() != rustix::process::geteuid().as_raw()) {
         return None;
     }
@@ -128,13 +128,13 @@ fn unnamed(name: &Path, old: Option<&Metadata>) -> Option<File> {
         .custom_flags(libc::O_TMPFILE)
         .open(folder_of(name))
         .ok()?;
-    // Its name is given through this one, which is not there without /proc.
+    // Linking needs the name in /proc, which may not be mounted.
     let seen = fs::metadata(link_to(&file)).ok()?;
     let itself = file.metadata().ok()?;
     ((seen.dev(), seen.ino()) == (itself.dev(), itself.ino())).then_some(file)
 }
 
-/// Where the kernel shows an open file.
+/// The name of an open file in /proc.
 fn link_to(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
@@ -144,7 +144,7 @@ fn link(file: &File, name: &Path) -> rustix::io::Result<()> {
 }
 
 fn beside(name: &Path, mode: u32) -> io::Result<(File, PathBuf)> {
-    give_any_name(name, |staged| {
+    with_temporary_name(name, |staged| {
         File::options()
             .read(true)
             .write(true)
@@ -154,20 +154,20 @@ fn beside(name: &Path, mode: u32) -> io::Result<(File, PathBuf)> {
     })
 }
 
-/// Makes something under a name beside `name` that nobody uses.
-fn give_any_name<T>(
+/// Calls `make` with unused temporary names beside `name` until it succeeds.
+fn with_temporary_name<T>(
     name: &Path,
     make: impl Fn(&Path) -> io::Result<T>,
 ) -> io::Result<(T, PathBuf)> {
     let mut number = 0;
     loop {
         let staged = staged_name(name, number);
-        // Before it is there: a signal may come between the two.
-        unfinished::staged(&staged);
+        // Registered before it exists, since a signal may arrive in between.
+        incomplete::add_staged(&staged);
         match make(&staged) {
             Ok(made) => return Ok((made, staged)),
             Err(error) => {
-                unfinished::finished(&staged);
+                incomplete::remove(&staged);
                 number += 1;
                 if error.kind() != io::ErrorKind::AlreadyExists || number == NAMES {
                     return Err(error);
@@ -179,7 +179,7 @@ fn give_any_name<T>(
 
 fn staged_name(name: &Path, number: u32) -> PathBuf {
     let bytes = name.file_name().unwrap_or_default().as_bytes();
-    let kept = bytes.get(..KEPT).unwrap_or(bytes);
+    let kept = bytes.get(..NAME_PART).unwrap_or(bytes);
     let mut staged = OsString::from(".");
     staged.push(OsStr::from_bytes(kept));
     staged.push(format!(".{}", std::process::id()));

@@ -1,4 +1,4 @@
-//! A target that takes bytes one after the other: a pipe, a socket, a character device. Only a raw image can be one.
+//! A target that is written sequentially: a pipe, a socket or a character device. Only raw images can be.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -14,42 +14,42 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 
 use super::name::End;
-use crate::signals::Watch;
+use crate::signals::Signals;
 
-/// How often a FIFO is looked at that nobody reads yet.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Interval of the attempts to open a FIFO that has no reader yet.
+const FIFO_POLL: Duration = Duration::from_millis(20);
 
 /// The most zeroes of one write.
 const ZEROES: usize = 64 << 10;
 
-/// The bytes so far. Clones are the same stream.
+/// The stream. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Stream(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     out: Mutex<Out>,
-    /// How many bytes there are to be.
+    /// Length of the image.
     len: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Out {
     file: File,
-    /// How many were written.
+    /// Bytes written so far.
     position: u64,
 }
 
 impl Stream {
-    /// Opens what a name leads to. A FIFO that nobody reads is waited for, until a signal ends that.
+    /// Opens the target. A FIFO without a reader is waited for; a signal ends the process meanwhile.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub(super) fn open(end: &End, watch: &Watch) -> io::Result<Self> {
+    /// When it cannot be opened for writing.
+    pub(super) fn open(end: &End, signals: &Signals) -> io::Result<Self> {
         let file = match end.standard() {
-            // A socket cannot be opened once more.
+            // A socket cannot be opened through /proc.
             Some(descriptor) => File::from(descriptor?),
-            None => open(end.path(), watch)?,
+            None => open(end.path(), signals)?,
         };
         if file.is_terminal() {
             return Err(io::Error::other("it is a terminal"));
@@ -65,14 +65,14 @@ impl Stream {
         self.0.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the zeroes that are left to its end.
+    /// Writes zeroes up to the length of the image.
     pub(super) fn complete(&self) -> io::Result<()> {
         let len = self.0.len.load(Ordering::Relaxed);
         self.out().zeroes_until(len)
     }
 }
 
-fn open(path: &Path, watch: &Watch) -> io::Result<File> {
+fn open(path: &Path, signals: &Signals) -> io::Result<File> {
     let file = loop {
         let opened = File::options()
             .write(true)
@@ -80,7 +80,7 @@ fn open(path: &Path, watch: &Watch) -> io::Result<File> {
             .open(path);
         match opened {
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) && is_fifo(path) => {
-                watch.pause(PAUSE);
+                signals.sleep(FIFO_POLL);
             }
             opened => break opened?,
         }
@@ -105,10 +105,10 @@ impl Out {
                     bytes = bytes.get(count..).unwrap_or_default();
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Whoever shares it has made it one that does not wait by itself.
+                // Another process that shares the open file has set O_NONBLOCK.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
-                    // What is wrong with it, the next write says.
+                    // The next write returns the error, if there is one.
                     let _ = poll(&mut fds, None);
                 }
                 Err(error) => return Err(error),
@@ -156,7 +156,7 @@ impl Storage for Stream {
         Ok(())
     }
 
-    /// Zeroes are what is written of its own accord before the next data, or at the end.
+    /// Does nothing: the gap before the next data, and the rest at the end, are written as zeroes.
     fn write_zeroes(&self, offset: u64, _: u64, _: bool) -> io::Result<()> {
         match offset < self.out().position {
             true => Err(io::Error::from_raw_os_error(libc::ESPIPE)),
@@ -182,7 +182,7 @@ impl Storage for Stream {
     }
 }
 
-/// Whether standard output is what a name leads to, if that is one stream of bytes.
+/// Whether the name leads to standard output, unless that is a character device.
 pub(crate) fn is_standard_output(path: &Path) -> bool {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let Ok(target) = std::fs::metadata(path) else {

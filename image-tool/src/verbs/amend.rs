@@ -19,7 +19,7 @@ use crate::output;
 use crate::output::progress::Progress;
 use crate::output::reason::{reason, snapshot_l1};
 use crate::output::report::{self, Hinted, Usage};
-use crate::signals::Watch;
+use crate::signals::Signals;
 use crate::verbs::close;
 use crate::verbs::resize::resize;
 
@@ -89,7 +89,7 @@ fn amend_named(matches: &Matches, list: &str, progress: &Arc<Progress>) -> Resul
     };
     options::cache(matches, "cache", Cache::Durable, "cache option")?;
     let source = options::source(matches, name)?;
-    let watch = Watch::new()?;
+    let signals = Signals::block()?;
     let opened = open::open(
         &source,
         &Opening {
@@ -101,7 +101,7 @@ fn amend_named(matches: &Matches, list: &str, progress: &Arc<Progress>) -> Resul
         return help(opened.image.format().name());
     }
     confine::enter(&[]);
-    watch.start(progress.clone())?;
+    signals.handle_in_thread(progress.clone())?;
     check_format(opened.image.format().name())?;
     let options = parse(list)?;
     progress.set(0.0);

@@ -19,7 +19,7 @@ use crate::open::{self, Opened, Opening};
 use crate::output;
 use crate::output::progress::Progress;
 use crate::output::reason::cause;
-use crate::signals::Watch;
+use crate::signals::Signals;
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "commit";
@@ -77,7 +77,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
     options::cache(matches, "cache", Cache::Durable, "cache option")?;
-    let watch = Watch::new()?;
+    let signals = Signals::block()?;
     let source = options::source(matches, name)?;
     let progress = Arc::new(Progress::new(matches.flag("progress") && !quiet, 1.0));
     let writable = Opening {
@@ -99,7 +99,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         },
     )?;
     confine::enter(&[]);
-    watch.start(progress.clone())?;
+    signals.handle_in_thread(progress.clone())?;
     progress.set(0.0);
     // Committing to an image further down leaves those between as they are, and so the overlay.
     let keep = matches.flag("drop") || matches.flag("base");

@@ -21,7 +21,7 @@ use crate::output;
 use crate::output::progress::Progress;
 use crate::output::reason::{os, reason};
 use crate::output::report::{Hinted, Usage};
-use crate::signals::Watch;
+use crate::signals::Signals;
 use crate::target::Target;
 
 pub(crate) const NAME: &str = "create";
@@ -233,9 +233,9 @@ fn create(asked: &Asked<'_>) -> Result<()> {
     if format == Format::Qcow2 && sectors_end > MAX_DISK {
         bail!("Could not resize image: offset({sectors_end}) exceeds maximum({MAX_DISK})");
     }
-    let watch = Watch::new()?;
+    let signals = Signals::block()?;
     let mut target = Target::prepare(&path, None)?;
-    watch.start(Progress::new(false, 0.0).into())?;
+    signals.handle_in_thread(Progress::new(false, 0.0).into())?;
     target
         .create(&create)
         .map_err(|error| match error.raw_os_error() {

@@ -19,7 +19,7 @@ use crate::open::{self, Opening};
 use crate::output::progress::Progress;
 use crate::output::reason::cause;
 use crate::output::report;
-use crate::signals::Watch;
+use crate::signals::Signals;
 use crate::target::Target;
 use crate::verbs::{close, create};
 
@@ -112,7 +112,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
         bail!("Must specify both input and output files");
     };
-    let watch = Watch::new()?;
+    let signals = Signals::block()?;
     let source = options::source(matches, input)?;
     let opened = open::open(
         &source,
@@ -146,7 +146,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let failed =
         |error: anyhow::Error| anyhow!("{shown}: error while creating output image: {error}");
     let length = end - start.unwrap_or(end);
-    let streams = (format == Format::Raw).then_some(&watch);
+    let streams = (format == Format::Raw).then_some(&signals);
     let mut target = Target::prepare(&local_path(output)?, streams).map_err(failed)?;
     target
         .check_sources(std::slice::from_ref(&opened))
@@ -167,7 +167,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         })?;
     let written = target.open(&shown, format, false)?;
     confine::enter(&target.folders());
-    watch.start(Progress::new(false, 0.0).into())?;
+    signals.handle_in_thread(Progress::new(false, 0.0).into())?;
     match start {
         Some(start) => copy(&opened.image, &written.image, start, end)?,
         None => report::error(format_args!(

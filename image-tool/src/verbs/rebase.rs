@@ -24,7 +24,7 @@ use crate::open::{self, Opened, Opening};
 use crate::output::progress::Progress;
 use crate::output::reason::cause;
 use crate::output::report::Usage;
-use crate::signals::Watch;
+use crate::signals::Signals;
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "rebase";
@@ -120,7 +120,7 @@ fn rebase(
         Cache::Durable,
         "source cache option",
     )?;
-    let watch = Watch::new()?;
+    let signals = Signals::block()?;
     let source = options::source(matches, name)?;
     let overlay = open::open(
         &source,
@@ -152,7 +152,7 @@ fn rebase(
         _ => None,
     };
     confine::enter(&[]);
-    watch.start(progress.clone())?;
+    signals.handle_in_thread(progress.clone())?;
     if !unsafe_ && overlay.image.format() == Format::Qcow2 {
         Rebase::new(&overlay, below.as_ref(), compress, progress)?.run()?;
     }

@@ -18,7 +18,7 @@ use crate::open::{self, Opened, Opening};
 use crate::output;
 use crate::output::progress::Progress;
 use crate::output::report::{self, Usage};
-use crate::signals::Watch;
+use crate::signals::Signals;
 
 use sides::{Side, Sides};
 
@@ -85,13 +85,13 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         )?;
         open::open(&source, &opening)
     };
-    let watch = Watch::new()?;
+    let signals = Signals::block()?;
     let images = options::cache(matches, "cache", Cache::Durable, "source cache option")
         .and_then(|_| Ok((open(first, "a-format")?, open(second, "b-format")?)));
     let outcome = match images {
         Ok((a, b)) => {
             confine::enter(&[]);
-            watch.start(progress.clone())?;
+            signals.handle_in_thread(progress.clone())?;
             let sides = Sides {
                 a: Side::new(a.disk(), first),
                 b: Side::new(b.disk(), second),

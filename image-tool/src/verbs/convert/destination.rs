@@ -16,8 +16,8 @@ use crate::open::disk::Disk;
 use crate::open::{self, Opened, Opening};
 use crate::output::reason::reason;
 use crate::output::report::Hinted;
-use crate::signals::Watch;
-use crate::target::unfinished;
+use crate::signals::Signals;
+use crate::target::incomplete;
 use crate::target::{self, Target};
 use crate::verbs::{close, create};
 
@@ -38,15 +38,20 @@ impl Destination {
         settings: &Settings,
         name: &OsStr,
         sources: &[Opened],
-        watch: &Watch,
+        signals: &Signals,
     ) -> Result<Self> {
         if settings.no_create {
             return Self::existing(settings, name, sources);
         }
-        Self::new(settings, name, sources, watch)
+        Self::new(settings, name, sources, signals)
     }
 
-    fn new(settings: &Settings, name: &OsStr, sources: &[Opened], watch: &Watch) -> Result<Self> {
+    fn new(
+        settings: &Settings,
+        name: &OsStr,
+        sources: &[Opened],
+        signals: &Signals,
+    ) -> Result<Self> {
         let format = target_format(&settings.format)?;
         let path = local_path(name)?;
         let mut options = FormatOptions::new(format_options::creatable(format));
@@ -85,7 +90,7 @@ impl Destination {
         {
             return Err(failed(format_options::not_encrypting(&options)));
         }
-        let streams = (format == Format::Raw).then_some(watch);
+        let streams = (format == Format::Raw).then_some(signals);
         let mut target = Target::prepare(&path, streams).map_err(failed)?;
         target.check_sources(sources).map_err(failed)?;
         target.create(&creation).map_err(|error| {
@@ -176,11 +181,11 @@ impl Destination {
     /// Marks an image that is written in place as incomplete, where it can say so: nothing else hides what a failure or a
     /// crash leaves of it.
     pub(crate) fn mark(&self) -> Result<bool> {
-        if self.target.as_ref().is_some_and(Target::is_hidden) {
+        if self.target.as_ref().is_some_and(Target::is_staged) {
             return Ok(false);
         }
         let path = self.image().path();
-        let marked = unfinished::in_place_marked(path, || self.image().set_incomplete(true));
+        let marked = incomplete::add_marked(path, || self.image().set_incomplete(true));
         marked.map_err(|error| anyhow!("{}", reason(&error, path)))
     }
 
@@ -188,7 +193,7 @@ impl Destination {
     pub(crate) fn unmark(&self) -> Result<()> {
         let path = self.image().path();
         let unmarked =
-            unfinished::finished_unmarked(path, || self.image().set_incomplete(false).map(|_| ()));
+            incomplete::remove_marked(path, || self.image().set_incomplete(false).map(|_| ()));
         unmarked.map_err(|error| anyhow!("{}", reason(&error, path)))
     }
 
@@ -201,7 +206,7 @@ impl Destination {
         close(self.opened)?;
         match self.target {
             Some(target) => target.finish()?,
-            None => unfinished::finished(&path),
+            None => incomplete::remove(&path),
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ use crate::output;
 use crate::output::progress::Progress;
 use crate::output::reason::cause;
 use crate::output::report;
-use crate::signals::Watch;
+use crate::signals::Signals;
 use crate::verbs::{bitmap, create};
 use crate::{confine, target};
 
@@ -196,7 +196,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     if settings.progress && target::is_standard_output(&source::local_path(target_name)?) {
         bail!("-p prints to standard output, which is the target");
     }
-    let watch = Watch::new()?;
+    let signals = Signals::block()?;
     let progress = Arc::new(Progress::new(settings.progress, 1.0));
     progress.set(0.0);
     let sources = source_names
@@ -211,9 +211,9 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .map(|source| open_source(&source?, &settings, source_names.len()))
         .collect::<Result<Vec<_>>>();
     let outcome = sources.and_then(|sources| {
-        let destination = Destination::open(&settings, target_name, &sources, &watch)?;
+        let destination = Destination::open(&settings, target_name, &sources, &signals)?;
         confine::enter(&destination.folders());
-        watch.start(progress.clone())?;
+        signals.handle_in_thread(progress.clone())?;
         convert(&settings, &sources, destination, &progress)
     });
     if outcome.is_ok() {
