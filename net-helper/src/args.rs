@@ -6,11 +6,23 @@ use std::path::PathBuf;
 use bulkhead_process::usage;
 use tap::InterfaceName;
 
+use crate::mode::Mode;
 use crate::network::{Network, check_together};
+
+/// The options that --br excludes.
+const SERVE_OPTIONS: [&str; 6] = [
+    "socket_path",
+    "network",
+    "state_dir",
+    "group",
+    "exit_idle",
+    "client_on_stdin",
+];
 
 /// Bridges, TAP devices, NAT and DHCP for the guests of this host.
 ///
-/// Makes the networks it is given, then listens for clients that ask for a TAP device. When it is told to end, it undoes all of it.
+/// Makes the networks it is given, then listens for clients that ask for a TAP device. When it is told to end, it
+/// undoes all of it.
 #[derive(Debug, clap::Parser)]
 #[command(name = "bulkhead-net-helper", version)]
 pub(crate) struct Args {
@@ -18,9 +30,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     socket_path: Option<PathBuf>,
 
-    /// A network: name=default,subnet=192.168.124.0/24,bridge=bulkhead0,mode=nat|routed|isolated|bridge,dhcp=on|off; what is not given is as shown.
-    /// Without this option, there is the network `default`.
-    #[arg(long, value_name = "NETWORK", value_parser = str::parse::<Network>)]
+    #[arg(long, value_name = "NETWORK", value_parser = str::parse::<Network>, help = network_help())]
     network: Vec<Network>,
 
     /// Where to write down what is to be undone [default: net-helper beside the socket].
@@ -31,18 +41,19 @@ pub(crate) struct Args {
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
 
-    /// Undo everything and end once the last TAP device was given back, nobody else holds the helper, and nobody has asked for another within
-    /// a second.
+    /// Undo everything and end once the last TAP device was given back, nobody else holds the helper, and nobody has
+    /// asked for another within a second.
     #[arg(long)]
     exit_idle: bool,
 
-    /// Standard input is a connection of whoever starts this helper, which holds it: with --exit-idle it ends if that closes and no other client
-    /// is there.
+    /// Standard input is a connection of whoever starts this helper, which holds it: with --exit-idle it ends if that
+    /// closes and no other client is there.
     #[arg(long)]
     client_on_stdin: bool,
 
-    /// As qemu-bridge-helper: make one TAP device on this bridge, if /etc/bulkhead/bridge.conf allows it, hand it over on --fd, and end.
-    #[arg(long, value_name = "NAME", requires = "fd", conflicts_with_all = ["socket_path", "network", "state_dir", "group", "exit_idle", "client_on_stdin"])]
+    /// As qemu-bridge-helper: make one TAP device on this bridge, if /etc/bulkhead/bridge.conf allows it, hand it over
+    /// on --fd, and end.
+    #[arg(long, value_name = "NAME", requires = "fd", conflicts_with_all = SERVE_OPTIONS)]
     br: Option<InterfaceName>,
 
     /// The inherited socket for --br.
@@ -116,6 +127,14 @@ impl Args {
             client_on_stdin: self.client_on_stdin,
         })
     }
+}
+
+fn network_help() -> String {
+    format!(
+        "A network: name=default,subnet=192.168.124.0/24,bridge=bulkhead0,mode={},dhcp=on|off. \
+         The first value of each option is its default. Without --network there is one network, `default`",
+        Mode::names("|")
+    )
 }
 
 fn group_id(group: &str) -> anyhow::Result<u32> {

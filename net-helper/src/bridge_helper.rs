@@ -1,9 +1,9 @@
 //! `--br=NAME --fd=N [--use-vnet]`: what `qemu-bridge-helper` does, for whoever calls it that way.
 //!
-//! One TAP device on a bridge that exists, handed over on a socket that was inherited, and then the program ends. Which bridges may be joined is
-//! said in a file that only root can write, in the words of QEMU's `bridge.conf`: `allow NAME`, `allow all`, `deny NAME`, `deny all`,
-//! `include FILE`. A denial outweighs every allowance; what is not allowed is denied. So the program can be set-user-ID root for this
-//! use, and then it does nothing else.
+//! One TAP device on a bridge that exists, handed over on a socket that was inherited, and then the program ends. Which
+//! bridges may be joined is said in a file that only root can write, in the words of QEMU's `bridge.conf`: `allow
+//! NAME`, `allow all`, `deny NAME`, `deny all`, `include FILE`. A denial outweighs every allowance; what is not allowed
+//! is denied. So the program can be set-user-ID root for this use, and then it does nothing else.
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;

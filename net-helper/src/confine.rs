@@ -1,4 +1,5 @@
-//! What the helper may still do once it serves: interfaces and rules through sockets that are open, TAP devices, its own folder.
+//! What the helper may still do once it serves: interfaces and rules through sockets that are open, TAP devices, its
+//! own folder.
 
 use std::path::Path;
 

@@ -1,9 +1,10 @@
 //! The end of connections, and what comes over them that nobody asked for.
 //!
-//! A client can send open files, and closing the last copy of a file can take as long as the client likes (a TCP socket that lingers). The
-//! kernel does that on behalf of whoever receives the message or closes the socket that it waits at. Since Linux 6.16 it refuses the files
-//! when they are sent. Before that, and on a connection that was there before we could ask for it, a message with files is never
-//! received, and a socket with such messages is closed by a thread of its user's, and counts as a connection of that user until then.
+//! A client can send open files, and closing the last copy of a file can take as long as the client likes (a TCP socket
+//! that lingers). The kernel does that on behalf of whoever receives the message or closes the socket that it waits at.
+//! Since Linux 6.16 it refuses the files when they are sent. Before that, and on a connection that was there before we
+//! could ask for it, a message with files is never received, and a socket with such messages is closed by a thread of
+//! its user's, and counts as a connection of that user until then.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -35,7 +36,8 @@ pub(crate) enum Next {
 /// How long a client gets to receive what it was told.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Has the kernel refuse a client's files, if it can, and mark its messages; for a connection, or for the socket that it is accepted from.
+/// Has the kernel refuse a client's files, if it can, and mark its messages; for a connection, or for the socket that
+/// it is accepted from.
 pub(crate) fn guard(socket: &impl AsFd) -> io::Result<()> {
     refuse_files(socket)?;
     Ok(mark_messages(socket)?)
@@ -48,7 +50,8 @@ fn mark_messages(socket: &impl AsFd) -> rustix::io::Result<()> {
 
 /// Looks at the next message, without receiving it.
 pub(crate) fn peek(connection: &impl AsFd) -> Next {
-    // Where there is no room for whose it is, the kernel says so; and where there is just room for that, that there are files.
+    // Where there is no room for whose it is, the kernel says so; and where there is just room for that, that there are
+    // files.
     let mut whose = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     match look(connection, &mut []) {
         Err(Errno::AGAIN) => Next::Nothing,

@@ -1,8 +1,9 @@
 //! Whether this host passes IPv4 packets on between its interfaces (`net.ipv4.ip_forward`).
 //!
-//! Networks that reach the world through this host need it. It is switched on when it is off, and switched off again at the end only
-//! if it was this program that switched it on. Somebody else who comes to need it meanwhile cannot be told from nobody: an
-//! administrator who wants it on for good says so in sysctl.d, and then it is on before this program starts and stays on.
+//! Networks that reach the world through this host need it. It is switched on when it is off, and switched off again at
+//! the end only if it was this program that switched it on. Somebody else who comes to need it meanwhile cannot be told
+//! from nobody: an administrator who wants it on for good says so in sysctl.d, and then it is on before this program
+//! starts and stays on.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};

@@ -1,8 +1,8 @@
-//! What exists on the host while this program runs: bridges, rules, DHCP servers. [`Host::up`] creates it in order; [`Host::down`] removes it in
-//! the opposite order, and goes on when a step fails.
+//! What exists on the host while this program runs: bridges, rules, DHCP servers. [`Host::up`] creates it in order;
+//! [`Host::down`] removes it in the opposite order, and goes on when a step fails.
 //!
-//! Rules are created before the bridges that they protect, and removed after them. A run that is killed leaves everything in place, and the next
-//! run takes it over.
+//! Rules are created before the bridges that they protect, and removed after them. A run that is killed leaves
+//! everything in place, and the next run takes it over.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -17,12 +17,12 @@ use crate::dhcp::Dhcp;
 use crate::forwarding::Forwarding;
 use crate::identity::random_mac;
 use crate::link::{DEFAULT_MTU, InUse, Link, Links};
-use crate::network::{Mode, Network};
+use crate::network::Network;
 use crate::previous_run;
 use crate::state::{Record, StateDir};
 use crate::subnet::Ipv4Subnet;
 use crate::watch::Watch;
-use crate::{nft, routing};
+use crate::{firewall, nft, routing};
 
 /// Everything that was created.
 #[derive(Debug)]
@@ -85,9 +85,7 @@ impl Host {
                 .with_context(|| network.to_string())?;
         }
         let mut forwarding = Forwarding::open()?;
-        let forwards = networks
-            .iter()
-            .any(|n| matches!(n.mode, Mode::Nat | Mode::Routed));
+        let forwards = networks.iter().any(|n| n.mode.is_routed());
         let switch_on = forwards && !forwarding.is_on()?;
         self.record.forwarding_was_off |= switch_on;
         self.watch = Some(Watch::open()?);
@@ -115,12 +113,13 @@ impl Host {
         Ok(())
     }
 
-    /// Creates the rules, or replaces those that the previous run has left. The record says before that the rules are this program's.
+    /// Creates the rules, or replaces those that the previous run has left. The record says before that the rules are
+    /// this program's.
     fn install_rules(&mut self, networks: &[Network]) -> Result<()> {
         let replace = std::mem::replace(&mut self.record.rules, true);
         self.state.write(&self.record)?;
         let only_guests = self.record.forwarding_was_off;
-        match install_table(nft::chains(networks, only_guests), replace) {
+        match install_table(firewall::chains(networks, only_guests), replace) {
             Ok(table) => self.table = Some(table),
             Err(error) => {
                 self.record.rules = replace;
@@ -190,7 +189,8 @@ impl Host {
         )
     }
 
-    /// Chooses the MAC address of each bridge before it is created: the bridge's present one, or that of the previous run, or else a random one.
+    /// Chooses the MAC address of each bridge before it is created: the bridge's present one, or that of the previous
+    /// run, or else a random one.
     fn choose_bridge_macs(&mut self) -> Result<()> {
         let mut bridges = BTreeMap::new();
         for network in self.record.networks.iter().filter(|n| n.owns_bridge()) {
@@ -263,7 +263,8 @@ impl Host {
         })
     }
 
-    /// Takes over the TAP devices that clients of the previous run still have open, and removes those that nobody has open.
+    /// Takes over the TAP devices that clients of the previous run still have open, and removes those that nobody has
+    /// open.
     fn adopt_taps(&mut self, active: &ActiveNetwork) -> Result<()> {
         self.reattach_taps(active)?;
         for tap in previous_run::taps(&mut self.links, &self.record.owner, &active.network)? {
@@ -280,7 +281,8 @@ impl Host {
         Ok(())
     }
 
-    /// Makes the TAP devices whose bridge was removed ports of the new bridge. A device that somebody has put on another bridge stays there.
+    /// Makes the TAP devices whose bridge was removed ports of the new bridge. A device that somebody has put on
+    /// another bridge stays there.
     pub(crate) fn reattach_taps(&mut self, active: &ActiveNetwork) -> Result<()> {
         let Some(bridge) = active.bridge else {
             return Ok(());
@@ -293,7 +295,8 @@ impl Host {
         Ok(())
     }
 
-    /// Whether a TAP device is open that has no lease: when no client has one, guests of the previous run are still there.
+    /// Whether a TAP device is open that has no lease: when no client has one, guests of the previous run are still
+    /// there.
     pub(crate) fn has_open_ports(&mut self) -> bool {
         let (links, owner) = (&mut self.links, &self.record.owner);
         let is_open = |port: &Port| match owner.tap(links, port.index) {
@@ -311,7 +314,8 @@ impl Host {
         !self.is_complete && record.networks.iter().any(&mut is_in_use)
     }
 
-    /// Removes everything; goes on when a step fails, and returns all errors. The rules stay when a bridge that they protect could not be removed.
+    /// Removes everything; goes on when a step fails, and returns all errors. The rules stay when a bridge that they
+    /// protect could not be removed.
     pub(crate) fn down(mut self) -> Vec<Error> {
         let has_guests = self.has_guests_not_taken_over();
         let Host {
@@ -369,7 +373,8 @@ impl Host {
     }
 }
 
-/// Creates the table. One that is to be replaced may belong to a process that was killed and has not ended yet; then the kernel refuses.
+/// Creates the table. One that is to be replaced may belong to a process that was killed and has not ended yet; then
+/// the kernel refuses.
 fn install_table(chains: Vec<nft::Chain>, replace: bool) -> Result<nft::Table> {
     const TRIES: usize = 100;
     const RETRY_INTERVAL: Duration = Duration::from_millis(20);

@@ -31,8 +31,9 @@ pub(crate) fn random_group() -> Result<u32> {
     Ok(u32::from_ne_bytes(bytes) | 1 << 31)
 }
 
-/// Distinguishes this program's interfaces from others with the same name or index. It is a random number, which the state folder keeps. The alias
-/// of each interface (`ip link` shows it) contains it and the name of the bridge that the interface is, or is a port of.
+/// Distinguishes this program's interfaces from others with the same name or index. It is a random number, which the
+/// state folder keeps. The alias of each interface (`ip link` shows it) contains it and the name of the bridge that the
+/// interface is, or is a port of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Owner(String);
@@ -60,7 +61,8 @@ impl Owner {
         link.is_tap && !self.is_unset() && rest.is_some_and(|rest| rest.starts_with(' '))
     }
 
-    /// The TAP device with this index, if this owner has created it: after a device has been removed, the kernel can give its index to another.
+    /// The TAP device with this index, if this owner has created it: after a device has been removed, the kernel can
+    /// give its index to another.
     pub(crate) fn tap(&self, links: &mut Links, index: u32) -> io::Result<Option<Link>> {
         Ok(links.by_index(index)?.filter(|link| self.owns_tap(link)))
     }

@@ -112,7 +112,8 @@ fn validate<'a>(
     })
 }
 
-/// A random address that is not taken. There are 16 million of them for at most a thousand clients, so the loop is short.
+/// A random address that is not taken. There are 16 million of them for at most a thousand clients, so the loop is
+/// short.
 fn free_mac(taken: &BTreeSet<[u8; 6]>, random: impl Fn() -> Result<MacAddr>) -> Result<MacAddr> {
     loop {
         let mac = random()?;
@@ -148,8 +149,8 @@ fn create(wanted: Wanted, host: &mut Host) -> Result<Grant> {
     let index = host
         .links
         .attach(&name, bridge, tap_mac(mac), mtu.into(), alias)?;
-    // From here on this program removes the device, in batches. Otherwise the kernel would remove each one when its client closes it, and
-    // every other request for interfaces would wait for that.
+    // From here on this program removes the device, in batches. Otherwise the kernel would remove each one when its
+    // client closes it, and every other request for interfaces would wait for that.
     let made_persistent = taps.first().map(|tap| tap.set_persistent(true));
     made_persistent.transpose()?;
     let network = active.network;
@@ -179,7 +180,8 @@ fn create(wanted: Wanted, host: &mut Host) -> Result<Grant> {
     })
 }
 
-/// The MAC address of the TAP device itself. With the guest's address, the bridge would deliver the guest's frames to the host.
+/// The MAC address of the TAP device itself. With the guest's address, the bridge would deliver the guest's frames to
+/// the host.
 fn tap_mac(guest: MacAddr) -> [u8; 6] {
     let [first, a, b, c, d, e] = guest.octets();
     [if first == 0xfe { 0xfa } else { 0xfe }, a, b, c, d, e]

@@ -112,7 +112,8 @@ impl Links {
         }
     }
 
-    /// Creates a bridge and brings it up. It gets a MAC address of its own, or else its address would change with its ports.
+    /// Creates a bridge and brings it up. It gets a MAC address of its own, or else its address would change with its
+    /// ports.
     pub(crate) fn create_bridge(
         &mut self,
         name: &InterfaceName,
@@ -152,7 +153,8 @@ impl Links {
         mtu: u32,
         alias: Option<String>,
     ) -> io::Result<u32> {
-        // In a request of its own: below IPv6's smallest MTU the interface loses IPv6, and the kernel refuses IPv6 attributes.
+        // In a request of its own: below IPv6's smallest MTU the interface loses IPv6, and the kernel refuses IPv6
+        // attributes.
         if mtu != DEFAULT_MTU {
             let mut message = LinkMessage::default();
             message.attributes = vec![
@@ -175,8 +177,8 @@ impl Links {
         }
     }
 
-    /// Sets attributes of an interface and brings it up, without an IPv6 address: a bridge and its ports forward the guests' IPv6 frames, and
-    /// the host takes no part in that.
+    /// Sets attributes of an interface and brings it up, without an IPv6 address: a bridge and its ports forward the
+    /// guests' IPv6 frames, and the host takes no part in that.
     fn bring_up(
         &mut self,
         mut attributes: Vec<LinkAttribute>,
@@ -287,7 +289,8 @@ fn unless_gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// `net.ipv4.conf.IFACE.forwarding=0`: the host does not route packets that come in by the interface itself when its bridge has been removed.
+/// `net.ipv4.conf.IFACE.forwarding=0`: the host does not route packets that come in by the interface itself when its
+/// bridge has been removed.
 fn forwarding_off() -> AfSpecUnspec {
     const IFLA_INET_CONF: u16 = 1;
     const IPV4_DEVCONF_FORWARDING: u16 = 1;

@@ -1,7 +1,7 @@
 //! The socket that clients connect to.
 //!
-//! Who may ask is who may connect: root, and the group that the socket is given (mode 0660). The kernel checks it, for every group that a
-//! caller is in. Who it was (`SO_PEERCRED`) then counts against that user's share.
+//! Who may ask is who may connect: root, and the group that the socket is given (mode 0660). The kernel checks it, for
+//! every group that a caller is in. Who it was (`SO_PEERCRED`) then counts against that user's share.
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -48,8 +48,8 @@ impl Listener {
         }
     }
 
-    /// Takes no more clients. Those that wait are left to the end of the process: to close what they have sent can take as long as they like
-    /// in any other case.
+    /// Takes no more clients. Those that wait are left to the end of the process: to close what they have sent can take
+    /// as long as they like in any other case.
     pub(crate) fn end(self) {
         let _ = shutdown(&self.socket, Shutdown::Read);
         std::mem::forget(self.socket);

@@ -1,11 +1,12 @@
 //! `bulkhead-net-helper`: bridges, TAP devices, NAT and DHCP. The only privileged process of Bulkhead.
 //!
-//! It makes the networks it is told to on start, confines itself, and then does one thing: a client that asks over the socket is handed
-//! an open TAP device, which goes back when the client's connection closes. Everything is undone when it ends, and what a killed run has left is
-//! put right by the next.
+//! It makes the networks it is told to on start, confines itself, and then does one thing: a client that asks over the
+//! socket is handed an open TAP device, which goes back when the client's connection closes. Everything is undone when
+//! it ends, and what a killed run has left is put right by the next.
 //!
-//! It may touch netlink (routing and nf_tables), `/dev/net/tun`, `net.ipv4.ip_forward`, its socket and its state folder. It must never touch guest
-//! memory, an image or /dev/kvm, and other nftables tables than its own. It depends on `bulkhead-net-protocol`, `bulkhead-process` and `tap`.
+//! It may touch netlink (routing and nf_tables), `/dev/net/tun`, `net.ipv4.ip_forward`, its socket and its state
+//! folder. It must never touch guest memory, an image or /dev/kvm, and other nftables tables than its own. It depends
+//! on `bulkhead-net-protocol`, `bulkhead-process` and `tap`.
 //!
 //! | file | what |
 //! |---|---|
@@ -26,6 +27,7 @@ mod bridge_helper;
 mod confine;
 mod connection;
 mod dhcp;
+mod firewall;
 mod forwarding;
 mod host;
 mod identity;
@@ -33,6 +35,7 @@ mod inherited;
 mod lease;
 mod link;
 mod listen;
+mod mode;
 mod netlink;
 mod network;
 mod nft;
@@ -109,7 +112,8 @@ fn run(mut config: Config) -> Result<ExitCode> {
     previous_run::assign_owner(&mut links, &state, &mut record)
         .context("cannot take over what an older version has left")?;
     config.networks = previous_run::with_networks_in_use(&mut links, &config.networks, &record)?;
-    // Supervisors are started before signals are blocked, since they and the programs that they start inherit the signal mask.
+    // Supervisors are started before signals are blocked, since they and the programs that they start inherit the
+    // signal mask.
     signals::unblock_termination();
     let dhcp = match start_supervisors(&config.networks, state.path()) {
         Ok(dhcp) => dhcp,
@@ -129,8 +133,8 @@ fn run(mut config: Config) -> Result<ExitCode> {
         server.first_client(connection);
     }
     let served = stand(&config, &signals, &mut host, &mut server, &mut broker);
-    // Clients that wait for the end of their connection find everything undone. The process's end closes it, which waits for no file that a
-    // client has sent.
+    // Clients that wait for the end of their connection find everything undone. The process's end closes it, which
+    // waits for no file that a client has sent.
     std::mem::forget(server.close(&mut host));
     let errors = host.down();
     broker.end();
@@ -167,7 +171,8 @@ fn stand(
     listener.leave_file_to(broker)?;
     broker.seal()?;
     let served = serve(config, &listener, signals, host, server);
-    // The socket's file goes before anything is undone, so that whoever comes now finds no helper rather than one that ends.
+    // The socket's file goes before anything is undone, so that whoever comes now finds no helper rather than one that
+    // ends.
     listener.end();
     broker.remove_now()?;
     served

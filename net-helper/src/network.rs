@@ -1,4 +1,4 @@
-//! A network as the command line describes it, checked.
+//! A network as the command line describes it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,45 +6,33 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tap::InterfaceName;
 
+use crate::mode::Mode;
 use crate::subnet::Ipv4Subnet;
 
-/// What a network is when nothing else is said.
+/// The bridge and the subnet of a network whose options do not name others.
 const DEFAULT_BRIDGE: &str = "bulkhead0";
 const DEFAULT_SUBNET: Ipv4Subnet = Ipv4Subnet::from_parts([192, 168, 124, 0], 24);
-
-/// How the guests of a network reach the world: libvirt's forward modes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// Through this host, with its address.
-    Nat,
-    /// Through this host, with their own addresses: others must know the way back.
-    Routed,
-    /// Each other and this host, nothing else.
-    Isolated,
-    /// As ports of a bridge that exists and is somebody else's.
-    Bridge,
-}
 
 /// The host's and the guests' addresses on a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Addressing {
-    /// The network. Its first address is the host's.
+    /// The subnet. Its first address is the host's.
     pub(crate) subnet: Ipv4Subnet,
-    /// Whether the guests get theirs, and name resolution, from this host.
+    /// Whether dnsmasq serves the guests DHCP and DNS.
     pub(crate) dhcp: bool,
 }
 
-/// One network. The state folder has it as on the command line.
+/// One network. The state folder contains it in the command line's syntax.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Network {
-    /// What clients call it.
+    /// The name that clients request it by.
     pub(crate) name: String,
-    /// The bridge its TAP devices are ports of.
+    /// The bridge whose ports its TAP devices are.
     pub(crate) bridge: InterfaceName,
-    /// How it reaches the world.
+    /// How its guests reach other networks.
     pub(crate) mode: Mode,
-    /// Addresses; none on somebody else's bridge.
+    /// The host's and the guests' addresses; `None` on a bridge that is somebody else's.
     pub(crate) addressing: Option<Addressing>,
 }
 
@@ -54,12 +42,12 @@ impl Network {
         "default".parse()
     }
 
-    /// Whether the bridge is this program's to make and to remove.
+    /// Whether this program creates the bridge and removes it.
     pub(crate) fn owns_bridge(&self) -> bool {
-        self.mode != Mode::Bridge
+        self.mode.owns_bridge()
     }
 
-    /// Whether guests of the other network find the same bridge and the same addresses on this one.
+    /// Whether guests of the other network can stay on this one: it has the same bridge and the same subnet.
     pub(crate) fn takes_over(&self, other: &Network) -> bool {
         let subnet = |network: &Network| network.addressing.map(|a| a.subnet);
         self.bridge == other.bridge && subnet(self) == subnet(other)
@@ -74,7 +62,7 @@ impl TryFrom<String> for Network {
     }
 }
 
-/// All that can be said of it, as it is parsed.
+/// The network in the command line's syntax, with all options.
 impl From<Network> for String {
     fn from(network: Network) -> Self {
         let Network {
@@ -90,36 +78,34 @@ impl From<Network> for String {
     }
 }
 
-/// `default`, or `name=NAME,subnet=…,bridge=…,mode=…,dhcp=on|off` in any order, each at most once.
+/// `default`, or `name=NAME,subnet=…,bridge=…,mode=…,dhcp=on|off`, in any order, each option at most once.
 impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let given = Given::parse(text)?;
+        let given = Options::parse(text)?;
         let name = valid_name(given.name.unwrap_or("default"))?;
-        let mode = given.mode.map_or(Ok(Mode::Nat), str::parse)?;
+        let mode = given.mode.map_or(Ok(Mode::default()), str::parse)?;
         let bridge = given
             .bridge
             .unwrap_or(DEFAULT_BRIDGE)
             .parse()
             .map_err(|e: tap::Error| e.to_string())?;
-        let addressing = match mode {
-            Mode::Bridge => {
-                if given.bridge.is_none() {
-                    return Err("mode=bridge needs bridge=NAME, a bridge that exists".into());
-                }
-                if given.subnet.is_some() || given.dhcp.is_some() {
-                    return Err(
-                        "mode=bridge takes no subnet and no dhcp: the bridge is somebody else's"
-                            .into(),
-                    );
-                }
-                None
-            }
-            _ => Some(Addressing {
+        let addressing = if mode.owns_bridge() {
+            Some(Addressing {
                 subnet: given.subnet.map_or(Ok(DEFAULT_SUBNET), str::parse)?,
                 dhcp: given.dhcp.map_or(Ok(true), on_or_off)?,
-            }),
+            })
+        } else if given.bridge.is_none() {
+            return Err(format!(
+                "mode={mode} needs bridge=NAME, a bridge that exists"
+            ));
+        } else if given.subnet.is_some() || given.dhcp.is_some() {
+            return Err(format!(
+                "mode={mode} takes no subnet and no dhcp: the bridge is somebody else's"
+            ));
+        } else {
+            None
         };
         Ok(Network {
             name,
@@ -130,9 +116,9 @@ impl FromStr for Network {
     }
 }
 
-/// The values as they were given.
+/// The values that the options have on the command line.
 #[derive(Default)]
-struct Given<'a> {
+struct Options<'a> {
     name: Option<&'a str>,
     subnet: Option<&'a str>,
     bridge: Option<&'a str>,
@@ -140,13 +126,13 @@ struct Given<'a> {
     dhcp: Option<&'a str>,
 }
 
-impl<'a> Given<'a> {
+impl<'a> Options<'a> {
     fn parse(text: &'a str) -> Result<Self, String> {
-        let mut given = Given::default();
+        let mut given = Options::default();
         for part in text.split(',') {
-            // A word alone is a name.
+            // A word without a key is the name.
             let (key, value) = part.split_once('=').unwrap_or(("name", part));
-            let slot = match key {
+            let option = match key {
                 "name" => &mut given.name,
                 "subnet" => &mut given.subnet,
                 "bridge" => &mut given.bridge,
@@ -158,7 +144,7 @@ impl<'a> Given<'a> {
                     ));
                 }
             };
-            if slot.replace(value).is_some() {
+            if option.replace(value).is_some() {
                 return Err(format!("{key} is given twice"));
             }
         }
@@ -166,7 +152,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// Names become file names and words of messages.
+/// Checks a name, which becomes part of file names.
 fn valid_name(name: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if (1..=32).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('.') {
@@ -185,40 +171,13 @@ fn on_or_off(text: &str) -> Result<bool, String> {
     }
 }
 
-impl FromStr for Mode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "nat" => Ok(Mode::Nat),
-            "routed" | "route" => Ok(Mode::Routed),
-            "isolated" => Ok(Mode::Isolated),
-            "bridge" => Ok(Mode::Bridge),
-            _ => Err(format!(
-                "mode={text} is not one of nat, routed, isolated, bridge"
-            )),
-        }
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Mode::Nat => "nat",
-            Mode::Routed => "routed",
-            Mode::Isolated => "isolated",
-            Mode::Bridge => "bridge",
-        })
-    }
-}
-
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "network {}", self.name)
     }
 }
 
-/// Refuses networks that could not be told apart or would be in each other's way.
+/// Refuses networks with the same name or the same bridge, or with overlapping subnets.
 pub(crate) fn check_together(networks: &[Network]) -> Result<(), String> {
     for (n, one) in networks.iter().enumerate() {
         for other in networks.iter().take(n) {
@@ -259,7 +218,7 @@ mod tests {
         assert_eq!(network("default"), full);
         assert_eq!(Network::default_network().unwrap(), full);
         let other = network("name=lab,bridge=lab0,subnet=10.9.0.0/16,mode=isolated,dhcp=off");
-        assert_eq!(other.mode, Mode::Isolated);
+        assert_eq!(other.mode.name(), "isolated");
         assert!(!other.addressing.unwrap().dhcp);
     }
 

@@ -1,8 +1,8 @@
 //! Networks that a previous run has left because it was killed, and the guests that are still on them.
 //!
-//! No guest loses its network because the helper is started again. A network that guests are on stays exactly as it was, whether it is on the
-//! command line or not; one without guests is removed unless it is on the command line. When a network of the command line conflicts with one
-//! that guests are on, the start fails before anything is changed.
+//! No guest loses its network because the helper is started again. A network that guests are on stays exactly as it
+//! was, whether it is on the command line or not; one without guests is removed unless it is on the command line. When
+//! a network of the command line conflicts with one that guests are on, the start fails before anything is changed.
 
 use anyhow::{Context, Result, bail};
 
@@ -11,7 +11,8 @@ use crate::link::{Link, Links};
 use crate::network::{Network, check_together};
 use crate::state::{Record, StateDir};
 
-/// Gives the record an owner if it has none, and marks the interfaces in it with that owner: versions before the alias left them unmarked.
+/// Gives the record an owner if it has none, and marks the interfaces in it with that owner: versions before the alias
+/// left them unmarked.
 pub(crate) fn assign_owner(links: &mut Links, state: &StateDir, record: &mut Record) -> Result<()> {
     if !record.owner.is_unset() {
         return Ok(());
@@ -58,14 +59,16 @@ pub(crate) fn with_networks_in_use(
         if let Err(why) = check_together(&all) {
             let was = String::from(network.clone());
             bail!(
-                "guests are on {network} of a run that was killed, and {why}: start with --network {was}, or end them first"
+                "guests are on {network} of a run that was killed, and {why}: \
+                 start with --network {was}, or end them first"
             );
         }
     }
     let added: Vec<_> = all.iter().skip(wanted.len()).map(name_and_bridge).collect();
     if !added.is_empty() {
         bulkhead_process::warn(&format!(
-            "guests are on networks of a run that was killed: {} stay as they were until this program is started without guests on them",
+            "guests are on networks of a run that was killed: {} stay as they were \
+             until this program is started without guests on them",
             added.join(", ")
         ));
     }
@@ -84,8 +87,8 @@ fn not_taken_over<'a>(
     previous.iter().filter(is_gone)
 }
 
-/// Whether guests are on a network: one of its TAP devices is open, even if the bridge has been removed, or another interface is a port of the
-/// network's own bridge.
+/// Whether guests are on a network: one of its TAP devices is open, even if the bridge has been removed, or another
+/// interface is a port of the network's own bridge.
 pub(crate) fn is_in_use(links: &mut Links, record: &Record, network: &Network) -> Result<bool> {
     let all = links.all()?;
     let is_its_tap = |link: &Link| link.is_tap && record.owner.owns(link, &network.bridge);

@@ -1,5 +1,5 @@
-//! Removes returned TAP devices, on a thread of its own: the kernel takes some 20 ms for one device, or for several at once, and clients that
-//! send requests meanwhile do not wait for it.
+//! Removes returned TAP devices, on a thread of its own: the kernel takes some 20 ms for one device, or for several at
+//! once, and clients that send requests meanwhile do not wait for it.
 //!
 //! The kernel changes interfaces under one lock, so a batch is small, and none begins while a request is served.
 
@@ -23,7 +23,8 @@ const MAX_BATCH: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Returned {
     pub(crate) index: u32,
-    /// The connection that was its lease, and the user. It is closed after the removal, so that a client that waits for it finds the device gone.
+    /// The connection that was its lease, and the user. It is closed after the removal, so that a client that waits for
+    /// it finds the device gone.
     pub(crate) client: Option<(Channel, u32)>,
 }
 
@@ -50,7 +51,8 @@ struct Shared {
 }
 
 impl Reclaim {
-    /// Starts the thread. `links` must have been opened before the process was confined, and no interface may be in the group yet.
+    /// Starts the thread. `links` must have been opened before the process was confined, and no interface may be in the
+    /// group yet.
     pub(crate) fn start(mut links: Links, own: Own, closing: Closing) -> Result<Self> {
         let (returned, receiver) = channel();
         let shared = Arc::new(Shared::default());
@@ -116,7 +118,8 @@ fn next(receiver: &Receiver<Returned>, shared: &Shared) -> Option<Vec<Returned>>
     Some(batch)
 }
 
-/// Removes several devices at once by putting them in a group: the kernel then waits only once for all processors to stop using them.
+/// Removes several devices at once by putting them in a group: the kernel then waits only once for all processors to
+/// stop using them.
 fn remove(links: &mut Links, batch: &[Returned], own: &Own) -> io::Result<()> {
     let mut taps = Vec::new();
     for device in batch {

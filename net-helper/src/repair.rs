@@ -1,7 +1,7 @@
 //! Restores rules, bridges and addresses that others have removed while this program runs.
 //!
-//! Until then no packet passes that must not: the nftables table and the routing rules each suffice without the other, and both drop the
-//! packets of a TAP device without a bridge.
+//! Until then no packet passes that must not: the nftables table and the routing rules each suffice without the other,
+//! and both drop the packets of a TAP device without a bridge.
 
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
@@ -25,8 +25,8 @@ impl Host {
         self.watch.as_ref().and_then(Watch::due)
     }
 
-    /// Reads the kernel's notifications and restores what others have removed. Returns the adopted TAP devices that their clients have closed,
-    /// which the caller must remove.
+    /// Reads the kernel's notifications and restores what others have removed. Returns the adopted TAP devices that
+    /// their clients have closed, which the caller must remove.
     pub(crate) fn process_notifications(&mut self) -> Vec<u32> {
         let Some(watch) = &mut self.watch else {
             return Vec::new();

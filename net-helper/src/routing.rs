@@ -1,15 +1,15 @@
-//! Routing rules (`ip rule`) by which nothing is routed from or to the guests unless the nftables table has marked it.
+//! Routing rules (`ip rule`): a packet from or to the guests is routed only if the nftables table has marked it.
 //!
-//! So a table that somebody removes closes the networks at once, whether this program runs or not, and whoever removes these rules finds
-//! those of the table. The kernel keeps the rules when this program is killed.
+//! So when somebody removes the table, the networks are closed at once, whether this program runs or not. When somebody
+//! removes these rules, those of the table remain. The kernel keeps the routing rules when this program is killed.
 //!
 //! | preference | rule | why |
 //! |---|---|---|
-//! | 1 | from this host itself: go to 5 | it may speak to its guests, and its routing is not ours |
+//! | 1 | from this host itself: go to 5 | the host reaches its guests, and its other packets are routed as usual |
 //! | 2 | to a network's subnet without [`MAY_ENTER`]: discard | |
 //! | 3 | in by a network's bridge without [`MAY_LEAVE`]: discard; all IPv6 | |
-//! | 4 | without either mark: discard | only where this program has switched forwarding on: it is for the guests and for nobody else |
-//! | 5 | nothing | where 1 goes |
+//! | 4 | without either mark: discard | only if this program has switched forwarding on, which is for guests alone |
+//! | 5 | nothing | the target of rule 1 |
 
 use std::io;
 use std::net::IpAddr;
@@ -21,23 +21,20 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
 use crate::link::Links;
+use crate::mode::{MAY_ENTER, MAY_LEAVE};
 use crate::network::Network;
 
-/// The bit of a packet's mark that says: it may leave the network that it comes from.
-pub(crate) const MAY_LEAVE: u32 = 1 << 24;
-/// The bit that says: it may enter the network that it goes to.
-pub(crate) const MAY_ENTER: u32 = 1 << 25;
-
-/// What these rules are known by among those of others (`FRA_PROTOCOL`).
+/// The `FRA_PROTOCOL` of these rules, which distinguishes them from rules of others.
 const OWNER: RouteProtocol = RouteProtocol::Other(66);
 
+/// Preferences.
 const HOST: u32 = 1;
 const TO_GUESTS: u32 = 2;
 const FROM_GUESTS: u32 = 3;
 const OTHERS: u32 = 4;
 const END: u32 = 5;
 
-/// What tells rules apart.
+/// The parts of a rule that identify it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Key {
     family: AddressFamily,
@@ -46,12 +43,8 @@ struct Key {
     destination: Option<(IpAddr, u8)>,
 }
 
-/// The rules that these networks need. `others_are_not_routed`: see the table above.
-pub(crate) fn wanted(
-    networks: &[Network],
-    others_are_not_routed: bool,
-    ipv6: bool,
-) -> Vec<RuleMessage> {
+/// The rules for these networks. `only_guests` adds the rule of preference 4.
+pub(crate) fn wanted(networks: &[Network], only_guests: bool, ipv6: bool) -> Vec<RuleMessage> {
     let own: Vec<_> = networks
         .iter()
         .filter_map(|n| n.addressing.map(|a| (n.bridge.to_string(), a.subnet)))
@@ -82,7 +75,7 @@ pub(crate) fn wanted(
             rules.push(all);
         }
     }
-    if others_are_not_routed {
+    if only_guests {
         rules.push(unmarked(OTHERS, MAY_ENTER | MAY_LEAVE));
     }
     rules
@@ -100,13 +93,13 @@ fn rule(preference: u32, action: RuleAction, attributes: Vec<RuleAttribute>) -> 
     message
 }
 
-/// Discards what has none of these bits.
+/// Discards packets whose mark has none of these bits.
 fn unmarked(preference: u32, bits: u32) -> RuleMessage {
     let mark = vec![RuleAttribute::FwMark(0), RuleAttribute::FwMask(bits)];
     rule(preference, RuleAction::Blackhole, mark)
 }
 
-/// Adds those of the rules that are not there.
+/// Adds the rules that do not exist yet.
 pub(crate) fn add(links: &mut Links, wanted: &[RuleMessage]) -> io::Result<()> {
     for message in wanted {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
@@ -118,7 +111,7 @@ pub(crate) fn add(links: &mut Links, wanted: &[RuleMessage]) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes this program's rules but those.
+/// Removes this program's rules, except the wanted ones.
 pub(crate) fn remove_all_but(links: &mut Links, wanted: &[RuleMessage]) -> io::Result<()> {
     let wanted: Vec<_> = wanted.iter().map(Key::of).collect();
     let mut families = vec![AddressFamily::Inet];

@@ -93,8 +93,8 @@ impl Server {
         }
     }
 
-    /// Takes the connection of whoever started this helper. It is a hold from the start: if that process is killed before it has said
-    /// anything, the helper has been needed and is not any more.
+    /// Takes the connection of whoever started this helper. It is a hold from the start: if that process is killed
+    /// before it has said anything, the helper has been needed and is not any more.
     pub(crate) fn first_client(&mut self, socket: OwnedFd) {
         let user = rustix::process::getuid().as_raw();
         self.clients.push(Client {
@@ -120,7 +120,8 @@ impl Server {
                 return Ok(());
             }
             if over && !ready.listener {
-                // Guests of a helper that was killed, which nobody holds this one for, and clients that cannot be accepted.
+                // Guests of a helper that was killed, which nobody holds this one for, and clients that cannot be
+                // accepted.
                 if !host.has_open_ports() && self.pause.until().is_none() {
                     return Ok(());
                 }
@@ -147,7 +148,8 @@ impl Server {
         }
     }
 
-    /// Takes everything back. What is returned is to be closed when everything is undone: somebody may be waiting for that.
+    /// Takes everything back. What is returned is to be closed when everything is undone: somebody may be waiting for
+    /// that.
     pub(crate) fn close(mut self, host: &mut Host) -> Vec<OwnedFd> {
         let mut waiting = Vec::new();
         for client in std::mem::take(&mut self.clients) {
@@ -175,8 +177,8 @@ impl Server {
         }
     }
 
-    /// Those that have closed their connection, and of the others one for each user, the first; the rest are in the next rounds. So
-    /// who asks for much waits for himself.
+    /// Those that have closed their connection, and of the others one for each user, the first; the rest are in the
+    /// next rounds. So who asks for much waits for himself.
     fn one_of_each_user(&self, ready: Vec<(usize, bool)>) -> Vec<(usize, bool)> {
         let mut users = BTreeSet::new();
         let user = |position: usize| self.clients.get(position).map(|client| client.user);
@@ -260,7 +262,8 @@ impl Server {
         })
     }
 
-    /// Accepts all that wait, as many as can wait: who connects in between waits for one such round, whatever others do.
+    /// Accepts all that wait, as many as can wait: who connects in between waits for one such round, whatever others
+    /// do.
     fn welcome_all(&mut self, listener: &Listener) {
         for _ in 0..listen::BACKLOG {
             match listener.accept() {

@@ -1,5 +1,5 @@
-//! The state folder. It records what this program changes on the host, before the change, so that the next run can take it over or undo it when
-//! this one is killed. A lock in the folder shows that the program runs.
+//! The state folder. It records what this program changes on the host, before the change, so that the next run can take
+//! it over or undo it when this one is killed. A lock in the folder shows that the program runs.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -41,7 +41,8 @@ pub(crate) struct Record {
     /// The owner in the aliases of the interfaces.
     #[serde(default)]
     pub(crate) owner: Owner,
-    /// The MAC address of each bridge, by the bridge's name. A bridge that is created again must have the address that guests know.
+    /// The MAC address of each bridge, by the bridge's name. A bridge that is created again must have the address that
+    /// guests know.
     #[serde(default)]
     pub(crate) bridges: BTreeMap<String, MacAddr>,
 }
@@ -54,7 +55,8 @@ impl Record {
         link.is_bridge
             && link.name == name
             && network.owns_bridge()
-            // When the program was killed between the creation and the alias, only the MAC address identifies the bridge.
+            // When the program was killed between the creation and the alias, only the MAC address identifies the
+            // bridge.
             && (self.owner.owns(link, &network.bridge)
                 || mac.is_some_and(|mac| mac.octets() == *link.mac))
     }
@@ -74,7 +76,8 @@ pub(crate) struct StateDir {
 impl StateDir {
     /// Opens the folder, or creates it. Also returns the record that the previous run has left, if it was killed.
     ///
-    /// If another helper has the folder and does not listen on `socket`, it is about to end or to begin, and this function waits for that.
+    /// If another helper has the folder and does not listen on `socket`, it is about to end or to begin, and this
+    /// function waits for that.
     pub(crate) fn open(path: &Path, socket: &Path) -> Result<(Self, Record)> {
         let deadline = Instant::now() + LOCK_TIMEOUT;
         let state = loop {
@@ -123,7 +126,8 @@ impl StateDir {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(None);
         }
-        // Another helper may have removed the file between its opening here and its lock; then the lock is without effect.
+        // Another helper may have removed the file between its opening here and its lock; then the lock is without
+        // effect.
         let is_current = fs::metadata(path.join(LOCK))
             .and_then(|there| Ok(there.ino() == lock.metadata()?.ino()))
             .unwrap_or(false);
@@ -135,7 +139,8 @@ impl StateDir {
         }))
     }
 
-    /// Has the broker remove the folder, and those that were created for it, at the end: a confined process sees only what is in the folder.
+    /// Has the broker remove the folder, and those that were created for it, at the end: a confined process sees only
+    /// what is in the folder.
     pub(crate) fn hand_folders_to(&mut self, broker: &mut Broker) -> Result<()> {
         for folder in std::iter::once(&self.path).chain(&self.created) {
             let left = broker.remove_folder_at_end(folder);
@@ -192,7 +197,8 @@ impl StateDir {
         written.with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Removes the contents of the folder, then the folder, then the parent folders that were created for it and are empty.
+    /// Removes the contents of the folder, then the folder, then the parent folders that were created for it and are
+    /// empty.
     pub(crate) fn remove(self) -> Result<()> {
         let shown = self.path.display();
         let entries = fs::read_dir(&self.path).with_context(|| format!("cannot list {shown}"))?;
@@ -218,7 +224,8 @@ impl StateDir {
     }
 }
 
-/// Opens a regular file, and nothing else: opening a FIFO or a device can block, and a symbolic link can lead to any file.
+/// Opens a regular file, and nothing else: opening a FIFO or a device can block, and a symbolic link can lead to any
+/// file.
 pub(crate) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let is_other = || io::Error::new(ErrorKind::InvalidInput, "it is no regular file");

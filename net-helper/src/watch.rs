@@ -68,7 +68,8 @@ impl Watch {
         [self.interfaces.as_fd(), self.rules.as_fd()]
     }
 
-    /// Reads the notifications that have arrived. `own_port` is the netlink port by which this program itself changes the table.
+    /// Reads the notifications that have arrived. `own_port` is the netlink port by which this program itself changes
+    /// the table.
     pub(crate) fn read(&mut self, watched: &Watched<'_>, own_port: Option<u32>) {
         let mut changed = false;
         let ports = &mut self.ports;
@@ -134,7 +135,8 @@ fn index(raw: &Raw<'_>) -> u32 {
         .map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// Whether the table, one of its chains or one of its rules has changed. The first attribute of each such message is the table's name.
+/// Whether the table, one of its chains or one of its rules has changed. The first attribute of each such message is
+/// the table's name.
 fn concerns_table(raw: &Raw<'_>) -> bool {
     const GENERAL: usize = 4;
     const ATTRIBUTE: usize = 4;

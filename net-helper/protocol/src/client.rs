@@ -40,7 +40,8 @@ pub struct Connection(Channel);
 #[derive(Debug)]
 pub struct PendingHold(Channel);
 
-/// Keeps the helper from being idle, as long as this value lives; becomes readable (end of file) when the helper goes away.
+/// Keeps the helper from being idle, as long as this value lives; becomes readable (end of file) when the helper goes
+/// away.
 #[derive(Debug)]
 pub struct Hold(Channel);
 
@@ -116,8 +117,8 @@ impl PendingHold {
 }
 
 impl Hold {
-    /// Ends the hold. If the helper ends now that nobody needs it, waits, up to `patience`, until it has undone everything and then until its
-    /// process is gone. Says whether it ends.
+    /// Ends the hold. If the helper ends now that nobody needs it, waits, up to `patience`, until it has undone
+    /// everything and then until its process is gone. Says whether it ends.
     pub fn release(self, patience: Duration) -> Result<bool, Error> {
         let process = peer_process(&self.0);
         ask(&self.0, &Request::Release)?;
@@ -133,7 +134,8 @@ impl Hold {
                 Ok(_) => return Err(Error::protocol("more answers than were asked for".into())),
             }
             if let Some(process) = process {
-                // The kernel closes the connection before the process is gone. That takes moments, and nothing depends on it.
+                // The kernel closes the connection before the process is gone. That takes moments, and nothing depends
+                // on it.
                 let patience = Timespec::try_from(patience).ok();
                 let _ = poll(
                     &mut [PollFd::new(&process, PollFlags::IN)],

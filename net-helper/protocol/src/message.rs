@@ -14,7 +14,8 @@ use crate::{Error, MAX_MESSAGE, MacAddr, VERSION};
 pub enum Request {
     /// A TAP device, for as long as the connection lasts. One per connection.
     Tap(TapRequest),
-    /// A hold: as long as this connection lasts, the helper is not idle. One per connection, and nothing else on it but [`Request::Release`].
+    /// A hold: as long as this connection lasts, the helper is not idle. One per connection, and nothing else on it but
+    /// [`Request::Release`].
     Hold,
     /// The end of the hold, on its connection.
     Release,
@@ -64,8 +65,8 @@ pub enum Reply {
     Held,
     /// The hold has ended.
     Released {
-        /// Whether the helper ends now, because it is to end when idle and nobody else holds it or has a lease. The connection closes
-        /// when it has undone everything.
+        /// Whether the helper ends now, because it is to end when idle and nobody else holds it or has a lease. The
+        /// connection closes when it has undone everything.
         ends: bool,
     },
     /// Nothing was done.

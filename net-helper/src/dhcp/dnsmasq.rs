@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::network::{Mode, Network};
+use crate::network::Network;
 use crate::state::open_regular;
 use crate::subnet::Ipv4Subnet;
 
@@ -55,7 +55,8 @@ impl User {
             .ok_or_else(|| anyhow!("/etc/passwd has no user dnsmasq or nobody"))
     }
 
-    /// Creates the folder of the leases. This user may write in it, and root may remove it even without CAP_DAC_OVERRIDE.
+    /// Creates the folder of the leases. This user may write in it, and root may remove it even without
+    /// CAP_DAC_OVERRIDE.
     pub(super) fn create_lease_folder(&self, path: &Path) -> Result<()> {
         let create = || -> io::Result<()> {
             match DirBuilder::new().create(path) {
@@ -65,7 +66,8 @@ impl User {
             let file = path.join(LEASES);
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(false);
-            // A dnsmasq that was taken over may have put a symbolic link there; the file that it leads to must not change its owner.
+            // A dnsmasq that was taken over may have put a symbolic link there; the file that it leads to must not
+            // change its owner.
             let file = open_regular(&file, &mut options)?;
             fchown(&file, Some(self.uid), Some(self.gid))?;
             file.set_permissions(Permissions::from_mode(0o660))?;
@@ -97,7 +99,8 @@ pub(super) fn arguments(
         "--dhcp-authoritative",
         "--no-ping",
         "--dhcp-no-override",
-        // Without this it would add guests without an address to the kernel's ARP table, for which it lacks the capability.
+        // Without this it would add guests without an address to the kernel's ARP table, for which it lacks the
+        // capability.
         "--dhcp-broadcast",
         // Names without a dot and private addresses are not forwarded to the host's DNS servers.
         "--domain-needed",
@@ -110,12 +113,12 @@ pub(super) fn arguments(
     arguments.push(format!("--interface={}", network.bridge).into());
     arguments.push(format!("--dhcp-range={first},{last},{},1h", subnet.mask()).into());
     arguments.push(format!("--dhcp-lease-max={}", subnet.room().min(65_536)).into());
-    if network.mode == Mode::Isolated {
+    if network.mode.is_routed() {
+        arguments.push(format!("--dhcp-option=option:router,{}", subnet.gateway()).into());
+    } else {
         // Guests get no default route, and names outside this network are not resolved.
         arguments.push("--dhcp-option=option:router".into());
         arguments.push("--no-resolv".into());
-    } else {
-        arguments.push(format!("--dhcp-option=option:router,{}", subnet.gateway()).into());
     }
     let mut file = OsString::from("--dhcp-leasefile=");
     file.push(leases.join(LEASES));

@@ -1,8 +1,8 @@
 //! The init of the PID namespace that one run of dnsmasq is in: it starts dnsmasq, and both end together.
 //!
-//! It reports whether dnsmasq listens, and stops it when its own standard input closes, which the kernel does for a supervisor that is killed. It
-//! runs as dnsmasq's user, with no capability in effect. It starts this program once more, as a process that confines itself and then
-//! executes dnsmasq ([`exec_dnsmasq`]).
+//! It reports whether dnsmasq listens, and stops it when its own standard input closes, which the kernel does for a
+//! supervisor that is killed. It runs as dnsmasq's user, with no capability in effect. It starts this program once
+//! more, as a process that confines itself and then executes dnsmasq ([`exec_dnsmasq`]).
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -111,7 +111,8 @@ impl Dnsmasq {
         }
     }
 
-    /// Stops dnsmasq with SIGTERM, so that it can write its leases. The kernel kills it when this process, its init, ends.
+    /// Stops dnsmasq with SIGTERM, so that it can write its leases. The kernel kills it when this process, its init,
+    /// ends.
     fn stop(self) -> io::Result<()> {
         // Until dnsmasq has become its own user it is root's, and this process may not signal it.
         if pidfd_send_signal(&self.process, Signal::TERM).is_ok() {

@@ -1,7 +1,8 @@
 //! The lock file of a dnsmasq, `NETWORK.dhcp` in the state folder.
 //!
-//! Supervisors hold its lock until the last of them has ended, so that one of the next helper waits for them. It contains init's process number, in
-//! [`PID_LENGTH`] bytes, then the arguments of [`Params`](super::params::Params) with a zero between them. A later version must be able to read it.
+//! Supervisors hold its lock until the last of them has ended, so that one of the next helper waits for them. It
+//! contains init's process number, in [`PID_LENGTH`] bytes, then the arguments of [`Params`](super::params::Params)
+//! with a zero between them. A later version must be able to read it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -50,8 +51,8 @@ impl LockFile {
         Ok(done)
     }
 
-    /// Locks the file, which supervisors of a helper that was killed hold until they have ended. False when this supervisor's own helper ends
-    /// meanwhile.
+    /// Locks the file, which supervisors of a helper that was killed hold until they have ended. False when this
+    /// supervisor's own helper ends meanwhile.
     pub(super) fn lock(&self) -> io::Result<bool> {
         let deadline = Instant::now() + LOCK_TIMEOUT;
         let stdin = io::stdin();

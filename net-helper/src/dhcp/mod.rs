@@ -73,7 +73,8 @@ pub(crate) struct Dhcp {
 }
 
 impl Dhcp {
-    /// Starts the supervisor, which waits for [`Dhcp::start`]. Must be called before signals are blocked: programs inherit the signal mask.
+    /// Starts the supervisor, which waits for [`Dhcp::start`]. Must be called before signals are blocked: programs
+    /// inherit the signal mask.
     pub(crate) fn prepare(network: &Network, subnet: Ipv4Subnet, state: &Path) -> Result<Self> {
         let dnsmasq = dnsmasq::program().ok_or_else(|| {
             anyhow!("dnsmasq is not installed and {network} needs it for DHCP: install dnsmasq-base, or say dhcp=off")
@@ -154,7 +155,8 @@ impl Dhcp {
         self.reports.get_ref().as_fd()
     }
 
-    /// Reads the reports that are there. Returns whether every process that could start dnsmasq is dead, and dnsmasq with them.
+    /// Reads the reports that are there. Returns whether every process that could start dnsmasq is dead, and dnsmasq
+    /// with them.
     pub(crate) fn is_dead(&mut self) -> bool {
         let length = self.reports.fill_buf().map_or(0, <[u8]>::len);
         self.reports.consume(length);
@@ -165,7 +167,8 @@ impl Dhcp {
         &self.network
     }
 
-    /// Stops dnsmasq and the processes that started it, and waits for their end, unless one of them is stopped by a signal.
+    /// Stops dnsmasq and the processes that started it, and waits for their end, unless one of them is stopped by a
+    /// signal.
     pub(crate) fn stop(self) -> Result<()> {
         let Dhcp {
             mut supervisor,
@@ -177,7 +180,8 @@ impl Dhcp {
         // The supervisor may have been killed and its standby be in charge: the pipe closes when the last of them ends.
         if !closes_in_time(reports.get_mut())? {
             bail!(
-                "network {network}: the supervisor of dnsmasq (process {}) or what it has started has not ended within {} s: it may be stopped",
+                "network {network}: the supervisor of dnsmasq (process {}) or what it has started \
+                 has not ended within {} s: it may be stopped",
                 supervisor.id(),
                 SUPERVISOR_STOP_TIMEOUT.as_secs()
             );

@@ -1,5 +1,5 @@
-//! Namespaces of dnsmasq and of the processes that start it, and the files that they see: this program, the system's read-only files and the
-//! folder of the leases, and nothing else of the host.
+//! Namespaces of dnsmasq and of the processes that start it, and the files that they see: this program, the system's
+//! read-only files and the folder of the leases, and nothing else of the host.
 
 use std::fs;
 use std::io;
@@ -30,8 +30,8 @@ pub(super) struct Namespaces {
 }
 
 impl Namespaces {
-    /// Enters new mount and IPC namespaces, if the host allows that, and in any case restricts this process to the files that it needs. Also
-    /// returns a description of what the host does not allow.
+    /// Enters new mount and IPC namespaces, if the host allows that, and in any case restricts this process to the
+    /// files that it needs. Also returns a description of what the host does not allow.
     pub(super) fn enter(params: &Params<'_>) -> io::Result<(Self, Option<String>)> {
         let files = files(params).program(params.program);
         let missing = files.isolate().map_err(io::Error::other)?;

@@ -13,9 +13,11 @@ pub(super) enum Role {
     Dnsmasq,
 }
 
-/// Each role's flag, and its flag in earlier versions: after an upgrade, a supervisor that still runs starts the new file.
+/// Each role's flag, and its flag in earlier versions: after an upgrade, a supervisor that still runs starts the new
+/// file.
 ///
-/// A supervisor's command line must not contain "dnsmasq": `pkill -9 -f dnsmasq` may kill dnsmasq and its init, and not what starts them again.
+/// A supervisor's command line must not contain "dnsmasq": `pkill -9 -f dnsmasq` may kill dnsmasq and its init, and not
+/// what starts them again.
 const FLAGS: [(Role, &str, &str); 4] = [
     (Role::Supervisor, "--supervise-dhcp", "--launch-dhcp"),
     (
@@ -42,7 +44,8 @@ impl Role {
     }
 }
 
-/// The parameters of one dnsmasq. The helper writes them into the [lock file](super::lock); each process passes them to the one it starts.
+/// The parameters of one dnsmasq. The helper writes them into the [lock file](super::lock); each process passes them to
+/// the one it starts.
 pub(super) struct Params<'a> {
     /// All of them, as arguments.
     pub(super) args: &'a [OsString],

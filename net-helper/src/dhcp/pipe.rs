@@ -1,10 +1,11 @@
 //! What the processes around a dnsmasq send each other, and how long each of them may take to stop.
 //!
-//! Commands go down, from the helper to a supervisor, on its standard input. Reports go up, from init to the supervisor and on to the helper,
-//! on standard output. When a process dies, the kernel closes its pipes, and the processes at their other ends stop.
+//! Commands go down, from the helper to a supervisor, on its standard input. Reports go up, from init to the supervisor
+//! and on to the helper, on standard output. When a process dies, the kernel closes its pipes, and the processes at
+//! their other ends stop.
 //!
-//! A helper may run longer than its file lasts: after an upgrade, a supervisor of the old version starts programs of the new one. So commands and
-//! reports keep their values.
+//! A helper may run longer than its file lasts: after an upgrade, a supervisor of the old version starts programs of
+//! the new one. So commands and reports keep their values.
 
 use std::io;
 use std::os::fd::BorrowedFd;

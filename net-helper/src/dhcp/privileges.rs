@@ -10,14 +10,15 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
-/// dnsmasq's capabilities until it listens: it binds its ports and becomes its own user. It also refuses to serve DHCP without CAP_NET_ADMIN,
-/// which it does not use here.
+/// dnsmasq's capabilities until it listens: it binds its ports and becomes its own user. It also refuses to serve DHCP
+/// without CAP_NET_ADMIN, which it does not use here.
 pub(super) const DNSMASQ: CapabilitySet = CapabilitySet::NET_BIND_SERVICE
     .union(CapabilitySet::NET_ADMIN)
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETGID);
 
-/// The supervisor's capabilities: those that it passes on to dnsmasq, and those to create namespaces and to kill init, which has another user.
+/// The supervisor's capabilities: those that it passes on to dnsmasq, and those to create namespaces and to kill init,
+/// which has another user.
 pub(super) const SUPERVISOR: CapabilitySet = DNSMASQ
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::SYS_CHROOT)
@@ -39,7 +40,8 @@ pub(super) fn with_raised<T>(act: impl FnOnce() -> io::Result<T>) -> io::Result<
     done
 }
 
-/// Makes this process init: it gets another user, only the capabilities that it passes on to dnsmasq, and dies with the supervisor.
+/// Makes this process init: it gets another user, only the capabilities that it passes on to dnsmasq, and dies with the
+/// supervisor.
 pub(super) fn become_init(user: u32, group: u32) -> io::Result<()> {
     drop_from_bounding_set(DNSMASQ);
     set_keep_capabilities(true)?;
@@ -53,7 +55,8 @@ pub(super) fn become_init(user: u32, group: u32) -> io::Result<()> {
         configure_capability_in_ambient_set(one, true)?;
     }
     set_no_new_privs(true)?;
-    // Changing the user clears this setting, so it comes last. If the supervisor has died before, its end of the pipe is closed.
+    // Changing the user clears this setting, so it comes last. If the supervisor has died before, its end of the pipe
+    // is closed.
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 

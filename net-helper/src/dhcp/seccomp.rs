@@ -1,5 +1,5 @@
-//! The system calls that dnsmasq and the processes that start it may use. A filter is inherited, so each process is also allowed what the
-//! processes that it starts need. Any other call fails with EPERM.
+//! The system calls that dnsmasq and the processes that start it may use. A filter is inherited, so each process is
+//! also allowed what the processes that it starts need. Any other call fails with EPERM.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -141,8 +141,9 @@ pub(super) fn confine_init() -> io::Result<()> {
     confine(&[DNSMASQ, INIT])
 }
 
-/// Confines the process that executes dnsmasq. dnsmasq would keep CAP_NET_ADMIN when it becomes its own user, by prctl(PR_SET_KEEPCAPS) and
-/// capset. Both return success here and do nothing, so that dnsmasq loses all capabilities and does not notice.
+/// Confines the process that executes dnsmasq. dnsmasq would keep CAP_NET_ADMIN when it becomes its own user, by
+/// prctl(PR_SET_KEEPCAPS) and capset. Both return success here and do nothing, so that dnsmasq loses all capabilities
+/// and does not notice.
 pub(super) fn confine_dnsmasq() -> io::Result<()> {
     let keep = vec![rule(&[(
         0,
@@ -166,7 +167,8 @@ fn confine(lists: &[&[libc::c_long]]) -> io::Result<()> {
         .map(|&request| rule(&[(1, SeccompCmpOp::Eq, request)]));
     rules.insert(libc::SYS_ioctl, requests.collect::<io::Result<_>>()?);
     rules.insert(libc::SYS_socket, sockets()?);
-    // No namespaces. A filter cannot read the flags of clone3(2), so that fails with ENOSYS, and the C library uses clone(2).
+    // No namespaces. A filter cannot read the flags of clone3(2), so that fails with ENOSYS, and the C library uses
+    // clone(2).
     const NAMESPACES: u64 = (libc::CLONE_NEWNS
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWIPC
@@ -184,7 +186,8 @@ fn confine(lists: &[&[libc::c_long]]) -> io::Result<()> {
     apply(&filter(rules, refused, SeccompAction::Allow)?)
 }
 
-/// Allows stream and datagram sockets of IPv4 and IPv6, and netlink's routing family to read interfaces; changing them needs a capability.
+/// Allows stream and datagram sockets of IPv4 and IPv6, and netlink's routing family to read interfaces; changing them
+/// needs a capability.
 fn sockets() -> io::Result<Vec<SeccompRule>> {
     const TYPE: u64 = 0xf;
     let mut rules = Vec::new();

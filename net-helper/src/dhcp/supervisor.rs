@@ -1,9 +1,10 @@
 //! The supervisor of a dnsmasq: it starts init, and starts it again when it ends.
 //!
-//! The helper cannot start programs once it is confined. So it starts this process before, which then waits for [`pipe::START`]. Init is the
-//! first process of a PID namespace: when the supervisor dies, the kernel kills init, and when init dies, by whatever signal, the kernel kills
-//! dnsmasq. A second supervisor, the standby, waits for the death of the first and takes over then. Both stop when the helper's end of their
-//! standard input closes, which the kernel does for a helper that is killed.
+//! The helper cannot start programs once it is confined. So it starts this process before, which then waits for
+//! [`pipe::START`]. Init is the first process of a PID namespace: when the supervisor dies, the kernel kills init, and
+//! when init dies, by whatever signal, the kernel kills dnsmasq. A second supervisor, the standby, waits for the death
+//! of the first and takes over then. Both stop when the helper's end of their standard input closes, which the kernel
+//! does for a helper that is killed.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -23,7 +24,8 @@ use super::params::{Params, Role, invalid, number};
 use super::pipe::{self, INIT_STOP_TIMEOUT, poll_readable, read_command};
 use super::{privileges, seccomp};
 
-/// How long to wait before init is started again. The time doubles with each start after which dnsmasq does not come to listen.
+/// How long to wait before init is started again. The time doubles with each start after which dnsmasq does not come to
+/// listen.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
@@ -57,7 +59,8 @@ pub(super) fn run(args: &[OsString]) -> io::Result<()> {
     Supervisor::new(lock, params, namespaces, false)?.run()
 }
 
-/// Runs the standby; its arguments are the lock file's descriptor, the process number of the supervisor, and whether that has namespaces.
+/// Runs the standby; its arguments are the lock file's descriptor, the process number of the supervisor, and whether
+/// that has namespaces.
 pub(super) fn run_standby(args: &[OsString]) -> io::Result<()> {
     let [lock, parent, isolated] = args else {
         return Err(invalid());
@@ -69,7 +72,8 @@ pub(super) fn run_standby(args: &[OsString]) -> io::Result<()> {
     let params = Params::parse(&args)?;
     let namespaces = Namespaces::inherit(isolated == "true")?;
     let supervisor = Supervisor::new(lock, params, namespaces, true)?;
-    // By the time the process file is open, the parent may have died and its number be another's; then this process has another parent.
+    // By the time the process file is open, the parent may have died and its number be another's; then this process has
+    // another parent.
     match pidfd_open(parent, PidfdFlags::empty()) {
         Ok(first) if getppid() == Some(parent) && !helper_outlives(&first)? => Ok(()),
         _ => supervisor.run(),
@@ -80,7 +84,8 @@ pub(super) fn run_standby(args: &[OsString]) -> io::Result<()> {
 fn helper_outlives(first: &OwnedFd) -> io::Result<bool> {
     let stdin = io::stdin();
     loop {
-        // Commands on standard input are for the first supervisor; only its closing, POLLHUP, is for the standby as well.
+        // Commands on standard input are for the first supervisor; only its closing, POLLHUP, is for the standby as
+        // well.
         let mut fds = [
             PollFd::new(&stdin, PollFlags::empty()),
             PollFd::new(first, PollFlags::IN),
@@ -161,8 +166,9 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Waits for the end of the init of a supervisor that was killed, which the kernel kills then. A process has ended when all processes of
-    /// the PID namespace that it is the init of have. Another process may have the number by now, so there is a timeout.
+    /// Waits for the end of the init of a supervisor that was killed, which the kernel kills then. A process has ended
+    /// when all processes of the PID namespace that it is the init of have. Another process may have the number by now,
+    /// so there is a timeout.
     fn wait_for_previous_init(&self) -> io::Result<()> {
         let Some(pid) = self.lock.read_init_pid()? else {
             return Ok(());
@@ -195,8 +201,8 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Passes init's reports on to the helper, and starts the standby and starts it again when it dies. Returns when init ends or is to be
-    /// stopped.
+    /// Passes init's reports on to the helper, and starts the standby and starts it again when it dies. Returns when
+    /// init ends or is to be stopped.
     fn watch(&mut self, init: &mut Init, standby: &mut Option<Child>) -> io::Result<Event> {
         loop {
             if self.has_served && standby.is_none() {

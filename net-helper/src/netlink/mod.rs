@@ -159,7 +159,8 @@ impl Netlink {
         Ok(all)
     }
 
-    /// Dumps once. Also returns whether the dump is whole: when something has changed meanwhile, other objects may be missing.
+    /// Dumps once. Also returns whether the dump is whole: when something has changed meanwhile, other objects may be
+    /// missing.
     fn dump_once(
         &mut self,
         message: RouteNetlinkMessage,
@@ -229,7 +230,8 @@ fn parse(raw: &Raw<'_>) -> Option<RouteNetlinkMessage> {
     }
 }
 
-/// Whether a message acknowledges the request with that sequence number. Returns the request's error if the message contains one.
+/// Whether a message acknowledges the request with that sequence number. Returns the request's error if the message
+/// contains one.
 pub(crate) fn acknowledged(raw: &Raw<'_>, sequence: u32) -> io::Result<bool> {
     if raw.sequence != sequence || raw.kind != NLMSG_ERROR {
         return Ok(false);

@@ -1,11 +1,10 @@
-//! nftables, spoken to directly: no `nft` program is needed, so none has to be started after confinement.
+//! nftables through netlink: a confined process cannot start the `nft` program.
 
-mod expression;
-mod policy;
+mod rule;
 mod table;
 
-pub(crate) use policy::chains;
-pub(crate) use table::{Chain, Table};
+pub(crate) use rule::Rule;
+pub(crate) use table::{Chain, Hook, Table};
 
-/// The one table of this program, of family `inet`. No other is ever touched.
+/// The name of this program's table, of family `inet`. The program changes no other table.
 pub(crate) const TABLE: &str = "bulkhead";

@@ -1,8 +1,9 @@
-//! One nftables table, made or replaced whole in one transaction or not at all.
+//! One nftables table, which is created or replaced in one transaction.
 //!
-//! It belongs to this process (`NFT_TABLE_F_OWNER`): the kernel lets nobody else change it. When the process is killed it stays, for the
-//! next one to replace (`NFT_TABLE_F_PERSIST`). A kernel before 6.9 knows no such table; there it belongs to nobody, and
-//! [`crate::watch`] sees when somebody else changes it.
+//! This process is the table's owner (`NFT_TABLE_F_OWNER`), and the kernel lets no other process change it. When the
+//! process is killed, the table stays, and the next run replaces it (`NFT_TABLE_F_PERSIST`). Before Linux 6.9 there is
+//! no such flag; then the table has no owner, and it is restored when notifications report that somebody else has
+//! changed it.
 
 use std::io;
 
@@ -12,7 +13,7 @@ use netlink_packet_core::{
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use rustix::io::Errno;
 
-use super::expression::Rule;
+use super::rule::Rule;
 use crate::netlink::{Attributes, HEADER, Netlink, acknowledged};
 
 const NFTA_TABLE_NAME: u16 = 1;
@@ -20,20 +21,20 @@ const NFTA_TABLE_FLAGS: u16 = 2;
 const NFT_TABLE_F_OWNER: u32 = 2;
 const NFT_TABLE_F_PERSIST: u32 = 4;
 
-/// Where in a packet's way a chain is asked.
+/// Where in a packet's path a chain is evaluated.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Hook {
-    /// Packets that have come in, before their way is looked up.
+    /// Packets that have come in, before they are routed.
     PreRouting,
     /// Packets for this host.
     Input,
-    /// Packets on their way through, before (lower) or after others.
+    /// Routed packets. Chains of lower priority are evaluated first.
     Forward { priority: i32 },
-    /// Source addresses of packets about to leave.
+    /// The first packet of each connection that leaves this host, to translate its source address.
     SourceNat,
 }
 
-/// A chain: accepts what no rule drops.
+/// A base chain, whose policy is `accept`.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
     pub(crate) name: &'static str,
@@ -41,10 +42,11 @@ pub(crate) struct Chain {
     pub(crate) rules: Vec<Rule>,
 }
 
-/// A table of family `inet` that stands, also when this value and the process are gone.
+/// A table of family `inet`. It stays when this value is dropped, and when the process ends.
 #[derive(Debug)]
 pub(crate) struct Table {
     netlink: Netlink,
+    /// The netlink port number of `netlink`.
     port: u32,
     name: &'static str,
     flags: u32,
@@ -52,7 +54,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Makes the table. `replace` says that one of that name is this program's, left by a run that was killed.
+    /// Creates the table. `replace` means that a table of this name, if there is one, is of a previous run and is
+    /// replaced.
     pub(crate) fn install(
         name: &'static str,
         chains: Vec<Chain>,
@@ -66,17 +69,17 @@ impl Table {
             flags: NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST,
             chains,
         };
-        match table.make(replace) {
+        match table.commit(replace) {
             Err(e) if Errno::from_io_error(&e) == Some(Errno::OPNOTSUPP) => {
                 table.flags = 0;
-                table.make(replace)?;
+                table.commit(replace)?;
             }
-            made => made?,
+            committed => committed?,
         }
         Ok(table)
     }
 
-    /// The table that a run which was killed has left, to be removed.
+    /// The table that a previous run has left, to be removed.
     pub(crate) fn existing(name: &'static str) -> io::Result<Self> {
         let netlink = Netlink::open(NETLINK_NETFILTER)?;
         Ok(Table {
@@ -88,31 +91,31 @@ impl Table {
         })
     }
 
-    /// Puts the table back as it was made, whatever others have done to it.
+    /// Replaces the table by one that is as it was installed, whatever others have done to it.
     pub(crate) fn restore(&mut self) -> io::Result<()> {
-        self.make(true)
+        self.commit(true)
     }
 
-    /// The port number of this process' changes.
+    /// The netlink port number that notifications of this process's own changes contain.
     pub(crate) fn port(&self) -> u32 {
         self.port
     }
 
-    fn make(&mut self, replace: bool) -> io::Result<()> {
+    fn commit(&mut self, replace: bool) -> io::Result<()> {
         if replace {
-            match self.make_after(true) {
-                // None is there to be replaced.
+            match self.try_commit(true) {
+                // There is no table to replace.
                 Err(e) if Errno::from_io_error(&e) == Some(Errno::NOENT) => {}
-                made => return made,
+                committed => return committed,
             }
         }
-        self.make_after(false)
+        self.try_commit(false)
     }
 
-    fn make_after(&mut self, removal: bool) -> io::Result<()> {
+    fn try_commit(&mut self, replace: bool) -> io::Result<()> {
         let name = self.name;
         let mut batch = Batch::begin(&mut self.netlink);
-        if removal {
+        if replace {
             batch.add(libc::NFT_MSG_DELTABLE, 0, named(name));
         }
         let table = named(name).number(NFTA_TABLE_FLAGS, self.flags);
@@ -130,7 +133,7 @@ impl Table {
         batch.commit()
     }
 
-    /// Removes it.
+    /// Removes the table.
     pub(crate) fn remove(mut self) -> io::Result<()> {
         let mut batch = Batch::begin(&mut self.netlink);
         batch.add(libc::NFT_MSG_DELTABLE, 0, named(self.name));
@@ -182,7 +185,7 @@ impl Chain {
     }
 }
 
-/// Messages that take effect together.
+/// Messages that take effect together: one transaction.
 struct Batch<'a> {
     netlink: &'a mut Netlink,
     bytes: Vec<u8>,
@@ -207,7 +210,7 @@ impl<'a> Batch<'a> {
         batch
     }
 
-    /// Adds a message about tables, chains or rules of family `inet`. Each is acknowledged.
+    /// Adds a message about a table, a chain or a rule of family `inet`. The kernel acknowledges each message.
     fn add(&mut self, kind: libc::c_int, flags: u16, attributes: Attributes) {
         self.last = self.netlink.next_sequence();
         let kind = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | kind as u16;
@@ -221,14 +224,14 @@ impl<'a> Batch<'a> {
         );
     }
 
-    /// Sends it and waits until all of it is done, or for the first error: nothing is done then.
+    /// Sends the batch and waits for its acknowledgements. After an error, none of its messages has an effect.
     fn commit(mut self) -> io::Result<()> {
         let end = self.netlink.next_sequence();
         self.frame(END, end);
         self.netlink.send(&self.bytes)?;
         let (first, last) = (self.first, self.last);
         self.netlink.receive(|raw| {
-            // An error of the batch as a whole has the number of its beginning.
+            // An error of the whole batch has the sequence number of its begin message.
             let ours = raw.kind == NLMSG_ERROR && (first..=end).contains(&raw.sequence);
             Ok(ours && acknowledged(&raw, raw.sequence)? && raw.sequence == last)
         })

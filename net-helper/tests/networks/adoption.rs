@@ -1,4 +1,5 @@
-//! What becomes of guests, and of others' interfaces, whose helper was killed: whatever is removed before the next one comes.
+//! What becomes of guests, and of others' interfaces, whose helper was killed: whatever is removed before the next one
+//! comes.
 
 use bulkhead_net_protocol::TapRequest;
 

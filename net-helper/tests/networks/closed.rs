@@ -1,5 +1,5 @@
-//! What must not pass does not pass, whatever becomes of the helper and of its rules: every kind of forbidden packet is sent all the
-//! time, and counted where it must not arrive.
+//! What must not pass does not pass, whatever becomes of the helper and of its rules: every kind of forbidden packet is
+//! sent all the time, and counted where it must not arrive.
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;

@@ -56,7 +56,8 @@ fn others_wait(drop_all: fn(Vec<Lease>)) {
         if meanwhile.longest() < LONGER + usual.longest() {
             break;
         }
-        // A machine on which no single request takes so little shows that most do, and that none takes as long as all devices.
+        // A machine on which no single request takes so little shows that most do, and that none takes as long as all
+        // devices.
         let (few, many) = (usual.longest(), meanwhile.longest());
         assert!(
             many < Duration::from_millis(500) + 5 * few,

@@ -129,8 +129,8 @@ fn median(waits: &[Duration]) -> Duration {
     waits[waits.len() / 2]
 }
 
-/// How much longer others may wait than beside one who only computes, on a machine that is fast enough, and on a slow one; and in how many
-/// rounds that shows at the latest: what this machine does besides is in both, but not evenly.
+/// How much longer others may wait than beside one who only computes, on a machine that is fast enough, and on a slow
+/// one; and in how many rounds that shows at the latest: what this machine does besides is in both, but not evenly.
 const LONGER: Duration = Duration::from_millis(50);
 const TIMES: u32 = 15;
 const ROUNDS: usize = 5;

@@ -36,7 +36,8 @@ fn answers(address: &str, patience: Duration) -> [bool; 2] {
     ]
 }
 
-/// What an outside machine has had from this host since its counter was made: nothing may come, be it an answer or an error.
+/// What an outside machine has had from this host since its counter was made: nothing may come, be it an answer or an
+/// error.
 fn heard(world: &Machine) -> String {
     let text = world.run("nft list counter inet seen heard");
     let mut words = text.split_whitespace().skip_while(|w| *w != "packets");

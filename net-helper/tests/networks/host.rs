@@ -18,7 +18,8 @@ use tap::{InterfaceName, Options, Tap};
 /// How long anything may take that does not depend on a person.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs `body` on a host of its own: the test program starts itself again in a new network namespace, for this one test.
+/// Runs `body` on a host of its own: the test program starts itself again in a new network namespace, for this one
+/// test.
 pub(crate) fn on_own_host(test: &str, body: impl FnOnce()) {
     const INSIDE: &str = "NET_HELPER_TEST_INSIDE";
     if std::env::var_os(INSIDE).is_some() {
@@ -152,7 +153,8 @@ pub(crate) struct DhcpProcesses {
 }
 
 impl DhcpProcesses {
-    /// Waits until the only network with a dnsmasq has all four processes, and none of them is one of those that were killed.
+    /// Waits until the only network with a dnsmasq has all four processes, and none of them is one of those that were
+    /// killed.
     pub(crate) fn wait_for(killed: &[i32]) -> DhcpProcesses {
         let mut found = None;
         let found = std::cell::RefCell::new(&mut found);

@@ -1,5 +1,5 @@
-//! The helper on a real kernel, with the real dnsmasq, nft and DHCP client. Each test has a network namespace of its own for the host, and
-//! more of them for guests and the world outside.
+//! The helper on a real kernel, with the real dnsmasq, nft and DHCP client. Each test has a network namespace of its
+//! own for the host, and more of them for guests and the world outside.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
 mod adoption;

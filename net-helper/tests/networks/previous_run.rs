@@ -81,7 +81,8 @@ fn others_cannot_flush_the_rules_and_theirs_stay() {
     );
 }
 
-/// Before Linux 6.9 a table belongs to nobody if it is to stay. This kernel is one of those, for the one request that makes the table.
+/// Before Linux 6.9 a table belongs to nobody if it is to stay. This kernel is one of those, for the one request that
+/// makes the table.
 #[test]
 fn where_a_table_belongs_to_nobody_it_is_put_back_when_others_flush_it() {
     on_own_host(

@@ -1,5 +1,5 @@
-//! Rules: what a packet must be, and what becomes of it. Each word of a rule is one or more of the kernel's expressions
-//! (`linux/netfilter/nf_tables.h`), which load a register and judge it.
+//! Rules. Each method adds what its documentation shows in nft's syntax, as one or more of the kernel's expressions
+//! (`linux/netfilter/nf_tables.h`), which load a register and compare it, change it or decide about the packet.
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +8,7 @@ use tap::InterfaceName;
 use crate::netlink::Attributes;
 use crate::subnet::Ipv4Subnet;
 
-/// Register 1, of 16 bytes; each word loads it anew.
+/// Register 1, of 16 bytes. No expression relies on what an earlier method has loaded.
 const REGISTER: u32 = libc::NFT_REG_1 as u32;
 
 /// States of a connection, as bits (`NF_CT_STATE_BIT`).
@@ -16,7 +16,7 @@ const ESTABLISHED: u32 = 1 << 1;
 const RELATED: u32 = 1 << 2;
 const NEW: u32 = 1 << 3;
 
-/// A rule in the making.
+/// A rule to which expressions are added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rule(Attributes);
 
@@ -25,37 +25,37 @@ impl Rule {
         Rule::default()
     }
 
-    /// `iifname NAME`: it came in there.
+    /// `iifname NAME`
     pub(crate) fn iifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_IIFNAME as u32)
             .compare(libc::NFT_CMP_EQ as u32, &interface(name.as_str()))
     }
 
-    /// `iifname != NAME`.
+    /// `iifname != NAME`
     pub(crate) fn not_iifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_IIFNAME as u32)
             .compare(libc::NFT_CMP_NEQ as u32, &interface(name.as_str()))
     }
 
-    /// `iifname != lo`: it is not from this host to itself.
-    pub(crate) fn not_from_itself(self) -> Self {
+    /// `iifname != lo`: the packet is not from this host to itself.
+    pub(crate) fn not_iifname_lo(self) -> Self {
         self.meta(libc::NFT_META_IIFNAME as u32)
             .compare(libc::NFT_CMP_NEQ as u32, &interface("lo"))
     }
 
-    /// `oifname NAME`: it goes out there.
+    /// `oifname NAME`
     pub(crate) fn oifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_OIFNAME as u32)
             .compare(libc::NFT_CMP_EQ as u32, &interface(name.as_str()))
     }
 
-    /// `oifname != NAME`.
+    /// `oifname != NAME`
     pub(crate) fn not_oifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_OIFNAME as u32)
             .compare(libc::NFT_CMP_NEQ as u32, &interface(name.as_str()))
     }
 
-    /// `meta iifkind != "bridge"`: it did not come in by a bridge.
+    /// `meta iifkind != "bridge"`
     pub(crate) fn not_iifkind_bridge(self) -> Self {
         const NFT_META_IIFKIND: u32 = 26;
         let mut kind = [0; libc::IFNAMSIZ];
@@ -66,66 +66,66 @@ impl Rule {
             .compare(libc::NFT_CMP_NEQ as u32, &kind)
     }
 
-    /// `iifname "PREFIX*"`: it came in by an interface whose name begins so.
+    /// `iifname "PREFIX*"`
     pub(crate) fn iifname_prefix(self, prefix: &str) -> Self {
         self.meta(libc::NFT_META_IIFNAME as u32)
             .compare(libc::NFT_CMP_EQ as u32, prefix.as_bytes())
     }
 
-    /// `oifname "PREFIX*"`.
+    /// `oifname "PREFIX*"`
     pub(crate) fn oifname_prefix(self, prefix: &str) -> Self {
         self.meta(libc::NFT_META_OIFNAME as u32)
             .compare(libc::NFT_CMP_EQ as u32, prefix.as_bytes())
     }
 
-    /// `meta l4proto udp udp dport PORT`.
-    pub(crate) fn udp_destination(self, port: u16) -> Self {
+    /// `udp dport PORT`
+    pub(crate) fn udp_dport(self, port: u16) -> Self {
         self.meta(libc::NFT_META_L4PROTO as u32)
             .compare(libc::NFT_CMP_EQ as u32, &[libc::IPPROTO_UDP as u8])
             .payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32, 2, 2)
             .compare(libc::NFT_CMP_EQ as u32, &port.to_be_bytes())
     }
 
-    /// `ip daddr ADDRESS`.
-    pub(crate) fn destination_address(self, address: Ipv4Addr) -> Self {
-        self.ipv4()
+    /// `ip daddr ADDRESS`
+    pub(crate) fn ip_daddr(self, address: Ipv4Addr) -> Self {
+        self.nfproto_ipv4()
             .payload(libc::NFT_PAYLOAD_NETWORK_HEADER as u32, 16, 4)
             .compare(libc::NFT_CMP_EQ as u32, &address.octets())
     }
 
-    /// `ip saddr SUBNET`.
-    pub(crate) fn source(self, subnet: Ipv4Subnet) -> Self {
+    /// `ip saddr SUBNET`
+    pub(crate) fn ip_saddr_in(self, subnet: Ipv4Subnet) -> Self {
         self.address(12, subnet, libc::NFT_CMP_EQ as u32)
     }
 
-    /// `ip daddr SUBNET`.
-    pub(crate) fn destination(self, subnet: Ipv4Subnet) -> Self {
+    /// `ip daddr SUBNET`
+    pub(crate) fn ip_daddr_in(self, subnet: Ipv4Subnet) -> Self {
         self.address(16, subnet, libc::NFT_CMP_EQ as u32)
     }
 
-    /// `ip daddr != SUBNET`.
-    pub(crate) fn not_destination(self, subnet: Ipv4Subnet) -> Self {
+    /// `ip daddr != SUBNET`
+    pub(crate) fn not_ip_daddr_in(self, subnet: Ipv4Subnet) -> Self {
         self.address(16, subnet, libc::NFT_CMP_NEQ as u32)
     }
 
-    /// `ct state established,related`: it belongs to something the guest (or the host) began.
-    pub(crate) fn of_known_connection(self) -> Self {
-        self.connection_state(ESTABLISHED | RELATED)
+    /// `ct state established,related`: the packet belongs to a connection that the guest (or the host) has begun.
+    pub(crate) fn ct_state_established(self) -> Self {
+        self.ct_state(ESTABLISHED | RELATED)
     }
 
-    /// `ct state new,established,related`: address translation knows what to do with it.
-    pub(crate) fn of_valid_connection(self) -> Self {
-        self.connection_state(NEW | ESTABLISHED | RELATED)
+    /// `ct state new,established,related`: address translation applies to the packet.
+    pub(crate) fn ct_state_valid(self) -> Self {
+        self.ct_state(NEW | ESTABLISHED | RELATED)
     }
 
-    /// `ct direction reply`: it is for who began the connection.
-    pub(crate) fn of_answer(self) -> Self {
+    /// `ct direction reply`: the packet goes to the side that has begun the connection.
+    pub(crate) fn ct_reply(self) -> Self {
         const REPLY: u8 = 1;
-        self.connection(libc::NFT_CT_DIRECTION as u32)
+        self.ct(libc::NFT_CT_DIRECTION as u32)
             .compare(libc::NFT_CMP_EQ as u32, &[REPLY])
     }
 
-    fn connection(self, key: u32) -> Self {
+    fn ct(self, key: u32) -> Self {
         const NFTA_CT_DREG: u16 = 1;
         const NFTA_CT_KEY: u16 = 2;
         let load = Attributes::new()
@@ -134,14 +134,14 @@ impl Rule {
         self.expression("ct", load)
     }
 
-    fn connection_state(self, states: u32) -> Self {
-        self.connection(libc::NFT_CT_STATE as u32)
+    fn ct_state(self, states: u32) -> Self {
+        self.ct(libc::NFT_CT_STATE as u32)
             .bitwise(&states.to_ne_bytes(), &[0; 4])
             .compare(libc::NFT_CMP_NEQ as u32, &[0; 4])
     }
 
-    /// `meta mark set meta mark or BITS`.
-    pub(crate) fn mark(self, bits: u32) -> Self {
+    /// `meta mark set meta mark or BITS`
+    pub(crate) fn set_mark_bits(self, bits: u32) -> Self {
         const NFTA_META_KEY: u16 = 2;
         const NFTA_META_SREG: u16 = 3;
         let store = Attributes::new()
@@ -152,17 +152,17 @@ impl Rule {
             .expression("meta", store)
     }
 
-    /// `accept`.
+    /// `accept`
     pub(crate) fn accept(self) -> Self {
         self.verdict(libc::NF_ACCEPT as u32)
     }
 
-    /// `drop`.
+    /// `drop`
     pub(crate) fn drop(self) -> Self {
         self.verdict(libc::NF_DROP as u32)
     }
 
-    /// `masquerade`: it gets the address of the interface it leaves by.
+    /// `masquerade`: the packet gets the address of the interface that it leaves by.
     pub(crate) fn masquerade(self) -> Self {
         self.expression("masq", Attributes::new())
     }
@@ -201,7 +201,7 @@ impl Rule {
         self.expression("cmp", data)
     }
 
-    /// Keeps the bits of `mask`, then flips those of `flipped`.
+    /// Keeps the bits of `mask` in the register, then flips the bits of `flipped`.
     fn bitwise(self, mask: &[u8], flipped: &[u8]) -> Self {
         const NFTA_BITWISE_SREG: u16 = 1;
         const NFTA_BITWISE_DREG: u16 = 2;
@@ -231,15 +231,15 @@ impl Rule {
         self.expression("payload", load)
     }
 
-    /// `meta nfproto ipv4`.
-    pub(crate) fn ipv4(self) -> Self {
+    /// `meta nfproto ipv4`
+    pub(crate) fn nfproto_ipv4(self) -> Self {
         self.meta(libc::NFT_META_NFPROTO as u32)
             .compare(libc::NFT_CMP_EQ as u32, &[libc::NFPROTO_IPV4 as u8])
     }
 
-    /// The IPv4 address at an offset of the header, compared with a network. Of no other protocol's packet.
+    /// Compares the IPv4 address at an offset of the header with a subnet. No packet of another protocol matches.
     fn address(self, offset: u32, subnet: Ipv4Subnet, operator: u32) -> Self {
-        self.ipv4()
+        self.nfproto_ipv4()
             .payload(libc::NFT_PAYLOAD_NETWORK_HEADER as u32, offset, 4)
             .bitwise(&subnet.mask().octets(), &[0; 4])
             .compare(operator, &subnet.network().octets())
@@ -266,7 +266,7 @@ fn value(bytes: &[u8]) -> Attributes {
     Attributes::new().bytes(NFTA_DATA_VALUE, bytes)
 }
 
-/// Names are compared whole, with the zeroes after them, or `br1` would be `br10`.
+/// An interface's name with the zeroes after it, so that `br1` does not match `br10`.
 fn interface(name: &str) -> [u8; libc::IFNAMSIZ] {
     let mut bytes = [0; libc::IFNAMSIZ];
     for (to, from) in bytes.iter_mut().zip(name.bytes()) {

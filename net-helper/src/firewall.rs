@@ -1,0 +1,114 @@
+//! The chains of the nftables table: what the networks' modes mean for packets.
+//!
+//! A routed packet passes two chains: may it leave the network that it comes from, and may it enter the network that it
+//! goes to? Other tables are evaluated as well, so a packet that this table accepts can still be dropped by the host's
+//! own firewall. Before routing, packets that may pass get a mark, and without the mark there is no route (see
+//! [`crate::routing`]): a packet passes only if both kinds of rules allow it.
+
+use tap::InterfaceName;
+
+use crate::identity::TAP_PREFIX;
+use crate::network::{Addressing, Network};
+use crate::nft::{Chain, Hook, Rule};
+use crate::subnet::Ipv4Subnet;
+
+/// The port of DHCP servers.
+const DHCP: u16 = 67;
+
+/// The chains for these networks. `only_guests` means that this host routes for guests alone, since this program has
+/// switched routing on.
+pub(crate) fn chains(networks: &[Network], only_guests: bool) -> Vec<Chain> {
+    // When somebody has removed a TAP device's bridge, its guest's packets come in by the TAP device itself.
+    let mut to_host = vec![Rule::new().iifname_prefix(TAP_PREFIX).drop()];
+    // These come before the other rules of any network, so that a guest of one network does not reach the host's
+    // address on another.
+    to_host.extend(networks.iter().flat_map(host_address_is_for_own_guests));
+    let mut mark = Vec::new();
+    let mut leave = Vec::new();
+    let mut enter = Vec::new();
+    let mut source_nat = Vec::new();
+    for network in networks {
+        let Some(addressing) = network.addressing else {
+            continue;
+        };
+        let (mode, bridge, subnet) = (network.mode, &network.bridge, addressing.subnet);
+        to_host.extend(from_guests_to_host(network, addressing));
+        mark.extend(mode.mark(bridge, subnet));
+        let within = |rule: Rule| rule.iifname(bridge).oifname(bridge).accept();
+        leave.push(within(Rule::new()));
+        leave.extend(mode.leave(bridge, subnet));
+        leave.push(Rule::new().iifname(bridge).drop());
+        enter.push(within(Rule::new()));
+        enter.extend(mode.enter(bridge, subnet));
+        enter.push(Rule::new().oifname(bridge).drop());
+        source_nat.extend(mode.source_nat(bridge, subnet));
+    }
+    leave.push(Rule::new().iifname_prefix(TAP_PREFIX).drop());
+    enter.push(Rule::new().oifname_prefix(TAP_PREFIX).drop());
+    if only_guests {
+        leave.extend(no_routing_for_others(networks));
+    }
+    let chain = |name, hook, rules| Chain { name, hook, rules };
+    vec![
+        chain("to_host", Hook::Input, to_host),
+        chain("routable", Hook::PreRouting, mark),
+        chain("from_guests", Hook::Forward { priority: 0 }, leave),
+        chain("to_guests", Hook::Forward { priority: 1 }, enter),
+        chain("translation", Hook::SourceNat, source_nat),
+    ]
+}
+
+/// The host's address on a network is for that network's guests and for the host itself. Others with a route to it
+/// would reach the network's dnsmasq, and whatever else listens there. They may answer connections that the host has
+/// begun from that address, if the network is routed.
+fn host_address_is_for_own_guests(network: &Network) -> Vec<Rule> {
+    let Some(Addressing { subnet, .. }) = network.addressing else {
+        return Vec::new();
+    };
+    let mut rules = Vec::new();
+    if network.mode.is_routed() {
+        rules.push(from_elsewhere(&network.bridge, subnet).ct_reply().accept());
+    }
+    rules.push(from_elsewhere(&network.bridge, subnet).drop());
+    rules
+}
+
+/// A packet for any address of the subnet, since its broadcast address is also the host's.
+fn from_elsewhere(bridge: &InterfaceName, subnet: Ipv4Subnet) -> Rule {
+    Rule::new()
+        .not_iifname(bridge)
+        .not_iifname_lo()
+        .ip_daddr_in(subnet)
+}
+
+/// Guests may use DHCP. Those of a routed network reach all of the host's addresses, others only its address on their
+/// network.
+fn from_guests_to_host(network: &Network, addressing: Addressing) -> Vec<Rule> {
+    let from_bridge = || Rule::new().iifname(&network.bridge);
+    let from_guest = || from_bridge().ip_saddr_in(addressing.subnet);
+    let mut rules = Vec::new();
+    if addressing.dhcp {
+        rules.push(from_bridge().udp_dport(DHCP).accept());
+    }
+    rules.push(match network.mode.is_routed() {
+        true => from_guest().accept(),
+        false => from_guest().ip_daddr(addressing.subnet.gateway()).accept(),
+    });
+    rules.push(from_guest().ct_state_established().accept());
+    rules.push(from_bridge().drop());
+    rules
+}
+
+/// Drops routed packets that neither come from one of our networks nor go to one. If br_netfilter is loaded, frames
+/// within a bridge pass this chain, too, so packets from bridges are dropped only if guests are on the bridge and the
+/// packet leaves it.
+fn no_routing_for_others(networks: &[Network]) -> Vec<Rule> {
+    let (own, joined): (Vec<_>, Vec<_>) = networks.iter().partition(|n| n.owns_bridge());
+    let to_own = own.iter().map(|n| Rule::new().oifname(&n.bridge).accept());
+    let from_joined = joined.iter().map(|n| {
+        let from = Rule::new().iifname(&n.bridge).not_oifname(&n.bridge);
+        from.nfproto_ipv4().drop()
+    });
+    let from_elsewhere = Rule::new().not_iifkind_bridge().nfproto_ipv4().drop();
+    to_own.chain(from_joined).chain([from_elsewhere]).collect()
+}

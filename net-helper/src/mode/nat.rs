@@ -1,0 +1,45 @@
+//! Guests reach other networks through this host, with its address. Others can answer them, and cannot begin a connection.
+
+use tap::InterfaceName;
+
+use super::{ForwardMode, MAY_ENTER, MAY_LEAVE};
+use crate::nft::Rule;
+use crate::subnet::Ipv4Subnet;
+
+#[derive(Debug)]
+pub(super) struct Nat;
+
+impl ForwardMode for Nat {
+    fn name(&self) -> &'static str {
+        "nat"
+    }
+
+    fn is_routed(&self) -> bool {
+        true
+    }
+
+    fn mark(&self, bridge: &InterfaceName, subnet: Ipv4Subnet) -> Vec<Rule> {
+        let leaves = Rule::new().iifname(bridge).ip_saddr_in(subnet);
+        let enters = Rule::new().ip_daddr_in(subnet);
+        vec![
+            leaves.ct_state_valid().set_mark_bits(MAY_LEAVE),
+            enters.ct_state_established().set_mark_bits(MAY_ENTER),
+        ]
+    }
+
+    /// A packet without a valid connection is not translated: it would leave with the guest's own address.
+    fn leave(&self, bridge: &InterfaceName, subnet: Ipv4Subnet) -> Vec<Rule> {
+        let from_guest = Rule::new().iifname(bridge).ip_saddr_in(subnet);
+        vec![from_guest.ct_state_valid().accept()]
+    }
+
+    fn enter(&self, bridge: &InterfaceName, subnet: Ipv4Subnet) -> Vec<Rule> {
+        let to_guest = Rule::new().oifname(bridge).ip_daddr_in(subnet);
+        vec![to_guest.ct_state_established().accept()]
+    }
+
+    fn source_nat(&self, bridge: &InterfaceName, subnet: Ipv4Subnet) -> Vec<Rule> {
+        let from_guest = Rule::new().ip_saddr_in(subnet).not_ip_daddr_in(subnet);
+        vec![from_guest.not_oifname(bridge).masquerade()]
+    }
+}
