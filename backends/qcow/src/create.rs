@@ -15,11 +15,11 @@ use crate::header::{self, CRYPT_AES, Header, LENGTH_V3};
 use crate::host_file::HostFile;
 use crate::image::Image;
 use crate::lock::{FileLock, Use};
-use crate::names::resolve_data_file;
 use crate::options::{
     CompressionType, CreateOptions, DataFile, Format, Locking, OpenOptions, Preallocation,
 };
 use crate::raw;
+use crate::references::resolve_data_file;
 use crate::storage::Storage;
 
 /// Creates an image file. What was in the file is lost; if creating fails, a file that was not there before is removed again.

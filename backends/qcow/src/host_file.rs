@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::buffer::{Destination, Source};
 use crate::storage::Storage;
-use length::{Cut, Length, Remains};
+use length::{Length, Remains, Truncation};
 
 /// A file or block device of the host.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl HostFile {
     }
 
     /// Whether a range can be read, of a file of which something was cut off.
-    fn check_remains(&self, cut: Cut, offset: u64, len: u64) -> io::Result<()> {
+    fn check_remains(&self, cut: Truncation, offset: u64, len: u64) -> io::Result<()> {
         match cut.remains(offset, len) {
             Remains::Never => Ok(()),
             Remains::Nothing => Err(cut.error()),

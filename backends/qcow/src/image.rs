@@ -2,23 +2,23 @@
 
 mod amend;
 mod change;
-mod facts;
 mod files;
+mod info;
 mod plan;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::below::Below;
+use crate::backing_disk::BackingDisk;
 use crate::buffer::{Destination, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal_file::Beside;
 use crate::lock::FileLock;
-use crate::names::References;
 use crate::options::{Format, OpenOptions};
 use crate::plan::Plan;
 use crate::qcow2::Qcow2;
 use crate::raw::Raw;
+use crate::references::References;
 use crate::storage::Storage;
 use crate::sync::{FileSyncs, SyncState, Synced};
 use crate::window::Window;
@@ -83,13 +83,15 @@ impl Image {
 
     /// What this image does not hold is read from `below` from now on.
     #[must_use]
-    pub fn over(mut self, below: Arc<Image>) -> Self {
-        self.backing = Some(below);
+    pub fn over(mut self, backing: Arc<Image>) -> Self {
+        self.backing = Some(backing);
         self
     }
 
-    fn below(&self) -> Option<&dyn Below> {
-        self.backing.as_deref().map(|below| below as &dyn Below)
+    fn backing_disk(&self) -> Option<&dyn BackingDisk> {
+        self.backing
+            .as_deref()
+            .map(|backing| backing as &dyn BackingDisk)
     }
 
     pub(crate) fn set_data_file(
@@ -210,7 +212,7 @@ impl Image {
         self.check_range(offset, len as u64)?;
         match &self.layer {
             Layer::Raw(raw) => raw.write(offset, src, 0, len),
-            Layer::Qcow2(qcow2) => qcow2.write(self.below(), offset, src, len),
+            Layer::Qcow2(qcow2) => qcow2.write(self.backing_disk(), offset, src, len),
         }
         .map_err(|error| error.within(self.path.display()))
     }
@@ -221,7 +223,7 @@ impl Image {
         self.check_range(offset, len)?;
         match &self.layer {
             Layer::Raw(raw) => raw.write_zeroes(offset, len, may_unmap),
-            Layer::Qcow2(qcow2) => qcow2.write_zeroes(self.below(), offset, len, may_unmap),
+            Layer::Qcow2(qcow2) => qcow2.write_zeroes(self.backing_disk(), offset, len, may_unmap),
         }
         .map_err(|error| error.within(self.path.display()))
     }
@@ -305,10 +307,10 @@ impl Image {
     /// Flushes and closes the image, and those of its backing chain that nobody else uses. Unlike dropping it, this reports errors, and
     /// those of flushes before it.
     pub fn close(mut self) -> Result<()> {
-        let below = self.backing.take().and_then(Arc::into_inner);
+        let backing = self.backing.take().and_then(Arc::into_inner);
         let closed = self.close_layer();
         drop(self);
-        below.map_or(Ok(()), Self::close).and(closed)
+        backing.map_or(Ok(()), Self::close).and(closed)
     }
 
     fn close_layer(&self) -> Result<()> {
@@ -334,7 +336,7 @@ impl std::fmt::Debug for Image {
     }
 }
 
-impl Below for Image {
+impl BackingDisk for Image {
     fn size(&self) -> u64 {
         self.virtual_size()
     }
@@ -357,7 +359,7 @@ impl Below for Image {
         }
         match &self.layer {
             Layer::Raw(raw) => raw.read(offset, dst, at, inside),
-            Layer::Qcow2(qcow2) => qcow2.read(self.below(), offset, dst, at, inside),
+            Layer::Qcow2(qcow2) => qcow2.read(self.backing_disk(), offset, dst, at, inside),
         }
         .map_err(|error| error.within(self.path.display()))
     }

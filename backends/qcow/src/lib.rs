@@ -133,11 +133,11 @@
 #![forbid(unsafe_code)]
 
 mod address;
-mod backing;
-mod below;
+mod backing_disk;
 mod big_endian;
 mod bitmap;
 mod buffer;
+mod chain;
 mod check;
 mod compressed;
 mod create;
@@ -149,6 +149,7 @@ mod feature;
 mod folder;
 mod gate;
 mod geometry;
+mod group_commit;
 mod header;
 mod host_file;
 mod image;
@@ -156,7 +157,6 @@ mod journal_file;
 mod l2;
 mod lock;
 mod luks;
-mod names;
 mod nested;
 mod options;
 mod plan;
@@ -164,12 +164,12 @@ mod progress;
 mod qcow2;
 mod range_lock;
 mod raw;
+mod references;
 mod report;
 mod scratch;
 mod snapshot_table;
 mod storage;
 mod sync;
-mod turn;
 mod window;
 
 pub use address::{ClusterIndex, GuestOffset, HostOffset};

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::below::Below as _;
+use crate::backing_disk::BackingDisk as _;
 use crate::buffer::{Destination, Source};
 use crate::error::Error;
 use crate::extent::Extent;

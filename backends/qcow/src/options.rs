@@ -60,7 +60,7 @@ pub enum Backing {
 /// What to do about an external data file.
 #[derive(Clone, Default)]
 pub enum DataFile {
-    /// Do not open it: facts and metadata can be read, data cannot.
+    /// Do not open it: metadata can be read, data cannot.
     #[default]
     Ignore,
     /// Open the file the image names.

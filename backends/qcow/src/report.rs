@@ -1,10 +1,10 @@
-//! What the library tells about an image: facts, the result of a check.
+//! What the library reports about an image: what `info` shows, and the result of a check.
 
 use std::path::PathBuf;
 
 use crate::options::{CompressionType, Format};
 
-/// All facts of an image's header, as `qemu-img info` shows them. Gathered without opening any other file.
+/// What `qemu-img info` shows of an image. No other file is opened for it.
 #[derive(Debug, Clone)]
 pub struct Info {
     /// The name it was opened by.
@@ -27,11 +27,11 @@ pub struct Info {
     pub backing_format: Option<String>,
     /// Internal snapshots, in the order of the table.
     pub snapshots: Vec<SnapshotInfo>,
-    /// Facts only qcow2 has.
+    /// What only qcow2 has.
     pub qcow2: Option<Qcow2Info>,
 }
 
-/// Facts of a qcow2 header.
+/// What a qcow2 header says.
 #[derive(Debug, Clone)]
 pub struct Qcow2Info {
     /// 2 (compat 0.10) or 3 (compat 1.1).

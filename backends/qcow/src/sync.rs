@@ -8,8 +8,8 @@
 use std::io;
 use std::sync::{Arc, OnceLock};
 
+use crate::group_commit::GroupCommit;
 use crate::storage::{Filter, Storage};
-use crate::turn::Turns;
 
 /// Why nothing that an image's files are given is known to be durable, if so. Clones are of the same image.
 #[derive(Clone, Debug, Default)]
@@ -36,10 +36,10 @@ impl SyncState {
     }
 }
 
-/// The turns at syncing one file of an image.
+/// The syncs of one file of an image: one at a time.
 #[derive(Debug, Default)]
 struct Syncs {
-    turns: Turns,
+    commits: GroupCommit,
     state: SyncState,
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct Synced {
 impl Synced {
     pub(crate) fn new(file: Arc<dyn Storage>, state: &SyncState) -> (Self, FileSyncs) {
         let syncs = Arc::new(Syncs {
-            turns: Turns::default(),
+            commits: GroupCommit::default(),
             state: state.clone(),
         });
         let of_file = FileSyncs(Arc::clone(&syncs));
@@ -60,18 +60,18 @@ impl Synced {
     }
 }
 
-/// A way to a file's turns for callers that sync it by other means.
+/// The syncs of a file, for callers that do their own.
 #[derive(Clone, Debug)]
 pub(crate) struct FileSyncs(Arc<Syncs>);
 
-/// A flush by other means than this library's: an fdatasync of each of these files, which are those of [`crate::Image::files`]. Until
+/// A flush for callers that do their own I/O: an fdatasync of each of these files, which are those of [`crate::Image::files`]. Until
 /// this is dropped, nobody else syncs them.
 ///
 /// If one fails, call [`crate::Image::flush_failed`]; if all succeed, [`Flush::ended`]. Without that, the flush counts as failed.
 #[derive(Debug)]
 pub struct Flush {
     files: Vec<usize>,
-    turns: Vec<(FileSyncs, u64)>,
+    commits: Vec<(FileSyncs, u64)>,
 }
 
 impl Flush {
@@ -79,7 +79,7 @@ impl Flush {
     pub(crate) fn nothing() -> Self {
         Self {
             files: Vec::new(),
-            turns: Vec::new(),
+            commits: Vec::new(),
         }
     }
 
@@ -87,10 +87,10 @@ impl Flush {
     pub(crate) fn begin(files: impl IntoIterator<Item = (usize, FileSyncs)>) -> Option<Self> {
         let mut flush = Self::nothing();
         for (file, syncs) in files {
-            match syncs.0.turns.begin_if_idle() {
-                Some(turn) => {
+            match syncs.0.commits.try_begin() {
+                Some(commit) => {
                     flush.files.push(file);
-                    flush.turns.push((syncs, turn));
+                    flush.commits.push((syncs, commit));
                 }
                 None => {
                     flush.end(false);
@@ -111,15 +111,15 @@ impl Flush {
     /// # Errors
     /// A flush of the image has failed meanwhile.
     pub fn ended(mut self) -> io::Result<()> {
-        let state = self.turns.first().map(|(syncs, _)| &syncs.0.state);
+        let state = self.commits.first().map(|(syncs, _)| &syncs.0.state);
         let checked = state.map_or(Ok(()), SyncState::check);
         self.end(checked.is_ok());
         checked
     }
 
-    fn end(&mut self, written: bool) {
-        for (syncs, turn) in self.turns.drain(..) {
-            syncs.0.turns.end(turn, written);
+    fn end(&mut self, succeeded: bool) {
+        for (syncs, commit) in self.commits.drain(..) {
+            syncs.0.commits.end(commit, succeeded);
         }
     }
 }
@@ -127,7 +127,7 @@ impl Flush {
 impl Drop for Flush {
     fn drop(&mut self) {
         let unknown = io::Error::other("it was given up");
-        for (syncs, _) in &self.turns {
+        for (syncs, _) in &self.commits {
             syncs.0.state.fail(&unknown);
         }
         self.end(false);
@@ -142,10 +142,10 @@ impl Filter for Synced {
     fn sync(&self) -> io::Result<()> {
         let state = &self.syncs.state;
         state.check()?;
-        if let Some(turn) = self.syncs.turns.take_unless_written() {
+        if let Some(commit) = self.syncs.commits.begin_unless_covered() {
             state.check()?;
             self.file.sync().inspect_err(|error| state.fail(error))?;
-            turn.all_written();
+            commit.succeeded();
         }
         state.check()
     }

@@ -11,10 +11,10 @@ mod bitmaps;
 mod compare;
 mod copied;
 mod counts;
-mod exchange;
-mod home;
 mod mend;
 mod rebuild;
+mod replace_tables;
+mod restore_places;
 mod snapshots;
 mod structure;
 mod tables;
@@ -31,7 +31,7 @@ use crate::report::{CheckResult, Repair};
 use crate::snapshot_table::Snapshot;
 use crate::storage::Storage;
 use counts::Counts;
-pub(crate) use exchange::{Exchanged, Trees};
+pub(crate) use replace_tables::{NewTables, Replaced};
 use tables::Extents;
 
 /// At most this many findings are told in words; all are counted.

@@ -1,19 +1,19 @@
-//! What is to be written next.
+//! Batches of metadata writes.
 
 use crate::address::{ClusterIndex, HostOffset};
 use crate::engine::journal::Journal;
-use crate::engine::{Engine, Freed, Snapshot, Stop, Table};
+use crate::engine::{DirtyPages, Engine, Freed, Stop, Table};
 use crate::error::Result;
 use crate::feature;
 use crate::header::Header;
 
-/// All that the file lacks at one moment, to be written by stages.
+/// All metadata that is not in the file yet at one moment, to be written stage by stage.
 #[derive(Debug, Default)]
-pub(crate) struct Cut {
-    /// The header with the dirty bit, which must be on the medium before all else: refcounts stay behind.
+pub(crate) struct MetadataBatch {
+    /// The header with the dirty bit, which must be on the medium before the stages, because refcounts are not written with them.
     pub(crate) header: Option<Header>,
     /// The pages of each table, in the order in which they may reach the medium.
-    pub(crate) stages: [Snapshot; 4],
+    pub(crate) stages: [DirtyPages; 4],
     /// What no table uses any more once all stages are on the medium.
     freed: Vec<Freed>,
 }
@@ -24,44 +24,44 @@ const FREE_STEP: u64 = 4096;
 const MAX_FREED: usize = 1 << 16;
 
 impl Engine {
-    /// Takes all that is unwritten; with `finish`, refcounts too, in any case. One cut at a time: the next may be had after
-    /// [`Engine::settle`].
-    pub(crate) fn cut(&mut self, finish: bool) -> Result<Cut> {
+    /// Takes all metadata that is unwritten; with `finish`, refcounts even where they may be lazy. One batch at a time: the next one may be
+    /// taken after [`Engine::end_batch`].
+    pub(crate) fn take_batch(&mut self, finish: bool) -> Result<MetadataBatch> {
         self.check_usable()?;
         let behind = !finish && self.refcounts_may_wait();
-        let mut cut = Cut::default();
+        let mut batch = MetadataBatch::default();
         if behind && self.needs_dirty_bit() {
             let mut header = self.header.clone();
             header.incompatible |= feature::DIRTY;
-            cut.header = Some(header);
+            batch.header = Some(header);
         }
-        for (stage, table) in cut.stages.iter_mut().zip(Table::ALL) {
+        for (stage, table) in batch.stages.iter_mut().zip(Table::ALL) {
             if !(behind && matches!(table, Table::Refcounts | Table::Blocks)) {
-                *stage = self.pages.take(table);
+                *stage = self.pages.take_dirty(table);
             }
         }
-        cut.freed = std::mem::take(&mut self.freed);
+        batch.freed = std::mem::take(&mut self.freed);
         if let Some(journal) = &mut self.journal {
-            journal.cut();
+            journal.batch_taken();
         }
-        Ok(cut)
+        Ok(batch)
     }
 
-    /// All of the cut is on the medium; returns what is free now. Or, if not `written`, it is to be written again.
-    pub(crate) fn settle(&mut self, cut: Cut, written: bool) -> Vec<Freed> {
-        for stage in &cut.stages {
-            self.pages.left(stage, written);
+    /// The batch is on the medium: returns the clusters that are free now. If it was not `written`, it is part of the next batch.
+    pub(crate) fn end_batch(&mut self, batch: MetadataBatch, written: bool) -> Vec<Freed> {
+        for stage in &batch.stages {
+            self.pages.end_writeback(stage, written);
         }
         if written {
-            return self.settled(cut.freed);
+            return self.free_after_batch(batch.freed);
         }
-        let later = std::mem::replace(&mut self.freed, cut.freed);
+        let later = std::mem::replace(&mut self.freed, batch.freed);
         self.freed.extend(later);
         Vec::new()
     }
 
     /// No table uses these any more: they are free once their counts say so, which the journal knows.
-    fn settled(&mut self, freed: Vec<Freed>) -> Vec<Freed> {
+    fn free_after_batch(&mut self, freed: Vec<Freed>) -> Vec<Freed> {
         let mut runs = joined(&freed, self.geometry.cluster_size());
         if let Some(journal) = &mut self.journal {
             for run in freed {

@@ -5,49 +5,49 @@ use crate::engine::{Engine, Stop};
 use crate::error::Error;
 use crate::l2::{Cluster, L2Entry};
 
-/// What becomes of a range.
+/// How a range is cleared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Drop {
-    /// It reads as zeroes and keeps its space.
+pub(crate) enum ClearMode {
+    /// It reads as zeroes and keeps its clusters.
     Zero,
-    /// It reads as zeroes and gives its space up.
+    /// It reads as zeroes and its clusters are freed.
     ZeroAndFree,
-    /// It gives its space up; it reads as zeroes, except in an image that cannot say so, where it stays as it is.
+    /// Its clusters are freed and it reads as zeroes; version 2 over a backing file has no zero clusters and leaves it as it is.
     Discard,
-    /// It is no longer in this image.
+    /// This image holds it no more: the backing file shows.
     Unallocate,
 }
 
 impl Engine {
-    /// Does `what` to the beginning of a range, whose start and end are aligned to subclusters, or are the end of the disk;
-    /// for all but zeroing, aligned to clusters. Returns up to where.
+    /// Clears the beginning of a range, whose start and end are aligned to subclusters, or are the end of the disk;
+    /// for all modes but zeroing, aligned to clusters. Returns the guest offset up to which it is cleared.
     ///
-    /// `backed`: what is not allocated here may be found below.
+    /// `backed`: the backing file shows where nothing is allocated.
     ///
     /// # Errors
     /// `Stop::Fail` with `Unsupported` if a zero cluster cannot be expressed here; zeroes must be written instead.
-    pub(crate) fn drop_range(
+    pub(crate) fn clear_range(
         &mut self,
         guest: GuestOffset,
         len: u64,
-        what: Drop,
+        mode: ClearMode,
         backed: bool,
     ) -> Result<u64, Stop> {
         self.check_usable()?;
         let span = self.geometry.l2_span();
         let end = (guest.0 + len).min((guest.0 / span + 1).saturating_mul(span));
-        let is_zero = matches!(what, Drop::Zero | Drop::ZeroAndFree);
+        let is_zero = matches!(mode, ClearMode::Zero | ClearMode::ZeroAndFree);
         if self.geometry.version < 3 && backed {
-            match what {
-                Drop::Zero | Drop::ZeroAndFree => {
+            match mode {
+                ClearMode::Zero | ClearMode::ZeroAndFree => {
                     return Err(Error::unsupported("version 2 has no zero clusters").into());
                 }
-                Drop::Discard => return Ok(guest.0 + len),
-                Drop::Unallocate => {}
+                ClearMode::Discard => return Ok(guest.0 + len),
+                ClearMode::Unallocate => {}
             }
         }
         let needs_entries =
-            (is_zero && self.geometry.version >= 3) || (what == Drop::Discard && backed);
+            (is_zero && self.geometry.version >= 3) || (mode == ClearMode::Discard && backed);
         if !needs_entries && self.l2_table(guest)?.is_none() {
             return Ok(end);
         }
@@ -62,7 +62,7 @@ impl Engine {
             let whole = at == base
                 && (next - base == self.geometry.cluster_size() || next >= self.header.size);
             let new = if whole {
-                self.dropped(&old, &state, what, backed)
+                self.cleared(&old, &state, mode, backed)
             } else {
                 self.partly_zeroed(&old, &state, at, next)?
             };
@@ -79,22 +79,24 @@ impl Engine {
         Ok(end)
     }
 
-    /// The entry of a cluster of which all is dropped.
-    fn dropped(&self, old: &L2Entry, state: &Cluster, what: Drop, backed: bool) -> L2Entry {
+    /// The new entry of a cluster that is cleared as a whole.
+    fn cleared(&self, old: &L2Entry, state: &Cluster, mode: ClearMode, backed: bool) -> L2Entry {
         let v3 = self.geometry.version >= 3;
         let zero = L2Entry::zero(&self.geometry);
-        match what {
-            Drop::Zero if !v3 => L2Entry::default(),
-            Drop::Zero => match state {
+        match mode {
+            ClearMode::Zero if !v3 => L2Entry::default(),
+            ClearMode::Zero => match state {
                 Cluster::Allocated { .. } => old.zeroed(&self.geometry),
                 _ => zero,
             },
-            Drop::ZeroAndFree if v3 => zero,
-            Drop::Discard if v3 => {
+            ClearMode::ZeroAndFree if v3 => zero,
+            ClearMode::Discard if v3 => {
                 let untouched = *state == Cluster::Unallocated && old.bitmap == 0;
                 if untouched && !backed { *old } else { zero }
             }
-            Drop::ZeroAndFree | Drop::Discard | Drop::Unallocate => L2Entry::default(),
+            ClearMode::ZeroAndFree | ClearMode::Discard | ClearMode::Unallocate => {
+                L2Entry::default()
+            }
         }
     }
 

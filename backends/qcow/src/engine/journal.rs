@@ -145,7 +145,7 @@ pub(crate) struct Journal {
     /// Not everything that belongs to these epochs is noted.
     incomplete: Vec<u64>,
     /// What is being written to the image now is what these epochs have.
-    leaving: Vec<u64>,
+    in_writeback: Vec<u64>,
     owed: BTreeMap<u64, Freed>,
     next: u64,
 }
@@ -172,7 +172,7 @@ impl Journal {
             base: 0,
             base_number: number,
             incomplete: Vec::new(),
-            leaving: Vec::new(),
+            in_writeback: Vec::new(),
             owed: BTreeMap::new(),
             next: 1,
         };
@@ -189,7 +189,7 @@ impl Journal {
             .keys()
             .last()
             .map_or(1, |last| last.saturating_add(1));
-        journal.leaving = left.parts.iter().flatten().copied().collect();
+        journal.in_writeback = left.parts.iter().flatten().copied().collect();
         journal.written();
         journal
     }
@@ -240,8 +240,8 @@ impl Journal {
     }
 
     /// All that was noted is about to be written to the image; what comes from now on belongs to the next time.
-    pub(crate) fn cut(&mut self) {
-        self.leaving = self.parts.iter().flatten().copied().collect();
+    pub(crate) fn batch_taken(&mut self) {
+        self.in_writeback = self.parts.iter().flatten().copied().collect();
         if !self.begin_part(SERVED_PARTS) && !self.incomplete.contains(&self.epoch) {
             // It could not be written several times. What comes now cannot be kept apart.
             self.incomplete.push(self.epoch);
@@ -252,11 +252,11 @@ impl Journal {
     /// It was written. `owed` is noted once more, for its notes are not needed any more.
     pub(crate) fn written(&mut self) {
         for part in &mut self.parts {
-            *part = part.filter(|epoch| !self.leaving.contains(epoch));
+            *part = part.filter(|epoch| !self.in_writeback.contains(epoch));
         }
         self.incomplete
-            .retain(|epoch| !self.leaving.contains(epoch));
-        if std::mem::take(&mut self.leaving).contains(&self.epoch) {
+            .retain(|epoch| !self.in_writeback.contains(epoch));
+        if std::mem::take(&mut self.in_writeback).contains(&self.epoch) {
             // The part it wrote to last is not overwritten before another one says that it is not needed.
             let kept = self.part;
             if let Some(part) = self.parts.get_mut(kept) {
@@ -276,7 +276,7 @@ impl Journal {
     /// The image has other tables, and all there is, is in it.
     pub(crate) fn restart(&mut self) {
         self.owed.clear();
-        self.leaving = self.parts.iter().flatten().copied().collect();
+        self.in_writeback = self.parts.iter().flatten().copied().collect();
         self.written();
     }
 

@@ -1,10 +1,10 @@
 //! The metadata engine: guest ranges → host extents, allocation, refcounts, and the order in which all that may reach the medium.
 //!
-//! It does no I/O. A driver calls [`Engine::attempt`] with an operation; if a table is missing in memory the operation stops with
-//! [`Stop::Need`], the driver reads the range, hands it to [`Engine::fill`], and tries again; likewise it has space reserved where a table
-//! is to be made. What changed is written when the driver
-//! asks for it: [`Engine::cut`] hands out all there is at one moment, by stages, each to be on the medium before the next may begin.
-//! Operations go on while it is written; what they change belongs to the next cut.
+//! It does no I/O. The caller runs an operation with [`Engine::attempt`]. If the operation needs a table that is not in memory, it stops
+//! with [`Stop::Need`]; the caller reads the range, passes it to [`Engine::fill`], and tries again. If it needs space for a new table, it
+//! stops with [`Stop::Reserve`] in the same way. Changes are written in batches: [`Engine::take_batch`] returns all that is unwritten, by
+//! stages, each of which must be on the medium before the next begins. Operations go on while a batch is written; what they change
+//! belongs to the next one.
 //!
 //! Order on the medium:
 //!
@@ -30,11 +30,11 @@ mod replay;
 mod snapshot;
 mod write;
 
-pub(crate) use batch::Cut;
-pub(crate) use discard::Drop;
+pub(crate) use batch::MetadataBatch;
+pub(crate) use discard::ClearMode;
 pub(crate) use growth::{Switch, refcount_ones, to_bytes};
 pub(crate) use map::{Piece, Where};
-pub(crate) use pages::{Snapshot, Table};
+pub(crate) use pages::{DirtyPages, Table};
 pub(crate) use write::Segment;
 
 use std::collections::HashSet;
@@ -296,7 +296,7 @@ impl Engine {
     }
 
     /// Other tables were written, and all there is, is on the medium: goes on with those.
-    pub(crate) fn exchange(&mut self, header: Header) {
+    pub(crate) fn replace_tables(&mut self, header: Header) {
         let journal = self.journal.take();
         self.restart(header);
         self.journal = journal;

@@ -31,15 +31,15 @@ impl Table {
 }
 
 /// The content of pages by their offsets, in order.
-pub(crate) type Snapshot = Vec<(u64, Arc<[u64]>)>;
+pub(crate) type DirtyPages = Vec<(u64, Arc<[u64]>)>;
 
 #[derive(Debug)]
 struct Page {
     words: Arc<[u64]>,
     /// Changed since it was last taken to be written.
     dirty: Option<Table>,
-    /// It was taken to be written, and may not be in the file yet.
-    leaving: Option<Table>,
+    /// It is part of a batch that may not be in the file yet.
+    in_writeback: Option<Table>,
     /// It is not what the file had when it was read.
     changed: bool,
     /// Looked at since it was last spared.
@@ -63,9 +63,9 @@ pub(crate) struct Pages {
     queue: VecDeque<u64>,
     page_size: u64,
     capacity: usize,
-    /// How many pages of each table are dirty, and how many are leaving.
+    /// How many pages of each table are dirty, and how many are being written.
     dirty: [usize; 4],
-    leaving: [usize; 4],
+    in_writeback: [usize; 4],
     /// How often a page was dropped that had been changed: what was read before that may be older than the file.
     dropped: u64,
 }
@@ -80,7 +80,7 @@ impl Pages {
             page_size,
             capacity,
             dirty: [0; 4],
-            leaving: [0; 4],
+            in_writeback: [0; 4],
             dropped: 0,
         }
     }
@@ -180,7 +180,7 @@ impl Pages {
                 Page {
                     words: vec![0; words].into(),
                     dirty: Some(table),
-                    leaving: None,
+                    in_writeback: None,
                     changed: true,
                     used: AtomicBool::new(true),
                 },
@@ -210,7 +210,7 @@ impl Pages {
                 Page {
                     words,
                     dirty: None,
-                    leaving: None,
+                    in_writeback: None,
                     changed: false,
                     used: AtomicBool::new(true),
                 },
@@ -239,7 +239,7 @@ impl Pages {
     fn remove(&mut self, start: u64) {
         if let Some(page) = self.map.remove(&start) {
             count(&mut self.dirty, page.dirty, None);
-            count(&mut self.leaving, page.leaving, None);
+            count(&mut self.in_writeback, page.in_writeback, None);
             self.dropped += u64::from(page.changed);
         }
     }
@@ -249,13 +249,13 @@ impl Pages {
         self.map.clear();
         self.queue.clear();
         self.dirty = [0; 4];
-        self.leaving = [0; 4];
+        self.in_writeback = [0; 4];
         self.dropped += 1;
     }
 
-    /// The changed pages of a table as they are now, to be written. They are leaving until [`Pages::left`] says what became of that.
-    pub(crate) fn take(&mut self, table: Table) -> Snapshot {
-        let mut pages = Snapshot::new();
+    /// The dirty pages of a table as they are now. They are in writeback until [`Pages::end_writeback`].
+    pub(crate) fn take_dirty(&mut self, table: Table) -> DirtyPages {
+        let mut pages = DirtyPages::new();
         if self.dirty[table as usize] == 0 {
             return pages;
         }
@@ -263,22 +263,22 @@ impl Pages {
             if page.dirty == Some(table) {
                 pages.push((*start, page.words.clone()));
                 count(&mut self.dirty, page.dirty.take(), None);
-                count(&mut self.leaving, page.leaving, Some(table));
-                page.leaving = Some(table);
+                count(&mut self.in_writeback, page.in_writeback, Some(table));
+                page.in_writeback = Some(table);
             }
         }
         pages.sort_unstable_by_key(|(start, _)| *start);
         pages
     }
 
-    /// These pages are in the file now, or, if not `written`, have to be written again.
-    pub(crate) fn left(&mut self, pages: &Snapshot, written: bool) {
+    /// These pages are in the file now; if not `written`, they are dirty again.
+    pub(crate) fn end_writeback(&mut self, pages: &DirtyPages, written: bool) {
         for (start, _) in pages {
             let Some(page) = self.map.get_mut(start) else {
                 continue;
             };
-            let table = page.leaving.take();
-            count(&mut self.leaving, table, None);
+            let table = page.in_writeback.take();
+            count(&mut self.in_writeback, table, None);
             if !written && page.dirty.is_none() {
                 page.dirty = table;
                 count(&mut self.dirty, None, table);
@@ -286,14 +286,14 @@ impl Pages {
         }
     }
 
-    /// Whether the file lacks changes of a table that no one has begun to write.
+    /// Whether the table has dirty pages that are in no batch yet.
     pub(crate) fn has_dirty(&self, table: Table) -> bool {
         self.dirty[table as usize] > 0
     }
 
     /// Whether the file may lack changes of a table.
     pub(crate) fn has_unwritten(&self, table: Table) -> bool {
-        self.dirty[table as usize] + self.leaving[table as usize] > 0
+        self.dirty[table as usize] + self.in_writeback[table as usize] > 0
     }
 
     /// So much is unwritten that it should be written before more comes.
@@ -313,7 +313,7 @@ impl Pages {
                 None => {}
                 Some(page)
                     if page.used.load(Ordering::Relaxed)
-                        || page.dirty.or(page.leaving).is_some() =>
+                        || page.dirty.or(page.in_writeback).is_some() =>
                 {
                     *page.used.get_mut() = false;
                     self.queue.push_back(start);

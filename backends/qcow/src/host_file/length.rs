@@ -16,12 +16,12 @@ pub(super) struct Length {
     /// Shared by those who make the file longer, from before they do until it is known; exclusive for whoever makes it shorter, or must
     /// be sure that nobody here does.
     changes: RwLock<()>,
-    cut: OnceLock<Cut>,
+    cut: OnceLock<Truncation>,
 }
 
 /// Somebody else made the file shorter.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cut {
+pub(super) struct Truncation {
     known: u64,
     /// What was left when it was noticed. Less may have been, if a write was under way.
     left: u64,
@@ -38,7 +38,7 @@ pub(super) enum Remains {
     Never,
 }
 
-impl Cut {
+impl Truncation {
     pub(super) fn error(self) -> io::Error {
         io::Error::new(
             io::ErrorKind::UnexpectedEof,
@@ -77,7 +77,7 @@ impl Length {
     }
 
     /// What is known to have been cut off.
-    pub(super) fn cut(&self) -> Option<Cut> {
+    pub(super) fn cut(&self) -> Option<Truncation> {
         self.cut.get().copied()
     }
 
@@ -99,7 +99,7 @@ impl Length {
         if left >= known {
             return Ok(());
         }
-        Err(self.cut.get_or_init(|| Cut { known, left }).error())
+        Err(self.cut.get_or_init(|| Truncation { known, left }).error())
     }
 
     /// Runs a change after which the file has at least `end` bytes.

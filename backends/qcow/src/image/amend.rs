@@ -20,9 +20,9 @@ impl Image {
         version: u32,
         report: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
-        let below = self.below();
+        let backing = self.backing_disk();
         self.amend("versions", |qcow2| match version {
-            2 => qcow2.downgrade(below, report),
+            2 => qcow2.downgrade(backing, report),
             3 => qcow2.upgrade(),
             _ => Err(Error::invalid(format!("there is no version {version}"))),
         })

@@ -24,7 +24,7 @@ impl Image {
                     let _ = raw.resize(old);
                 })
             }
-            Layer::Qcow2(qcow2) => qcow2.resize(self.below(), size, preallocation),
+            Layer::Qcow2(qcow2) => qcow2.resize(self.backing_disk(), size, preallocation),
         }
         .map_err(|error| error.within(self.path.display()))
     }
@@ -66,7 +66,7 @@ impl Image {
     pub fn snapshot_apply(&self, id_or_name: &str) -> Result<()> {
         self.check_writable()?;
         self.qcow2("snapshots")?
-            .snapshot_apply(self.below(), id_or_name)
+            .snapshot_apply(self.backing_disk(), id_or_name)
             .map_err(|error| error.within(self.path.display()))
     }
 

@@ -16,8 +16,8 @@ impl Image {
             .into_iter()
             .map(Storage::file)
             .collect::<Option<_>>()?;
-        if let Some(below) = self.backing() {
-            files.extend(below.files()?);
+        if let Some(backing) = self.backing() {
+            files.extend(backing.files()?);
         }
         Some(files)
     }
@@ -37,7 +37,7 @@ impl Image {
         let storages = self.storages();
         match (storages.get(file), self.backing()) {
             (Some(storage), _) => end < storage.known_len(),
-            (None, Some(below)) => below.was_cut_off(file - storages.len(), end),
+            (None, Some(backing)) => backing.was_cut_off(file - storages.len(), end),
             (None, None) => false,
         }
     }

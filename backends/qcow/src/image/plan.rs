@@ -53,7 +53,7 @@ impl Image {
                     },
                 ),
                 Layer::Qcow2(qcow2) => {
-                    if !qcow2.plan_read(plan, (self.below(), first), offset, (at, inside))? {
+                    if !qcow2.plan_read(plan, (self.backing_disk(), first), offset, (at, inside))? {
                         return Ok(false);
                     }
                 }

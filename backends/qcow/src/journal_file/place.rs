@@ -70,15 +70,15 @@ impl Place {
     }
 
     fn check_trust(&self, journal: &File, image: &Metadata) -> Result<()> {
-        let facts = journal
+        let metadata = journal
             .metadata()
             .map_err(|error| Error::io(format!("{}: cannot stat", self.path.display()), error))?;
         let owners = [rustix::process::geteuid().as_raw(), image.uid(), 0];
         let why = match () {
-            () if !facts.is_file() => "it is no regular file",
-            () if facts.nlink() != 1 => "it has several names",
-            () if !owners.contains(&facts.uid()) => "it belongs to somebody else",
-            () if facts.mode() & 0o022 != 0 => "others may write to it",
+            () if !metadata.is_file() => "it is no regular file",
+            () if metadata.nlink() != 1 => "it has several names",
+            () if !owners.contains(&metadata.uid()) => "it belongs to somebody else",
+            () if metadata.mode() & 0o022 != 0 => "others may write to it",
             () => return Ok(()),
         };
         Err(self.untrusted(why))

@@ -26,7 +26,7 @@ impl Qcow2 {
             return Err(Error::invalid("a backing file needs a format"));
         }
         let _guard = self.ranges.exclusive(0..u64::MAX);
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         engine.check_usable()?;
         if self.external
             && name.is_some()

@@ -72,7 +72,7 @@ impl Bitmaps {
 impl Qcow2 {
     /// Reads the directory of an image about to be written.
     pub(super) fn load_bitmaps(&self) -> Result<()> {
-        let header = self.engine().header.clone();
+        let header = self.engine_exclusive().header.clone();
         let list = read_directory(&*self.storage, &header)?;
         let mut state = self.bitmaps.state();
         state.list = list
@@ -97,7 +97,7 @@ impl Qcow2 {
                 .map(|entry| entry.meta.info())
                 .collect());
         }
-        let header = self.engine().header.clone();
+        let header = self.engine_exclusive().header.clone();
         Ok(read_directory(&*self.storage, &header)?
             .iter()
             .map(Bitmap::info)
@@ -140,7 +140,7 @@ impl Qcow2 {
             }
             marked.meta.set_in_use(true);
         }
-        self.store_list(&mut self.engine(), &mut marked, None)?;
+        self.store_list(&mut self.engine_exclusive(), &mut marked, None)?;
         for (entry, marked) in state.list.iter_mut().zip(marked) {
             entry.meta = marked.meta;
         }
@@ -159,7 +159,7 @@ impl Qcow2 {
                 entry.meta.set_in_use(false);
             }
         }
-        self.store_list(&mut self.engine(), &mut state.list, None)?;
+        self.store_list(&mut self.engine_exclusive(), &mut state.list, None)?;
         state.active = false;
         self.bitmaps.note(&state);
         Ok(())
@@ -169,7 +169,7 @@ impl Qcow2 {
     /// they lie one after the other, and what a bitmap no longer needs is free.
     fn change_bitmaps<T>(&self, change: impl FnOnce(&mut Vec<Entry>) -> Result<T>) -> Result<T> {
         let _guard = self.ranges.exclusive(0..u64::MAX);
-        if self.engine().header.version < 3 {
+        if self.engine_exclusive().header.version < 3 {
             return Err(Error::unsupported(
                 "Cannot store dirty bitmaps in qcow2 v2 files",
             ));
@@ -184,7 +184,7 @@ impl Qcow2 {
                 entry.bits = Bits::Moved;
             }
         }
-        self.store_list(&mut self.engine(), &mut list, None)?;
+        self.store_list(&mut self.engine_exclusive(), &mut list, None)?;
         state.list = list;
         self.bitmaps.note(&state);
         Ok(value)
@@ -242,7 +242,7 @@ impl Qcow2 {
         if self.writable && !self.for_check {
             self.store_bitmaps()?;
         }
-        let header = self.engine().header.clone();
+        let header = self.engine_exclusive().header.clone();
         let list = read_directory(&*self.storage, &header)?;
         let meta = list
             .iter()
@@ -310,7 +310,7 @@ impl Qcow2 {
     /// Stores them as they must be with the new size of the disk, and the size with them.
     pub(super) fn resize_with_bitmaps(&self, old: Vec<Vec<u8>>, size: u64) -> Result<()> {
         let mut state = self.bitmaps.state();
-        let engine = &mut self.engine();
+        let engine = &mut self.engine_exclusive();
         for (entry, mut bits) in state.list.iter_mut().zip(old) {
             bits.resize(entry.meta.data_bytes(size) as usize, 0);
             // Beyond the end there are no bits.

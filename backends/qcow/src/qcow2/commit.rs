@@ -3,12 +3,12 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::engine::{Cut, Engine, Freed, Snapshot, Stop, Table};
+use crate::engine::{DirtyPages, Engine, Freed, MetadataBatch, Stop, Table};
 use crate::error::{Error, Result};
 use crate::geometry::HOST_LIMIT;
+use crate::group_commit::Commit;
 use crate::options::Discard;
 use crate::qcow2::Qcow2;
-use crate::turn::Turn;
 
 /// Tables are read in pieces of this size, aligned, if clusters are larger.
 const READ_AHEAD: u64 = 16 << 10;
@@ -17,33 +17,33 @@ pub(super) fn io_failed(what: &'static str) -> impl Fn(std::io::Error) -> Error 
     move |error| Error::io(what, error)
 }
 
-/// The engine: locked for as long as somebody has it, or for each step by itself.
-pub(super) trait Steps {
-    /// One step, with the engine locked; none of them does I/O.
-    fn step<T>(&mut self, step: impl FnOnce(&mut Engine) -> T) -> T;
+/// The engine, for code that runs either with the engine locked throughout (`Engine`) or locks it for each step (`&Qcow2`).
+pub(super) trait EngineAccess {
+    /// Runs `operation` with the engine locked. It does no I/O.
+    fn with<T>(&mut self, operation: impl FnOnce(&mut Engine) -> T) -> T;
 }
 
-impl Steps for Engine {
-    fn step<T>(&mut self, step: impl FnOnce(&mut Engine) -> T) -> T {
-        step(self)
+impl EngineAccess for Engine {
+    fn with<T>(&mut self, operation: impl FnOnce(&mut Engine) -> T) -> T {
+        operation(self)
     }
 }
 
-impl Steps for &Qcow2 {
-    fn step<T>(&mut self, step: impl FnOnce(&mut Engine) -> T) -> T {
-        step(&mut self.glance())
+impl EngineAccess for &Qcow2 {
+    fn with<T>(&mut self, operation: impl FnOnce(&mut Engine) -> T) -> T {
+        operation(&mut self.engine_write())
     }
 }
 
-/// The engine, locked, while nobody writes its tables but the one who has this.
+/// The engine, locked for writing, while no commit of other threads is under way.
 #[derive(Debug)]
-pub(crate) struct Alone<'a> {
-    // In this order: the turn must not be over while the engine is locked.
+pub(crate) struct ExclusiveEngine<'a> {
+    // Dropped in this order: the commit must not end while the engine is locked.
     engine: RwLockWriteGuard<'a, Engine>,
-    _turn: Turn<'a>,
+    _commit: Commit<'a>,
 }
 
-impl Deref for Alone<'_> {
+impl Deref for ExclusiveEngine<'_> {
     type Target = Engine;
 
     fn deref(&self) -> &Engine {
@@ -51,13 +51,13 @@ impl Deref for Alone<'_> {
     }
 }
 
-impl DerefMut for Alone<'_> {
+impl DerefMut for ExclusiveEngine<'_> {
     fn deref_mut(&mut self) -> &mut Engine {
         &mut self.engine
     }
 }
 
-/// What became of the stages of a cut.
+/// The outcome of writing a batch.
 struct Written {
     /// The dirty bit is on the medium.
     marked: bool,
@@ -67,28 +67,28 @@ struct Written {
 }
 
 impl Qcow2 {
-    /// The engine, with nobody writing its tables: waits for who does.
-    pub(super) fn engine(&self) -> Alone<'_> {
-        let turn = self.turns.take();
-        Alone {
-            engine: self.glance(),
-            _turn: turn,
+    /// Exclusive access: waits for the commit that is under way, and keeps others from beginning one.
+    pub(super) fn engine_exclusive(&self) -> ExclusiveEngine<'_> {
+        let commit = self.commits.begin();
+        ExclusiveEngine {
+            engine: self.engine_write(),
+            _commit: commit,
         }
     }
 
-    /// The engine for a moment: no I/O while this is held.
-    pub(super) fn glance(&self) -> RwLockWriteGuard<'_, Engine> {
+    /// Access for writing. No I/O while this is held.
+    pub(super) fn engine_write(&self) -> RwLockWriteGuard<'_, Engine> {
         self.engine.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The engine for a moment, to look at, as several may at once: no I/O while this is held.
-    pub(super) fn look(&self) -> RwLockReadGuard<'_, Engine> {
+    /// Access for reading, for several threads at once. No I/O while this is held.
+    pub(super) fn engine_read(&self) -> RwLockReadGuard<'_, Engine> {
         self.engine.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads what an operation needs.
-    pub(super) fn load(&self, engine: &mut impl Steps, offset: u64, len: u64) -> Result<()> {
-        let (mark, ahead) = engine.step(|engine| {
+    pub(super) fn load(&self, engine: &mut impl EngineAccess, offset: u64, len: u64) -> Result<()> {
+        let (mark, ahead) = engine.with(|engine| {
             let ahead = READ_AHEAD.min(engine.geometry().cluster_size());
             (engine.before_read(), ahead)
         });
@@ -106,7 +106,7 @@ impl Qcow2 {
         self.storage
             .read(start, &mut &mut bytes[..], 0, window as usize)
             .map_err(io_failed("cannot read metadata"))?;
-        engine.step(|engine| engine.fill(mark, start, &bytes));
+        engine.with(|engine| engine.fill(mark, start, &bytes));
         Ok(())
     }
 
@@ -125,29 +125,30 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// The same as [`Qcow2::commit`] for one who has no turn, nor the engine locked: others go on with it, and if somebody else commits anyway, that serves.
+    /// As [`Qcow2::commit`], for callers that have not locked the engine: other requests go on meanwhile, and a commit of another thread
+    /// that begins after this call serves this caller, too.
     pub(super) fn commit_meanwhile(&self) -> Result<()> {
-        let Some(turn) = self.turns.take_unless_written() else {
+        let Some(commit) = self.commits.begin_unless_covered() else {
             return Ok(());
         };
         self.commit_by_steps(&mut &*self, false)?;
-        turn.all_written();
+        commit.succeeded();
         Ok(())
     }
 
-    fn commit_by_steps(&self, engine: &mut impl Steps, finish: bool) -> Result<()> {
-        let cut = engine.step(|engine| engine.cut(finish))?;
+    fn commit_by_steps(&self, engine: &mut impl EngineAccess, finish: bool) -> Result<()> {
+        let batch = engine.with(|engine| engine.take_batch(finish))?;
         // What reaches the image is noted before.
         let noted = self.keep_notes(engine);
         let written = match noted {
-            Ok(()) => self.write_cut(&cut),
+            Ok(()) => self.write_batch(&batch),
             Err(error) => Written {
                 marked: false,
                 lost: true,
                 result: Err(error),
             },
         };
-        let freed = engine.step(|engine| {
+        let freed = engine.with(|engine| {
             if written.marked {
                 engine.header.incompatible |= crate::feature::DIRTY;
             }
@@ -156,7 +157,7 @@ impl Qcow2 {
             {
                 engine.stop(error.to_string());
             }
-            engine.settle(cut, written.result.is_ok())
+            engine.end_batch(batch, written.result.is_ok())
         });
         written.result?;
         self.write_notes();
@@ -165,20 +166,20 @@ impl Qcow2 {
             .try_for_each(|freed| self.free(engine, freed))
     }
 
-    fn write_cut(&self, cut: &Cut) -> Written {
+    fn write_batch(&self, batch: &MetadataBatch) -> Written {
         let (mut marked, mut lost) = (false, false);
         let mut sync = || self.sync_files().inspect_err(|_| lost = true);
         let mut write = || {
-            // Whether all that the cut stands on is on the medium: what copy-on-write wrote, first of all.
+            // Whether everything the next stage refers to is on the medium; first of all the data that copy-on-write wrote.
             let mut synced = false;
-            if let Some(header) = &cut.header {
+            if let Some(header) = &batch.header {
                 sync()?;
                 self.write_header(header, &mut sync)?;
                 marked = true;
                 sync()?;
                 synced = true;
             }
-            for (stage, table) in cut.stages.iter().zip(Table::ALL) {
+            for (stage, table) in batch.stages.iter().zip(Table::ALL) {
                 if stage.is_empty() {
                     continue;
                 }
@@ -205,7 +206,7 @@ impl Qcow2 {
     }
 
     /// Writes pages, those that follow each other at once.
-    fn write_pages(&self, pages: &Snapshot) -> Result<()> {
+    fn write_pages(&self, pages: &DirtyPages) -> Result<()> {
         let (mut offset, mut bytes) = (0, Vec::new());
         for (start, words) in pages {
             if !bytes.is_empty() && offset + bytes.len() as u64 != *start {
@@ -221,7 +222,7 @@ impl Qcow2 {
     }
 
     /// Lowers the refcounts of what no table on the medium uses any more.
-    pub(super) fn free(&self, engine: &mut impl Steps, mut freed: Freed) -> Result<()> {
+    pub(super) fn free(&self, engine: &mut impl EngineAccess, mut freed: Freed) -> Result<()> {
         while freed.clusters > 0 {
             let ending = self.attempt(engine, |engine| engine.about_to_be_free(freed))?;
             if !ending.is_empty() {
@@ -247,25 +248,25 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Runs an operation that allocates nothing, in a turn.
+    /// Runs an operation that allocates nothing, during a commit.
     fn attempt<T>(
         &self,
-        engine: &mut impl Steps,
+        engine: &mut impl EngineAccess,
         mut operation: impl FnMut(&mut Engine) -> Result<T, Stop>,
     ) -> Result<T> {
         loop {
-            match engine.step(|engine| engine.attempt(&mut operation)) {
+            match engine.with(|engine| engine.attempt(&mut operation)) {
                 Ok(done) => return Ok(done),
                 Err(Stop::Need { offset, len }) => self.load(engine, offset, len)?,
                 Err(Stop::Reserve { offset, len }) => {
                     self.reserve_table(offset, len)?;
-                    engine.step(|engine| engine.reserved(offset));
+                    engine.with(|engine| engine.reserved(offset));
                 }
                 Err(Stop::RefcountTableFull) => {
                     return Err(Error::corrupt("the refcount table is too small"));
                 }
                 Err(Stop::Fail(error)) => {
-                    engine.step(|engine| self.signal_corruption(engine, &error));
+                    engine.with(|engine| self.signal_corruption(engine, &error));
                     return Err(error);
                 }
             }
@@ -286,13 +287,13 @@ impl Qcow2 {
 
     /// Puts everything on the medium.
     pub(crate) fn flush(&self) -> Result<()> {
-        self.look().check_usable()?;
-        if !self.turns.is_idle_and(|| self.look().is_clean()) {
+        self.engine_read().check_usable()?;
+        if !self.commits.is_idle_and(|| self.engine_read().is_clean()) {
             return self.commit_meanwhile();
         }
         // Nothing to order.
         self.sync_files().inspect_err(|error| {
-            self.glance().stop(error.to_string());
+            self.engine_write().stop(error.to_string());
         })
     }
 }

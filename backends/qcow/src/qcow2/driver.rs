@@ -11,7 +11,7 @@ use crate::qcow2::commit::io_failed;
 impl Qcow2 {
     /// See [`crate::Image::is_ahead`].
     pub(crate) fn is_ahead(&self) -> bool {
-        self.look().is_ahead()
+        self.engine_read().is_ahead()
     }
 
     /// Runs an operation of the engine. While it waits for a table to be read, other requests go on.
@@ -20,7 +20,7 @@ impl Qcow2 {
         mut operation: impl FnMut(&mut Engine) -> Result<T, Stop>,
     ) -> Result<T> {
         loop {
-            let mut engine = self.glance();
+            let mut engine = self.engine_write();
             match engine.attempt(&mut operation) {
                 Ok(value) => {
                     let commit = engine.wants_commit();
@@ -39,15 +39,15 @@ impl Qcow2 {
                     // Where that means to write zeroes, it must not come after the table of somebody who was asked the same.
                     let reserving = self.reserving.lock();
                     let _one = reserving.unwrap_or_else(std::sync::PoisonError::into_inner);
-                    if !self.look().is_reserved(offset) {
+                    if !self.engine_read().is_reserved(offset) {
                         self.reserve_table(offset, len)?;
-                        self.glance().reserved(offset);
+                        self.engine_write().reserved(offset);
                     }
                 }
                 Err(Stop::RefcountTableFull) => {
                     let end = engine.refcount_table_end();
                     drop(engine);
-                    let mut engine = self.engine();
+                    let mut engine = self.engine_exclusive();
                     // Unless somebody else has done it meanwhile.
                     if engine.refcount_table_end() == end {
                         self.grow_refcount_table(&mut engine)?;
@@ -56,7 +56,7 @@ impl Qcow2 {
                 Err(Stop::Fail(error)) => {
                     drop(engine);
                     if error.kind() == ErrorKind::Corrupt {
-                        self.signal_corruption(&mut self.engine(), &error);
+                        self.signal_corruption(&mut self.engine_exclusive(), &error);
                     }
                     return Err(error);
                 }
@@ -68,11 +68,11 @@ impl Qcow2 {
     pub(crate) fn find<T>(&self, operation: impl Fn(&Engine) -> Result<T, Stop>) -> Result<T> {
         let mut has_read = false;
         loop {
-            let found = operation(&self.look());
+            let found = operation(&self.engine_read());
             match found {
                 Ok(value) => {
                     if has_read {
-                        self.glance().trim();
+                        self.engine_write().trim();
                     }
                     return Ok(value);
                 }
@@ -245,7 +245,7 @@ mod tests {
             panic!("not qcow2")
         };
 
-        let looking = qcow2.look();
+        let looking = qcow2.engine_read();
 
         let mut seen = [0; 4];
         image.read_at(32 << 10, &mut seen).unwrap();
@@ -265,7 +265,7 @@ mod tests {
         let least = 64;
         for at in (0..4 << 20).step_by(32 << 10) {
             image.read_at(at, &mut [0; 4]).unwrap();
-            assert!(qcow2.look().cached_pages() <= least, "at {at}");
+            assert!(qcow2.engine_read().cached_pages() <= least, "at {at}");
         }
     }
 }

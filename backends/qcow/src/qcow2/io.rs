@@ -3,17 +3,17 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use crate::address::{GuestOffset, HostOffset};
-use crate::below::Below;
+use crate::backing_disk::BackingDisk;
 use crate::buffer::{Destination, Source};
 use crate::compressed;
-use crate::engine::{Drop, Piece, Segment, Where};
+use crate::engine::{ClearMode, Piece, Segment, Where};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
 use crate::qcow2::Qcow2;
 use crate::storage::Storage;
 
-/// The compressed cluster read last: its guest offset and its content.
-type Decompressed = Option<(u64, Arc<Vec<u8>>)>;
+/// The compressed cluster read last: its host offset and its content.
+type Decompressed = Option<(HostOffset, Arc<Vec<u8>>)>;
 
 /// Zeroes are written in pieces of at most this size.
 const ZERO_CHUNK: u64 = 2 << 20;
@@ -38,7 +38,7 @@ impl Qcow2 {
 
     pub(crate) fn read(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         offset: u64,
         dst: &mut dyn Destination,
         at: usize,
@@ -47,12 +47,12 @@ impl Qcow2 {
         let _guard = self
             .writable
             .then(|| self.ranges.shared(offset..offset + len as u64));
-        self.read_unlocked(below, offset, dst, at, len)
+        self.read_unlocked(backing, offset, dst, at, len)
     }
 
     fn read_unlocked(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         offset: u64,
         dst: &mut dyn Destination,
         at: usize,
@@ -62,7 +62,7 @@ impl Qcow2 {
         while done < len {
             let start = offset + done as u64;
             for piece in self.find(|engine| engine.map(GuestOffset(start), (len - done) as u64))? {
-                self.read_piece(below, &piece, dst, at + done)?;
+                self.read_piece(backing, &piece, dst, at + done)?;
                 done += piece.len as usize;
             }
         }
@@ -71,13 +71,13 @@ impl Qcow2 {
 
     fn read_piece(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         piece: &Piece,
         dst: &mut dyn Destination,
         at: usize,
     ) -> Result<()> {
         let len = piece.len as usize;
-        match (piece.place, below) {
+        match (piece.place, backing) {
             (Where::Data(host), _) => self
                 .data_storage()?
                 .read(host.0, dst, at, len)
@@ -86,11 +86,13 @@ impl Qcow2 {
                 dst.zero(at, len);
                 Ok(())
             }
-            (Where::Unallocated, Some(below)) => below.read_part(piece.guest.0, dst, at, len),
-            (Where::Unallocated, None) if self.look().header.backing.is_some() => Err(Error::new(
-                ErrorKind::Backing,
-                "the backing file, which holds what is read here, was not opened",
-            )),
+            (Where::Unallocated, Some(backing)) => backing.read_part(piece.guest.0, dst, at, len),
+            (Where::Unallocated, None) if self.engine_read().header.backing.is_some() => {
+                Err(Error::new(
+                    ErrorKind::Backing,
+                    "the backing file, which holds what is read here, was not opened",
+                ))
+            }
             (Where::Unallocated, None) => {
                 dst.zero(at, len);
                 Ok(())
@@ -101,7 +103,7 @@ impl Qcow2 {
                 {
                     return self.decompress_into(host, packed, cluster);
                 }
-                let cluster = self.decompress(piece.guest, host, packed)?;
+                let cluster = self.decompress(host, packed)?;
                 let start = (piece.guest.0 % self.cluster_size) as usize;
                 dst.put(at, cluster.get(start..start + len).unwrap_or_default());
                 Ok(())
@@ -119,22 +121,16 @@ impl Qcow2 {
         *self.decompressed() = None;
     }
 
-    fn decompress(
-        &self,
-        guest: GuestOffset,
-        host: HostOffset,
-        packed: u64,
-    ) -> Result<Arc<Vec<u8>>> {
-        let _ = guest;
+    fn decompress(&self, host: HostOffset, packed: u64) -> Result<Arc<Vec<u8>>> {
         if let Some((key, cluster)) = &*self.decompressed()
-            && *key == host.0
+            && *key == host
         {
             return Ok(cluster.clone());
         }
         let mut cluster = vec![0u8; self.cluster_size as usize];
         self.decompress_into(host, packed, &mut cluster)?;
         let cluster = Arc::new(cluster);
-        *self.decompressed() = Some((host.0, cluster.clone()));
+        *self.decompressed() = Some((host, cluster.clone()));
         Ok(cluster)
     }
 
@@ -152,7 +148,7 @@ impl Qcow2 {
 
     pub(crate) fn write(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         offset: u64,
         src: &dyn Source,
         len: usize,
@@ -171,7 +167,7 @@ impl Qcow2 {
             }
         }
         let _guard = self.ranges.exclusive(self.aligned(offset, len as u64));
-        self.write_allocating(below, offset, src, len)
+        self.write_allocating(backing, offset, src, len)
     }
 
     fn write_in_place(&self, offset: u64, src: &dyn Source, pieces: &[Piece]) -> Result<()> {
@@ -189,7 +185,7 @@ impl Qcow2 {
     /// The range is locked.
     pub(super) fn write_allocating(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         offset: u64,
         src: &dyn Source,
         len: usize,
@@ -201,7 +197,7 @@ impl Qcow2 {
             let written = plan
                 .segments
                 .iter()
-                .try_for_each(|segment| self.write_segment(below, segment, offset, src));
+                .try_for_each(|segment| self.write_segment(backing, segment, offset, src));
             if let Err(error) = written {
                 self.run(|engine| engine.abandon_write(&plan))?;
                 return Err(error);
@@ -214,7 +210,7 @@ impl Qcow2 {
 
     fn write_segment(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         segment: &Segment,
         offset: u64,
         src: &dyn Source,
@@ -232,7 +228,7 @@ impl Qcow2 {
         for around in [start..segment.write.start, segment.write.end..end] {
             if !around.is_empty() {
                 let mut old = vec![0u8; (around.end - around.start) as usize];
-                self.read_disk(below, around.start, &mut old)?;
+                self.read_disk(backing, around.start, &mut old)?;
                 data.write(host(around.start), &&old[..], 0, old.len())
                     .map_err(failed)?;
             }
@@ -248,17 +244,22 @@ impl Qcow2 {
     }
 
     /// What the disk holds now; zeroes beyond its end. The range is locked.
-    fn read_disk(&self, below: Option<&dyn Below>, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_disk(
+        &self,
+        backing: Option<&dyn BackingDisk>,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<()> {
         let inside = (self.size().saturating_sub(offset)).min(buf.len() as u64) as usize;
         let (inside, beyond) = buf.split_at_mut(inside);
         beyond.fill(0);
         let len = inside.len();
-        self.read_unlocked(below, offset, &mut &mut *inside, 0, len)
+        self.read_unlocked(backing, offset, &mut &mut *inside, 0, len)
     }
 
     pub(crate) fn write_zeroes(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         offset: u64,
         len: u64,
         may_unmap: bool,
@@ -268,8 +269,8 @@ impl Qcow2 {
         }
         self.note_change(offset, len)?;
         let _guard = self.ranges.exclusive(self.aligned(offset, len));
-        let backed = self.look().header.backing.is_some();
-        let step = self.look().geometry().subcluster_size();
+        let backed = self.engine_read().header.backing.is_some();
+        let step = self.engine_read().geometry().subcluster_size();
         let end = offset + len;
         let first = offset.next_multiple_of(step).min(end);
         // The last cluster of the disk may be cut off by its end.
@@ -278,33 +279,33 @@ impl Qcow2 {
         } else {
             (end - end % step).max(first)
         };
-        self.write_zero_data(below, offset, first)?;
-        let what = if may_unmap {
-            Drop::ZeroAndFree
+        self.write_zero_data(backing, offset, first)?;
+        let mode = if may_unmap {
+            ClearMode::ZeroAndFree
         } else {
-            Drop::Zero
+            ClearMode::Zero
         };
         let mut at = first;
         while at < last {
             if self.external {
                 self.zero_data_file(at, last, may_unmap)?;
             }
-            match self.run(|engine| engine.drop_range(GuestOffset(at), last - at, what, backed)) {
+            match self.run(|engine| engine.clear_range(GuestOffset(at), last - at, mode, backed)) {
                 Ok(next) => at = next,
                 Err(error) if error.kind() == ErrorKind::Unsupported => {
                     let next = (at + ZERO_CHUNK).min(last);
-                    self.write_zero_data(below, at, next)?;
+                    self.write_zero_data(backing, at, next)?;
                     at = next;
                 }
                 Err(error) => return Err(error),
             }
         }
-        self.write_zero_data(below, last.max(first), end)
+        self.write_zero_data(backing, last.max(first), end)
     }
 
     /// A raw external data file must read as zeroes, too.
     fn zero_data_file(&self, start: u64, end: u64, may_unmap: bool) -> Result<()> {
-        if self.look().header.autoclear & feature::RAW_EXTERNAL == 0 {
+        if self.engine_read().header.autoclear & feature::RAW_EXTERNAL == 0 {
             return Ok(());
         }
         self.data_storage()?
@@ -315,7 +316,7 @@ impl Qcow2 {
     /// Writes zeroes as data where the disk does not read as zeroes yet.
     pub(super) fn write_zero_data(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         start: u64,
         end: u64,
     ) -> Result<()> {
@@ -326,13 +327,20 @@ impl Qcow2 {
             for piece in pieces {
                 let empty = match piece.place {
                     Where::Zero(_) => true,
-                    Where::Unallocated => below.is_none() && self.look().header.backing.is_none(),
+                    Where::Unallocated => {
+                        backing.is_none() && self.engine_read().header.backing.is_none()
+                    }
                     _ => false,
                 };
                 let piece_end = piece.guest.0 + piece.len;
                 while !empty && at < piece_end {
                     let len = ((piece_end - at) as usize).min(zeroes.len());
-                    self.write_allocating(below, at, &zeroes.get(..len).unwrap_or_default(), len)?;
+                    self.write_allocating(
+                        backing,
+                        at,
+                        &zeroes.get(..len).unwrap_or_default(),
+                        len,
+                    )?;
                     at += len as u64;
                 }
                 at = piece_end;
@@ -352,11 +360,11 @@ impl Qcow2 {
         }
         self.note_change(start, end - start)?;
         let _guard = self.ranges.exclusive(start..end.next_multiple_of(size));
-        let backed = backed || self.look().header.backing.is_some();
+        let backed = backed || self.engine_read().header.backing.is_some();
         let mut at = start;
         while at < end {
             let next = self.run(|engine| {
-                engine.drop_range(GuestOffset(at), end - at, Drop::Discard, backed)
+                engine.clear_range(GuestOffset(at), end - at, ClearMode::Discard, backed)
             })?;
             if self.external {
                 self.zero_data_file(at, next.min(end), true)?;

@@ -4,7 +4,7 @@ mod amend;
 mod bitmaps;
 mod commit;
 mod driver;
-mod facts;
+mod info;
 mod io;
 mod plan;
 mod preallocation;
@@ -23,16 +23,16 @@ use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extension::kind;
 use crate::feature;
+use crate::group_commit::GroupCommit;
 use crate::header::Header;
 use crate::journal_file::session::{self, Session};
 use crate::journal_file::{Beside, JournalFile};
-use crate::names::References;
 use crate::options::{self, CompressionType, Discard, OpenOptions};
 use crate::range_lock::RangeLock;
+use crate::references::References;
 use crate::report::{CheckResult, Repair, SnapshotInfo};
 use crate::snapshot_table::{Reading, Snapshot, SnapshotTable};
 use crate::storage::Storage;
-use crate::turn::Turns;
 use bitmaps::Bitmaps;
 use recovery::{Kept, Lost, Recovered};
 
@@ -44,12 +44,12 @@ pub(crate) struct Qcow2 {
     /// The external data file, and where it is.
     data: Option<(Box<dyn Storage>, PathBuf)>,
     engine: RwLock<Engine>,
-    turns: Turns,
+    commits: GroupCommit,
     /// Held by who has the host keep space for a table.
     reserving: Mutex<()>,
     ranges: RangeLock,
-    /// The compressed cluster read last: its guest offset and its content.
-    decompressed: Mutex<Option<(u64, Arc<Vec<u8>>)>>,
+    /// The compressed cluster read last: its host offset and its content.
+    decompressed: Mutex<Option<(HostOffset, Arc<Vec<u8>>)>>,
     /// Whether clusters in use may lie in holes of the file; found out when it is first asked.
     preallocated: std::sync::OnceLock<bool>,
     /// Size of the disk; kept apart from the engine so that asking for it needs no lock.
@@ -114,7 +114,7 @@ impl Qcow2 {
             image.prepare_for_writing(journal, &options.journal)?;
         } else if let Some(journal) = journal.filter(|_| options.writable) {
             // Nobody must wait for it when it is gone.
-            image.end_journal(&mut *image.engine())?;
+            image.end_journal(&mut *image.engine_exclusive())?;
             journal.remove();
         }
         Ok(image)
@@ -133,7 +133,7 @@ impl Qcow2 {
             external: header.external_data(),
             encrypted: header.check_encryption().is_err(),
             engine: RwLock::new(Engine::new(header, options.cache_bytes, options.writable)),
-            turns: Turns::default(),
+            commits: GroupCommit::default(),
             reserving: Mutex::default(),
             ranges: RangeLock::default(),
             decompressed: Mutex::new(None),
@@ -159,7 +159,7 @@ impl Qcow2 {
         journal: Option<JournalFile>,
         wanted: &options::Journal,
     ) -> Result<()> {
-        if self.engine().header.incompatible & feature::DIRTY != 0 {
+        if self.engine_exclusive().header.incompatible & feature::DIRTY != 0 {
             let result = self.check(Repair::All)?;
             if !result.is_sound() {
                 return Err(Error::corrupt(
@@ -170,7 +170,7 @@ impl Qcow2 {
         } else {
             self.register_all_metadata()?;
         }
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         let mut header = engine.header.clone();
         session::end(&mut header);
         header.autoclear &= feature::AUTOCLEAR_KNOWN;
@@ -181,13 +181,13 @@ impl Qcow2 {
         self.load_bitmaps()?;
         match (journal, wanted) {
             (Some(journal), options::Journal::Replay) => journal.remove(),
-            (journal, _) => self.keep_journal(&mut self.engine(), journal)?,
+            (journal, _) => self.keep_journal(&mut self.engine_exclusive(), journal)?,
         }
         Ok(())
     }
 
     fn register_all_metadata(&self) -> Result<()> {
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         let geometry = *engine.geometry();
         let header = engine.header.clone();
         let clusters = |bytes: u64| geometry.clusters_for(bytes);
@@ -244,7 +244,7 @@ impl Qcow2 {
     }
 
     pub(crate) fn references(&self) -> References {
-        let engine = self.engine();
+        let engine = self.engine_exclusive();
         let header = &engine.header;
         References {
             backing: header.backing.clone(),
@@ -292,7 +292,7 @@ impl Qcow2 {
 
     fn put_in_order(&self) -> Result<()> {
         {
-            let engine = self.look();
+            let engine = self.engine_read();
             match engine.check_usable() {
                 // It is no longer written, and nothing is missing.
                 Err(_) if engine.is_clean() => return Ok(()),
@@ -300,7 +300,7 @@ impl Qcow2 {
             }
         }
         self.store_bitmaps()?;
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         self.commit_all(&mut engine, true)?;
         let mut header = engine.header.clone();
         if !self.for_check {
@@ -339,7 +339,7 @@ impl Qcow2 {
         if let Some(lost) = lost.as_ref().filter(|_| repair != Repair::None) {
             lost.check_repair()?;
         }
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         if self.writable && engine.check_usable().is_ok() {
             while !engine.is_clean() {
                 self.commit(&mut engine, true)?;

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::address::GuestOffset;
-use crate::below::Below;
+use crate::backing_disk::BackingDisk;
 use crate::engine::{Engine, Stop, Where};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Place, Plan};
@@ -31,7 +31,7 @@ impl Qcow2 {
 
     /// Runs an operation of the engine that changes nothing, if it needs nothing that is not in memory.
     fn at_once<T>(&self, operation: impl FnOnce(&Engine) -> Result<T, Stop>) -> Result<Option<T>> {
-        match operation(&self.look()) {
+        match operation(&self.engine_read()) {
             Ok(done) => Ok(Some(done)),
             // Whoever does the request otherwise will meet the damage, too, and mark it.
             Err(Stop::Fail(error)) if error.kind() == ErrorKind::Corrupt => Ok(None),
@@ -44,11 +44,11 @@ impl Qcow2 {
         usize::from(self.data.is_some())
     }
 
-    /// See [`Below::plan_part`]; `below` with the number of the first file here.
+    /// See [`BackingDisk::plan_part`]; `below` with the number of the first file here.
     pub(crate) fn plan_read(
         &self,
         plan: &mut Plan,
-        (below, first): (Option<&dyn Below>, usize),
+        (backing, first): (Option<&dyn BackingDisk>, usize),
         offset: u64,
         (at, len): (usize, usize),
     ) -> Result<bool> {
@@ -67,16 +67,16 @@ impl Qcow2 {
             };
             for piece in pieces {
                 let part = (at + done, piece.len as usize);
-                match (piece.place, below) {
+                match (piece.place, backing) {
                     (Where::Data(host), _) => {
                         let file = first + self.data_file();
                         let offset = host.0;
                         plan.add(part.0, part.1, Place::File { file, offset });
                     }
                     (Where::Zero(_), _) => plan.add(part.0, part.1, Place::Zero),
-                    (Where::Unallocated, Some(below)) => {
+                    (Where::Unallocated, Some(backing)) => {
                         let first = first + self.storages().len();
-                        if !below.plan_part(plan, first, piece.guest.0, part)? {
+                        if !backing.plan_part(plan, first, piece.guest.0, part)? {
                             return Ok(false);
                         }
                     }
@@ -123,12 +123,12 @@ impl Qcow2 {
 
     /// Whether a flush need write no table.
     pub(crate) fn may_flush_files(&self) -> Result<bool> {
-        self.look().check_usable()?;
-        Ok(self.turns.is_idle_and(|| self.look().is_clean()))
+        self.engine_read().check_usable()?;
+        Ok(self.commits.is_idle_and(|| self.engine_read().is_clean()))
     }
 
     /// Nothing is written from now on.
     pub(crate) fn stop(&self, error: &Error) {
-        self.glance().stop(error.to_string());
+        self.engine_write().stop(error.to_string());
     }
 }

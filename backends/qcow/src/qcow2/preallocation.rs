@@ -119,7 +119,7 @@ impl Qcow2 {
     /// What of the last cluster lies behind the end of the disk is stored, as QEMU does it: the host reports a cluster that is
     /// all hole, and one of which that part is written, differently.
     fn end_in_zeroes(&self, cluster_end: u64, len: u64) -> Result<()> {
-        if len == 0 || self.glance().geometry().extended_l2 {
+        if len == 0 || self.engine_write().geometry().extended_l2 {
             return Ok(());
         }
         let zeroes = vec![0u8; len as usize];
@@ -130,7 +130,7 @@ impl Qcow2 {
 
     /// Whether a range spans several L2 tables, and nothing in it has a place.
     fn lacks_tables(&self, start: u64, end: u64) -> Result<bool> {
-        let span = self.glance().geometry().l2_span();
+        let span = self.engine_write().geometry().l2_span();
         let mut at = start;
         if self.external || end.saturating_sub(1) / span <= start / span {
             return Ok(false);
@@ -153,7 +153,7 @@ impl Qcow2 {
     fn preallocate_area(&self, start: u64, end: u64, preallocation: Preallocation) -> Result<()> {
         let clusters = (end - start) / self.cluster_size;
         self.run(|engine| engine.own_l2_table(GuestOffset(start)))?;
-        let tables = clusters.div_ceil(self.glance().geometry().l2_entries()) + 1;
+        let tables = clusters.div_ceil(self.engine_write().geometry().l2_entries()) + 1;
         while !self.run(|engine| engine.describe_ahead(clusters + tables))? {}
         let (mut runs, mut linked) = (Vec::new(), 0);
         self.allocate_area(clusters, &mut runs)
@@ -230,7 +230,7 @@ impl Qcow2 {
     }
 
     fn flush_all(&self) -> Result<()> {
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         self.commit(&mut engine, true)
     }
 }

@@ -13,7 +13,7 @@ use crate::journal_file::session::{self, GO_ON, Session};
 use crate::journal_file::{Beside, JournalFile, boot_id};
 use crate::options::OpenOptions;
 use crate::progress::{self, Progress};
-use crate::qcow2::commit::{Steps, io_failed};
+use crate::qcow2::commit::{EngineAccess, io_failed};
 use crate::qcow2::{Qcow2, read_header};
 use crate::report::{CheckResult, Repair};
 use crate::scratch::Scratch;
@@ -237,7 +237,7 @@ impl Qcow2 {
     }
 
     pub(crate) fn has_journal(&self) -> bool {
-        self.look().header.autoclear & feature::JOURNAL != 0
+        self.engine_read().header.autoclear & feature::JOURNAL != 0
     }
 
     /// See [`crate::Image::journal_file`].
@@ -251,7 +251,7 @@ impl Qcow2 {
     }
 
     /// The same; where that is not possible, the journal counts no more before anything else reaches the image.
-    pub(super) fn keep_notes(&self, engine: &mut impl Steps) -> Result<()> {
+    pub(super) fn keep_notes(&self, engine: &mut impl EngineAccess) -> Result<()> {
         if self.write_notes() {
             return Ok(());
         }
@@ -259,8 +259,8 @@ impl Qcow2 {
     }
 
     /// No notes are taken any more, and those there are do not count.
-    pub(super) fn end_journal(&self, engine: &mut impl Steps) -> Result<()> {
-        let mut header = engine.step(|engine| engine.header.clone());
+    pub(super) fn end_journal(&self, engine: &mut impl EngineAccess) -> Result<()> {
+        let mut header = engine.with(|engine| engine.header.clone());
         if session::is_in(&header) {
             session::end(&mut header);
             let mut sync = || self.sync_files();
@@ -270,7 +270,7 @@ impl Qcow2 {
             self.forget_progress();
             sync()?;
         }
-        engine.step(|engine| {
+        engine.with(|engine| {
             session::end(&mut engine.header);
             engine.set_journal(None);
         });
@@ -290,13 +290,13 @@ impl Qcow2 {
     fn take_over_left(&self, notes: Arc<Notes>, left: &Left) -> Result<()> {
         self.register_all_metadata()?;
         {
-            let mut engine = self.engine();
+            let mut engine = self.engine_exclusive();
             self.run_locked(&mut engine, |engine| engine.replay(left))?;
             self.commit_all(&mut engine, false)?;
             engine.forget_metadata();
         }
         self.register_all_metadata()?;
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         engine.set_journal(Some(Journal::resume(notes.clone(), left)));
         // From here on, this is what a killed process left.
         if !notes.write() {

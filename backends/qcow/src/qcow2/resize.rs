@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::address::{ClusterIndex, GuestOffset};
-use crate::below::Below;
-use crate::engine::{Drop, Engine, Freed, Piece, Where};
+use crate::backing_disk::BackingDisk;
+use crate::engine::{ClearMode, Engine, Freed, Piece, Where};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::MAX_L1_BYTES;
 use crate::header::Header;
@@ -15,7 +15,7 @@ impl Qcow2 {
     /// Changes the size of the disk.
     pub(crate) fn resize(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         size: u64,
         preallocation: Preallocation,
     ) -> Result<()> {
@@ -33,7 +33,7 @@ impl Qcow2 {
             }
             return self.shrink(old, size);
         }
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         let entries = engine.geometry().l1_entries_for(size);
         if entries * 8 > MAX_L1_BYTES {
             return Err(Error::too_large(
@@ -51,16 +51,16 @@ impl Qcow2 {
         let raw = engine.header.autoclear & crate::feature::RAW_EXTERNAL != 0;
         let backed = engine.header.backing.is_some();
         drop(engine);
-        let marked = self.zero_growth(below, old, size, backed)?;
+        let marked = self.zero_growth(backing, old, size, backed)?;
         // What tables list behind the old end, where nobody writes, does not become part of the disk.
-        self.drop_listed(marked..listed.min(size), Drop::Unallocate)?;
+        self.clear_listed(marked..listed.min(size), ClearMode::Unallocate)?;
         self.set_size(size)?;
         let preallocation = match preallocation {
             // As when it was created.
             Preallocation::Off if raw => Preallocation::Metadata,
             asked => asked,
         };
-        self.preallocate_growth(below, old, preallocation)
+        self.preallocate_growth(backing, old, preallocation)
             .inspect_err(|_| {
                 // There is no space: the disk stays as it was. The first error is the one to report.
                 let _ = self.shrink(size, old);
@@ -69,13 +69,13 @@ impl Qcow2 {
 
     fn preallocate_growth(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         old: u64,
         preallocation: Preallocation,
     ) -> Result<()> {
         let size = self.size();
         let (backed, subclusters) = {
-            let engine = self.engine();
+            let engine = self.engine_exclusive();
             let backed = engine.header.backing.is_some();
             (backed, engine.geometry().extended_l2)
         };
@@ -92,7 +92,7 @@ impl Qcow2 {
                 start -= old % self.cluster_size;
             } else {
                 let zeroes = vec![0u8; (self.cut_cluster(old, size).end - old) as usize];
-                self.write_allocating(below, old, &&zeroes[..], zeroes.len())?;
+                self.write_allocating(backing, old, &&zeroes[..], zeroes.len())?;
             }
         }
         self.preallocate_unlocked(start, size, preallocation)
@@ -102,7 +102,7 @@ impl Qcow2 {
         match self.bitmaps_before_resize()? {
             Some(bits) => self.resize_with_bitmaps(bits, size)?,
             None => {
-                let mut engine = self.engine();
+                let mut engine = self.engine_exclusive();
                 self.commit(&mut engine, true)?;
                 let header = Header {
                     size,
@@ -131,25 +131,25 @@ impl Qcow2 {
     /// anything, and what a larger backing file holds there. Returns up to where it does, whatever the tables said.
     fn zero_growth(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         old: u64,
         new: u64,
         backed: bool,
     ) -> Result<u64> {
         let end = old.next_multiple_of(self.cluster_size).min(new);
-        let step = self.glance().geometry().subcluster_size();
+        let step = self.engine_write().geometry().subcluster_size();
         let zeroes = if backed && !self.external {
             old.next_multiple_of(step).min(end)
         } else {
             end
         };
-        self.write_zero_data(below, old, zeroes)?;
+        self.write_zero_data(backing, old, zeroes)?;
         if zeroes < end {
             let len = end.next_multiple_of(step) - zeroes;
-            self.run(|engine| engine.drop_range(GuestOffset(zeroes), len, Drop::Zero, true))?;
+            self.run(|engine| engine.clear_range(GuestOffset(zeroes), len, ClearMode::Zero, true))?;
         }
-        let backing_end = match below {
-            Some(below) => below.size().min(new),
+        let backing_end = match backing {
+            Some(backing) => backing.size().min(new),
             None if backed => new,
             None => 0,
         };
@@ -157,13 +157,13 @@ impl Qcow2 {
         let marked_end = if backing_end > old { new } else { end };
         let mut at = end;
         while at < marked_end {
-            match self
-                .run(|engine| engine.drop_range(GuestOffset(at), new - at, Drop::ZeroAndFree, true))
-            {
+            match self.run(|engine| {
+                engine.clear_range(GuestOffset(at), new - at, ClearMode::ZeroAndFree, true)
+            }) {
                 Ok(next) => at = next,
                 Err(error) if error.kind() == ErrorKind::Unsupported => {
                     // Version 2: only what must be.
-                    self.write_zero_data(below, at, backing_end.max(at))?;
+                    self.write_zero_data(backing, at, backing_end.max(at))?;
                     at = marked_end;
                 }
                 Err(error) => return Err(error),
@@ -172,15 +172,15 @@ impl Qcow2 {
         Ok(at)
     }
 
-    /// Does `what` to all that tables list in a range; where there is no table there is nothing to do.
-    pub(super) fn drop_listed(&self, range: Range<u64>, what: Drop) -> Result<()> {
+    /// Clears what tables list in a range; where there is no table nothing is to be done.
+    pub(super) fn clear_listed(&self, range: Range<u64>, mode: ClearMode) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
             at = self.run(|engine| {
                 if engine.l2_is_absent(GuestOffset(at))? {
                     return Ok(engine.l2_end(GuestOffset(at)));
                 }
-                engine.drop_range(GuestOffset(at), range.end - at, what, false)
+                engine.clear_range(GuestOffset(at), range.end - at, mode, false)
             })?;
         }
         Ok(())
@@ -201,13 +201,13 @@ impl Qcow2 {
         }
         let cluster_end = size.next_multiple_of(self.cluster_size);
         let what = {
-            let engine = self.engine();
+            let engine = self.engine_exclusive();
             match engine.header.backing.is_some() && engine.header.version >= 3 {
-                true => Drop::ZeroAndFree,
-                false => Drop::Unallocate,
+                true => ClearMode::ZeroAndFree,
+                false => ClearMode::Unallocate,
             }
         };
-        self.drop_listed(cluster_end..old.next_multiple_of(self.cluster_size), what)?;
+        self.clear_listed(cluster_end..old.next_multiple_of(self.cluster_size), what)?;
         self.set_size(size)?;
         if let Some((data, _)) = &self.data {
             data.set_len(size)
@@ -219,7 +219,7 @@ impl Qcow2 {
 
     /// Gives back the L2 tables of what is no part of the disk any more.
     pub(super) fn drop_tables_beyond(&self, size: u64) -> Result<()> {
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         let l1 = self.run_locked(&mut engine, Engine::l1_words)?;
         let kept = engine.geometry().l1_entries_for(size);
         let mut tables = engine.l2_tables(&l1)?;
@@ -236,7 +236,7 @@ impl Qcow2 {
 
     /// Gives back refcount blocks that nothing needs any more, and the free end of the file.
     pub(super) fn drop_idle_refcounts(&self) -> Result<()> {
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;
         }

@@ -1,21 +1,21 @@
 //! Internal snapshots: create, apply, delete.
 //!
-//! All tables are exchanged at once: see [`crate::check::Trees`].
+//! All tables are replaced at once: see [`crate::check::NewTables`].
 
 use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::address::{ClusterIndex, HostOffset};
-use crate::below::Below;
+use crate::backing_disk::BackingDisk;
 use crate::bitmap::BitmapsExtension;
-use crate::check::{Check, Exchanged, Trees};
+use crate::check::{Check, NewTables, Replaced};
 use crate::engine::{Engine, Freed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::feature;
 use crate::geometry::{MAX_L1_BYTES, MAX_SNAPSHOTS};
 use crate::header::Header;
 use crate::options::Preallocation;
-use crate::qcow2::commit::Alone;
+use crate::qcow2::commit::ExclusiveEngine;
 use crate::qcow2::{Qcow2, find_snapshot};
 use crate::report::{Repair, SnapshotInfo};
 use crate::snapshot_table::{MAX_TABLE_BYTES, Reading, Snapshot, SnapshotTable};
@@ -32,27 +32,33 @@ impl Qcow2 {
     }
 
     /// Makes the tables of the image others, all at once. The caller has the whole disk for himself.
-    pub(super) fn exchange(&self, mut engine: Alone<'_>, trees: Trees) -> Result<()> {
+    pub(super) fn replace_tables(
+        &self,
+        mut engine: ExclusiveEngine<'_>,
+        tables: NewTables,
+    ) -> Result<()> {
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;
         }
         self.sync(&mut engine)?;
-        let size = trees.size;
+        let size = tables.size;
         let check = Check::new(&*self.storage, &engine.header, Repair::None)?;
         let mut lost = false;
-        let exchanged = check.exchange(trees, &mut lost).inspect_err(|error| {
-            if error.kind() == ErrorKind::Corrupt {
-                self.signal_corruption(&mut engine, error);
-            } else if lost {
-                engine.stop(error.to_string());
-            }
-        });
-        let Exchanged {
+        let replaced = check
+            .replace_tables(tables, &mut lost)
+            .inspect_err(|error| {
+                if error.kind() == ErrorKind::Corrupt {
+                    self.signal_corruption(&mut engine, error);
+                } else if lost {
+                    engine.stop(error.to_string());
+                }
+            });
+        let Replaced {
             header,
             snapshots,
             freed,
-        } = exchanged?;
-        engine.exchange(header);
+        } = replaced?;
+        engine.replace_tables(header);
         self.size.store(size, std::sync::atomic::Ordering::Release);
         if let Some(snapshots) = snapshots {
             *self.snapshot_list() = snapshots;
@@ -68,7 +74,7 @@ impl Qcow2 {
             return Err(Error::invalid("the name of the snapshot is too long"));
         }
         let _guard = self.ranges.exclusive(0..u64::MAX);
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         self.check_snapshots_possible(&engine)?;
         let mut snapshots = self.snapshot_list().clone();
         if snapshots.len() >= MAX_SNAPSHOTS as usize {
@@ -82,35 +88,43 @@ impl Qcow2 {
             .iter_mut()
             .for_each(|snapshot| _ = snapshot.info.disk_size.get_or_insert(size));
         snapshots.push(new_snapshot(name, &snapshots, l1.len() as u32, size));
-        let trees = Trees {
+        let tables = NewTables {
             size,
             snapshots: Some(snapshots),
             fresh_l1: Some(l1.clone()),
             l1,
         };
-        self.exchange(engine, trees)
+        self.replace_tables(engine, tables)
     }
 
     /// Bitmaps follow the size of the disk, as they do when it changes by itself.
-    fn follow_snapshot_size(&self, below: Option<&dyn Below>, id_or_name: &str) -> Result<()> {
+    fn follow_snapshot_size(
+        &self,
+        backing: Option<&dyn BackingDisk>,
+        id_or_name: &str,
+    ) -> Result<()> {
         let size = find_snapshot(&self.snapshot_list(), id_or_name)?
             .info
             .disk_size;
-        let has_bitmaps = BitmapsExtension::of(&self.engine().header)?.is_some();
+        let has_bitmaps = BitmapsExtension::of(&self.engine_exclusive().header)?.is_some();
         match size {
             Some(size) if has_bitmaps && size != self.size() => {
-                self.resize(below, size, Preallocation::Off)
+                self.resize(backing, size, Preallocation::Off)
             }
             _ => Ok(()),
         }
     }
 
     /// Makes the disk what it was in a snapshot.
-    pub(crate) fn snapshot_apply(&self, below: Option<&dyn Below>, id_or_name: &str) -> Result<()> {
-        self.follow_snapshot_size(below, id_or_name)?;
+    pub(crate) fn snapshot_apply(
+        &self,
+        backing: Option<&dyn BackingDisk>,
+        id_or_name: &str,
+    ) -> Result<()> {
+        self.follow_snapshot_size(backing, id_or_name)?;
         self.note_change(0, self.size())?;
         let _guard = self.ranges.exclusive(0..u64::MAX);
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         self.check_snapshots_possible(&engine)?;
         let snapshot = find_snapshot(&self.snapshot_list(), id_or_name)?.clone();
         snapshot.check(engine.geometry())?;
@@ -129,19 +143,19 @@ impl Qcow2 {
             engine.snapshot_l1(snapshot.l1_offset, u64::from(snapshot.l1_size))
         })?;
         l1.resize(entries as usize, 0);
-        let trees = Trees {
+        let tables = NewTables {
             l1,
             size,
             snapshots: None,
             fresh_l1: None,
         };
-        self.exchange(engine, trees)
+        self.replace_tables(engine, tables)
     }
 
     /// Forgets a snapshot.
     pub(crate) fn snapshot_delete(&self, id_or_name: &str) -> Result<()> {
         let _guard = self.ranges.exclusive(0..u64::MAX);
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         self.check_snapshots_possible(&engine)?;
         let mut snapshots = self.snapshot_list().clone();
         let snapshot = find_snapshot(&snapshots, id_or_name)?.clone();
@@ -151,13 +165,13 @@ impl Qcow2 {
         snapshots
             .iter_mut()
             .for_each(|snapshot| _ = snapshot.info.disk_size.get_or_insert(size));
-        let trees = Trees {
+        let tables = NewTables {
             l1: self.run_locked(&mut engine, Engine::l1_words)?,
             size,
             snapshots: Some(snapshots),
             fresh_l1: None,
         };
-        self.exchange(engine, trees)
+        self.replace_tables(engine, tables)
     }
 
     pub(super) fn snapshot_list(&self) -> std::sync::MutexGuard<'_, Vec<Snapshot>> {

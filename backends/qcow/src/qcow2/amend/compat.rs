@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::below::Below;
+use crate::backing_disk::BackingDisk;
 use crate::check::Check;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ impl Qcow2 {
     /// Makes the image one of version 3.
     pub(crate) fn upgrade(&self) -> Result<()> {
         let _guard = self.ranges.exclusive(0..u64::MAX);
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         engine.check_usable()?;
         if engine.header.version >= 3 {
             return Ok(());
@@ -48,9 +48,13 @@ impl Qcow2 {
     }
 
     /// Makes the image one of version 2, if it uses nothing that version 2 has not. Zero clusters are expanded.
-    pub(crate) fn downgrade(&self, below: Option<&dyn Below>, report: Report<'_>) -> Result<()> {
+    pub(crate) fn downgrade(
+        &self,
+        backing: Option<&dyn BackingDisk>,
+        report: Report<'_>,
+    ) -> Result<()> {
         {
-            let engine = self.engine();
+            let engine = self.engine_exclusive();
             engine.check_usable()?;
             if engine.header.version < 3 {
                 return Ok(());
@@ -60,11 +64,11 @@ impl Qcow2 {
         self.check_snapshots_of_version_2()?;
         {
             let _guard = self.ranges.exclusive(0..u64::MAX);
-            self.check_compression_of_version_2(&mut self.engine())?;
+            self.check_compression_of_version_2(&mut self.engine_exclusive())?;
         }
-        self.expand_zeroes(below, report)?;
+        self.expand_zeroes(backing, report)?;
         let _guard = self.ranges.exclusive(0..u64::MAX);
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;
         }
@@ -130,7 +134,7 @@ impl Qcow2 {
 
     /// Whether refcounts may be stale while the image is in use.
     pub(crate) fn set_lazy_refcounts(&self, lazy: bool) -> Result<()> {
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         engine.check_usable()?;
         if engine.header.version < 3 {
             let message = "Lazy refcounts only supported with compatibility level 1.1 and above";
@@ -157,7 +161,7 @@ impl Qcow2 {
     /// crash too, is told so, and none can write it. Version 2 has no such bit.
     pub(crate) fn set_incomplete(&self, incomplete: bool) -> Result<bool> {
         let _guard = self.ranges.exclusive(0..u64::MAX);
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         engine.check_usable()?;
         if engine.header.version < 3 {
             return Ok(false);
@@ -183,7 +187,7 @@ impl Qcow2 {
             ));
         }
         let _guard = self.ranges.exclusive(0..u64::MAX);
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         engine.check_usable()?;
         while !engine.is_clean() {
             self.commit(&mut engine, true)?;
@@ -199,14 +203,14 @@ impl Qcow2 {
         }
         let check = Check::new(&*self.storage, &engine.header, Repair::None)?;
         let header = check.rewrite_refcounts(order)?;
-        engine.exchange(header);
+        engine.replace_tables(header);
         drop(engine);
         self.register_all_metadata()
     }
 
     /// The external data file is no longer a raw image of the disk that others may write.
     pub(crate) fn clear_data_file_raw(&self) -> Result<()> {
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         engine.check_usable()?;
         self.commit(&mut engine, true)?;
         let mut header = engine.header.clone();
@@ -220,7 +224,7 @@ impl Qcow2 {
             let message = "data-file can only be set for images that use an external data file";
             return Err(Error::invalid(message));
         }
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         engine.check_usable()?;
         self.commit(&mut engine, true)?;
         let mut header = engine.header.clone();

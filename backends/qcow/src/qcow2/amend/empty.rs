@@ -1,8 +1,8 @@
 //! Emptying an overlay: everything it holds is dropped, so that the backing file shows again.
 
 use crate::bitmap::BitmapsExtension;
-use crate::check::Trees;
-use crate::engine::{Drop, Engine};
+use crate::check::NewTables;
+use crate::engine::{ClearMode, Engine};
 use crate::error::{Error, Result};
 use crate::qcow2::Qcow2;
 
@@ -12,8 +12,8 @@ impl Qcow2 {
         self.note_change(0, self.size())?;
         let _guard = self.ranges.exclusive(0..u64::MAX);
         let end = self.size().next_multiple_of(self.cluster_size);
-        self.drop_listed(0..end, Drop::Unallocate)?;
-        self.commit(&mut self.engine(), true)?;
+        self.clear_listed(0..end, ClearMode::Unallocate)?;
+        self.commit(&mut self.engine_exclusive(), true)?;
         self.drop_tables_beyond(0)?;
         self.drop_idle_refcounts()?;
         self.move_tables_to_front()
@@ -21,7 +21,7 @@ impl Qcow2 {
 
     /// Writes the tables anew where the file begins, if they lie so far behind that they keep it long: those that grew did so at its end.
     fn move_tables_to_front(&self) -> Result<()> {
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         let has_bitmaps = BitmapsExtension::of(&engine.header)?.is_some();
         if self.external || has_bitmaps || !self.snapshot_list().is_empty() {
             return Ok(());
@@ -33,13 +33,13 @@ impl Qcow2 {
         if self.storage.len().map_err(failed)? <= needed * self.cluster_size {
             return Ok(());
         }
-        let trees = Trees {
+        let tables = NewTables {
             l1: self.run_locked(&mut engine, Engine::l1_words)?,
             size: engine.header.size,
             snapshots: None,
             fresh_l1: None,
         };
-        self.exchange(engine, trees)?;
+        self.replace_tables(engine, tables)?;
         self.drop_idle_refcounts()
     }
 }

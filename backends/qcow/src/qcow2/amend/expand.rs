@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::address::{GuestOffset, HostOffset};
-use crate::below::Below;
-use crate::engine::{Drop, Engine, Piece, Where};
+use crate::backing_disk::BackingDisk;
+use crate::engine::{ClearMode, Engine, Piece, Where};
 use crate::error::{Error, Result};
 use crate::qcow2::Qcow2;
 
@@ -17,14 +17,14 @@ impl Qcow2 {
     /// zeroes.
     pub(super) fn expand_zeroes(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         report: Report<'_>,
     ) -> Result<()> {
-        let geometry = *self.engine().geometry();
+        let geometry = *self.engine_exclusive().geometry();
         for snapshot in &*self.snapshot_list() {
             snapshot.check(&geometry)?;
         }
-        let active = u64::from(self.engine().header.l1_size);
+        let active = u64::from(self.engine_exclusive().header.l1_size);
         let kept: u64 = self
             .snapshot_list()
             .iter()
@@ -32,15 +32,15 @@ impl Qcow2 {
             .sum();
         let total = active + kept;
         self.expand_in_snapshots(&mut |done| report(done, total))?;
-        let (size, span) = (self.size(), self.engine().l2_end(GuestOffset(0)));
+        let (size, span) = (self.size(), self.engine_exclusive().l2_end(GuestOffset(0)));
         let backed = self.references().backing.is_some();
         let cluster_end = size.next_multiple_of(self.cluster_size);
         for index in 0..active {
             let start = index.saturating_mul(span);
             let end = start.saturating_add(span);
-            self.expand_range(below, backed, start.min(size), end.min(size))?;
+            self.expand_range(backing, backed, start.min(size), end.min(size))?;
             // What a shrink left behind the end: if the disk grows again, it must be possible to read it.
-            self.expand_range(below, false, start.max(cluster_end), end)?;
+            self.expand_range(backing, false, start.max(cluster_end), end)?;
             report(kept + index + 1, total);
         }
         Ok(())
@@ -48,7 +48,7 @@ impl Qcow2 {
 
     fn expand_range(
         &self,
-        below: Option<&dyn Below>,
+        backing: Option<&dyn BackingDisk>,
         backed: bool,
         start: u64,
         end: u64,
@@ -58,9 +58,9 @@ impl Qcow2 {
             let extent = self.map(at, end - at, Path::new(""))?;
             if extent.zero && extent.present && !extent.data {
                 if backed {
-                    self.write_zero_clusters(below, at, at + extent.length)?;
+                    self.write_zero_clusters(backing, at, at + extent.length)?;
                 } else if extent.offset.is_some() {
-                    self.zero_in_place(below, at, extent.length)?;
+                    self.zero_in_place(backing, at, extent.length)?;
                 } else {
                     self.unallocate(at, extent.length)?;
                 }
@@ -71,13 +71,13 @@ impl Qcow2 {
     }
 
     /// What has a place keeps it: it may have been reserved on purpose.
-    fn zero_in_place(&self, below: Option<&dyn Below>, start: u64, len: u64) -> Result<()> {
+    fn zero_in_place(&self, backing: Option<&dyn BackingDisk>, start: u64, len: u64) -> Result<()> {
         let end = (start + len).next_multiple_of(self.cluster_size);
         self.run(|engine| engine.own_l2_table(GuestOffset(start)))?;
         let pieces = self.run(|engine| engine.map(GuestOffset(start), end - start))?;
         let shared = |piece: &Piece| !piece.copied;
         if self.external || pieces.iter().any(shared) {
-            return self.write_zero_clusters(below, start, start + len);
+            return self.write_zero_clusters(backing, start, start + len);
         }
         let failed = |error| Error::io("cannot write zeroes", error);
         for piece in &pieces {
@@ -98,12 +98,17 @@ impl Qcow2 {
     }
 
     /// Writes zeroes as data, also where the disk reads as zeroes already.
-    fn write_zero_clusters(&self, below: Option<&dyn Below>, start: u64, end: u64) -> Result<()> {
+    fn write_zero_clusters(
+        &self,
+        backing: Option<&dyn BackingDisk>,
+        start: u64,
+        end: u64,
+    ) -> Result<()> {
         let zeroes = vec![0u8; (end - start).min(1 << 20) as usize];
         let mut at = start;
         while at < end {
             let len = (end - at).min(zeroes.len() as u64) as usize;
-            self.write(below, at, &zeroes.get(..len).unwrap_or_default(), len)?;
+            self.write(backing, at, &zeroes.get(..len).unwrap_or_default(), len)?;
             at += len as u64;
         }
         Ok(())
@@ -114,7 +119,7 @@ impl Qcow2 {
         let mut at = start;
         while at < end {
             at = self.run(|engine| {
-                engine.drop_range(GuestOffset(at), end - at, Drop::Unallocate, true)
+                engine.clear_range(GuestOffset(at), end - at, ClearMode::Unallocate, true)
             })?;
         }
         Ok(())
@@ -127,7 +132,7 @@ impl Qcow2 {
             return Ok(());
         }
         let _guard = self.ranges.exclusive(0..u64::MAX);
-        let mut engine = self.engine();
+        let mut engine = self.engine_exclusive();
         self.guarded(&mut engine, |engine| {
             let (mut seen, mut done) = (BTreeSet::new(), 0);
             for snapshot in &snapshots {

@@ -13,7 +13,7 @@ use crate::qcow2::bitmaps::{Bits, Entry};
 
 impl Qcow2 {
     pub(super) fn read_bits(&self, meta: &Bitmap) -> Result<Vec<u8>> {
-        let engine = self.engine();
+        let engine = self.engine_exclusive();
         let geometry = *engine.geometry();
         drop(engine);
         let mut bits = vec![0u8; meta.data_bytes(self.size()) as usize];

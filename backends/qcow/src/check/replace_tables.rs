@@ -1,16 +1,16 @@
-//! Other trees: the active tables, the snapshots and all refcounts of an image, exchanged by one write of the header.
+//! Replaces the active tables, the snapshots and all refcounts of an image by one write of the header.
 //!
-//! The tables of the disk are copied to where nothing is, with the flags they will have to have; everything that will be in use is
-//! counted, and the counts are written beside the old ones. Until the header is written all that is garbage, and after that,
-//! what only the old trees used is free. So refcounts and flags, which lie in different clusters, are right at any instant,
-//! whatever the version: no bit is needed that says they may not be.
+//! The active tables are copied to free clusters, with the COPIED flags they will need; all clusters that will be in use are counted, and
+//! the refcounts are written beside the old ones. Until the header is written the new tables are unused; after that, what only the old
+//! ones used is free. So refcounts and flags, which lie in different clusters, agree at any instant in either version, and no dirty bit
+//! is needed.
 
 use rustix::io::Errno;
 
 use crate::address::{ClusterIndex, HostOffset};
 use crate::check::Check;
 use crate::check::counts::Counts;
-use crate::check::home::Home;
+use crate::check::restore_places::OldPlaces;
 use crate::engine::{Freed, to_bytes};
 use crate::error::{Error, Result};
 use crate::geometry::{COPIED, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, OFFSET_MASK};
@@ -20,7 +20,7 @@ use crate::snapshot_table::{MAX_TABLE_BYTES, Snapshot};
 
 /// What an image is to become.
 #[derive(Debug)]
-pub(crate) struct Trees {
+pub(crate) struct NewTables {
     /// The entries of the active L1 table: of which L2 tables, as they are now, the disk is to consist.
     pub(crate) l1: Vec<u64>,
     pub(crate) size: u64,
@@ -32,7 +32,7 @@ pub(crate) struct Trees {
 
 /// What an image has become.
 #[derive(Debug)]
-pub(crate) struct Exchanged {
+pub(crate) struct Replaced {
     pub(crate) header: Header,
     pub(crate) snapshots: Option<Vec<Snapshot>>,
     pub(crate) freed: Vec<Freed>,
@@ -53,9 +53,13 @@ impl Check<'_> {
     /// # Errors
     /// If the tables are damaged, there is no space, or a cluster would be used more often than refcounts can tell. Nothing has changed
     /// then, unless it is `lost` what is on the medium.
-    pub(crate) fn exchange(mut self, mut trees: Trees, lost: &mut bool) -> Result<Exchanged> {
+    pub(crate) fn replace_tables(
+        mut self,
+        mut trees: NewTables,
+        lost: &mut bool,
+    ) -> Result<Replaced> {
         self.count_old()?;
-        let home = Home::of(&self);
+        let home = OldPlaces::of(&self);
         let places = self.choose_places(&trees)?;
         if let Some(last) = trees.snapshots.as_mut().and_then(|list| list.last_mut())
             && trees.fresh_l1.is_some()
@@ -97,9 +101,9 @@ impl Check<'_> {
         {
             self.snapshots.clone_from(list);
             self.snapshot_bytes = table_len.unwrap_or(0) as u64;
-            self.go_home(&home, &trees.l1, lost)?;
+            self.restore_places(&home, &trees.l1, lost)?;
         }
-        Ok(Exchanged {
+        Ok(Replaced {
             freed: self.freed(),
             header: self.header,
             snapshots: trees.snapshots,
@@ -152,7 +156,7 @@ impl Check<'_> {
     }
 
     /// Places for all tables but the refcounts, in clusters that nothing uses; they are counted.
-    fn choose_places(&mut self, trees: &Trees) -> Result<Places> {
+    fn choose_places(&mut self, trees: &NewTables) -> Result<Places> {
         let geometry = self.geometry;
         let offset = |cluster| geometry.offset_of(ClusterIndex(cluster)).0;
         let l1_bytes = trees.l1.len() as u64 * 8;
@@ -191,7 +195,7 @@ impl Check<'_> {
         })
     }
 
-    fn encode_snapshots(&self, trees: &Trees) -> Option<Vec<u8>> {
+    fn encode_snapshots(&self, trees: &NewTables) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for snapshot in trees.snapshots.as_ref()? {
             snapshot.encode(&mut bytes, self.header.size);
@@ -200,7 +204,12 @@ impl Check<'_> {
     }
 
     /// Counts what will be in use; the places of the new tables are.
-    fn count_new(&mut self, trees: &Trees, places: &Places, table: Option<usize>) -> Result<()> {
+    fn count_new(
+        &mut self,
+        trees: &NewTables,
+        places: &Places,
+        table: Option<usize>,
+    ) -> Result<()> {
         self.walked.clear();
         self.file_len = self
             .file_len

@@ -1,4 +1,4 @@
-//! The names of other files that an image records, and where they lead.
+//! References of an image to other files: names as recorded, and the paths they stand for.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! What can be told about an open qcow2 image.
+//! What `info` and `map` report about a qcow2 image.
 
 mod holes;
 
@@ -13,9 +13,9 @@ use crate::extent::Extent;
 use crate::feature;
 use crate::header::{CRYPT_AES, CRYPT_LUKS, Header};
 use crate::luks;
-use crate::names;
 use crate::options::Format;
 use crate::qcow2::Qcow2;
+use crate::references;
 use crate::report::{Encryption, Info, Qcow2Info};
 
 impl Qcow2 {
@@ -76,7 +76,7 @@ impl Qcow2 {
 
     pub(crate) fn info(&self, path: &Path) -> Result<Info> {
         let bitmaps = self.bitmap_infos()?;
-        let engine = self.engine();
+        let engine = self.engine_exclusive();
         let header = &engine.header;
         let qcow2 = Qcow2Info {
             version: header.version,
@@ -103,7 +103,7 @@ impl Qcow2 {
             full_backing_filename: header
                 .backing
                 .as_ref()
-                .and_then(|name| names::full_name(path, name)),
+                .and_then(|name| references::full_name(path, name)),
             backing_filename: header.backing.clone(),
             backing_format: header.text_extension(kind::BACKING_FORMAT),
             snapshots: self.snapshots(),

@@ -1,8 +1,8 @@
-//! The way back after an exchange: the active tables and the refcounts where they were, as QEMU keeps them.
+//! Moves the active tables and the refcounts back to where they were before the tables were replaced, as QEMU keeps them.
 //!
-//! A snapshot need not move what it only shares. While other tables are in force, the old places are free, and the L2 tables are the
-//! snapshot's alone, whose flags say nothing: so they are made what they will have to be, and a second write of the header goes back to
-//! them. Programs that look into images find the tables where QEMU would have them; for the image itself nothing depends on it.
+//! While the new tables are in use, the old places are free, and the old L2 tables belong to the snapshot alone, whose COPIED flags mean
+//! nothing. So the old tables get their new content, and a second write of the header switches back to them. Programs that compare
+//! images find the tables where QEMU would have put them; the image itself does not depend on it.
 
 use crate::check::Check;
 use crate::check::counts::Counts;
@@ -11,11 +11,11 @@ use crate::error::Result;
 use crate::geometry::OFFSET_MASK;
 use crate::header::Header;
 
-/// So many bytes of tables are moved back; in large images it is not worth the time.
+/// At most this many bytes of tables are moved back; in large images it is not worth the time.
 const MAX_BYTES: u64 = 4 << 20;
 
 /// Where the tables were.
-pub(super) struct Home {
+pub(super) struct OldPlaces {
     l1_offset: u64,
     refcount_table_offset: u64,
     refcount_table_clusters: u32,
@@ -23,7 +23,7 @@ pub(super) struct Home {
     table: Vec<u64>,
 }
 
-impl Home {
+impl OldPlaces {
     pub(super) fn of(check: &Check<'_>) -> Self {
         Self {
             l1_offset: check.header.l1_offset,
@@ -44,9 +44,14 @@ impl Home {
 }
 
 impl Check<'_> {
-    /// Goes back, with these entries of the active L1 table, all of them tables that a snapshot has, too. If that cannot be, what the
-    /// exchange has put in force stays.
-    pub(super) fn go_home(&mut self, home: &Home, l1: &[u64], lost: &mut bool) -> Result<()> {
+    /// Moves the tables back. `l1` are the entries of the active L1 table, all of which a snapshot has, too. If that is not possible, the
+    /// new tables stay in use.
+    pub(super) fn restore_places(
+        &mut self,
+        home: &OldPlaces,
+        l1: &[u64],
+        lost: &mut bool,
+    ) -> Result<()> {
         let tables = l1.iter().filter(|entry| **entry & OFFSET_MASK != 0).count()
             + home.table.iter().filter(|entry| **entry != 0).count();
         if tables as u64 * self.geometry.cluster_size() > MAX_BYTES {
@@ -58,7 +63,7 @@ impl Check<'_> {
         for (cluster, _) in counts.used_from(0) {
             self.taken.add(cluster, 1, u64::MAX);
         }
-        let gone = self.write_home(home, l1, lost);
+        let gone = self.write_old_places(home, l1, lost);
         if *lost || matches!(gone, Ok(true)) {
             return gone.map(|_| ());
         }
@@ -67,7 +72,7 @@ impl Check<'_> {
     }
 
     /// Returns whether the header leads there now.
-    fn write_home(&mut self, home: &Home, l1: &[u64], lost: &mut bool) -> Result<bool> {
+    fn write_old_places(&mut self, home: &OldPlaces, l1: &[u64], lost: &mut bool) -> Result<bool> {
         let entries: Vec<u64> = l1.iter().map(|entry| entry & OFFSET_MASK).collect();
         if !entries.is_empty() {
             self.write(home.l1_offset, &to_bytes(&entries))?;

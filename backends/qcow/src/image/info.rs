@@ -1,4 +1,4 @@
-//! What can be told about an image.
+//! What `info`, `map` and `check` report about an image.
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
@@ -6,7 +6,7 @@ use crate::image::{Image, Layer};
 use crate::options::Format;
 use crate::report::{CheckResult, Info, Repair, SnapshotInfo};
 
-/// Facts.
+/// Reports.
 impl Image {
     /// How the beginning of `offset..offset + len` is stored in this image alone: the first extent, at most `len` long.
     pub fn map_layer(&self, offset: u64, len: u64) -> Result<Extent> {
@@ -26,11 +26,11 @@ impl Image {
         let mut extent = self.map_layer(offset, len)?;
         let (mut image, mut depth) = (self, 0);
         while !extent.present {
-            let Some(below) = image.backing.as_deref() else {
+            let Some(backing) = image.backing.as_deref() else {
                 break;
             };
             depth += 1;
-            let inside = below.virtual_size().saturating_sub(offset);
+            let inside = backing.virtual_size().saturating_sub(offset);
             if inside == 0 {
                 // QEMU: beyond a short backing file there are zeroes, decided by the image that lies on it.
                 extent = Extent {
@@ -41,9 +41,9 @@ impl Image {
                 };
                 break;
             }
-            extent = below.map_layer(offset, extent.length.min(inside))?;
+            extent = backing.map_layer(offset, extent.length.min(inside))?;
             extent.depth = depth;
-            image = below;
+            image = backing;
         }
         if !extent.present {
             extent.zero = true;

@@ -1,11 +1,11 @@
-//! The image below another one in a backing chain, as the upper one sees it.
+//! The backing disk of an image, as its overlay sees it.
 
 use crate::buffer::Destination;
 use crate::error::Result;
 use crate::plan::Plan;
 
-/// What shows where an image holds nothing itself.
-pub(crate) trait Below {
+/// What an overlay reads where it holds nothing itself.
+pub(crate) trait BackingDisk {
     /// Size of its disk in bytes.
     fn size(&self) -> u64;
 
@@ -18,8 +18,8 @@ pub(crate) trait Below {
         len: usize,
     ) -> Result<()>;
 
-    /// Adds where the part `(at, len)` of a request is, which begins at `offset` of this disk; its files are counted from `first`.
-    /// Whether that can be said.
+    /// Adds to `plan` where part `(at, len)` of a request lies, which begins at `offset` of this disk. `first` is the number of this
+    /// disk's first file. Returns false if finding out takes I/O.
     fn plan_part(
         &self,
         plan: &mut Plan,

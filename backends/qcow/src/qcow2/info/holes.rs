@@ -60,7 +60,7 @@ impl Qcow2 {
     /// several entries of the table lead to is looked at once.
     fn used_clusters(&self, clusters: u64, enough: u64) -> Result<u64> {
         let blocks = self.run(Engine::refcount_blocks)?;
-        let per_block = self.glance().geometry().refcount_block_entries();
+        let per_block = self.engine_write().geometry().refcount_block_entries();
         let (mut used, mut known) = (0u64, HashMap::new());
         for (index, block) in blocks {
             if index * per_block >= clusters || used >= enough {

@@ -11,9 +11,9 @@ use crate::host_file::HostFile;
 use crate::image::Image;
 use crate::journal_file::{self, Access, Beside, JournalFile};
 use crate::lock::{FileLock, Use};
-use crate::names::{resolve, resolve_data_file};
 use crate::options::{Backing, DataFile, Format, Journal, Locking, OpenOptions};
 use crate::qcow2::pending_session;
+use crate::references::{resolve, resolve_data_file};
 use crate::storage::Storage;
 
 /// The files of a chain seen so far, by (device, inode).
@@ -145,10 +145,10 @@ fn journal(file: &Arc<File>, path: &Path, options: &OpenOptions) -> Result<Optio
     if !options.writable && FileLock::has_writer(file) {
         return Ok(None);
     }
-    let facts = file
+    let metadata = file
         .metadata()
         .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
-    let image = journal_file::identity(&facts);
+    let image = journal_file::identity(&metadata);
     let access = match (&options.journal, options.writable) {
         (Journal::Use(journal), _) => {
             let used = JournalFile::in_storage(journal.clone(), image);
@@ -213,8 +213,8 @@ fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen)
         Backing::Ignore => {}
         Backing::Open => {
             if let Some(name) = references.backing {
-                let below = open_backing(path, &name, references.backing_format, options, seen)?;
-                image = image.over(Arc::new(below));
+                let backing = open_backing(path, &name, references.backing_format, options, seen)?;
+                image = image.over(Arc::new(backing));
             }
         }
     }
@@ -254,13 +254,13 @@ fn open_backing(
             Error::new(ErrorKind::Backing, message)
         })?,
     };
-    let below = resolve(path, name)?;
+    let backing = resolve(path, name)?;
     let data_file = if matches!(options.data_file, DataFile::Ignore | DataFile::Use(_)) {
         DataFile::Ignore
     } else {
         DataFile::Open
     };
-    let below_options = OpenOptions {
+    let backing_options = OpenOptions {
         format,
         writable: false,
         snapshot: None,
@@ -270,11 +270,14 @@ fn open_backing(
         data_file,
         ..options.clone()
     };
-    let file = options.allowed_files.open(&below, false).map_err(|error| {
-        if error.kind() == ErrorKind::NotAllowed {
-            return error.named_by(path);
-        }
-        error.within(format!("backing file of {}", path.display()))
-    })?;
-    open_in_chain(file.into(), &below, &below_options, seen)
+    let file = options
+        .allowed_files
+        .open(&backing, false)
+        .map_err(|error| {
+            if error.kind() == ErrorKind::NotAllowed {
+                return error.named_by(path);
+            }
+            error.within(format!("backing file of {}", path.display()))
+        })?;
+    open_in_chain(file.into(), &backing, &backing_options, seen)
 }
