@@ -1,10 +1,12 @@
 //! The one error type of this crate.
 
+mod denied;
+
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::gate::FileKind;
+pub use denied::{Denied, FileKind};
 
 /// What went wrong, coarse enough to act upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,36 +58,6 @@ impl TableFault {
     pub(crate) fn of(self, table: &str) -> Error {
         Error::corrupt(format!("{table} {self}"))
     }
-}
-
-/// A file that could not be had.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Denied {
-    /// It could not be opened.
-    Open(PathBuf),
-    /// It could not be created.
-    Create(PathBuf),
-    /// Somebody else's lock is in the way of this one, named as QEMU names it.
-    Lock(PathBuf, String),
-    /// It is neither a regular file nor a block device.
-    Type {
-        /// The file.
-        file: PathBuf,
-        /// What it is.
-        kind: FileKind,
-        /// The image that names it, if one does.
-        named_by: Option<PathBuf>,
-    },
-    /// It is not in the folders of [`AllowedFiles`](crate::AllowedFiles).
-    Outside {
-        /// The file.
-        file: PathBuf,
-        /// The image that names it.
-        named_by: Option<PathBuf>,
-        /// The folders.
-        allowed: Vec<PathBuf>,
-    },
 }
 
 /// An error: its kind, and one line that names what was wrong, the system's error included if there is one; that is not

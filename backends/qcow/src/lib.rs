@@ -120,76 +120,51 @@
 //!
 //! # Inside
 //!
-//! `engine` holds what the tables mean and in which order they may be written, and does no I/O; `qcow2` drives it with plain system
-//! calls. `check` walks all tables of a file, for checks, repairs and what exchanges tables as a whole: snapshots, and refcounts of another
-//! width. `image` is what callers have of either format. Each other file is one concept of the specification, by its name there, or
-//! of the host: files, locks, memory.
+//! No module uses one above it:
 //!
-//! Whoever has many requests under way at a time (an io_uring) asks [`Image::plan_read`], [`Image::plan_write`] and
-//! [`Image::plan_flush`] where their data is, and moves it by his own means. The same engine answers, at once and without I/O; where it
-//! cannot (a table is not in memory, space is to be allocated, a cluster is compressed), the methods that do the whole request can,
-//! on another thread.
+//! | module | what it is |
+//! |---|---|
+//! | `image` | an open disk of any format: its backing chain, creating, planning, resizing, snapshots, bitmaps |
+//! | `formats` | the formats, one folder each, behind one trait |
+//! | `formats/raw` | the file is the disk |
+//! | `formats/qcow2` | an open qcow2 image: runs the engine's operations, with plain system calls |
+//! | `formats/qcow2/check`, `rewrite` | walk and repair all metadata; rewrite all of it: snapshots, another refcount width |
+//! | `formats/qcow2/engine` | what the tables mean and in which order they may be written; no I/O |
+//! | `formats/qcow2/journal` | what the process after a kill needs to know |
+//! | `formats/qcow2/layout` | what is on the medium |
+//! | `storage` | files of the host: opening, locking, reading, writing, syncing |
+//!
+//! Callers that do their own I/O (an io_uring) ask [`Image::plan_read`], [`Image::plan_write`] and [`Image::plan_flush`] where the data
+//! of a request lies. The answer comes at once and without I/O. Where that is not possible (a table is not in memory, space must be
+//! allocated, a cluster is compressed), the methods that do the whole request can do it, on another thread.
 
 #![forbid(unsafe_code)]
 
-mod address;
-mod backing_disk;
-mod big_endian;
-mod bitmap;
-mod buffer;
-mod chain;
-mod check;
-mod compressed;
-mod create;
-mod engine;
 mod error;
-mod extension;
-mod extent;
-mod feature;
-mod folder;
-mod gate;
-mod geometry;
-mod group_commit;
-mod header;
-mod host_file;
+mod formats;
 mod image;
-mod journal_file;
-mod l2;
-mod lock;
-mod luks;
-mod nested;
 mod options;
-mod plan;
-mod progress;
-mod qcow2;
-mod range_lock;
-mod raw;
-mod references;
 mod report;
-mod scratch;
-mod snapshot_table;
 mod storage;
-mod sync;
-mod window;
 
-pub use address::{ClusterIndex, GuestOffset, HostOffset};
-pub use buffer::{Destination, Source};
-pub use create::{create, create_file, create_in};
-pub use error::{Denied, Error, ErrorKind, Result, TableFault};
-pub use extent::Extent;
-pub use folder::Folder;
-pub use gate::{AllowedFiles, FileKind, open_file};
-pub use host_file::HostFile;
+pub use error::{Denied, Error, ErrorKind, FileKind, Result, TableFault};
+pub use formats::qcow2::DirtyRanges;
+pub use formats::qcow2::journal::file::journal_paths;
+pub use formats::qcow2::layout::address::{ClusterIndex, GuestOffset, HostOffset};
 pub use image::Image;
-pub use journal_file::journal_paths;
+pub use image::create::{create, create_file, create_in};
+pub use image::plan::{Part, Place, Plan};
 pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Format, Journal,
     Locking, OpenOptions, Preallocation,
 };
-pub use plan::{Part, Place, Plan};
-pub use qcow2::DirtyRanges;
 pub use report::{
     BitmapInfo, CheckResult, Encryption, Info, LuksInfo, LuksSlot, Qcow2Info, Repair, SnapshotInfo,
 };
+pub use storage::buffer::{Destination, Source};
+pub use storage::extent::Extent;
+pub use storage::folder::Folder;
+pub use storage::gate::{AllowedFiles, open_file};
+pub use storage::host_file::HostFile;
+pub use storage::sync::Flush;
 pub use storage::{Filter, Storage};
-pub use sync::Flush;

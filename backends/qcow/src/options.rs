@@ -7,8 +7,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::gate::AllowedFiles;
 use crate::storage::Storage;
+use crate::storage::gate::AllowedFiles;
 
 /// The format of an image. Always declared, never guessed by this library while opening.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

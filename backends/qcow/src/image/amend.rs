@@ -65,7 +65,7 @@ impl Image {
     fn amend(
         &self,
         what: &str,
-        change: impl FnOnce(&crate::qcow2::Qcow2) -> Result<()>,
+        change: impl FnOnce(&crate::formats::qcow2::Qcow2) -> Result<()>,
     ) -> Result<()> {
         self.check_writable()?;
         match &self.layer {

@@ -1,10 +1,10 @@
 //! Changes of an image as a whole.
 
 use crate::error::{Error, Result};
+use crate::formats::qcow2::{DirtyRanges, Qcow2};
+use crate::formats::raw;
 use crate::image::{Image, Layer};
 use crate::options::{Format, Preallocation};
-use crate::qcow2::{DirtyRanges, Qcow2};
-use crate::raw;
 
 /// Changes of the image as a whole.
 impl Image {

@@ -1,10 +1,10 @@
 //! What `info`, `map` and `check` report about an image.
 
 use crate::error::{Error, Result};
-use crate::extent::Extent;
 use crate::image::{Image, Layer};
 use crate::options::Format;
 use crate::report::{CheckResult, Info, Repair, SnapshotInfo};
+use crate::storage::extent::Extent;
 
 /// Reports.
 impl Image {

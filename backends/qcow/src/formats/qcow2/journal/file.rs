@@ -1,0 +1,342 @@
+//! The file beside an image in which changes of its tables are noted for the process after a kill ([`crate::formats::qcow2::engine`]'s journal).
+//!
+//! `NAME.bulkhead-journal` belongs to one session: one time that the image is open for writing by a process that keeps a journal. Its
+//! header and the image's name each other:
+//!
+//! ```text
+//! the file's header:  magic, version, birth and inode of the image, session, boot id (2), checksum
+//! the image's header: the same of the session, and where the file is (`session.rs`)
+//! ```
+//!
+//! JournalWriter are believed if and only if nobody has written to the image since, the file is about this very image, and the host has not
+//! started anew (then the notes survived, but perhaps not what was in the host's memory). Whoever opens an image of which a journal
+//! counts and does not find it (`place.rs`) has not all of it, and gets an error.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use super::place::{ImageFolder, Place, second_name};
+use super::session::{GO_ON, Session};
+use crate::error::{Error, Result};
+use crate::formats::qcow2::journal::log::{PART, PARTS, PARTS_AT, checksum, words_of};
+use crate::formats::qcow2::journal::progress::Progress;
+use crate::formats::qcow2::journal::reader::read as read_notes;
+use crate::formats::qcow2::journal::{Journal, JournalContents, JournalWriter};
+use crate::storage::Storage;
+
+/// "blkhdjnl"
+const MAGIC: u64 = 0x626c_6b68_646a_6e6c;
+const VERSION: u64 = 5;
+/// The same, of an image that does not say how far it has got.
+const WITHOUT_PROGRESS: u64 = 4;
+const HEADER_WORDS: usize = 8;
+const LENGTH: u64 = PARTS_AT + (PARTS * PART) as u64;
+pub(super) const SUFFIX: &str = ".bulkhead-journal";
+
+/// Where the journal of the image of this name is made, if it has one: the first, or the second if the first is that of an image that had
+/// this name before.
+///
+/// # Errors
+/// The image is not there.
+pub fn journal_paths(image: impl AsRef<Path>) -> io::Result<[PathBuf; 2]> {
+    let real = std::fs::canonicalize(image)?;
+    let inode = std::fs::metadata(&real)?.ino();
+    let name = real.file_name().unwrap_or_default().to_string_lossy();
+    let names = [format!("{name}{SUFFIX}"), second_name(&name, inode)];
+    Ok(names.map(|name| real.with_file_name(name)))
+}
+
+/// What the file begins with.
+pub(super) struct Header {
+    words: [u64; HEADER_WORDS],
+}
+
+impl Header {
+    fn new(session: &Session) -> Self {
+        let ([birth, inode], [high, low]) = (session.image, session.boot);
+        let mut words = [MAGIC, VERSION, birth, inode, session.number, high, low, 0];
+        words[HEADER_WORDS - 1] = Self::sum(&words);
+        Self { words }
+    }
+
+    /// # Errors
+    /// It cannot be read, or is none: a header is on the medium before the image's speaks of it, and stays as it is for as long as
+    /// that does.
+    pub(super) fn read(storage: &dyn Storage, path: &Path) -> Result<Self> {
+        let mut bytes = [0; HEADER_WORDS * 8];
+        let len = bytes.len();
+        storage
+            .read(0, &mut &mut bytes[..], 0, len)
+            .map_err(|error| Error::io(format!("cannot read {}", path.display()), error))?;
+        let words = words_of(&bytes).try_into().unwrap_or_default();
+        let header = Self { words };
+        match header.words[0] == MAGIC && header.words[HEADER_WORDS - 1] == Self::sum(&words) {
+            true => Ok(header),
+            false => Err(damaged(path)),
+        }
+    }
+
+    fn sum(words: &[u64; HEADER_WORDS]) -> u64 {
+        checksum(0, &words[..HEADER_WORDS - 1])
+    }
+
+    pub(super) fn image(&self) -> [u64; 2] {
+        [self.words[2], self.words[3]]
+    }
+
+    pub(super) fn boot(&self) -> [u64; 2] {
+        [self.words[5], self.words[6]]
+    }
+
+    pub(super) fn is_of(&self, session: &Session) -> bool {
+        [VERSION, WITHOUT_PROGRESS].contains(&self.words[1])
+            && self.words[2..HEADER_WORDS - 1] == Self::new(session).words[2..HEADER_WORDS - 1]
+    }
+}
+
+fn damaged(path: &Path) -> Error {
+    Error::corrupt(format!(
+        "{} is damaged, and with it what was written to the image since the last flush; {GO_ON}",
+        path.display()
+    ))
+}
+
+/// A journal, or a place for one.
+pub(crate) struct JournalFile {
+    /// The file, once there is one.
+    storage: Option<Arc<dyn Storage>>,
+    pub(crate) path: PathBuf,
+    image: [u64; 2],
+    /// Where it is to be removed from when it is not needed any more.
+    place: Option<Place>,
+    next: Next,
+    /// Those that are of no use once the next session has begun.
+    former: Vec<(Arc<dyn Storage>, Place)>,
+}
+
+/// Where the next session has its journal.
+enum Next {
+    Nowhere,
+    Here,
+    /// In this file, if there is one.
+    There(Option<Arc<dyn Storage>>, Place),
+}
+
+/// What was found where the journal of an image may be.
+pub(crate) struct Beside {
+    /// See [`identity`].
+    pub(crate) image: [u64; 2],
+    /// The journal of the session that the image's header has or, to keep one, a place for it; or why that cannot be had.
+    pub(crate) found: Result<Option<JournalFile>>,
+}
+
+impl Beside {
+    pub(crate) fn of(image: [u64; 2], found: Option<JournalFile>) -> Self {
+        let found = Ok(found);
+        Self { image, found }
+    }
+}
+
+/// How a journal is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// To see what is in it.
+    Read,
+    /// To take over what is in it.
+    Write,
+    /// To keep one.
+    Create,
+}
+
+impl JournalFile {
+    /// In storage of the caller's own.
+    pub(crate) fn in_storage(storage: Arc<dyn Storage>, image: [u64; 2]) -> Self {
+        Self {
+            storage: Some(storage),
+            path: PathBuf::from("journal"),
+            image,
+            place: None,
+            next: Next::Here,
+            former: Vec::new(),
+        }
+    }
+
+    /// The journal of `session` or, to keep one, a place for it, in the folder of the image that is open as `file` by the name `path`.
+    /// `None`: there is none or, where one is to be kept, none is possible.
+    ///
+    /// # Errors
+    /// Something is in the place of that of the session, and cannot be trusted or opened.
+    pub(crate) fn beside(
+        file: &File,
+        path: &Path,
+        access: Access,
+        session: Option<&Session>,
+    ) -> Result<Option<Self>> {
+        let Some(folder) = ImageFolder::of(file, path) else {
+            return Ok(None);
+        };
+        let found = match session {
+            Some(session) => folder.find(session, access)?,
+            None => None,
+        };
+        let next = match access {
+            Access::Create => folder.new_journal(),
+            Access::Read | Access::Write => None,
+        };
+        let former = match (&next, session) {
+            (Some((_, next)), None) => folder.former(&next.name),
+            _ => Vec::new(),
+        };
+        let image = folder.image();
+        let new = |storage, place: Place, next| Self {
+            storage,
+            path: place.path.clone(),
+            image,
+            place: Some(place),
+            next,
+            former,
+        };
+        Ok(match (found, next) {
+            (Some((storage, place)), None) => Some(new(Some(storage), place, Next::Nowhere)),
+            (Some((storage, place)), Some((_, next))) if place.name == next.name => {
+                Some(new(Some(storage), place, Next::Here))
+            }
+            (Some((storage, place)), Some((there, next))) => {
+                Some(new(Some(storage), place, Next::There(there, next)))
+            }
+            (None, Some((storage, place))) => Some(new(storage, place, Next::Here)),
+            (None, None) => None,
+        })
+    }
+
+    /// What is noted of a session, and whether the image says how far its journal has got. `None`: it is the journal of another one.
+    ///
+    /// # Errors
+    /// It is damaged: not all of it is there, or it makes no sense.
+    pub(crate) fn read(
+        &self,
+        session: &Session,
+        cluster_size: u64,
+    ) -> Result<Option<(JournalContents, bool)>> {
+        let failed = |error| Error::io(format!("cannot read {}", self.path.display()), error);
+        let Some(storage) = &self.storage else {
+            return Ok(None);
+        };
+        let header = Header::read(&**storage, &self.path)?;
+        if self.image != session.image || !header.is_of(session) {
+            return Ok(None);
+        }
+        if storage.len().map_err(failed)? != LENGTH {
+            return Err(damaged(&self.path));
+        }
+        let mut parts = vec![0; PARTS * PART];
+        storage
+            .read(PARTS_AT, &mut &mut parts[..], 0, PARTS * PART)
+            .map_err(failed)?;
+        let left = read_notes(session.number, &words_of(&parts), cluster_size);
+        let left = left.ok_or_else(|| damaged(&self.path))?;
+        Ok(Some((left, header.words[1] != WITHOUT_PROGRESS)))
+    }
+
+    /// Makes it the empty one of a new session. What it had is gone, which the image's header must say before. All of it is on the
+    /// medium then. The image says how far it has got.
+    pub(crate) fn begin(
+        &mut self,
+        progress: Progress,
+    ) -> io::Result<(Session, Arc<JournalWriter>, Journal)> {
+        match std::mem::replace(&mut self.next, Next::Nowhere) {
+            Next::Nowhere => return Err(io::ErrorKind::Unsupported.into()),
+            Next::Here => {}
+            Next::There(storage, place) => {
+                self.remove();
+                self.path.clone_from(&place.path);
+                self.storage = storage;
+                self.place = Some(place);
+            }
+        }
+        let session = Session {
+            number: new_session(),
+            boot: boot_id().ok_or(io::ErrorKind::Unsupported)?,
+            image: self.image,
+            journal: self.path.clone(),
+        };
+        let storage = match (&self.storage, &self.place) {
+            (Some(storage), _) => storage.clone(),
+            (None, Some(place)) => self.storage.insert(place.create()?).clone(),
+            (None, None) => return Err(io::ErrorKind::NotFound.into()),
+        };
+        storage.set_len(0)?;
+        // Reserved, so that a full file system does not end the notes.
+        storage.allocate(0, LENGTH)?;
+        let words = Header::new(&session).words;
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        storage.write(0, &bytes.as_slice(), 0, bytes.len())?;
+        let notes = Arc::new(JournalWriter::new(
+            storage.clone(),
+            session.number,
+            (Some(progress), 0),
+        ));
+        let journal = Journal::new(notes.clone());
+        if !notes.write() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        storage.sync()?;
+        for (journal, place) in self.former.drain(..) {
+            place.remove(&*journal);
+        }
+        Ok((session, notes, journal))
+    }
+
+    /// It is not needed any more: removed or, where this process may not, made empty.
+    pub(crate) fn remove(&self) {
+        let Some(storage) = &self.storage else {
+            return;
+        };
+        // The name first: who is killed in between leaves a file that the next session still knows for a former one's.
+        if let Some(place) = &self.place {
+            place.remove(&**storage);
+        }
+        let _ = storage.set_len(0);
+    }
+
+    /// The file, if there is one.
+    pub(crate) fn storage(&self) -> Option<&Arc<dyn Storage>> {
+        self.storage.as_ref()
+    }
+
+    /// What it is called, and the device and inode that tell it from others of that name.
+    pub(crate) fn identity(&self) -> (&Path, (u64, u64)) {
+        let storage = self.storage.as_ref();
+        let [device, inode] = storage.map_or([0; 2], |storage| storage.identity());
+        (&self.path, (device, inode))
+    }
+}
+
+/// When the image was made, and its inode. Its file system may have another device number when it is mounted the next time, and a file
+/// that is put in the place of the image may have the same inode.
+pub(crate) fn identity(image: &Metadata) -> [u64; 2] {
+    let birth = image.created().ok();
+    let birth = birth.and_then(|birth| birth.duration_since(UNIX_EPOCH).ok());
+    let birth = birth.map_or(0, |birth| birth.as_nanos() as u64);
+    // Not every file system knows.
+    let birth = if birth == 0 { image.dev() } else { birth };
+    [birth, image.ino()]
+}
+
+/// What tells this start of the host from others.
+pub(crate) fn boot_id() -> Option<[u64; 2]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    let id = u128::from_str_radix(&digits, 16).ok()?;
+    Some([(id >> 64) as u64, id as u64])
+}
+
+/// A number that no other session has; its upper bits, which the image's header shows, are not all zero.
+fn new_session() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish() | 1 << 63
+}

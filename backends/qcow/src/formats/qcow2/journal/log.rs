@@ -1,0 +1,373 @@
+//! Changes of tables that are not in the file yet, noted where the next process finds them.
+//!
+//! A guest that was told of a write must find it again even if the process is killed the moment after. What was written is with the
+//! host's kernel then, but not the tables that lead to it: they reach the file in an order with syncs in between, which only a flush
+//! pays for. So each change of a table is noted in a file beside the image ([`super::file`]), and whoever opens the image next
+//! makes the same changes. JournalWriter are for a process that is killed; after a power cut, what was flushed is what counts.
+//!
+//! JournalWriter are written in groups, one for each operation of the engine, into one of several parts of the file. When tables are about to
+//! be written to the image, the notes go on in another part; once the tables are there, a group in it ends the need for the parts
+//! before. A group has a checksum, so that neither what a kill has cut off nor what an earlier session left is taken for one; and it
+//! says which groups are needed with it, so that damage among these is not taken for what a kill has cut off. Behind the last one are
+//! zeroes, the size of a record: what is there instead is damage, unless it looks like the next group and is in several pages, between
+//! which a kill may have ended its writing.
+//!
+//! ```text
+//! group:  epoch, first epoch that is needed, number << 32 | groups before it that are needed << 15 | records, checksum; then the records
+//! record: 1 | table << 8, offset, old value, new value      a word of a table was changed
+//!         2 | table << 8, offset, length, 0                 a table of zeroes was begun
+//!         3, host offset, clusters, number                  each of them has one reference more than tables have
+//!         4, number, clusters, 0                            no longer so for the first of those
+//!         5, 0, 0, 0                                        what follows in this part is not all there was
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{JournalContents, JournalWriter};
+use crate::formats::qcow2::layout::address::HostOffset;
+use crate::formats::qcow2::layout::table::Table;
+
+/// Where the parts begin; before them is the file's header.
+pub(crate) const PARTS_AT: u64 = 4096;
+pub(crate) const PART: usize = 512 << 10;
+/// At most three are in use while an image is served; the last is for the process that takes them over.
+pub(crate) const PARTS: usize = 4;
+const SERVED_PARTS: usize = 3;
+
+pub(super) const RECORD: usize = 32;
+/// A part has fewer records than this, and all parts have fewer groups than the bits from here to a group's number can count.
+pub(super) const NEEDED_AT: u32 = 15;
+/// Room for the group that says that notes are missing, for an empty one that ends the need for other parts, and for the end.
+const RESERVE: usize = 4 * RECORD;
+/// Tables begun within a part: the next process has all of them in memory.
+const MAX_CREATED: u64 = 64 << 20;
+
+/// A run of host clusters whose last use is about to leave the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Freed {
+    pub(crate) host: HostOffset,
+    pub(crate) clusters: u64,
+    /// By which the journal knows it; 0 if there is none.
+    pub(crate) number: u64,
+}
+
+impl Freed {
+    pub(crate) fn new(host: HostOffset, clusters: u64) -> Self {
+        Self {
+            host,
+            clusters,
+            number: 0,
+        }
+    }
+}
+
+/// A change of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Word {
+        table: Table,
+        offset: u64,
+        old: u64,
+        new: u64,
+    },
+    Created {
+        table: Table,
+        offset: u64,
+        len: u64,
+    },
+    /// These clusters have a reference that no table will have: theirs was just taken, or will end when tables are written.
+    Owed(Freed),
+    Settled {
+        number: u64,
+        clusters: u64,
+    },
+    Gap,
+}
+
+impl Change {
+    fn encode(self) -> [u64; 4] {
+        match self {
+            Self::Word {
+                table,
+                offset,
+                old,
+                new,
+            } => [1 | (table as u64) << 8, offset, old, new],
+            Self::Created { table, offset, len } => [2 | (table as u64) << 8, offset, len, 0],
+            Self::Owed(run) => [3, run.host.0, run.clusters, run.number],
+            Self::Settled { number, clusters } => [4, number, clusters, 0],
+            Self::Gap => [5, 0, 0, 0],
+        }
+    }
+
+    pub(super) fn decode([kind, a, b, c]: [u64; 4]) -> Option<Self> {
+        let table = || Table::ALL.get(usize::try_from(kind >> 8).ok()?).copied();
+        match kind & 0xff {
+            1 => Some(Self::Word {
+                table: table()?,
+                offset: a,
+                old: b,
+                new: c,
+            }),
+            2 => Some(Self::Created {
+                table: table()?,
+                offset: a,
+                len: b,
+            }),
+            3 => Some(Self::Owed(Freed {
+                host: HostOffset(a),
+                clusters: b,
+                number: c,
+            })),
+            4 => Some(Self::Settled {
+                number: a,
+                clusters: b,
+            }),
+            5 => Some(Self::Gap),
+            _ => None,
+        }
+    }
+}
+
+/// Not cryptographic: it tells what was written from what was not.
+pub(crate) fn checksum<'a>(session: u64, words: impl IntoIterator<Item = &'a u64>) -> u64 {
+    let start = session ^ 0xcbf2_9ce4_8422_2325;
+    words.into_iter().fold(start, |sum, word| {
+        (sum ^ word)
+            .wrapping_mul(0x0000_0100_0000_01b3)
+            .rotate_left(23)
+    })
+}
+
+pub(crate) fn words_of(bytes: &[u8]) -> Vec<u64> {
+    let word = |chunk: &[u8]| chunk.try_into().map_or(0, u64::from_le_bytes);
+    bytes.chunks_exact(8).map(word).collect()
+}
+
+/// What is noted, and where the next note goes.
+pub(crate) struct Journal {
+    notes: Arc<JournalWriter>,
+    /// The number of the part that takes notes.
+    epoch: u64,
+    /// The epochs of the parts that hold something needed.
+    parts: [Option<u64>; PARTS],
+    part: usize,
+    /// Bytes in the part, and the size of tables begun.
+    used: usize,
+    created: u64,
+    /// The number of the next group, and of the first one in the part.
+    number: u64,
+    first: u64,
+    /// The first epoch that is needed, and the number of its first group.
+    base: u64,
+    base_number: u64,
+    /// Not everything that belongs to these epochs is noted.
+    incomplete: Vec<u64>,
+    /// What is being written to the image now is what these epochs have.
+    in_writeback: Vec<u64>,
+    owed: BTreeMap<u64, Freed>,
+    next: u64,
+}
+
+impl Journal {
+    /// A new one, in a file that has nothing of use.
+    pub(crate) fn new(notes: Arc<JournalWriter>) -> Self {
+        let mut journal = Self::after(notes, [None; PARTS], (0, 0));
+        // One without any group is damaged.
+        journal.written();
+        journal
+    }
+
+    fn after(
+        notes: Arc<JournalWriter>,
+        parts: [Option<u64>; PARTS],
+        (last, number): (u64, u64),
+    ) -> Self {
+        let mut journal = Self {
+            notes,
+            epoch: last,
+            parts,
+            part: 0,
+            used: PART,
+            created: 0,
+            number,
+            first: number,
+            base: 0,
+            base_number: number,
+            incomplete: Vec::new(),
+            in_writeback: Vec::new(),
+            owed: BTreeMap::new(),
+            next: 1,
+        };
+        journal.begin_part(PARTS);
+        journal
+    }
+
+    /// One that goes on where a former process left off, all of whose changes are in the image now, but for what it owed.
+    pub(crate) fn resume(notes: Arc<JournalWriter>, left: &JournalContents) -> Self {
+        let mut journal = Self::after(notes, left.parts, (left.last_epoch, left.groups));
+        journal.owed = left.owed.iter().map(|run| (run.number, *run)).collect();
+        journal.next = journal
+            .owed
+            .keys()
+            .last()
+            .map_or(1, |last| last.saturating_add(1));
+        journal.in_writeback = left.parts.iter().flatten().copied().collect();
+        journal.written();
+        journal
+    }
+
+    /// Goes on in a part that holds nothing needed, if fewer than `most` do.
+    fn begin_part(&mut self, most: usize) -> bool {
+        let free = self.parts.iter().position(Option::is_none);
+        let in_use = self.parts.iter().flatten().count();
+        let Some(part) = free.filter(|_| in_use < most) else {
+            return false;
+        };
+        self.epoch += 1;
+        self.part = part;
+        (self.used, self.created, self.first) = (0, 0, self.number);
+        if let Some(epoch) = self.parts.get_mut(part) {
+            *epoch = Some(self.epoch);
+        }
+        true
+    }
+
+    /// JournalWriter changes that belong together.
+    pub(crate) fn note(&mut self, changes: &[Change]) {
+        if changes.is_empty() || self.incomplete.contains(&self.epoch) {
+            return;
+        }
+        self.created += changes.iter().map(created_by).sum::<u64>();
+        if self.used + RECORD * (1 + changes.len()) + RESERVE > PART || self.created > MAX_CREATED {
+            self.incomplete.push(self.epoch);
+            return self.write_group(&[Change::Gap]);
+        }
+        self.write_group(changes);
+    }
+
+    fn write_group(&mut self, changes: &[Change]) {
+        let needed = self.number - self.base_number;
+        let place = self.number << 32 | needed << NEEDED_AT | changes.len() as u64;
+        let mut words = vec![self.epoch, self.base, place, 0];
+        words.extend(changes.iter().flat_map(|change| change.encode()));
+        let sum = checksum(self.notes.session(), &words);
+        if let Some(place) = words.get_mut(3) {
+            *place = sum;
+        }
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let at = PARTS_AT + (self.part * PART + self.used) as u64;
+        self.notes.add(at, &bytes);
+        self.used += bytes.len();
+        self.number += 1;
+    }
+
+    /// All that was noted is about to be written to the image; what comes from now on belongs to the next time.
+    pub(crate) fn batch_taken(&mut self) {
+        self.in_writeback = self.parts.iter().flatten().copied().collect();
+        if !self.begin_part(SERVED_PARTS) && !self.incomplete.contains(&self.epoch) {
+            // It could not be written several times. What comes now cannot be kept apart.
+            self.incomplete.push(self.epoch);
+            self.write_group(&[Change::Gap]);
+        }
+    }
+
+    /// It was written. `owed` is noted once more, for its notes are not needed any more.
+    pub(crate) fn written(&mut self) {
+        for part in &mut self.parts {
+            *part = part.filter(|epoch| !self.in_writeback.contains(epoch));
+        }
+        self.incomplete
+            .retain(|epoch| !self.in_writeback.contains(epoch));
+        if std::mem::take(&mut self.in_writeback).contains(&self.epoch) {
+            // The part it wrote to last is not overwritten before another one says that it is not needed.
+            let kept = self.part;
+            if let Some(part) = self.parts.get_mut(kept) {
+                *part = Some(self.epoch);
+            }
+            self.begin_part(PARTS);
+            if let Some(part) = self.parts.get_mut(kept) {
+                *part = None;
+            }
+        }
+        (self.base, self.base_number) = (self.epoch, self.first);
+        let room = (PART - self.used).saturating_sub(RECORD + RESERVE) / RECORD;
+        let owed: Vec<Change> = self.owed.values().copied().map(Change::Owed).collect();
+        self.write_group(owed.get(..room.min(owed.len())).unwrap_or_default());
+    }
+
+    /// The image has other tables, and all there is, is in it.
+    pub(crate) fn restart(&mut self) {
+        self.owed.clear();
+        self.in_writeback = self.parts.iter().flatten().copied().collect();
+        self.written();
+    }
+
+    /// Whether all that is unwritten is noted, in the file.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.incomplete.is_empty() && self.notes.is_all_there()
+    }
+
+    /// Whether notes are missing that no writing of notes will bring.
+    pub(crate) fn is_full(&self) -> bool {
+        !self.incomplete.is_empty() || !self.notes.is_whole()
+    }
+
+    /// Each of these clusters has a reference that no table has.
+    pub(crate) fn owe(&mut self, host: HostOffset, clusters: u64) -> Freed {
+        let run = Freed {
+            host,
+            clusters,
+            number: self.next,
+        };
+        self.next += 1;
+        self.owed.insert(run.number, run);
+        run
+    }
+
+    /// Takes that back; returns what it was.
+    pub(crate) fn forget_owed(&mut self, number: u64) -> Option<Freed> {
+        self.owed.remove(&number)
+    }
+
+    pub(crate) fn restore_owed(&mut self, run: Freed) {
+        self.owed.insert(run.number, run);
+    }
+
+    /// The first clusters of a run have as many references as tables say. Returns the run as it was.
+    pub(crate) fn settle_owed(&mut self, number: u64, clusters: u64, size: u64) -> Option<Freed> {
+        let before = self.owed.remove(&number)?;
+        if let Some(rest) = without_first(before, clusters, size) {
+            self.owed.insert(number, rest);
+        }
+        Some(before)
+    }
+}
+
+fn created_by(change: &Change) -> u64 {
+    match change {
+        Change::Created { len, .. } => *len,
+        _ => 0,
+    }
+}
+
+pub(super) fn without_first(run: Freed, clusters: u64, size: u64) -> Option<Freed> {
+    let left = run
+        .clusters
+        .checked_sub(clusters)
+        .filter(|left| *left > 0)?;
+    Some(Freed {
+        host: HostOffset(run.host.0.saturating_add(clusters.saturating_mul(size))),
+        clusters: left,
+        number: run.number,
+    })
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal")
+            .field("parts", &self.parts)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,163 @@
+//! How far a journal has got, as the image itself has it.
+//!
+//! Whoever puts a copy of an image that is in use back into the image's own file has the birth, the inode and the session of the image;
+//! but what was noted since the copy was made leads to what is not there. So before groups are written to the journal, the image says
+//! how many it will have. A process that is killed leaves no more groups than the image says are about to be written, and no fewer than
+//! it says were. With a copy of the image that was put back there are more; with a copy of the journal, fewer, unless it lacks what was
+//! written last alone.
+//!
+//! It is at the end of the first cluster, which the format leaves to other data: a header that replaces another neither moves nor
+//! changes it. It is never synced, since after a power cut no journal counts.
+//!
+//! ```text
+//! magic, session, groups written << 32 | groups about to be, length of the image's file: each of 8 bytes in big-endian order
+//! ```
+
+use std::io;
+use std::sync::Arc;
+
+use crate::formats::qcow2::layout::big_endian::be64;
+use crate::storage::Storage;
+
+/// "BHJLdone"
+const MAGIC: u64 = 0x4248_4a4c_646f_6e65;
+/// Bytes at the end of the first cluster.
+pub(crate) const PROGRESS: usize = 32;
+
+/// Where an image says how far its journal has got.
+#[derive(Clone)]
+pub(crate) struct Progress {
+    image: Arc<dyn Storage>,
+    at: u64,
+}
+
+/// How far it has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reached {
+    /// By the number of the next group.
+    pub(crate) written: u32,
+    /// The same, once what is about to be written is.
+    pub(crate) next: u32,
+    /// The least that the image's file has.
+    pub(crate) len: u64,
+}
+
+/// What does not belong to the session that the image waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stale {
+    Image,
+    Journal,
+    /// The image's file: so long it was, and so long it is.
+    Length {
+        was: u64,
+        is: u64,
+    },
+}
+
+impl Progress {
+    pub(crate) fn of(image: &Arc<dyn Storage>, cluster_size: u64) -> Self {
+        Self {
+            image: image.clone(),
+            at: cluster_size.saturating_sub(PROGRESS as u64),
+        }
+    }
+
+    pub(crate) fn image(&self) -> &dyn Storage {
+        &*self.image
+    }
+
+    fn bytes(&self) -> io::Result<[u8; PROGRESS]> {
+        let mut bytes = [0; PROGRESS];
+        self.image.read(self.at, &mut &mut bytes[..], 0, PROGRESS)?;
+        Ok(bytes)
+    }
+
+    /// What the image says; `None` if it says nothing of this session.
+    pub(crate) fn read(&self, session: u64) -> io::Result<Option<Reached>> {
+        let bytes = self.bytes()?;
+        let is_of_session = (be64(&bytes, 0), be64(&bytes, 8)) == (MAGIC, session);
+        Ok(is_of_session.then(|| Reached {
+            written: (be64(&bytes, 16) >> 32) as u32,
+            next: be64(&bytes, 16) as u32,
+            len: be64(&bytes, 24),
+        }))
+    }
+
+    pub(crate) fn write(&self, session: u64, reached: Reached) -> io::Result<()> {
+        let groups = u64::from(reached.written) << 32 | u64::from(reached.next);
+        let mut bytes = [0; PROGRESS];
+        let words = [MAGIC, session, groups, reached.len];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_be_bytes());
+        }
+        self.image.write(self.at, &&bytes[..], 0, PROGRESS)
+    }
+
+    /// Whether nothing else is there.
+    pub(crate) fn is_free(&self) -> io::Result<bool> {
+        let bytes = self.bytes()?;
+        Ok(bytes == [0; PROGRESS] || be64(&bytes, 0) == MAGIC)
+    }
+
+    /// Leaves the place as it was before.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        if be64(&self.bytes()?, 0) == MAGIC {
+            self.image
+                .write(self.at, &&[0; PROGRESS][..], 0, PROGRESS)?;
+        }
+        Ok(())
+    }
+}
+
+/// Compares what an image of such a length said before its journal was read, and after, with so many groups that are in it: a process
+/// that goes on meanwhile writes to both.
+pub(crate) fn check(
+    [before, after]: [Option<Reached>; 2],
+    groups: u32,
+    len: u64,
+) -> Result<(), Stale> {
+    let (Some(before), Some(after)) = (before, after) else {
+        return Err(Stale::Image);
+    };
+    // Numbers begin again at 0 some time.
+    let follows = |number: u32, other: u32| number.wrapping_sub(other) as i32 >= 0;
+    match () {
+        () if !follows(after.next, groups) => Err(Stale::Image),
+        () if !follows(groups, before.written) => Err(Stale::Journal),
+        () if len < before.len => Err(Stale::Length {
+            was: before.len,
+            is: len,
+        }),
+        () => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_and_its_journal_belong_together_within_one_write_of_groups() {
+        let says = |written, next| {
+            Some(Reached {
+                written,
+                next,
+                len: 100,
+            })
+        };
+        let checked = |said, groups| check([said, said], groups, 100);
+        assert_eq!(checked(None, 0), Err(Stale::Image));
+        for start in [0, u32::MAX - 1] {
+            let at = |groups: u32| start.wrapping_add(groups);
+            let said = says(at(3), at(5));
+            assert_eq!(checked(said, at(2)), Err(Stale::Journal));
+            (3..=5).for_each(|groups| assert_eq!(checked(said, at(groups)), Ok(())));
+            assert_eq!(checked(said, at(6)), Err(Stale::Image));
+            // Somebody goes on meanwhile.
+            let both = [said, says(at(8), at(9))];
+            (3..=9).for_each(|groups| assert_eq!(check(both, at(groups), 200), Ok(())));
+            let cut = Stale::Length { was: 100, is: 99 };
+            assert_eq!(check([said, said], at(4), 99), Err(cut));
+        }
+    }
+}

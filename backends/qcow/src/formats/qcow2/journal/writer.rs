@@ -1,0 +1,129 @@
+//! JournalWriter on their way to the journal: the engine adds, the driver writes.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::formats::qcow2::journal::log::RECORD;
+use crate::formats::qcow2::journal::progress::{Progress, Reached};
+use crate::storage::Storage;
+
+/// Groups of notes that are to be in the journal.
+pub(crate) struct JournalWriter {
+    file: Arc<dyn Storage>,
+    session: u64,
+    /// Where the image says how far the journal has got; `None` for a journal of a former version.
+    progress: Option<Progress>,
+    waiting: Mutex<Waiting>,
+    /// Whoever writes to the file.
+    writing: Mutex<()>,
+    /// Groups that there are, and those that were written, by the number of the next one.
+    added: AtomicU32,
+    written: AtomicU32,
+    /// One could not be written.
+    broken: AtomicBool,
+}
+
+/// Offsets and bytes, in order.
+type Waiting = Vec<(u64, Vec<u8>)>;
+
+impl JournalWriter {
+    /// JournalWriter that go on behind so many groups that the journal has.
+    pub(crate) fn new(
+        file: Arc<dyn Storage>,
+        session: u64,
+        (progress, groups): (Option<Progress>, u32),
+    ) -> Self {
+        Self {
+            file,
+            session,
+            progress,
+            waiting: Mutex::default(),
+            writing: Mutex::default(),
+            added: groups.into(),
+            written: groups.into(),
+            broken: false.into(),
+        }
+    }
+
+    pub(super) fn session(&self) -> u64 {
+        self.session
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a group.
+    pub(super) fn add(&self, offset: u64, bytes: &[u8]) {
+        let mut waiting = self.waiting();
+        match waiting.last_mut() {
+            Some((start, all)) if *start + all.len() as u64 == offset => all.extend(bytes),
+            _ => waiting.push((offset, bytes.to_vec())),
+        }
+        self.added.fetch_add(1, Ordering::Release);
+    }
+
+    /// Puts into the file what was noted so far; returns whether all of it is there.
+    pub(crate) fn write(&self) -> bool {
+        if self.written.load(Ordering::Acquire) != self.added.load(Ordering::Acquire) {
+            let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let (taken, next) = {
+                let mut waiting = self.waiting();
+                (
+                    std::mem::take(&mut *waiting),
+                    self.added.load(Ordering::Acquire),
+                )
+            };
+            // What follows a group that could not be written must not be found without it.
+            if !taken.is_empty() && (!self.is_whole() || self.write_groups(taken, next).is_err()) {
+                self.broken.store(true, Ordering::Release);
+            }
+            self.written.store(next, Ordering::Release);
+        }
+        self.is_whole()
+    }
+
+    fn write_groups(&self, groups: Waiting, next: u32) -> io::Result<()> {
+        self.write_progress(next, u64::MAX)?;
+        for (offset, mut bytes) in groups {
+            bytes.extend([0; RECORD]);
+            self.file.write(offset, &bytes.as_slice(), 0, bytes.len())?;
+        }
+        Ok(())
+    }
+
+    /// Has the image say that groups up to `next` are about to be written, and that its file is as long as it is, or `len`.
+    fn write_progress(&self, next: u32, len: u64) -> io::Result<()> {
+        let Some(progress) = &self.progress else {
+            return Ok(());
+        };
+        let reached = Reached {
+            written: self.written.load(Ordering::Acquire),
+            next,
+            len: progress.image().known_len().min(len),
+        };
+        progress.write(self.session, reached)
+    }
+
+    /// Has the image's file made so long, which may be shorter, by `set_len`.
+    pub(crate) fn set_len(
+        &self,
+        len: u64,
+        set_len: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_progress(self.written.load(Ordering::Acquire), len)?;
+        set_len()
+    }
+
+    /// Whether everything could be written so far.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.broken.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_all_there(&self) -> bool {
+        self.is_whole()
+            && self.written.load(Ordering::Acquire) == self.added.load(Ordering::Acquire)
+    }
+}
