@@ -1,45 +1,45 @@
-//! What the monitor may do while it builds the guest, and what it may still do once that runs: no file is opened, no program started,
-//! nothing connected to.
+//! What the monitor may do while it builds the guest, and while it runs it: then it opens no file, starts no program and connects to
+//! nothing.
 
 use std::path::Path;
 
 use bulkhead_process::confine::{Confinement, First};
 
-/// KVM's requests (linux/kvm.h): running vCPUs, and what the guest's set-up of interrupts and doorbells leads to.
+/// KVM's requests (linux/kvm.h) for running vCPUs, and for binding interrupts and doorbells as the guest sets them up.
 const KVM_RUN: u64 = 0xae80;
 const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
 const KVM_IRQFD: u64 = 0x4020_ae76;
 const KVM_IOEVENTFD: u64 = 0x4040_ae79;
 
-/// Putting the terminal back.
+/// Restoring the terminal.
 const TCGETS2: u64 = 0x802c_542a;
 const TCSETS2: u64 = 0x402c_542b;
-/// Whether it is a terminal.
+/// isatty(3).
 const TIOCGWINSZ: u64 = 0x5413;
-/// Whether a socket blocks.
+/// Setting a socket to blocking or not.
 const FIONBIO: u64 = 0x5421;
 
-/// What threads do to the descriptors they have.
+/// Cloning descriptors.
 const DUPLICATE: &[libc::c_int] = &[libc::F_DUPFD_CLOEXEC];
 
 const SYSCALLS: &[libc::c_long] = &[
     // Clients of the API and of the serial port.
     libc::SYS_accept4,
-    // Clearing an interrupt that has been delivered, without waiting.
+    // Clearing an interrupt's eventfd without waiting.
     libc::SYS_preadv2,
 ];
 
-/// What building the machine takes.
+/// System calls for building the machine.
 const BUILDING: &[libc::c_long] = &[
     // Guest memory.
     libc::SYS_memfd_create,
     libc::SYS_ftruncate,
-    // KVM, the host's size, and what the serial port writes to.
+    // /dev/kvm, /proc/meminfo, and the file that the serial port writes to.
     libc::SYS_open,
     libc::SYS_openat,
     libc::SYS_statx,
     libc::SYS_newfstatat,
-    // The kernel and its initramfs, from the broker.
+    // The kernel and its initramfs, which the broker has opened.
     libc::SYS_pread64,
     // The serial port's socket.
     libc::SYS_bind,
@@ -52,7 +52,7 @@ const BUILDING: &[libc::c_long] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Making a machine and the first state of its vCPUs (linux/kvm.h), and what a terminal is like.
+/// Making a VM and the first state of its vCPUs (linux/kvm.h), and reading the terminal's settings.
 const BUILDING_IOCTLS: &[u64] = &[
     0xae00,      // KVM_GET_API_VERSION
     0xae01,      // KVM_CREATE_VM
@@ -76,13 +76,13 @@ const BUILDING_IOCTLS: &[u64] = &[
     0x540f,      // TIOCGPGRP
 ];
 
-/// The first stage: the machine is built, of a kernel and an initramfs that the broker opens. Nothing is seen but KVM and, where the
-/// guest's configuration is yet to come, the folder that its serial port may write in.
+/// Begins the first stage, in which the machine is built of a kernel and an initramfs that the broker opens. Only /dev/kvm is visible
+/// and, when the API creates the guest later, the folder in which its serial port may write (`folder`).
 pub(crate) fn begin(folder: Option<&Path>) -> anyhow::Result<First> {
     let running = Confinement::new()
         .isolate()
         .allow(SYSCALLS)
-        // The channel of a backend that comes back, for what it has to say. Connecting to it is the broker's.
+        // The channel for requests of a backend that comes back. The broker connects to the backend.
         .allow_socket_pairs()
         .allow_ioctls(&[
             KVM_RUN,
@@ -106,7 +106,7 @@ pub(crate) fn begin(folder: Option<&Path>) -> anyhow::Result<First> {
     Ok(running.begin(building)?)
 }
 
-/// A vCPU's thread: it runs the guest, and sets up interrupts and doorbells as the guest asks.
+/// Confines a vCPU's thread: it runs the guest, and binds interrupts and doorbells as the guest sets them up.
 pub(crate) fn enter_vcpu() {
     enter(
         Confinement::for_thread()
@@ -115,8 +115,8 @@ pub(crate) fn enter_vcpu() {
     );
 }
 
-/// The thread that deals with a backend: messages and their descriptors, and a channel for a new one.
-pub(crate) fn enter_worker() {
+/// Confines the thread that talks to a backend: messages with descriptors, and a channel for the requests of a new backend.
+pub(crate) fn enter_reconnect_thread() {
     enter(
         Confinement::for_thread()
             .allow(&[
@@ -133,7 +133,7 @@ pub(crate) fn enter_worker() {
     );
 }
 
-/// The threads of the serial port.
+/// Confines a thread of the serial port.
 pub(crate) fn enter_serial() {
     enter(
         Confinement::for_thread()
@@ -143,7 +143,7 @@ pub(crate) fn enter_serial() {
     );
 }
 
-/// A thread that is not confined must not go on, and the guest does not without it.
+/// Ends the process if a thread cannot be confined: the guest needs every thread.
 fn enter(confinement: Confinement) {
     if let Err(error) = confinement.enter_thread() {
         bulkhead_process::report(&error.to_string());

@@ -1,4 +1,4 @@
-//! KVM, as devices see a hypervisor.
+//! KVM as the hypervisor that devices see.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The machine: the one list of its devices, and the guest's memory as it is at the first instruction.
+//! The machine: its devices, its vCPUs, and guest memory as it is at the first instruction.
 
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
@@ -6,22 +6,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
-use bulkhead_boot::layout::{COM1_GSI, COM1_PORTS, ECAM, PCI_32, PCI_CONFIG_PORTS, POWER_PORTS};
 use bulkhead_boot::{Entry, Initramfs, Kernel, Layout, acpi, reset_vector};
-use bulkhead_devices::pci::{PciRoot, Window};
-use bulkhead_devices::vhost_user::{BackendEvent, Frontend, FrontendError};
-use bulkhead_devices::virtio::VirtioPci;
-use bulkhead_devices::{Bus, BusDevice, Serial};
-use bulkhead_kvm::{BootState, Interrupts, Vcpu, Vm, guest_ram};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use bulkhead_devices::Serial;
+use bulkhead_kvm::{BootState, Vcpu, Vm, guest_ram};
 
+use crate::backend_warnings::BackendWarnings;
 use crate::broker::Broker;
 use crate::buses::Buses;
 use crate::config::{PayloadConfig, VmConfig};
 use crate::console::Console;
+use crate::devices::Devices;
 use crate::host;
-use crate::kvm::Kvm;
-use crate::reports::Reports;
 use crate::stop::Stop;
 
 /// A machine that is ready to run.
@@ -29,9 +24,9 @@ pub(crate) struct Machine {
     pub(crate) buses: Arc<Buses>,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) console: Option<(Console, Arc<Serial>)>,
-    pub(crate) frontends: Vec<Arc<Frontend>>,
-    pub(crate) reports: Arc<Reports>,
-    // The vCPUs end before their machine does.
+    pub(crate) devices: Devices,
+    pub(crate) warnings: Arc<BackendWarnings>,
+    // It outlives the vCPUs.
     _vm: Vm,
 }
 
@@ -50,11 +45,22 @@ impl Machine {
             Arc::new(Buses::new(Arc::new(stop)))
         };
 
-        let console = add_serial(console, &buses.ports, &interrupts)?;
-        add_power(&buses)?;
-        let reports =
-            Arc::new(Reports::new().context("cannot make an eventfd for reports of backends")?);
-        let frontends = add_pci(&vm, config, &layout, &buses, (interrupts, &reports), broker)?;
+        let mut devices = Devices::new(&vm, &layout, &buses, interrupts)?;
+        let console = match console {
+            Some(console) => {
+                let serial = devices.add_serial(&console, &buses.ports)?;
+                Some((console, serial))
+            }
+            None => None,
+        };
+        devices.add_power(&buses)?;
+        let warnings = BackendWarnings::new();
+        let warnings =
+            Arc::new(warnings.context("cannot make an eventfd for warnings about backends")?);
+        for (flag, device) in config.devices() {
+            let added = devices.add_vhost_user(device, &warnings, broker);
+            added.context(flag)?;
+        }
 
         let cpus = u8::try_from(config.cpus.boot_vcpus).context("--cpus")?;
         reset_vector::write(vm.memory())?;
@@ -65,20 +71,20 @@ impl Machine {
             buses,
             vcpus,
             console,
-            frontends,
-            reports,
+            devices,
+            warnings,
             _vm: vm,
         })
     }
 
-    /// Takes the terminal, if the serial port is on one, out of line mode.
+    /// Puts the terminal into raw mode, if the serial port is on one.
     pub(crate) fn make_console_raw(&mut self) {
         if let Some((console, _)) = &mut self.console {
             console.make_raw();
         }
     }
 
-    /// Waits for the guest's last words to be written.
+    /// Waits until the guest's output is written.
     pub(crate) fn finish(&self) {
         if let Some((console, _)) = &self.console {
             console.finish();
@@ -86,7 +92,7 @@ impl Machine {
     }
 }
 
-/// What is no socket is said to be none while paths can be looked at.
+/// Refuses paths that are not sockets, while the process can still look at them.
 pub(crate) fn check_sockets(config: &VmConfig) -> anyhow::Result<()> {
     for (flag, device) in config.devices() {
         let found = std::fs::metadata(&device.socket);
@@ -156,80 +162,4 @@ fn open(what: &str, path: &Path, broker: &Broker) -> anyhow::Result<File> {
         bail!("{what} {} is not a file", path.display());
     }
     Ok(file)
-}
-
-fn add_serial(
-    console: Option<Console>,
-    ports: &Bus,
-    interrupts: &Interrupts,
-) -> anyhow::Result<Option<(Console, Arc<Serial>)>> {
-    let Some(console) = console else {
-        return Ok(None);
-    };
-    const EVENTFD: &str = "cannot make an eventfd for the serial port";
-    let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context(EVENTFD)?;
-    interrupts.bind_pin(COM1_GSI, &irq)?;
-    let serial = Arc::new(Serial::new(irq, console.writer()).context(EVENTFD)?);
-    insert(ports, COM1_PORTS, serial.clone())?;
-    Ok(Some((console, serial)))
-}
-
-fn add_power(buses: &Buses) -> anyhow::Result<()> {
-    let registers = crate::power::PowerRegisters(buses.stop.clone());
-    insert(&buses.ports, POWER_PORTS, Arc::new(registers))
-}
-
-fn add_pci(
-    vm: &Vm,
-    config: &VmConfig,
-    layout: &Layout,
-    buses: &Buses,
-    (interrupts, reports): (Arc<Interrupts>, &Arc<Reports>),
-    broker: &Broker,
-) -> anyhow::Result<Vec<Arc<Frontend>>> {
-    let windows = [layout.pci_64(), PCI_32].map(|(base, len)| Window { base, len });
-    let root = PciRoot::new(&windows)?;
-    insert(&buses.ports, PCI_CONFIG_PORTS, root.config_ports())?;
-    insert(&buses.memory, ECAM, root.ecam())?;
-    for (window, device) in root.mmio() {
-        insert(&buses.memory, (window.base, window.len), device)?;
-    }
-    let hypervisor = Arc::new(Kvm {
-        interrupts,
-        doorbells: vm.doorbells(),
-    });
-    config
-        .devices()
-        .into_iter()
-        .map(|(flag, device)| {
-            let connector = Box::new(
-                broker
-                    .connector(&device.socket)
-                    .map_err(|error| {
-                        let socket = device.socket.clone();
-                        FrontendError::connecting(socket, error)
-                    })
-                    .context(flag)?,
-            );
-            let observer = reports.clone();
-            let observer = Box::new(move |socket: &Path, event: BackendEvent<'_>| {
-                observer.note(socket, &event);
-            });
-            let frontend = Frontend::connect(device, vm.memory().clone(), connector, observer)
-                .context(flag)?;
-            let function =
-                VirtioPci::new(frontend.clone(), hypervisor.clone(), vm.memory().clone())
-                    .with_context(|| format!("{flag}: cannot make the PCI function"))?;
-            root.add(function).context(flag)?;
-            Ok(frontend)
-        })
-        .collect()
-}
-
-fn insert<T: Into<u64>>(
-    bus: &Bus,
-    (base, len): (T, T),
-    device: Arc<dyn BusDevice>,
-) -> anyhow::Result<()> {
-    Ok(bus.insert(base.into(), len.into(), device)?)
 }

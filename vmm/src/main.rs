@@ -1,25 +1,25 @@
 //! `bulkhead-vmm`: a thin virtual machine monitor: vCPUs, guest RAM, PCI and one vhost-user frontend.
 //!
-//! It may touch `/dev/kvm`, guest RAM, the kernel and initramfs it is told to load, and its sockets. It must not know
-//! image formats, taps or routes; it depends on no backend. Arguments become a config, the config becomes a machine,
-//! the process confines itself, the machine runs.
+//! It may access `/dev/kvm`, guest RAM, the kernel and initramfs, and its sockets. It must not know image formats, taps or routes, and
+//! depends on no backend. It reads its arguments into a config, builds the machine that this describes, confines itself, and runs it.
 
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without
 
 mod api;
 mod args;
+mod backend_warnings;
 mod broker;
 mod build;
 mod buses;
 mod config;
 mod confine;
 mod console;
+mod devices;
 mod host;
 mod kvm;
 mod machine;
 mod power;
-mod reports;
 mod run;
 mod stop;
 
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 
 fn start(args: Args) -> anyhow::Result<ExitCode> {
     let signals = signals::block_termination().context("cannot wait for signals")?;
-    // A guest whose terminal is another job's runs on.
+    // The guest runs on while another job has the terminal.
     let job_control = signals::block(&[libc::SIGTTIN, libc::SIGTTOU]);
     let _job_control = job_control.context("cannot ignore a terminal's signals")?;
     let broker = Broker::start().context("cannot start the broker process")?;
@@ -53,7 +53,7 @@ fn start(args: Args) -> anyhow::Result<ExitCode> {
     outcome
 }
 
-/// The folder a path is in, by a name that does not change.
+/// The absolute path of the folder that `path` is in.
 fn folder_of(path: &Path) -> PathBuf {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -77,7 +77,7 @@ fn serve(args: Args, signals: &SignalFd, broker: &Broker) -> anyhow::Result<Exit
             (stage, run::build(config, console, server, broker, signals)?)
         }
         (None, Some(server)) => {
-            // Requests are hostile bytes, too.
+            // API requests are hostile input, so they are read in the first stage already.
             let stage = confine::begin(folder.as_deref())?;
             (stage, run::wait_for_guest(server, signals, broker)?)
         }
@@ -89,7 +89,7 @@ fn serve(args: Args, signals: &SignalFd, broker: &Broker) -> anyhow::Result<Exit
     machine.make_console_raw();
     broker.seal()?;
     stage.finish()?;
-    // From here on the process can do nothing but run this guest.
+    // From here on the process can only run this guest.
     let reason = run::run(&config, &mut machine, &mut server, signals)?;
     machine.finish();
     drop(machine);

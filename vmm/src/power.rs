@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bulkhead_boot::layout::{RESET_VALUE, SLEEP_TYPE_S5};
-use bulkhead_devices::BusDevice;
+use bulkhead_devices::{BusDevice, Lifecycle};
 
 use crate::stop::{Stop, StopReason};
 
@@ -14,8 +14,11 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 
-/// Sleep control, sleep status and reset: one byte each. They read as zero: nothing has woken the guest.
+/// Sleep control, sleep status and reset: one byte each. They read as 0: no wake event is pending.
 pub(crate) struct PowerRegisters(pub(crate) Arc<Stop>);
+
+/// The registers hold no state: each write takes effect at once.
+impl Lifecycle for PowerRegisters {}
 
 impl BusDevice for PowerRegisters {
     fn read(&self, _: u64, data: &mut [u8]) {

@@ -1,5 +1,4 @@
-//! The event loops: before there is a guest, and from its first instruction to its end. While the guest does I/O, they
-//! sleep.
+//! The event loops: one until the guest is built, and one while it runs. The guest's I/O does not wake them.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
@@ -22,16 +21,17 @@ use crate::stop::StopReason;
 enum Event {
     Signal,
     Stopped,
-    /// The machine is built, or cannot be.
+    /// The machine is built, or building it has failed.
     Built,
-    /// Something happened to a backend.
+    /// There is a warning about a backend.
     Backend,
     Api(ApiEvent),
 }
 
 type Source<'a> = (Event, PollFd<'a>);
 
-/// Builds the machine, and serves the API meanwhile. `None` when the monitor is told to end first: it does not wait for a backend then.
+/// Builds the machine, and serves the API meanwhile. Returns `None` when a signal or a request ends the monitor first, which does not wait
+/// for a backend.
 pub(crate) fn build(
     config: VmConfig,
     console: Option<Console>,
@@ -67,7 +67,7 @@ pub(crate) fn build(
     }
 }
 
-/// Serves the API until it has been told to boot a guest, and that is built, or to end (`None`).
+/// Serves the API until a guest is built. Returns `None` when a signal or a request ends the monitor first.
 pub(crate) fn wait_for_guest(
     server: &mut Server,
     signals: &SignalFd,
@@ -117,7 +117,7 @@ pub(crate) fn wait_for_guest(
     }
 }
 
-/// Runs the machine until it ends.
+/// Runs the machine until it stops.
 pub(crate) fn run(
     config: &VmConfig,
     machine: &mut Machine,
@@ -127,13 +127,11 @@ pub(crate) fn run(
     if let Some((console, serial)) = &mut machine.console {
         console.start(serial, confine::enter_serial)?;
     }
-    for frontend in &machine.frontends {
-        frontend.supervise(confine::enter_worker)?;
-    }
+    machine.devices.activate()?;
     let vcpus = std::mem::take(&mut machine.vcpus);
     let vcpus = Vcpus::start(vcpus, &machine.buses, false, confine::enter_vcpu)?;
     let stop = machine.buses.stop.clone();
-    let running = Running::new(config, &vcpus, &stop);
+    let running = Running::new(config, &vcpus, &machine.devices, &stop);
     if let Some(server) = server {
         server.resolve(&Response::Done, |request| running.answer(request));
         server.tidy();
@@ -141,7 +139,10 @@ pub(crate) fn run(
     bulkhead_process::notify::ready()?;
     loop {
         let deadline = server.as_ref().and_then(Server::deadline);
-        let deadline = deadline.into_iter().chain(machine.reports.deadline()).min();
+        let deadline = deadline
+            .into_iter()
+            .chain(machine.warnings.deadline())
+            .min();
         for event in wait(sources(machine, server.as_ref(), signals), deadline)? {
             match (event, &mut *server) {
                 (Event::Signal, _) if signals.take()?.is_some() => {
@@ -157,22 +158,22 @@ pub(crate) fn run(
             server.tidy();
         }
         if let Some(reason) = stop.reason() {
-            // From here on a backend that goes away is expected: nothing is reported.
-            machine
-                .frontends
-                .iter()
-                .for_each(|frontend| frontend.close());
+            vcpus.pause();
+            if reason == StopReason::Reset {
+                machine.devices.reset();
+            }
+            machine.devices.remove();
             return Ok(reason);
         }
-        machine.reports.write();
+        machine.warnings.write_due();
     }
 }
 
-/// Sleeps until something happens or `deadline` has come.
+/// Waits for an event or the deadline.
 fn wait(sources: Vec<Source<'_>>, deadline: Option<Instant>) -> anyhow::Result<Vec<Event>> {
     let (events, mut fds): (Vec<_>, Vec<_>) = sources.into_iter().unzip();
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    // Deadlines are less than a minute away.
+    // A deadline is less than a minute away, so the conversion succeeds.
     let timeout = left.and_then(|left| Timespec::try_from(left).ok());
     match poll(&mut fds, timeout.as_ref()) {
         Ok(_) => {}
@@ -190,7 +191,7 @@ fn source(event: Event, fd: BorrowedFd<'_>) -> Source<'_> {
     (event, PollFd::from_borrowed_fd(fd, PollFlags::IN))
 }
 
-/// What there is to wait for with or without a guest.
+/// The event sources with and without a guest.
 fn base_sources<'a>(signals: &'a SignalFd, server: Option<&'a Server>) -> Vec<Source<'a>> {
     let mut sources = vec![source(Event::Signal, signals.as_fd())];
     if let Some(server) = server {
@@ -201,7 +202,7 @@ fn base_sources<'a>(signals: &'a SignalFd, server: Option<&'a Server>) -> Vec<So
     sources
 }
 
-/// Everything to wait for while the guest runs.
+/// The event sources while the guest runs.
 fn sources<'a>(
     machine: &'a Machine,
     server: Option<&'a Server>,
@@ -209,6 +210,6 @@ fn sources<'a>(
 ) -> Vec<Source<'a>> {
     let mut sources = base_sources(signals, server);
     sources.push(source(Event::Stopped, machine.buses.stop.event()));
-    sources.push(source(Event::Backend, machine.reports.noted()));
+    sources.push(source(Event::Backend, machine.warnings.changed()));
     sources
 }

@@ -1,4 +1,4 @@
-//! An address space of devices: which device answers at which address.
+//! A bus: which device is at which address.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -6,21 +6,21 @@ use thiserror::Error;
 
 /// A device on a bus. Accesses come from any vCPU thread, of any width and at any alignment.
 pub trait BusDevice: Send + Sync {
-    /// Reads `data.len()` bytes at `offset` from the start of the device's range. What is not filled in reads as it
-    /// was on entry (ones, when the access came through [`Bus`]).
+    /// Reads `data.len()` bytes at `offset` from the start of the device's range. Bytes that it leaves unchanged read as ones, with which
+    /// [`Bus::read`] fills `data`.
     fn read(&self, offset: u64, data: &mut [u8]);
 
     /// Writes `data` at `offset` from the start of the device's range.
     fn write(&self, offset: u64, data: &[u8]);
 }
 
-/// Why a range cannot be put on a bus.
+/// Why a device cannot be put on a bus.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BusError {
     /// The range is empty or goes beyond the end of the address space.
     #[error("the range {0:#x}+{1:#x} is empty or wraps around")]
     Range(u64, u64),
-    /// Another device answers there.
+    /// Another device is there.
     #[error("the range {0:#x}+{1:#x} overlaps another device")]
     Overlap(u64, u64),
 }
@@ -31,7 +31,7 @@ struct Slot {
     device: Arc<dyn BusDevice>,
 }
 
-/// Address ranges and the devices that answer in them. Shared by all vCPU threads.
+/// Address ranges and their devices. All vCPU threads share it.
 #[derive(Default)]
 pub struct Bus {
     /// Sorted by `base`, without overlaps.
@@ -48,7 +48,7 @@ impl Bus {
     /// Puts `device` at `base`, `len` bytes long.
     ///
     /// # Errors
-    /// When the range is empty, wraps around or is taken.
+    /// When the range is empty, wraps around or overlaps another device's.
     pub fn insert(&self, base: u64, len: u64, device: Arc<dyn BusDevice>) -> Result<(), BusError> {
         let last = len
             .checked_sub(1)
@@ -63,15 +63,14 @@ impl Bus {
         Ok(())
     }
 
-    /// Takes away the device whose range starts at `base`.
+    /// Removes the device whose range starts at `base`.
     pub fn remove(&self, base: u64) -> Option<Arc<dyn BusDevice>> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let at = slots.binary_search_by_key(&base, |slot| slot.base).ok()?;
         Some(slots.remove(at).device)
     }
 
-    /// Reads `data.len()` bytes at `address`. Where no device answers, ones come back, as on real buses.
-    /// Returns whether a device answered.
+    /// Reads `data.len()` bytes at `address`. Where no device is, they are ones, as on real buses. Returns whether a device is there.
     pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
         data.fill(0xff);
         match self.find(address) {
@@ -83,8 +82,7 @@ impl Bus {
         }
     }
 
-    /// Writes `data` at `address`. Where no device answers, it vanishes.
-    /// Returns whether a device answered.
+    /// Writes `data` at `address`. Where no device is, the write has no effect. Returns whether a device is there.
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         match self.find(address) {
             Some((offset, device)) => {
@@ -95,8 +93,7 @@ impl Bus {
         }
     }
 
-    /// The device at `address` and the offset in it. The lock is not held during the device's own work, so a device
-    /// may change the bus.
+    /// The device at `address` and the offset in its range. It is called without the lock, so a device may change the bus.
     fn find(&self, address: u64) -> Option<(u64, Arc<dyn BusDevice>)> {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
         let slot = slots.get(slots.partition_point(|slot| slot.last < address))?;

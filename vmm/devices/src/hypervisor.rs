@@ -1,32 +1,31 @@
-//! What devices need of a hypervisor: interrupts that are eventfds, and doorbells that are eventfds.
+//! What devices need of a hypervisor: interrupts and doorbells that are eventfds.
 
 use std::io;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-/// One message-signalled interrupt, triggered by an eventfd without the monitor's help.
+/// One message-signalled interrupt, which an eventfd triggers without the monitor.
 pub trait MsiVector: Send + Sync {
-    /// The eventfd by which a backend raises the interrupt while a route is set. It is the same one for the vector's whole life,
-    /// so that a backend may keep it. While no route is set, signals stay in its counter, and setting a
-    /// route delivers them.
+    /// The eventfd by which a backend raises the interrupt while a route is set. It stays the same for the vector's whole life, so that a
+    /// backend can keep it. While no route is set, signals stay in its counter, and setting a route delivers them.
     ///
-    /// A backend that has it can fill it and make it block, so the monitor neither reads nor writes it.
+    /// A backend can fill it and make it block, so the monitor neither reads nor writes it.
     fn eventfd(&self) -> &EventFd;
 
-    /// Raises the interrupt like a signal on [`Self::eventfd`]. Never waits.
+    /// Raises the interrupt, as a signal of [`Self::eventfd`] does. It never waits.
     fn signal(&self);
 
-    /// Whether a signal waits for a route. Never waits itself.
+    /// Whether a signal is pending because no route is set. It never waits.
     fn is_pending(&self) -> bool;
 
-    /// From now on a signal on [`Self::eventfd`] sends the message `data` to `address`.
+    /// Sets the route: a signal of [`Self::eventfd`] writes the message `data` to `address` from now on.
     ///
     /// # Errors
-    /// When the hypervisor refuses the route; the former route, if there was one, is then unspecified.
+    /// When the hypervisor refuses the route. Whether the former route remains is then unspecified.
     fn route(&self, address: u64, data: u32) -> io::Result<()>;
 
-    /// From now on a signal on [`Self::eventfd`] interrupts nobody and remains readable from it.
+    /// Removes the route: a signal of [`Self::eventfd`] is pending from now on.
     ///
     /// # Errors
     /// When the hypervisor refuses.
@@ -41,13 +40,13 @@ pub trait Hypervisor: Send + Sync {
     /// When the hypervisor has no more interrupt routes, or the process no more descriptors.
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>>;
 
-    /// From now on a guest write of any length at guest physical `address` signals `fd` and does not reach the bus.
+    /// Binds a doorbell: a guest's write of any length at guest physical `address` signals `fd`, and does not reach the bus.
     ///
     /// # Errors
-    /// When the address is taken, or the hypervisor refuses.
+    /// When the address has a doorbell, or the hypervisor refuses.
     fn bind_doorbell(&self, address: u64, fd: &EventFd) -> io::Result<()>;
 
-    /// Undoes [`Self::bind_doorbell`].
+    /// Removes the doorbell that [`Self::bind_doorbell`] bound.
     ///
     /// # Errors
     /// When `fd` was not bound there.

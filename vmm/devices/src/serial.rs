@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 use vm_superio::Trigger;
@@ -10,6 +10,7 @@ use vm_superio::serial::SerialEvents;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::lifecycle::Lifecycle;
 
 /// The modem control register: it has the loop-back bit.
 const MCR: u8 = 4;
@@ -17,7 +18,7 @@ const MCR: u8 = 4;
 /// The number of registers, of one byte each.
 pub const SERIAL_LEN: u64 = 8;
 
-struct Irq(EventFd);
+struct Irq(Arc<EventFd>);
 
 impl Trigger for Irq {
     type E = io::Error;
@@ -28,7 +29,8 @@ impl Trigger for Irq {
 }
 
 /// An eventfd that is readable when the receive FIFO has space again.
-struct SpaceEvent(OwnedFd);
+#[derive(Clone)]
+struct SpaceEvent(Arc<OwnedFd>);
 
 impl SpaceEvent {
     fn signal(&self) {
@@ -59,8 +61,15 @@ type Uart = vm_superio::Serial<Irq, SpaceEvent, Box<dyn Write + Send>>;
 /// Output is written byte by byte; a writer that blocks holds the guest up, so that nothing is lost. [`Self::enqueue`] takes as
 /// much input as the receive FIFO has space for, and [`Self::space_event`] signals when there is space again.
 pub struct Serial {
-    uart: Mutex<Uart>,
+    state: Mutex<State>,
+    irq: Arc<EventFd>,
     space: SpaceEvent,
+}
+
+struct State {
+    uart: Uart,
+    /// No input is taken.
+    paused: bool,
 }
 
 impl Serial {
@@ -70,10 +79,15 @@ impl Serial {
     /// When no eventfd can be had.
     pub fn new(irq: EventFd, out: Box<dyn Write + Send>) -> io::Result<Self> {
         let space = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        let uart = Uart::with_events(Irq(irq), SpaceEvent(space.try_clone()?), out);
+        let (irq, space) = (Arc::new(irq), SpaceEvent(Arc::new(space)));
+        let state = State {
+            uart: Uart::with_events(Irq(irq.clone()), space.clone(), out),
+            paused: false,
+        };
         Ok(Self {
-            uart: Mutex::new(uart),
-            space: SpaceEvent(space),
+            state: Mutex::new(state),
+            irq,
+            space,
         })
     }
 
@@ -82,8 +96,11 @@ impl Serial {
     pub fn enqueue(&self, bytes: &[u8]) -> usize {
         // The event is cleared before the FIFO is filled, so that whatever the guest reads from here on signals it again.
         self.space.clear();
-        let mut uart = self.uart();
-        let fits = bytes.len().min(uart.fifo_capacity());
+        let State { uart, paused } = &mut *self.state();
+        let fits = match paused {
+            true => 0,
+            false => bytes.len().min(uart.fifo_capacity()),
+        };
         match bytes.get(..fits) {
             // If the interrupt cannot be signalled, it is pending already, and the bytes are in the FIFO all the same.
             Some(some) if fits > 0 => uart.enqueue_raw_bytes(some).unwrap_or(fits),
@@ -91,13 +108,35 @@ impl Serial {
         }
     }
 
-    /// Becomes readable when the guest has emptied the receive FIFO or may have left loop-back mode.
+    /// Becomes readable when the receive FIFO may have space: the guest has emptied it or left loop-back mode, or the port was reset or
+    /// resumed.
     pub fn space_event(&self) -> BorrowedFd<'_> {
         self.space.0.as_fd()
     }
 
-    fn uart(&self) -> MutexGuard<'_, Uart> {
-        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lifecycle for Serial {
+    /// Input in the FIFO is lost, as in a real UART. Output has left the port already.
+    fn reset(&self) {
+        let State { uart, .. } = &mut *self.state();
+        let new = |out| Uart::with_events(Irq(self.irq.clone()), self.space.clone(), out);
+        let former = std::mem::replace(uart, new(Box::new(io::sink())));
+        *uart = new(former.into_writer());
+        self.space.signal();
+    }
+
+    /// Input waits outside.
+    fn pause(&self) {
+        self.state().paused = true;
+    }
+
+    fn resume(&self) {
+        self.state().paused = false;
+        self.space.signal();
     }
 }
 
@@ -105,14 +144,14 @@ impl BusDevice for Serial {
     fn read(&self, offset: u64, data: &mut [u8]) {
         // The registers are bytes. Of a wider access only the first byte reaches the port, as on the ISA bus.
         if let (Ok(register), Some(byte)) = (u8::try_from(offset), data.first_mut()) {
-            *byte = self.uart().read(register);
+            *byte = self.state().uart.read(register);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let (Ok(register), Some(&byte)) = (u8::try_from(offset), data.first()) {
             // Only the writer can fail, for example at a closed terminal. The guest runs on.
-            let _ = self.uart().write(register, byte);
+            let _ = self.state().uart.write(register, byte);
             if register == MCR {
                 // The port takes no input while it is in loop-back mode, which this write may have ended.
                 self.space.signal();
@@ -129,7 +168,10 @@ mod tests {
 
     const DATA: u64 = 0;
     const IER: u64 = 1;
+    const LCR: u64 = 3;
     const LSR: u64 = 5;
+    /// IER, LCR (8 bits, no parity) and LSR (the transmitter is empty).
+    const POWER_ON: [u8; 3] = [0, 3, 0x60];
 
     #[derive(Clone, Default)]
     struct Out(Arc<Mutex<Vec<u8>>>);
@@ -205,6 +247,41 @@ mod tests {
             assert!(took_space_event(&port), "space, but not signalled");
         }
         assert_eq!(got, input);
+    }
+
+    #[test]
+    fn a_paused_port_takes_no_input_until_it_is_resumed() {
+        let (port, _, _) = port();
+        assert_eq!(port.enqueue(b"a"), 1);
+        port.pause();
+        assert_eq!(port.enqueue(b"b"), 0);
+        assert!(!took_space_event(&port));
+        port.resume();
+        assert!(took_space_event(&port));
+        assert_eq!(port.enqueue(b"b"), 1);
+        assert_eq!((read(&port, DATA), read(&port, DATA)), (b'a', b'b'));
+    }
+
+    #[test]
+    fn a_reset_port_is_as_after_power_on_and_still_works() {
+        let (port, irq, out) = port();
+        port.write(IER, &[1]);
+        port.write(LCR, &[0x83]);
+        port.write(DATA, &[0x55]); // the divisor
+        assert_eq!(port.enqueue(b"lost"), 4);
+        let _ = irq.read();
+
+        port.reset();
+
+        assert!(took_space_event(&port));
+        let registers = [IER, LCR, LSR].map(|register| read(&port, register));
+        assert_eq!(registers, POWER_ON);
+        port.write(DATA, b"x");
+        assert_eq!(*out.0.lock().unwrap(), b"x");
+        port.write(IER, &[1]);
+        assert_eq!(port.enqueue(b"a"), 1);
+        assert!(irq.read().is_ok());
+        assert_eq!(read(&port, DATA), b'a');
     }
 
     #[test]

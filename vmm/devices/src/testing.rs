@@ -1,4 +1,4 @@
-//! A hypervisor that keeps notes, for the tests of what sits above it.
+//! A hypervisor for unit tests, which records what devices ask of it.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -7,14 +7,14 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::hypervisor::{Hypervisor, MsiVector};
 
-pub(crate) struct NotedVector {
+pub(crate) struct RecordedVector {
     eventfd: EventFd,
     pub(crate) route: Mutex<Option<(u64, u32)>>,
-    /// How often the route was set or taken away.
+    /// How often the route was set or removed.
     pub(crate) changes: Mutex<u32>,
 }
 
-impl MsiVector for NotedVector {
+impl MsiVector for RecordedVector {
     fn eventfd(&self) -> &EventFd {
         &self.eventfd
     }
@@ -48,8 +48,8 @@ impl MsiVector for NotedVector {
     }
 }
 
-impl NotedVector {
-    /// Plays the hypervisor: takes the signals and says whether they became an interrupt.
+impl RecordedVector {
+    /// Takes the signals as KVM does, and returns the message that they become.
     pub(crate) fn deliver(&self) -> Option<(u64, u32)> {
         let route = (*self.route.lock().unwrap())?;
         self.eventfd.read().ok().map(|_| route)
@@ -57,14 +57,14 @@ impl NotedVector {
 }
 
 #[derive(Default)]
-pub(crate) struct Notes {
-    pub(crate) vectors: Mutex<Vec<Arc<NotedVector>>>,
+pub(crate) struct RecordingHypervisor {
+    pub(crate) vectors: Mutex<Vec<Arc<RecordedVector>>>,
     /// Address and a clone of the eventfd.
     pub(crate) doorbells: Mutex<Vec<(u64, EventFd)>>,
 }
 
-impl Notes {
-    pub(crate) fn vector(&self, number: usize) -> Arc<NotedVector> {
+impl RecordingHypervisor {
+    pub(crate) fn vector(&self, number: usize) -> Arc<RecordedVector> {
         self.vectors.lock().unwrap()[number].clone()
     }
 
@@ -73,17 +73,17 @@ impl Notes {
         doorbells.iter().map(|(address, _)| *address).collect()
     }
 
-    /// A guest write that the hypervisor turns into a signal, if there is a doorbell.
-    pub(crate) fn ring(&self, address: u64) -> bool {
+    /// A guest's write, which signals the doorbell's eventfd if there is one.
+    pub(crate) fn write_doorbell(&self, address: u64) -> bool {
         let doorbells = self.doorbells.lock().unwrap();
-        let bell = doorbells.iter().find(|(at, _)| *at == address);
-        bell.is_some_and(|(_, fd)| fd.write(1).is_ok())
+        let doorbell = doorbells.iter().find(|(at, _)| *at == address);
+        doorbell.is_some_and(|(_, fd)| fd.write(1).is_ok())
     }
 }
 
-impl Hypervisor for Notes {
+impl Hypervisor for RecordingHypervisor {
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
-        let vector = Arc::new(NotedVector {
+        let vector = Arc::new(RecordedVector {
             eventfd: EventFd::new(EFD_NONBLOCK)?,
             route: Mutex::new(None),
             changes: Mutex::new(0),

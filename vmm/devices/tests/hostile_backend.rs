@@ -12,12 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use bulkhead_devices::Lifecycle;
 use bulkhead_devices::vhost_user::{Frontend, FrontendError, device_type};
 use bulkhead_devices::virtio::VirtioDevice;
 
-use fake::{Fake, GET_VRING_BASE, SET_CONFIG, SET_FEATURES, SET_VRING_ENABLE, SET_VRING_NUM, Then};
-use guest::{BlockGuest, Events, guest_memory};
-use vm_memory::GuestMemoryMmap;
+use fake::{
+    Fake, GET_VRING_BASE, SET_CONFIG, SET_FEATURES, SET_VRING_BASE, SET_VRING_ENABLE,
+    SET_VRING_NUM, Then,
+};
+use guest::{BlockGuest, Events, USED, guest_memory};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Far less than a backend may take for an answer, and enough for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -91,9 +95,9 @@ fn whatever_a_backend_does_at_the_start_no_caller_waits() {
             guest.frontend.write_config(32, &[1])
         });
         at_once("reading", || guest.frontend.read_config(0, &mut [0; 8]));
-        at_once("a reset", || guest.frontend.reset());
-        at_once("the end", || guest.frontend.close());
-        // The worker does not wait for the backend either once the device is gone.
+        at_once("a reset", || VirtioDevice::reset(&*guest.frontend));
+        at_once("the end", || guest.frontend.remove());
+        // Once the device is removed, the reconnect thread does not wait for the backend either.
         wait("the reset", || {
             guest.frontend.is_stopped() || then == Then::Hang
         });
@@ -145,10 +149,53 @@ fn a_backend_that_does_not_let_go_of_the_queues_does_not_keep_the_caller() {
     guest.activate();
     wait("the start", || fake.saw(SET_VRING_ENABLE));
 
-    at_once("a reset", || guest.frontend.reset());
+    at_once("a reset", || VirtioDevice::reset(&*guest.frontend));
     wait("the request", || fake.saw(GET_VRING_BASE));
 
     assert!(!guest.frontend.is_stopped());
+}
+
+#[test]
+fn a_paused_device_has_its_vrings_stopped_and_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::start(folder.path(), 0, Box::new(|_, _| Then::Answer));
+    let memory = guest_memory(0);
+    let frontend = connect_with(&fake, "blk", 64, &Arc::default(), memory.clone()).unwrap();
+    let mut guest = BlockGuest::new(frontend, memory.clone());
+    guest.activate();
+    wait("the start", || fake.saw(SET_VRING_ENABLE));
+    guest.submit_read(0);
+    memory.write_obj(1_u16, GuestAddress(USED + 2)).unwrap();
+
+    guest.frontend.pause();
+    wait("the stop", || fake.saw(GET_VRING_BASE));
+    assert_eq!(fake.last(SET_VRING_ENABLE).unwrap()[4], 0);
+    assert!(!fake.is_kicked(0));
+
+    guest.frontend.resume();
+    wait("the start", || fake.is_kicked(0));
+    assert_eq!(fake.last(SET_VRING_ENABLE).unwrap()[4], 1);
+    assert_eq!(fake.last(SET_VRING_BASE).unwrap()[4..], [1, 0, 0, 0]);
+    assert_eq!(fake.connections(), 1);
+}
+
+#[test]
+fn pausing_and_resuming_never_waits_for_a_backend() {
+    let folder = tempfile::tempdir().unwrap();
+    let rule = |seen: u32, _: &[u8]| match seen {
+        GET_VRING_BASE => Then::Hang,
+        _ => Then::Answer,
+    };
+    let fake = Fake::start(folder.path(), 0, Box::new(rule));
+    let frontend = connect(&fake, "blk", 64, &Arc::default()).unwrap();
+    let mut guest = BlockGuest::new(frontend, guest_memory(0));
+    guest.activate();
+    wait("the start", || fake.saw(SET_VRING_ENABLE));
+
+    at_once("pausing", || guest.frontend.pause());
+    wait("the request", || fake.saw(GET_VRING_BASE));
+    at_once("resuming", || guest.frontend.resume());
+    at_once("the end", || guest.frontend.remove());
 }
 
 #[test]
@@ -235,7 +282,7 @@ fn nothing_is_reported_of_a_device_that_is_gone() {
     let fake = Fake::start(folder.path(), 0, Box::new(|_, _| Then::Answer));
     let events = Arc::<Events>::default();
     let frontend = connect(&fake, "blk", 64, &events).unwrap();
-    frontend.close();
+    frontend.remove();
     drop(frontend);
     assert_eq!((events.lost(), events.unusable()), (0, Vec::new()));
 }

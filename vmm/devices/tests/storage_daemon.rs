@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_devices::Lifecycle;
 use bulkhead_devices::vhost_user::TYPE_BLOCK;
 use bulkhead_devices::virtio::{F_VERSION_1, VirtioDevice};
 use rustix::process::{Pid, Signal, kill_process};
@@ -214,6 +215,31 @@ fn a_backend_that_dies_is_a_pause_for_the_guest() {
     guest.flush();
     let image = fs::read(folder.path().join("image")).unwrap();
     assert_eq!(image[512..1024], [0xcd; 512]);
+}
+
+#[test]
+fn a_paused_disk_answers_once_it_is_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(folder.path());
+    let events = Arc::<Events>::default();
+    let mut guest = connect(folder.path(), &events);
+    guest.activate();
+    for round in 0..20 {
+        guest.frontend.pause();
+        guest.frontend.resume();
+        assert_eq!(guest.read(round), sector(round));
+    }
+
+    // A backend that comes while the device is paused gets no vring.
+    guest.frontend.pause();
+    daemon.kill();
+    wait("the loss", || events.lost() == 1);
+    let _daemon = Daemon::start(folder.path());
+    wait("the return", || events.back() == 1);
+    guest.submit_read(100);
+    assert_eq!(guest.answered(), 0);
+    guest.frontend.resume();
+    assert_eq!(guest.finish_read(), sector(100));
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! | `PUT vm.boot` | starts the guest |
 //! | `GET vm.info` | returns configuration and state |
 //! | `GET vm.counters` | returns how often each vCPU returned to the monitor, by reason |
-//! | `PUT vm.pause`, `PUT vm.resume` | stops and goes on |
+//! | `PUT vm.pause`, `PUT vm.resume` | pauses and resumes vCPUs and devices |
 //! | `PUT vm.shutdown` | ends the guest, and the monitor with it |
 //!
 //! Status codes are those of Cloud Hypervisor's OpenAPI document: 404 without a guest, 405 in the wrong state. What that document has
@@ -24,6 +24,7 @@ use bulkhead_kvm::Vcpus;
 use serde_json::{Map, Value, json};
 
 use crate::config::VmConfig;
+use crate::devices::Devices;
 use crate::stop::{Stop, StopReason};
 pub(crate) use http::{Request, Response, Status};
 pub(crate) use server::{ApiEvent, Reply, Server};
@@ -213,15 +214,22 @@ impl Waiting {
 pub(crate) struct Running<'a> {
     config: &'a VmConfig,
     vcpus: &'a Vcpus,
+    devices: &'a Devices,
     stop: &'a Stop,
     deleted: Cell<bool>,
 }
 
 impl<'a> Running<'a> {
-    pub(crate) fn new(config: &'a VmConfig, vcpus: &'a Vcpus, stop: &'a Stop) -> Self {
+    pub(crate) fn new(
+        config: &'a VmConfig,
+        vcpus: &'a Vcpus,
+        devices: &'a Devices,
+        stop: &'a Stop,
+    ) -> Self {
         Self {
             config,
             vcpus,
+            devices,
             stop,
             deleted: Cell::new(false),
         }
@@ -246,9 +254,11 @@ impl<'a> Running<'a> {
             "vm.pause" if self.vcpus.is_paused() => failed("the guest is paused"),
             "vm.pause" => {
                 self.vcpus.pause();
+                self.devices.pause();
                 Response::Done
             }
             "vm.resume" if self.vcpus.is_paused() => {
+                self.devices.resume();
                 self.vcpus.resume();
                 Response::Done
             }

@@ -1,7 +1,7 @@
-//! The two doors to configuration space: ECAM (PCI Express 5.0 §7.2.2) and the ports 0xcf8 and 0xcfc (PCI Local Bus 3.0 §3.2.2.3.2).
+//! The two ways to configuration space: ECAM (PCI Express 5.0 §7.2.2) and the ports 0xcf8 and 0xcfc (PCI Local Bus 3.0 §3.2.2.3.2).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::function::Bdf;
 use super::root::PciRoot;
@@ -9,9 +9,9 @@ use crate::bus::BusDevice;
 
 /// Bytes of guest physical address space that [`PciRoot::ecam`] takes: one bus.
 pub const ECAM_LEN: u64 = 1 << 20;
-/// Where [`PciRoot::config_ports`] belongs in I/O port space.
+/// The first I/O port of [`PciRoot::config_ports`].
 pub const CONFIG_PORTS_BASE: u64 = 0xcf8;
-/// And how many ports it takes.
+/// The number of its ports.
 pub const CONFIG_PORTS_LEN: u64 = 8;
 
 const CONFIG_DATA: u64 = 4;
@@ -27,9 +27,7 @@ impl PciRoot {
     /// The configuration ports, [`super::CONFIG_PORTS_LEN`] of them at [`super::CONFIG_PORTS_BASE`].
     #[must_use]
     pub fn config_ports(self: &Arc<Self>) -> Arc<dyn BusDevice> {
-        let address = AtomicU32::new(0);
-        let root = self.clone();
-        Arc::new(ConfigPorts { root, address })
+        Arc::new(ConfigPorts(self.clone()))
     }
 }
 
@@ -59,16 +57,12 @@ impl BusDevice for Ecam {
     }
 }
 
-struct ConfigPorts {
-    root: Arc<PciRoot>,
-    /// The CONFIG_ADDRESS register.
-    address: AtomicU32,
-}
+struct ConfigPorts(Arc<PciRoot>);
 
 impl ConfigPorts {
-    /// What an access of `len` bytes at CONFIG_DATA + `within` reaches.
+    /// The function and register that an access of `len` bytes at CONFIG_DATA + `within` is for.
     fn place(&self, within: u64, len: usize) -> Option<(Bdf, u16)> {
-        let address = self.address.load(Ordering::Acquire);
+        let address = self.0.config_address.load(Ordering::Acquire);
         let end = within.checked_add(len as u64)?;
         if address & ENABLE == 0 || end > 4 {
             return None;
@@ -88,11 +82,11 @@ impl BusDevice for ConfigPorts {
         match offset.checked_sub(CONFIG_DATA) {
             // CONFIG_ADDRESS is a register only for aligned accesses of four bytes.
             None if offset == 0 && data.len() == 4 => {
-                data.copy_from_slice(&self.address.load(Ordering::Acquire).to_le_bytes());
+                data.copy_from_slice(&self.0.config_address.load(Ordering::Acquire).to_le_bytes());
             }
             None => data.fill(0xff),
             Some(within) => match self.place(within, data.len()) {
-                Some((bdf, register)) => self.root.read_config(bdf, register, data),
+                Some((bdf, register)) => self.0.read_config(bdf, register, data),
                 None => data.fill(0xff),
             },
         }
@@ -103,12 +97,12 @@ impl BusDevice for ConfigPorts {
             None => {
                 if let (0, Ok(value)) = (offset, data.try_into()) {
                     let value = u32::from_le_bytes(value) & (ENABLE | 0x00ff_fffc);
-                    self.address.store(value, Ordering::Release);
+                    self.0.config_address.store(value, Ordering::Release);
                 }
             }
             Some(within) => {
                 if let Some((bdf, register)) = self.place(within, data.len()) {
-                    self.root.write_config(bdf, register, data);
+                    self.0.write_config(bdf, register, data);
                 }
             }
         }

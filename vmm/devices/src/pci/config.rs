@@ -1,7 +1,7 @@
 //! A function's 256 bytes of configuration space (PCI Local Bus 3.0 §6): bytes, and which of their bits the guest may write.
 //!
-//! A BAR needs no code of its own: with its address bits writable and its size bits not, the sizing protocol (write ones,
-//! read back the size) is what the bytes do anyway.
+//! A BAR needs no code of its own: since its address bits are writable and its size bits are not, a guest that writes ones and reads the
+//! register back gets the size.
 
 use thiserror::Error;
 
@@ -23,7 +23,7 @@ const COMMAND_INTX_DISABLE: u8 = 1 << 2;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 const BAR_64_BIT: u32 = 0b100;
 
-/// Who the function says it is.
+/// The identification registers of a function.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Identity {
     /// Vendor id.
@@ -40,16 +40,16 @@ pub struct Identity {
     pub subsystem: u16,
 }
 
-/// What a BAR shall be: memory, not prefetchable, 64-bit.
+/// A BAR to add: memory, not prefetchable, 64-bit.
 #[derive(Clone, Copy, Debug)]
 pub struct BarSpec {
     /// Which register; the next one becomes its upper half.
     pub index: usize,
-    /// How much it decodes: a power of two, at least 4096 so that no two functions share a page.
+    /// How many bytes it decodes: a power of two, at least 4096 so that no two functions share a page.
     pub size: u64,
 }
 
-/// Why a configuration space cannot be built so.
+/// Why a BAR or a capability cannot be added.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CapabilityError {
     /// The capabilities together are too long.
@@ -65,7 +65,7 @@ pub struct ConfigSpace {
     bytes: [u8; LEN],
     writable: [u8; LEN],
     bars: Vec<BarSpec>,
-    /// Where the last capability's "next" pointer is, and where the next capability goes.
+    /// The offsets of the last capability's "next" pointer and of the next capability.
     last_link: usize,
     free: usize,
 }
@@ -116,7 +116,7 @@ impl ConfigSpace {
         Ok(())
     }
 
-    /// Appends a capability: its id, then `body`, of which the bits in `writable` are the guest's (missing bytes: none).
+    /// Appends a capability: its id, then `body`, of which the guest may write the bits in `writable` (missing bytes: none).
     /// Returns the offset of `body`'s first byte.
     ///
     /// # Errors
@@ -144,7 +144,7 @@ impl ConfigSpace {
         Ok(offset)
     }
 
-    /// Reads; what lies beyond the 256 bytes reads as zeros ("no extended capabilities").
+    /// Reads. Offsets from 256 on read as zeros, which means that there are no extended capabilities.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         data.fill(0);
         let from = self.bytes.get(usize::from(offset)..).unwrap_or_default();
@@ -153,7 +153,7 @@ impl ConfigSpace {
         }
     }
 
-    /// Writes the bits the guest may write. Returns whether what the BARs decode may have changed.
+    /// Writes the bits that the guest may write. Returns whether [`Self::bars`] may have changed.
     pub fn write(&mut self, offset: u16, data: &[u8]) -> bool {
         let start = usize::from(offset);
         let bytes = self.bytes.get_mut(start..).unwrap_or_default();
@@ -166,7 +166,14 @@ impl ConfigSpace {
         touches(COMMAND, COMMAND + 1) || touches(BAR0, BARS_END)
     }
 
-    /// The BARs as they stand.
+    /// Sets all bits that the guest may write to 0, their value after power-on.
+    pub fn reset(&mut self) {
+        for (byte, mask) in self.bytes.iter_mut().zip(&self.writable) {
+            *byte &= !mask;
+        }
+    }
+
+    /// The BARs as the registers are.
     #[must_use]
     pub fn bars(&self) -> Vec<Bar> {
         let enabled = self.bytes[COMMAND] & COMMAND_MEMORY != 0;
@@ -184,7 +191,7 @@ impl ConfigSpace {
         self.bars.iter().map(bar).collect()
     }
 
-    /// Sets bytes, whether or not the guest may write them. Bytes that do not exist are passed over.
+    /// Sets bytes, whether or not the guest may write them. Bytes that do not exist are ignored.
     pub fn put(&mut self, offset: usize, bytes: &[u8]) {
         for (to, byte) in self.bytes.iter_mut().skip(offset).zip(bytes) {
             *to = *byte;

@@ -1,8 +1,8 @@
-//! What a function on the PCI bus is to the bus.
+//! A function, as the PCI bus sees it.
 
 use std::fmt;
 
-/// A function's place: bus, device, function. There is one bus.
+/// The address of a function: bus, device, function. There is one bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bdf {
     /// The bus, always 0 so far.
@@ -23,16 +23,16 @@ impl fmt::Display for Bdf {
     }
 }
 
-/// A base address register as it stands.
+/// The current content of a base address register (BAR).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bar {
     /// Which register: 0..=5. A 64-bit one also takes the next.
     pub index: usize,
-    /// How much it decodes, in bytes: a power of two.
+    /// How many bytes it decodes: a power of two.
     pub size: u64,
-    /// Where, whether or not decoding is enabled.
+    /// The first address it decodes, whether or not decoding is enabled.
     pub address: u64,
-    /// Whether it is enabled (the command register's memory bit).
+    /// Whether decoding is enabled (the command register's memory bit).
     pub enabled: bool,
 }
 
@@ -41,19 +41,19 @@ pub trait PciFunction: Send + Sync {
     /// Reads its configuration space; `offset` is below 4096.
     fn read_config(&self, offset: u16, data: &mut [u8]);
 
-    /// Writes its configuration space. Returns whether [`Self::bars`] may now say something else.
+    /// Writes its configuration space. Returns whether [`Self::bars`] may have changed.
     fn write_config(&self, offset: u16, data: &[u8]) -> bool;
 
-    /// Its BARs as the registers stand.
+    /// Its BARs, as the registers are.
     fn bars(&self) -> Vec<Bar>;
 
-    /// The bus now routes BAR `index` from this address, or (`None`) no longer routes it. It is called when that changes only,
-    /// and never by two threads at once.
+    /// The bus now routes accesses at this address to BAR `index`, or (`None`) no longer does. Called only when that changes, and by one
+    /// thread at a time.
     fn bar_mapped(&self, index: usize, address: Option<u64>);
 
-    /// Reads `offset` bytes into BAR `index`.
+    /// Reads at `offset` in BAR `index`.
     fn read_bar(&self, index: usize, offset: u64, data: &mut [u8]);
 
-    /// Writes `offset` bytes into BAR `index`.
+    /// Writes at `offset` in BAR `index`.
     fn write_bar(&self, index: usize, offset: u64, data: &[u8]);
 }

@@ -1,4 +1,4 @@
-//! Function 00:00.0: the bridge between the processors and the bus. Guests look for it before they believe in PCI.
+//! Function 00:00.0: the bridge between the processors and the bus, which guests look for to detect PCI.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -20,6 +20,13 @@ pub(super) struct HostBridge(Mutex<ConfigSpace>);
 impl HostBridge {
     pub(super) fn new() -> Self {
         Self(Mutex::new(ConfigSpace::new(&IDENTITY)))
+    }
+
+    pub(super) fn reset(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .reset();
     }
 }
 

@@ -1,6 +1,6 @@
 //! PCI: one root bus without bridges, its configuration space, and functions whose BARs the guest may size and move.
 //!
-//! There is no firmware: [`PciRoot`] gives each BAR its first address, as firmware would. After that the registers decide.
+//! There is no firmware, so [`PciRoot`] gives each BAR its first address. After that the guest writes the registers.
 
 mod access;
 mod config;

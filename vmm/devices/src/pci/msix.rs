@@ -1,8 +1,8 @@
 //! MSI-X (PCI Local Bus 3.0 §6.8.2): the capability's control bits, the table and the pending bits.
 //!
-//! Each vector is an eventfd. While it is neither masked nor off, the hypervisor turns its signals into interrupts and
-//! the monitor sleeps. While it is, signals stay in its counter: the counter *is* the pending bit. So nothing is lost and
-//! nothing need be copied, whoever signals it and whenever.
+//! Each vector is an eventfd. While the vector is enabled and not masked, the hypervisor turns signals of its eventfd into interrupts
+//! without the monitor. Otherwise signals stay in the eventfd's counter, which is the pending bit. So no interrupt is lost and no state is
+//! copied, whichever process signals the eventfd, and whenever.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,9 +25,17 @@ struct Entry {
     address: u64,
     data: u32,
     control: u32,
-    /// What the hypervisor has been told.
+    /// The route that the hypervisor has.
     route: Option<(u64, u32)>,
 }
+
+/// An entry after power-on.
+const EMPTY: Entry = Entry {
+    address: 0,
+    data: 0,
+    control: MASKED,
+    route: None,
+};
 
 struct State {
     control: u16,
@@ -41,23 +49,17 @@ pub struct Msix {
 }
 
 impl Msix {
-    /// MSI-X with `count` vectors (at most 2048), all masked and the whole of it off, as after reset.
+    /// MSI-X with `count` vectors (at most 2048), disabled and with all vectors masked, as after reset.
     ///
     /// # Errors
-    /// When the hypervisor has not that many vectors.
+    /// When the hypervisor does not have that many vectors.
     pub fn new(hypervisor: &dyn Hypervisor, count: u16) -> io::Result<Self> {
         let count = count.clamp(1, MAX_VECTORS);
-        let empty = Entry {
-            address: 0,
-            data: 0,
-            control: MASKED,
-            route: None,
-        };
         let vectors = (0..count).map(|_| hypervisor.msi_vector());
         Ok(Self {
             state: Mutex::new(State {
                 control: 0,
-                entries: vec![empty; count.into()],
+                entries: vec![EMPTY; count.into()],
             }),
             vectors: vectors.collect::<io::Result<_>>()?,
         })
@@ -80,27 +82,35 @@ impl Msix {
         self.vectors.len() as u16
     }
 
-    /// The vector whose eventfd to signal for interrupt `number`. How it is routed is this type's affair.
+    /// Vector `number`, whose eventfd raises the interrupt. Only this type routes it.
     #[must_use]
     pub fn vector(&self, number: u16) -> Option<Arc<dyn MsiVector>> {
         self.vectors.get(usize::from(number)).cloned()
     }
 
-    /// Interrupts the guest, or remembers to. A vector that does not exist interrupts nobody.
+    /// Raises the interrupt, or makes it pending. A vector that does not exist raises none.
     pub fn signal(&self, vector: u16) {
         if let Some(vector) = self.vectors.get(usize::from(vector)) {
             vector.signal();
         }
     }
 
-    /// The guest wrote the capability's message control word.
+    /// Sets everything to its state after power-on. Interrupts that are pending stay so, since a backend may signal at any time: a driver
+    /// must expect interrupts that come for nothing.
+    pub fn reset(&self) {
+        self.set_control(0);
+        let mut state = self.state();
+        state.entries.fill(EMPTY);
+    }
+
+    /// The guest writes the capability's message control word.
     pub fn set_control(&self, control: u16) {
         let mut state = self.state();
         let control = control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK);
         if state.control != control {
             state.control = control;
             for number in 0..self.vectors.len() {
-                self.sync(&mut state, number);
+                self.update_route(&mut state, number);
             }
         }
     }
@@ -146,7 +156,7 @@ impl Msix {
                 8 => entry.data = value,
                 _ => entry.control = value & MASKED,
             }
-            self.sync(&mut state, number);
+            self.update_route(&mut state, number);
         }
     }
 
@@ -168,8 +178,8 @@ impl Msix {
         }
     }
 
-    /// Tells the hypervisor about an entry, if what it was told is no longer so.
-    fn sync(&self, state: &mut State, number: usize) {
+    /// Sets or removes the entry's route, if the hypervisor's is no longer right.
+    fn update_route(&self, state: &mut State, number: usize) {
         let live = state.control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) == CONTROL_ENABLE;
         let (Some(entry), Some(vector)) = (state.entries.get_mut(number), self.vectors.get(number))
         else {
@@ -207,15 +217,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::Notes;
+    use crate::testing::RecordingHypervisor;
 
     const ADDRESS: u64 = 0xfee0_1000;
     const ON: u16 = CONTROL_ENABLE;
     const HELD: u16 = CONTROL_ENABLE | CONTROL_FUNCTION_MASK;
 
-    fn msix(count: u16) -> (Msix, Notes) {
-        let notes = Notes::default();
-        (Msix::new(&notes, count).unwrap(), notes)
+    fn msix(count: u16) -> (Msix, RecordingHypervisor) {
+        let hypervisor = RecordingHypervisor::default();
+        (Msix::new(&hypervisor, count).unwrap(), hypervisor)
     }
 
     fn write32(msix: &Msix, offset: u64, value: u32) {
@@ -241,19 +251,19 @@ mod tests {
 
     #[test]
     fn a_vector_interrupts_once_enabled_and_unmasked() {
-        let (msix, notes) = msix(2);
+        let (msix, hypervisor) = msix(2);
         msix.set_control(ON);
         set(&msix, 1, 0x42);
 
         msix.signal(1);
 
-        assert_eq!(notes.vector(1).deliver(), Some((ADDRESS, 0x42)));
-        assert_eq!(notes.vector(0).deliver(), None);
+        assert_eq!(hypervisor.vector(1).deliver(), Some((ADDRESS, 0x42)));
+        assert_eq!(hypervisor.vector(0).deliver(), None);
     }
 
     #[test]
     fn a_masked_vector_is_pending_until_unmasked() {
-        let (msix, notes) = msix(70);
+        let (msix, hypervisor) = msix(70);
         msix.set_control(ON);
         for entry in [3, 69] {
             set(&msix, entry, 7);
@@ -267,64 +277,64 @@ mod tests {
         let mut high = [0; 1];
         msix.read_pending(8, &mut high);
         assert_eq!(high, [1 << 5]);
-        assert_eq!(notes.vector(3).deliver(), None);
+        assert_eq!(hypervisor.vector(3).deliver(), None);
         mask(&msix, 3, false);
-        assert_eq!(notes.vector(3).deliver(), Some((ADDRESS, 7)));
+        assert_eq!(hypervisor.vector(3).deliver(), Some((ADDRESS, 7)));
         assert_eq!(pending(&msix), 0);
     }
 
     #[test]
     fn the_function_mask_and_the_enable_bit_hold_all_vectors() {
         for held in [HELD, 0] {
-            let (msix, notes) = msix(2);
+            let (msix, hypervisor) = msix(2);
             msix.set_control(held);
             set(&msix, 0, 1);
             set(&msix, 1, 2);
             msix.signal(0);
             msix.signal(1);
             assert_eq!(pending(&msix), 0b11);
-            assert_eq!(notes.vector(0).deliver(), None);
+            assert_eq!(hypervisor.vector(0).deliver(), None);
 
             msix.set_control(ON);
 
-            assert_eq!(notes.vector(0).deliver(), Some((ADDRESS, 1)));
-            assert_eq!(notes.vector(1).deliver(), Some((ADDRESS, 2)));
+            assert_eq!(hypervisor.vector(0).deliver(), Some((ADDRESS, 1)));
+            assert_eq!(hypervisor.vector(1).deliver(), Some((ADDRESS, 2)));
         }
     }
 
     #[test]
     fn a_message_may_be_changed_behind_the_mask_without_losing_the_interrupt() {
-        let (msix, notes) = msix(1);
+        let (msix, hypervisor) = msix(1);
         msix.set_control(ON);
         set(&msix, 0, 1);
         mask(&msix, 0, true);
         msix.signal(0);
         write32(&msix, 8, 2);
         mask(&msix, 0, false);
-        assert_eq!(notes.vector(0).deliver(), Some((ADDRESS, 2)));
+        assert_eq!(hypervisor.vector(0).deliver(), Some((ADDRESS, 2)));
     }
 
     #[test]
-    fn the_hypervisor_hears_of_changes_only() {
-        let (msix, notes) = msix(1);
+    fn the_hypervisor_is_called_for_changes_only() {
+        let (msix, hypervisor) = msix(1);
         set(&msix, 0, 1);
-        assert_eq!(*notes.vector(0).changes.lock().unwrap(), 0, "off");
+        assert_eq!(*hypervisor.vector(0).changes.lock().unwrap(), 0, "off");
         msix.set_control(ON);
         msix.set_control(ON);
         set(&msix, 0, 1);
-        assert_eq!(*notes.vector(0).changes.lock().unwrap(), 1);
+        assert_eq!(*hypervisor.vector(0).changes.lock().unwrap(), 1);
     }
 
     #[test]
     fn a_message_the_hypervisor_refuses_stays_pending_until_mended() {
-        let (msix, notes) = msix(1);
+        let (msix, hypervisor) = msix(1);
         msix.set_control(ON);
         write32(&msix, 0, 0x1000);
         mask(&msix, 0, false);
         msix.signal(0);
         assert_eq!(pending(&msix), 1);
         write32(&msix, 0, ADDRESS as u32);
-        assert_eq!(notes.vector(0).deliver(), Some((ADDRESS, 0)));
+        assert_eq!(hypervisor.vector(0).deliver(), Some((ADDRESS, 0)));
     }
 
     #[test]
@@ -336,6 +346,23 @@ mod tests {
         msix.write_table(16, &0x1122_3344_5566_7788_u64.to_le_bytes());
         msix.read_table(16, &mut entry);
         assert_eq!(u64::from_le_bytes(entry), 0x1122_3344_5566_7788);
+    }
+
+    #[test]
+    fn after_a_reset_all_is_masked_and_off() {
+        let (msix, hypervisor) = msix(2);
+        msix.set_control(ON);
+        set(&msix, 1, 0x42);
+
+        msix.reset();
+
+        msix.signal(1);
+        assert_eq!(hypervisor.vector(1).deliver(), None);
+        let mut entry = [0xff; 8];
+        msix.read_table(16, &mut entry);
+        assert_eq!(entry, [0; 8]);
+        msix.set_control(ON);
+        assert_eq!(hypervisor.vector(1).deliver(), None, "masked");
     }
 
     proptest! {
@@ -350,8 +377,8 @@ mod tests {
                     any::<u16>().prop_map(|control| (None, control)),
                 ], 0..40)
         ) {
-            let (msix, notes) = msix(3);
-            let vector = notes.vector(0);
+            let (msix, hypervisor) = msix(3);
+            let vector = hypervisor.vector(0);
             for (table, control) in steps {
                 msix.signal(0);
                 match table {

@@ -1,6 +1,7 @@
 //! The root bus: which function answers in configuration space, and which BAR answers at which address.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use thiserror::Error;
 use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
@@ -8,10 +9,11 @@ use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 use super::function::{Bar, Bdf, PciFunction};
 use super::host_bridge::HostBridge;
 use crate::bus::BusDevice;
+use crate::lifecycle::Lifecycle;
 
 const DEVICES: usize = 32;
 
-/// A range of guest physical addresses that belongs to the bus: BARs decode in there and nowhere else.
+/// A range of guest physical addresses that belongs to the bus. BARs decode only in there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// First address.
@@ -45,8 +47,16 @@ pub enum PciError {
 
 struct Slot {
     function: Arc<dyn PciFunction>,
-    /// What the allocators gave it: the allocator's number and the range.
-    ranges: Vec<(usize, RangeInclusive)>,
+    /// The range allocated for each of its BARs.
+    ranges: Vec<Allocated>,
+}
+
+struct Allocated {
+    /// The number of the BAR.
+    bar: usize,
+    /// The number of the window, and so of the allocator.
+    window: usize,
+    range: RangeInclusive,
 }
 
 /// A BAR the bus routes.
@@ -57,16 +67,19 @@ struct Route {
     function: Arc<dyn PciFunction>,
 }
 
-/// The root bus. It is behind an [`Arc`] because the doors to it ([`Self::ecam`] and so on) share it.
+/// The root bus. It is behind an [`Arc`] because its bus devices ([`Self::ecam`] and so on) share it.
 pub struct PciRoot {
+    host_bridge: Arc<HostBridge>,
     windows: Vec<Window>,
-    slots: RwLock<[Option<Arc<dyn PciFunction>>; DEVICES]>,
+    functions: RwLock<[Option<Arc<dyn PciFunction>>; DEVICES]>,
     routes: RwLock<Vec<Route>>,
-    /// Held while functions or routes change.
-    ledger: Mutex<Ledger>,
+    /// Locked while functions or routes change.
+    slots: Mutex<Slots>,
+    /// The CONFIG_ADDRESS register.
+    pub(super) config_address: AtomicU32,
 }
 
-struct Ledger {
+struct Slots {
     slots: [Option<Slot>; DEVICES],
     allocators: Vec<AddressAllocator>,
 }
@@ -81,25 +94,27 @@ impl PciRoot {
             AddressAllocator::new(window.base, window.len).map_err(|_| PciError::Window(*window))
         };
         let root = Self {
+            host_bridge: Arc::new(HostBridge::new()),
             windows: windows.to_vec(),
-            slots: RwLock::new([const { None }; DEVICES]),
+            functions: RwLock::new([const { None }; DEVICES]),
             routes: RwLock::new(Vec::new()),
-            ledger: Mutex::new(Ledger {
+            config_address: AtomicU32::new(0),
+            slots: Mutex::new(Slots {
                 slots: [const { None }; DEVICES],
                 allocators: windows.iter().map(allocator).collect::<Result<_, _>>()?,
             }),
         };
-        root.add(Arc::new(HostBridge::new()))?;
+        root.add_function(root.host_bridge.clone())?;
         Ok(Arc::new(root))
     }
 
-    /// Puts a function on the bus, in the first free place, and its BARs in the windows. They decode once the guest enables that.
+    /// Puts a function at the first free device number, and its BARs in the windows. They decode once the guest enables that.
     ///
     /// # Errors
-    /// When there is no place or no room.
-    pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<Bdf, PciError> {
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        let Ledger { slots, allocators } = &mut *ledger;
+    /// When no device number is free or no window has room.
+    pub fn add_function(&self, function: Arc<dyn PciFunction>) -> Result<Bdf, PciError> {
+        let mut locked = self.lock();
+        let Slots { slots, allocators } = &mut *locked;
         let free = slots.iter().position(Option::is_none);
         let device = free.ok_or(PciError::BusFull)?;
         let mut ranges = Vec::new();
@@ -108,42 +123,46 @@ impl PciRoot {
                 release(allocators, &ranges);
                 return Err(PciError::NoRoom(bar.size));
             };
-            ranges.push((window, range));
-            // BARs are registers 0x10..0x28: this is what firmware does.
-            let register = 0x10 + 4 * bar.index as u16;
-            function.write_config(register, &range.start().to_le_bytes());
+            let bar = bar.index;
+            ranges.push(Allocated { bar, window, range });
         }
+        place_bars(&*function, &ranges);
         slots[device] = Some(Slot {
             function: function.clone(),
             ranges,
         });
-        let mut visible = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        visible[device] = Some(function);
+        let mut functions = self
+            .functions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        functions[device] = Some(function);
         Ok(place(device))
     }
 
     /// Takes a function off the bus.
-    pub fn remove(&self, bdf: Bdf) -> Option<Arc<dyn PciFunction>> {
+    pub fn remove_function(&self, bdf: Bdf) -> Option<Arc<dyn PciFunction>> {
         if bdf.bus != 0 || bdf.function != 0 || bdf.device == 0 {
             return None;
         }
         let device = usize::from(bdf.device);
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = ledger.slots.get_mut(device)?.take()?;
-        release(&mut ledger.allocators, &slot.ranges);
-        self.slots.write().unwrap_or_else(PoisonError::into_inner)[device] = None;
-        self.reroute(&ledger);
+        let mut locked = self.lock();
+        let slot = locked.slots.get_mut(device)?.take()?;
+        release(&mut locked.allocators, &slot.ranges);
+        self.functions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)[device] = None;
+        self.reroute(&locked);
         Some(slot.function)
     }
 
-    /// What to put on the memory bus for the BARs to answer: each window and its device.
+    /// The devices that route accesses to BARs, to be put on the memory bus: one for each window.
     #[must_use]
     pub fn mmio(self: &Arc<Self>) -> Vec<(Window, Arc<dyn BusDevice>)> {
-        let door = |window: &Window| -> (Window, Arc<dyn BusDevice>) {
+        let device = |window: &Window| -> (Window, Arc<dyn BusDevice>) {
             let (root, base) = (self.clone(), window.base);
             (*window, Arc::new(Mmio { root, base }))
         };
-        self.windows.iter().map(door).collect()
+        self.windows.iter().map(device).collect()
     }
 
     pub(super) fn read_config(&self, bdf: Bdf, register: u16, data: &mut [u8]) {
@@ -157,8 +176,7 @@ impl PciRoot {
         if let Some(function) = self.function(bdf)
             && function.write_config(register, data)
         {
-            let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            self.reroute(&ledger);
+            self.reroute(&self.lock());
         }
     }
 
@@ -166,17 +184,24 @@ impl PciRoot {
         if bdf.bus != 0 || bdf.function != 0 {
             return None;
         }
-        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots.get(usize::from(bdf.device))?.clone()
+        let functions = self
+            .functions
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        functions.get(usize::from(bdf.device))?.clone()
     }
 
-    /// Works out anew which BARs are routed, and tells the functions what changed.
-    fn reroute(&self, ledger: &Ledger) {
+    fn lock(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Updates which BARs are routed, and notifies the functions of those that changed.
+    fn reroute(&self, slots: &Slots) {
         let mut new: Vec<Route> = Vec::new();
-        for (device, slot) in ledger.slots.iter().enumerate() {
+        for (device, slot) in slots.slots.iter().enumerate() {
             for bar in slot.iter().flat_map(|slot| slot.function.bars()) {
                 let Some(slot) = slot else { continue };
-                // Where the guest has put two BARs in one place, the first one answers. So a doorbell is never bound twice.
+                // Of BARs that the guest lets overlap, only the first one is routed, so that no doorbell is bound twice.
                 let overlaps = |other: &Route| {
                     bar.address < other.bar.address + other.bar.size
                         && other.bar.address < bar.address + bar.size
@@ -224,6 +249,28 @@ impl PciRoot {
     }
 }
 
+impl Lifecycle for PciRoot {
+    /// The machine resets the functions before the bus. As there is no firmware, the bus gives each BAR its first address again.
+    fn reset(&self) {
+        self.config_address.store(0, Ordering::Release);
+        self.host_bridge.reset();
+        let slots = self.lock();
+        for slot in slots.slots.iter().flatten() {
+            place_bars(&*slot.function, &slot.ranges);
+        }
+        self.reroute(&slots);
+    }
+}
+
+/// Writes the allocated addresses into a function's BARs, as firmware does.
+fn place_bars(function: &dyn PciFunction, ranges: &[Allocated]) {
+    for Allocated { bar, range, .. } in ranges {
+        // BARs are the registers from 0x10 to 0x28.
+        let register = 0x10 + 4 * *bar as u16;
+        function.write_config(register, &range.start().to_le_bytes());
+    }
+}
+
 fn place(device: usize) -> Bdf {
     Bdf {
         bus: 0,
@@ -233,7 +280,7 @@ fn place(device: usize) -> Bdf {
     }
 }
 
-/// BARs are aligned to their size. The first window with room wins.
+/// Allocates a range aligned to its size in the first window with room.
 fn allocate(allocators: &mut [AddressAllocator], size: u64) -> Option<(usize, RangeInclusive)> {
     allocators
         .iter_mut()
@@ -244,9 +291,9 @@ fn allocate(allocators: &mut [AddressAllocator], size: u64) -> Option<(usize, Ra
         })
 }
 
-fn release(allocators: &mut [AddressAllocator], ranges: &[(usize, RangeInclusive)]) {
-    for (number, range) in ranges {
-        if let Some(allocator) = allocators.get_mut(*number) {
+fn release(allocators: &mut [AddressAllocator], ranges: &[Allocated]) {
+    for Allocated { window, range, .. } in ranges {
+        if let Some(allocator) = allocators.get_mut(*window) {
             // It was allocated here, so it can be freed.
             let _ = allocator.free(range);
         }

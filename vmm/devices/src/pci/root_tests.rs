@@ -12,7 +12,7 @@ const HIGH: Window = Window {
     len: 1 << 30,
 };
 
-/// A function with one BAR that answers with its own number, and notes what the bus tells it.
+/// A function with one BAR that answers with its own number, and hypervisor what the bus tells it.
 struct Probe {
     number: u8,
     config: Mutex<ConfigSpace>,
@@ -63,9 +63,9 @@ fn at(device: u64, register: u64) -> u64 {
     device << 15 | register
 }
 
-fn read32(door: &dyn BusDevice, offset: u64) -> u32 {
+fn read32(device: &dyn BusDevice, offset: u64) -> u32 {
     let mut data = [0; 4];
-    door.read(offset, &mut data);
+    device.read(offset, &mut data);
     u32::from_le_bytes(data)
 }
 
@@ -83,7 +83,7 @@ fn mmio_read(root: &Arc<PciRoot>, address: u64) -> u8 {
 #[test]
 fn the_guest_finds_the_bridge_and_the_functions_and_nothing_else() {
     let root = PciRoot::new(&[LOW]).unwrap();
-    let bdf = root.add(Probe::new(1, 0x1000)).unwrap();
+    let bdf = root.add_function(Probe::new(1, 0x1000)).unwrap();
     let ecam = root.ecam();
 
     assert_eq!(bdf.to_string(), "00:01.0");
@@ -98,7 +98,7 @@ fn the_guest_finds_the_bridge_and_the_functions_and_nothing_else() {
 #[test]
 fn the_ports_reach_the_same_registers_as_ecam() {
     let root = PciRoot::new(&[LOW]).unwrap();
-    root.add(Probe::new(1, 0x1000)).unwrap();
+    root.add_function(Probe::new(1, 0x1000)).unwrap();
     let (ports, ecam) = (root.config_ports(), root.ecam());
 
     ports.write(0, &(1 << 31 | 1 << 11 | 0x3c_u32).to_le_bytes());
@@ -120,7 +120,7 @@ fn bars_get_addresses_of_their_own_aligned_to_their_size() {
         .map(|size| Probe::new(0, size))
         .into();
     for probe in &probes {
-        root.add(probe.clone()).unwrap();
+        root.add_function(probe.clone()).unwrap();
     }
     let bars: Vec<_> = probes.iter().flat_map(|probe| probe.bars()).collect();
     for (n, bar) in bars.iter().enumerate() {
@@ -140,7 +140,7 @@ fn bars_get_addresses_of_their_own_aligned_to_their_size() {
 fn a_bar_answers_only_while_memory_is_enabled() {
     let root = PciRoot::new(&[LOW]).unwrap();
     let probe = Probe::new(7, 0x1000);
-    root.add(probe.clone()).unwrap();
+    root.add_function(probe.clone()).unwrap();
     let (ecam, base) = (root.ecam(), probe.bars()[0].address);
 
     assert_eq!(mmio_read(&root, base), 0xff);
@@ -158,7 +158,7 @@ fn a_bar_answers_only_while_memory_is_enabled() {
 fn the_guest_may_move_a_bar() {
     let root = PciRoot::new(&[LOW, HIGH]).unwrap();
     let probe = Probe::new(7, 0x1000);
-    root.add(probe.clone()).unwrap();
+    root.add_function(probe.clone()).unwrap();
     let (ecam, old) = (root.ecam(), probe.bars()[0].address);
     ecam.write(at(1, 4), &[2]);
 
@@ -177,8 +177,8 @@ fn the_guest_may_move_a_bar() {
 fn a_bar_outside_the_windows_or_on_top_of_another_is_not_mapped() {
     let root = PciRoot::new(&[LOW]).unwrap();
     let (first, second) = (Probe::new(1, 0x1000), Probe::new(2, 0x1000));
-    root.add(first.clone()).unwrap();
-    root.add(second.clone()).unwrap();
+    root.add_function(first.clone()).unwrap();
+    root.add_function(second.clone()).unwrap();
     let ecam = root.ecam();
     let base = first.bars()[0].address;
     ecam.write(at(1, 4), &[2]);
@@ -205,33 +205,36 @@ fn a_removed_function_leaves_its_place_and_its_addresses() {
     }])
     .unwrap();
     let probe = Probe::new(7, 0x1000);
-    let bdf = root.add(probe.clone()).unwrap();
+    let bdf = root.add_function(probe.clone()).unwrap();
     let base = probe.bars()[0].address;
     root.ecam().write(at(1, 4), &[2]);
     assert!(matches!(
-        root.add(Probe::new(8, 0x1000)),
+        root.add_function(Probe::new(8, 0x1000)),
         Err(PciError::NoRoom(0x1000))
     ));
 
-    assert!(root.remove(bdf).is_some());
+    assert!(root.remove_function(bdf).is_some());
 
-    assert!(root.remove(bdf).is_none());
+    assert!(root.remove_function(bdf).is_none());
     assert_eq!(*probe.mapped.lock().unwrap(), [Some(base), None]);
     assert_eq!(read32(&*root.ecam(), at(1, 0)), 0xffff_ffff);
-    assert_eq!(root.add(Probe::new(8, 0x1000)).unwrap(), bdf);
+    assert_eq!(root.add_function(Probe::new(8, 0x1000)).unwrap(), bdf);
 }
 
 #[test]
 fn the_bus_is_full_after_31_functions() {
     let root = PciRoot::new(&[HIGH]).unwrap();
     for _ in 0..31 {
-        root.add(Probe::new(0, 0x1000)).unwrap();
+        root.add_function(Probe::new(0, 0x1000)).unwrap();
     }
     assert!(matches!(
-        root.add(Probe::new(0, 0x1000)),
+        root.add_function(Probe::new(0, 0x1000)),
         Err(PciError::BusFull)
     ));
-    assert!(root.remove(place(0)).is_none(), "the host bridge stays");
+    assert!(
+        root.remove_function(place(0)).is_none(),
+        "the host bridge stays"
+    );
 }
 
 proptest! {
@@ -242,7 +245,7 @@ proptest! {
     ) {
         let root = PciRoot::new(&[LOW, HIGH]).unwrap();
         for number in 0..3 {
-            root.add(Probe::new(number, 0x1000 << number)).unwrap();
+            root.add_function(Probe::new(number, 0x1000 << number)).unwrap();
         }
         let (ecam, ports) = (root.ecam(), root.config_ports());
         for (device, register, data) in writes {

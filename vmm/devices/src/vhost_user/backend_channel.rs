@@ -1,4 +1,4 @@
-//! The channel on which a backend speaks first. It has one thing to say that matters here: "my configuration changed".
+//! The channel for requests of the backend (VHOST_USER_SET_BACKEND_REQ_FD). The only request served is CONFIG_CHANGE_MSG.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -11,21 +11,21 @@ use super::connection::Connection;
 use super::error::{Fault, Result};
 
 const HEADER: usize = 12;
-/// Longer messages are nobody's.
+/// No request is longer.
 const MAX_BODY: usize = 4096;
 const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 
-/// The monitor's end.
+/// The monitor's end of the channel.
 pub(super) struct BackendChannel {
     socket: UnixStream,
-    /// What came so far of the next message.
+    /// The beginning of the next message, as far as it was received.
     partial: Vec<u8>,
 }
 
 impl BackendChannel {
-    /// Makes a channel and gives the backend its end.
+    /// Makes a channel and sends the backend its end.
     pub(super) fn open(connection: &Connection) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
@@ -36,11 +36,11 @@ impl BackendChannel {
         })
     }
 
-    /// Takes in what has come. Returns whether the configuration changed; an error means that the channel is of no more use.
+    /// Reads what the backend has sent. Returns whether the configuration has changed. After an error the channel cannot be used.
     pub(super) fn read(&mut self) -> Result<bool> {
         let mut changed = false;
         let mut bytes = [0; 512];
-        // No more than one message's worth at a time: the caller has other things to look after.
+        // At most one message of the maximum length is read, so that a backend that keeps sending does not hold the caller.
         for _ in 0..8 {
             match self.socket.read(&mut bytes) {
                 Ok(0) => return Err(Fault::Closed),
@@ -56,7 +56,7 @@ impl BackendChannel {
         Ok(changed)
     }
 
-    /// Handles one message, if it is complete.
+    /// Handles the next message, if it is complete. Returns whether it was CONFIG_CHANGE_MSG.
     fn message(&mut self) -> Result<Option<bool>> {
         let Some(&header) = self.partial.first_chunk::<HEADER>() else {
             return Ok(None);

@@ -1,11 +1,11 @@
-//! A copy of the device's configuration space, so that the driver can read it whether or not the backend is there.
+//! A copy of the device's configuration space, so that the driver can read it while there is no backend.
 
-/// Drivers write a handful of fields; no more than this many different ones are remembered.
+/// Drivers write a few fields. No more than this many are remembered for the next backend.
 const MAX_WRITES: usize = 16;
 
 pub(super) struct ConfigCopy {
     bytes: Vec<u8>,
-    /// What the driver wrote, to tell a backend that comes back: offset and bytes.
+    /// The driver's writes (offset and bytes), which the next backend gets, too.
     written: Vec<(u32, Vec<u8>)>,
 }
 
@@ -26,14 +26,14 @@ impl ConfigCopy {
         }
     }
 
-    /// Whether there are fields at `offset` for the whole of `data`; if so, where.
-    pub(super) fn place(&self, offset: u64, data: &[u8]) -> Option<u32> {
+    /// Returns `offset` if the configuration space has room for all of `data` there.
+    pub(super) fn checked_offset(&self, offset: u64, data: &[u8]) -> Option<u32> {
         let end = offset.checked_add(data.len() as u64)?;
         let fits = !data.is_empty() && end <= self.bytes.len() as u64;
         u32::try_from(offset).ok().filter(|_| fits)
     }
 
-    /// The driver writes what no backend need know.
+    /// Applies a write that the backend does not get.
     pub(super) fn put(&mut self, offset: u32, data: &[u8]) {
         let fields = self.bytes.iter_mut().skip(offset as usize);
         for (to, byte) in fields.zip(data) {
@@ -41,8 +41,8 @@ impl ConfigCopy {
         }
     }
 
-    /// The driver writes what a backend is told.
-    pub(super) fn note(&mut self, offset: u32, data: &[u8]) {
+    /// Applies a write that the backend gets, and each one after it.
+    pub(super) fn put_for_backend(&mut self, offset: u32, data: &[u8]) {
         self.put(offset, data);
         let same = |(at, bytes): &(u32, Vec<u8>)| *at == offset && bytes.len() == data.len();
         self.written.retain(|write| !same(write));
@@ -51,7 +51,7 @@ impl ConfigCopy {
         }
     }
 
-    /// What the driver wrote since the last reset.
+    /// The driver's writes since the last reset.
     pub(super) fn written(&self) -> Vec<(u32, Vec<u8>)> {
         self.written.clone()
     }
@@ -60,11 +60,11 @@ impl ConfigCopy {
         self.written.clear();
     }
 
-    /// Takes a new content, with what the driver wrote on top of it. Returns whether it is a different one.
+    /// Replaces the content, and applies the driver's writes to the new one. Returns whether anything has changed.
     pub(super) fn replace(&mut self, bytes: Vec<u8>) -> bool {
         let mut new = Self::new(bytes);
         for (offset, data) in std::mem::take(&mut self.written) {
-            new.note(offset, &data);
+            new.put_for_backend(offset, &data);
         }
         let changed = new.bytes != self.bytes;
         *self = new;
@@ -84,17 +84,17 @@ mod tests {
         assert_eq!(data, [2, 3, 0, 0]);
         copy.read(u64::MAX, &mut data);
         assert_eq!(data, [0; 4]);
-        assert_eq!(copy.place(1, &[0; 2]), Some(1));
+        assert_eq!(copy.checked_offset(1, &[0; 2]), Some(1));
         for (offset, len) in [(2, 2), (3, 1), (0, 0), (u64::MAX, 1)] {
-            assert_eq!(copy.place(offset, &vec![0; len]), None);
+            assert_eq!(copy.checked_offset(offset, &vec![0; len]), None);
         }
     }
 
     #[test]
     fn what_the_driver_wrote_survives_a_new_backend() {
         let mut copy = ConfigCopy::new(vec![0; 4]);
-        copy.note(2, &[7]);
-        copy.note(2, &[8]);
+        copy.put_for_backend(2, &[7]);
+        copy.put_for_backend(2, &[8]);
         assert!(
             !copy.replace(vec![0, 0, 0, 0]),
             "only the driver's own byte differs"
@@ -110,7 +110,7 @@ mod tests {
     fn a_driver_that_writes_everywhere_does_not_fill_memory() {
         let mut copy = ConfigCopy::new(vec![0; 4096]);
         for offset in 0..4000 {
-            copy.note(offset, &[1]);
+            copy.put_for_backend(offset, &[1]);
         }
         assert_eq!(copy.written().len(), MAX_WRITES);
     }

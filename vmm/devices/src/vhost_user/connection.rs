@@ -1,7 +1,7 @@
-//! A connection to a backend: messages out, replies in, each within its time.
+//! A connection to a backend: sends requests and receives replies, before a deadline.
 //!
-//! The `vhost` crate's own `Frontend` waits for ever for a backend that has stopped answering (it takes a socket's time-out for
-//! a reason to try again), and checks replies less closely than a hostile backend deserves. Its message structures are used.
+//! The message structures are those of the `vhost` crate. Its `Frontend` is not used, because it waits for ever for a backend that has
+//! stopped answering (it tries again when the socket times out), and checks replies less than a hostile backend requires.
 
 use std::cell::Cell;
 use std::io::{self, IoSliceMut};
@@ -21,16 +21,16 @@ use rustix::net::{
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::Connector;
+use super::config::Connector;
 use super::error::{Fault, Result};
 
-/// How long a backend may take for all the answers of one step, such as the handshake or the start of its queues.
-pub(super) const STEP: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
-/// How long it may take to finish what it has begun, when its queues are stopped.
-pub(super) const DRAIN: Duration = Duration::from_secs(60);
+/// How long a backend may take for all replies of one step, such as the negotiation or the start of its vrings.
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+/// How long a backend may take to complete the requests in flight when its vrings are stopped.
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 const HEADER: usize = 12;
-/// The longest reply there is: a configuration space and its header.
+/// The longest reply: a configuration space with its header.
 const MAX_BODY: usize = 4096;
 const MAX_FDS: usize = 8;
 
@@ -63,15 +63,15 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
 
 pub(super) struct Connection {
     socket: UnixStream,
-    /// When the step being taken must be over. A backend that is slow at each answer holds nobody longer than one that
-    /// is slow at one.
+    /// When the current step must be over. It is one deadline for all replies of the step, so that a backend that is slow at each of
+    /// them cannot take longer.
     deadline: Cell<Instant>,
-    /// REPLY_ACK was negotiated: every request is answered.
-    acknowledged: bool,
+    /// REPLY_ACK was negotiated: the backend replies to every request.
+    reply_ack: bool,
 }
 
 impl Connection {
-    /// A connection to the backend that listens at `path`, made by `connector`.
+    /// Connects to the backend at `path` with `connector`.
     pub(super) fn open(path: &Path, connector: &Connector) -> Result<Self> {
         let failed = |error: io::Error| match Errno::from_io_error(&error) {
             Some(Errno::NOENT) => Fault::Missing,
@@ -90,36 +90,41 @@ impl Connection {
     fn new(socket: UnixStream) -> Self {
         Self {
             socket,
-            deadline: Cell::new(Instant::now() + STEP),
-            acknowledged: false,
+            deadline: Cell::new(Instant::now() + STEP_TIMEOUT),
+            reply_ack: false,
         }
     }
 
-    /// Begins a step that may take so long.
-    pub(super) fn begin(&self, time: Duration) {
+    /// Begins a step that must be over in `time`.
+    pub(super) fn set_deadline(&self, time: Duration) {
         self.deadline.set(Instant::now() + time);
     }
 
-    /// From now on the backend says whether each request succeeded.
-    pub(super) fn acknowledge(&mut self) {
-        self.acknowledged = true;
+    /// Begins to expect a reply to every request (REPLY_ACK).
+    pub(super) fn enable_reply_ack(&mut self) {
+        self.reply_ack = true;
     }
 
-    /// Whether it does.
-    pub(super) fn acknowledges(&self) -> bool {
-        self.acknowledged
+    /// Whether the backend replies to every request.
+    pub(super) fn has_reply_ack(&self) -> bool {
+        self.reply_ack
     }
 
-    /// The socket, to end the connection from another thread.
+    /// A clone of the socket, by which another thread can end the connection.
     pub(super) fn try_clone_socket(&self) -> Result<UnixStream> {
         Ok(self.socket.try_clone()?)
     }
 
-    /// Sends a request that has no reply of its own.
-    pub(super) fn tell(&self, request: FrontendReq, body: &[u8], fds: &[RawFd]) -> Result<()> {
-        let flags = if self.acknowledged { NEED_REPLY } else { 0 };
-        self.send(request, flags, body, fds)?;
-        if !self.acknowledged {
+    /// Sends a request whose only reply is that of REPLY_ACK.
+    pub(super) fn send_request(
+        &self,
+        request: FrontendReq,
+        body: &[u8],
+        fds: &[RawFd],
+    ) -> Result<()> {
+        let flags = if self.reply_ack { NEED_REPLY } else { 0 };
+        self.send_message(request, flags, body, fds)?;
+        if !self.reply_ack {
             return Ok(());
         }
         let reply = self.receive(request)?;
@@ -130,13 +135,19 @@ impl Connection {
         }
     }
 
-    /// Sends a request and returns its reply, of whatever size.
-    pub(super) fn ask(&self, request: FrontendReq, body: &[u8]) -> Result<Reply> {
-        self.send(request, 0, body, &[])?;
+    /// Sends a request and returns its reply. The caller checks the reply's size.
+    pub(super) fn request(&self, request: FrontendReq, body: &[u8]) -> Result<Reply> {
+        self.send_message(request, 0, body, &[])?;
         self.receive(request)
     }
 
-    fn send(&self, request: FrontendReq, flags: u32, body: &[u8], fds: &[RawFd]) -> Result<()> {
+    fn send_message(
+        &self,
+        request: FrontendReq,
+        flags: u32,
+        body: &[u8],
+        fds: &[RawFd],
+    ) -> Result<()> {
         let size = u32::try_from(body.len()).map_err(|_| Fault::Options("oversized message"))?;
         let mut message = Vec::with_capacity(HEADER + body.len());
         for word in [u32::from(request), VERSION | flags, size] {
@@ -230,7 +241,7 @@ impl Connection {
         let mut fds = [PollFd::new(&self.socket, events)];
         match poll(&mut fds, Some(&timeout)) {
             Ok(0) => Err(Fault::TimedOut(request)),
-            // Whatever it is, the next call on the socket will tell.
+            // An error of the socket is returned by the next call on it.
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(other) => Err(Fault::Io(other.into())),
         }
@@ -239,7 +250,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // There are clones of the socket: the backend shall know at once that this was the end.
+        // The socket has clones, so closing this descriptor would not end the connection.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 }

@@ -108,9 +108,9 @@ fn answers_that_are_none_are_refused() {
 #[test]
 fn a_refusal_leaves_the_connection_usable() {
     let mut connection = peer(message(11, 5, 8, &1_u64.to_ne_bytes()));
-    connection.acknowledge();
+    connection.enable_reply_ack();
     let error = connection
-        .tell(FrontendReq::GET_VRING_BASE, &[], &[])
+        .send_request(FrontendReq::GET_VRING_BASE, &[], &[])
         .unwrap_err();
     assert!(matches!(error, Fault::Refused(FrontendReq::GET_VRING_BASE)));
 }

@@ -1,5 +1,5 @@
-//! What is particular to the types of device: how long the configuration space is, how many queues are usual, and
-//! which fields and features depend on what the monitor was told. Everything else is alike for all.
+//! What differs between the types of device: the length of the configuration space, the usual number of queues, and the fields and
+//! features that depend on the configuration. Everything else is the same for all types.
 
 use virtio_bindings::{virtio_blk as blk, virtio_ids as ids, virtio_net as net};
 
@@ -34,7 +34,7 @@ const BLK_F_RO: u64 = bits(&[blk::VIRTIO_BLK_F_RO]);
 const NET_F_MAC: u64 = bits(&[net::VIRTIO_NET_F_MAC]);
 const NET_F_MQ: u64 = bits(&[net::VIRTIO_NET_F_MQ]);
 const NET_F_MTU: u64 = bits(&[net::VIRTIO_NET_F_MTU]);
-/// The control queue and all that needs it.
+/// The control queue and the features that need it.
 const NET_CONTROL: u64 = bits(&[
     net::VIRTIO_NET_F_CTRL_VQ,
     net::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
@@ -50,7 +50,7 @@ const NET_CONTROL: u64 = bits(&[
     net::VIRTIO_NET_F_HASH_REPORT,
     net::VIRTIO_NET_F_RSS,
 ]);
-/// What describes fields that only a configuration space can fill.
+/// Features whose fields only a backend with a configuration space can fill.
 const NET_FIELDS: u64 = bits(&[
     net::VIRTIO_NET_F_MAC,
     net::VIRTIO_NET_F_MTU,
@@ -59,10 +59,10 @@ const NET_FIELDS: u64 = bits(&[
     net::VIRTIO_NET_F_SPEED_DUPLEX,
 ]);
 
-/// The second pair of queues, and those for control.
+/// It needs the control queues and a pair for the second port.
 const CONSOLE_F_MULTIPORT: u64 = 1 << 1;
-/// The balloon's queues after the first two, in their order: each exists if its feature was agreed on.
-/// (virtio 1.2 §5.5.2): statistics, free pages, reporting.
+/// The features of the balloon's third to fifth queue, in that order (virtio 1.2 §5.5.2): statistics, free pages, reporting. Each queue
+/// exists if its feature was negotiated.
 const BALLOON_QUEUES: [u64; 3] = [1 << 1, 1 << 3, 1 << 5];
 /// The notification queue of a file system (virtio 1.2 §5.11.2), which is its second.
 const FS_F_NOTIFICATION: u64 = 1 << 0;
@@ -74,9 +74,9 @@ const CONSOLE_MAX_PORTS: usize = 4;
 const SCSI_NUM_QUEUES: usize = 0;
 const CRYPTO_MAX_DATA_QUEUES: usize = 4;
 const FS_NUM_REQUEST_QUEUES: usize = 36;
-/// Whether a disk has a cache for writes: the one byte of a disk's configuration that a driver writes.
+/// The offset of `writeback`, the one byte of a disk's configuration that a driver writes.
 const BLK_WCE: u32 = 32;
-/// What a driver selects of an input device's configuration: two bytes.
+/// The length of `select` and `subsel`, the fields of an input device's configuration that a driver writes.
 const INPUT_SELECTION: u32 = 2;
 
 const NET_MAC: usize = 0;
@@ -85,7 +85,7 @@ const NET_MTU: usize = 10;
 const BLK_NUM_QUEUES: usize = 34;
 const FS_TAG_LEN: usize = 36;
 
-/// Type number, name, bytes of configuration space, queues when nothing else is said.
+/// Type number, name, length of the configuration space, usual number of queues.
 const TYPES: &[(u16, &str, usize, u16)] = &[
     (TYPE_NET, "net", 24, 2),
     (TYPE_BLOCK, "blk", 60, 1),
@@ -127,16 +127,16 @@ pub fn usual_queues(device_type: u16) -> Option<u16> {
     known.map(|(.., queues)| *queues)
 }
 
-/// What the monitor's user said about the device, as far as its type matters.
+/// Options that only some types have.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceOptions {
-    /// A network card's address.
+    /// A network card's MAC address.
     pub mac: Option<[u8; 6]>,
     /// A network card's MTU.
     pub mtu: Option<u16>,
-    /// A file system's name.
+    /// A file system's tag.
     pub tag: Option<String>,
-    /// A disk that can be written is refused.
+    /// The disk is read-only: a backend that allows writes is refused.
     pub read_only: bool,
 }
 
@@ -145,16 +145,16 @@ pub(super) fn config_len(device_type: u16) -> usize {
     known.map_or(0, |(_, _, len, _)| *len)
 }
 
-/// How many queues every driver takes, whatever features it agreed on.
+/// The number of queues that every driver uses, whatever features it accepts.
 fn least_queues(device_type: u16) -> u16 {
     match device_type {
-        // The second is for what a feature stands for.
+        // The second queue exists only with a feature.
         TYPE_GPIO | TYPE_SCMI => 1,
         _ => usual_queues(device_type).unwrap_or(1),
     }
 }
 
-/// How many queues, given what the user said and what the backend has (if it said so).
+/// The number of queues: as configured (`wanted`), if the backend has as many (`has`, if it can be asked).
 pub(super) fn queue_count(device_type: u16, wanted: Option<u16>, has: Option<u64>) -> Result<u16> {
     let usual = usual_queues(device_type);
     let wanted = wanted
@@ -162,7 +162,7 @@ pub(super) fn queue_count(device_type: u16, wanted: Option<u16>, has: Option<u64
         .or_else(|| has.and_then(|has| u16::try_from(has).ok()))
         .unwrap_or(1);
     let limit = match has {
-        // Some backends count a network card's queues in pairs, and without the control queue.
+        // Some backends count pairs of a network card's queues, without the control queue.
         Some(pairs) if device_type == TYPE_NET => pairs.saturating_mul(2).saturating_add(1),
         Some(queues) => queues,
         None => u64::from(usual.unwrap_or(wanted)),
@@ -178,7 +178,7 @@ pub(super) fn queue_count(device_type: u16, wanted: Option<u16>, has: Option<u64
     Ok(wanted)
 }
 
-/// The features of a device of this type that make sense with so many queues and, `config` or not, a configuration space.
+/// The features offered to drivers: those of the backend, without those that need more queues or (`config`) a configuration space.
 pub(super) fn features(
     device_type: u16,
     backend: u64,
@@ -200,7 +200,7 @@ pub(super) fn features(
                 features &= !NET_CONTROL;
             }
             if queues < 5 {
-                // One pair and the queue for control.
+                // There is one pair and the control queue.
                 features &= !NET_F_MQ;
             }
             if !config {
@@ -218,7 +218,7 @@ pub(super) fn features(
                 "a configuration space (CONFIG), and no tag was given",
             ));
         }
-        // One pair for each port, and one for control.
+        // Each port has a pair of queues, and the control queues are a pair.
         TYPE_CONSOLE if queues < 4 => features &= !CONSOLE_F_MULTIPORT,
         TYPE_BALLOON => {
             let mut free = queues.saturating_sub(2);
@@ -237,9 +237,9 @@ pub(super) fn features(
     Ok(features)
 }
 
-/// Whether what the driver writes there is the backend's affair. All else stays in the copy of the configuration space: backends
-/// need not know it, and some cannot bear it.
-pub(super) fn is_backends(device_type: u16, offset: u32, len: usize) -> bool {
+/// Whether the backend gets the driver's write. Other writes only change the copy of the configuration space: backends do not need
+/// them, and some end when they get one.
+pub(super) fn is_written_to_backend(device_type: u16, offset: u32, len: usize) -> bool {
     match device_type {
         TYPE_BLOCK => (offset, len) == (BLK_WCE, 1),
         TYPE_INPUT => u64::from(offset) + len as u64 <= INPUT_SELECTION.into(),
@@ -247,14 +247,14 @@ pub(super) fn is_backends(device_type: u16, offset: u32, len: usize) -> bool {
     }
 }
 
-/// Puts into the configuration space what the monitor knows better than the backend.
+/// Sets the fields of the configuration space that depend on the monitor's configuration.
 pub(super) fn adjust(
     device_type: u16,
     config: &mut [u8],
     queues: u16,
     options: &DeviceOptions,
 ) -> Result<()> {
-    // Counts of queues are no greater than what there is.
+    // Fields that are a number of queues are limited to the number there is.
     let mut limit = |at: usize, most: u16| {
         let field = config
             .get_mut(at..)
@@ -438,7 +438,7 @@ mod tests {
 
     #[test]
     fn few_writes_are_the_backend_s() {
-        assert!(is_backends(TYPE_BLOCK, 32, 1));
+        assert!(is_written_to_backend(TYPE_BLOCK, 32, 1));
         for (kind, offset, len) in [
             (TYPE_BLOCK, 32, 2),
             (TYPE_BLOCK, 0, 8),
@@ -446,9 +446,11 @@ mod tests {
             (TYPE_SCSI, 20, 4),
             (TYPE_CONSOLE, 8, 4),
         ] {
-            assert!(!is_backends(kind, offset, len), "{kind} {offset}");
+            assert!(!is_written_to_backend(kind, offset, len), "{kind} {offset}");
         }
-        assert!(is_backends(TYPE_INPUT, 1, 1) && !is_backends(TYPE_INPUT, 2, 1));
+        assert!(
+            is_written_to_backend(TYPE_INPUT, 1, 1) && !is_written_to_backend(TYPE_INPUT, 2, 1)
+        );
     }
 
     #[test]

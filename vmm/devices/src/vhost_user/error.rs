@@ -1,4 +1,4 @@
-//! What can be wrong with a backend.
+//! Why a backend cannot be used.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ pub struct FrontendError {
 }
 
 impl FrontendError {
-    /// No connection to the socket can be made, ever.
+    /// The broker refuses to connect to the socket.
     #[must_use]
     pub fn connecting(socket: PathBuf, error: io::Error) -> Self {
         let fault = match Errno::from_io_error(&error) {
@@ -33,22 +33,22 @@ impl FrontendError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// There is nothing at the path.
+    /// The path does not exist.
     #[error("no such socket: is the backend running?")]
     Missing,
-    /// What is at the path is no socket.
+    /// The file at the path is not a socket.
     #[error("not a socket")]
     NotASocket,
-    /// The socket at the path is one of packets.
+    /// The socket at the path is not a stream socket.
     #[error("not vhost-user: a socket of packets")]
     NotAStream,
     /// The path does not fit in a socket address.
     #[error("the path is too long for a socket: at most 107 bytes")]
     PathTooLong,
-    /// The socket is there, but nobody listens.
+    /// The socket exists, but no process listens on it.
     #[error("nobody listens on this socket: is the backend running?")]
     NobodyListens,
-    /// The backend has not taken up the connections it already has.
+    /// The backend's queue of connections is full.
     #[error("the backend takes no more connections: is it busy with another frontend?")]
     Busy,
     /// The backend closed the connection.
@@ -57,43 +57,43 @@ pub enum Fault {
     /// The backend did not answer in time.
     #[error("the backend did not answer {0:?} in time: is it a vhost-user backend?")]
     TimedOut(FrontendReq),
-    /// The answer is not what vhost-user prescribes.
+    /// The reply is not one that vhost-user allows.
     #[error("not vhost-user: the answer to {0:?} {1}")]
     Malformed(FrontendReq, &'static str),
-    /// The backend answered that it failed.
+    /// The backend replied that the request failed.
     #[error("the backend refused {0:?}")]
     Refused(FrontendReq),
-    /// The backend has not what it takes.
+    /// The backend does not offer a feature that is needed.
     #[error("the backend does not offer {0}")]
     Lacks(&'static str),
-    /// A backend that came back offers less than the one before it.
+    /// A backend that came back does not offer features that the driver has accepted.
     #[error("the backend came back without features the guest is using: {0:#x}")]
     LostFeatures(u64),
-    /// Fewer queues were asked for than a device of this type has.
+    /// The configuration has fewer queues than a device of this type.
     #[error("{wanted} queues are too few: a device of this type has at least {least}")]
     TooFewQueues {
-        /// How many were asked for.
+        /// The number in the configuration.
         wanted: u16,
-        /// How many there must be.
+        /// The least number a device of this type has.
         least: u16,
     },
-    /// More queues were asked for than there are.
+    /// The configuration has more queues than the backend.
     #[error("{wanted} queues are too many: the backend has {has}")]
     TooManyQueues {
-        /// How many were asked for.
+        /// The number in the configuration.
         wanted: u16,
-        /// How many there are.
+        /// The number the backend has.
         has: u64,
     },
-    /// The backend refused queues of that length, and did not come back.
+    /// The backend refused the size of its queues, and did not come back.
     #[error("the backend refused the length of its queues and is gone: give a smaller queue_size")]
     QueuesTooLong,
-    /// A backend died, and it is not known which requests it had not answered.
+    /// A backend died, and it is not known which requests were in flight.
     #[error(
         "the backend died with requests under way, keeps no notes of them, and there were too many to follow: the guest must reset the device"
     )]
     Forgotten,
-    /// Something in the options cannot be.
+    /// An option has a value that is not possible.
     #[error("{0}")]
     Options(&'static str),
     /// Guest memory cannot be shared.

@@ -1,7 +1,7 @@
-//! Guest RAM as the backend is told of it.
+//! Shares guest RAM with the backend.
 //!
-//! vhost-user gives vring addresses in "the frontend's address space". Any numbering serves, as long as table and vrings
-//! agree, so the backend is told guest physical addresses with an offset, and never where the monitor's memory is.
+//! In vhost-user, vring addresses are in "the frontend's address space". Any numbering is right as long as memory table and vrings
+//! use the same, so this one is guest physical addresses with an offset. The backend never learns where the monitor's memory is.
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
@@ -15,18 +15,18 @@ use super::error::{Fault, Result};
 use super::requests::SharedRegion;
 use crate::virtio::ActiveQueue;
 
-/// What is added to guest physical addresses. Not zero: some backends take the address 0 for "none".
+/// The offset added to guest physical addresses. It is not 0, because for some backends the address 0 means "none".
 const USER_OFFSET: u64 = 1 << 44;
-/// As many regions as every backend takes in one table.
+/// The number of regions that every backend accepts in one table.
 pub(super) const TABLE_REGIONS: usize = 8;
 
-/// The address of guest physical `address` in the address space the backend is told of.
+/// Guest physical `address` in the address space that the backend uses.
 pub(super) fn user_address(address: u64) -> u64 {
     // Guest physical addresses have at most 52 bits.
     address.wrapping_add(USER_OFFSET)
 }
 
-/// Whether a backend can map this memory at all.
+/// Checks that a backend can map this memory.
 pub(super) fn check(memory: &GuestMemoryMmap) -> Result<()> {
     let mappable = memory.iter().all(|region| region.file_offset().is_some());
     if mappable && memory.num_regions() > 0 {
@@ -36,12 +36,12 @@ pub(super) fn check(memory: &GuestMemoryMmap) -> Result<()> {
     }
 }
 
-/// Whether the whole of it fits in one table; if not, the backend must take it region by region.
+/// Whether there are too many regions for one table, so that they have to be added one by one.
 pub(super) fn needs_slots(memory: &GuestMemoryMmap) -> bool {
     memory.num_regions() > TABLE_REGIONS
 }
 
-/// Gives the backend guest RAM.
+/// Sends the backend the regions of guest RAM.
 pub(super) fn share(connection: &Connection, memory: &GuestMemoryMmap) -> Result<()> {
     let regions: Vec<SharedRegion> = memory
         .iter()
@@ -67,13 +67,12 @@ pub(super) fn share(connection: &Connection, memory: &GuestMemoryMmap) -> Result
         .try_for_each(|region| connection.add_mem_region(region))
 }
 
-/// How many requests of the queue have been answered: the used ring's index (virtio 1.2 §2.7.8). From there a new backend
-/// goes on.
+/// The used ring's index (virtio 1.2 §2.7.8): the number of requests completed. A new backend begins there.
 pub(super) fn used_index(memory: &GuestMemoryMmap, queue: &ActiveQueue) -> u16 {
     index(memory, queue.used)
 }
 
-/// How many requests the driver has made: the available ring's index (§2.7.6).
+/// The available ring's index (§2.7.6): the number of requests made.
 pub(super) fn available_index(memory: &GuestMemoryMmap, queue: &ActiveQueue) -> u16 {
     index(memory, queue.available)
 }
@@ -81,7 +80,7 @@ pub(super) fn available_index(memory: &GuestMemoryMmap, queue: &ActiveQueue) -> 
 /// Both rings begin with flags and an index.
 fn index(memory: &GuestMemoryMmap, ring: u64) -> u16 {
     let index = GuestAddress(ring).checked_add(2);
-    // The transport has made sure that the ring lies in RAM.
+    // The transport has checked that the ring lies in RAM.
     index
         .and_then(|address| memory.load::<u16>(address, Ordering::Acquire).ok())
         .map_or(0, u16::from_le)

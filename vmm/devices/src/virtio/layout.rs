@@ -1,4 +1,4 @@
-//! Where things are: the one BAR of a virtio function and the capabilities that describe it (virtio 1.2 §4.1.4).
+//! The layout of a virtio function's one BAR, and the capabilities that describe it (virtio 1.2 §4.1.4).
 
 use std::ops::Range;
 
@@ -16,9 +16,9 @@ pub(super) const NOTIFY: Range<u64> = 0x3000..0x4000;
 pub(super) const PENDING: Range<u64> = 0x4000..0x5000;
 pub(super) const TABLE: Range<u64> = 0x8000..0x1_0000;
 
-/// Each queue has its own doorbell: the hypervisor tells them apart by address alone.
+/// Each queue's doorbell has an address of its own, by which alone the hypervisor distinguishes them.
 pub(super) const NOTIFY_MULTIPLIER: u64 = 4;
-/// As many queues as there are doorbells, and vectors for each and for the configuration.
+/// The number of doorbells. MSI-X has enough vectors for as many queues and the configuration.
 pub(super) const MAX_QUEUES: usize = ((NOTIFY.end - NOTIFY.start) / NOTIFY_MULTIPLIER) as usize;
 
 const VENDOR: u16 = 0x1af4;
@@ -27,17 +27,17 @@ const MODERN_DEVICE: u16 = 0x1040;
 const CAP_VENDOR: u8 = 0x09;
 const CAP_MSIX: u8 = 0x11;
 
-/// Where, in configuration space, the registers are that the function itself looks at.
+/// The offsets in configuration space of the registers that the function itself reads.
 pub(super) struct Offsets {
     /// MSI-X message control, 2 bytes.
     pub(super) msix_control: u16,
-    /// The PCI configuration access capability's BAR number; offset and length come 4 and 8 bytes later, data 12.
-    pub(super) window: u16,
+    /// The BAR number in the PCI configuration access capability. Offset, length and data are 4, 8 and 12 bytes after it.
+    pub(super) pci_cfg: u16,
 }
 
 impl Offsets {
-    pub(super) fn window_data(&self) -> u16 {
-        self.window + 12
+    pub(super) fn pci_cfg_data(&self) -> u16 {
+        self.pci_cfg + 12
     }
 }
 
@@ -78,27 +78,27 @@ pub(super) fn config_space(
     let mut notify = part(2, NOTIFY.start, doorbells);
     notify.extend(multiplier);
     notify[0] += 4;
-    let mut window = capability(5, 0, 0);
-    window.extend([0; 4]);
-    window[0] += 4;
+    let mut pci_cfg = capability(5, 0, 0);
+    pci_cfg.extend([0; 4]);
+    pci_cfg[0] += 4;
 
     space.add_capability(CAP_VENDOR, &part(1, COMMON.start, COMMON_LEN as u64), &[])?;
     space.add_capability(CAP_VENDOR, &notify, &[])?;
     space.add_capability(CAP_VENDOR, &part(3, ISR.start, 1), &[])?;
     let device_len = DEVICE.end - DEVICE.start;
     space.add_capability(CAP_VENDOR, &part(4, DEVICE.start, device_len), &[])?;
-    // BAR number, offset, length and data are the driver's.
+    // The driver writes BAR number, offset, length and data.
     let mut writable = [0; 18];
     writable[2] = 0xff;
     writable[6..].fill(0xff);
-    let window = space.add_capability(CAP_VENDOR, &window, &writable)? + 2;
+    let pci_cfg = space.add_capability(CAP_VENDOR, &pci_cfg, &writable)? + 2;
     let (table, pending) = (TABLE.start as u32, PENDING.start as u32);
     let (body, writable) = msix.capability(BAR as u8, table, pending);
     let msix_control = space.add_capability(CAP_MSIX, &body, &writable)?;
     debug_assert!(u64::from(msix.count()) * MSIX_TABLE_ENTRY_LEN <= TABLE.end - TABLE.start);
     let offsets = Offsets {
         msix_control,
-        window,
+        pci_cfg,
     };
     Ok((space, offsets))
 }

@@ -15,6 +15,7 @@ use super::layout::{
 use super::registers::{Action, Registers};
 use super::{ActiveQueue, DeviceEvents, VirtioDevice};
 use crate::hypervisor::Hypervisor;
+use crate::lifecycle::Lifecycle;
 use crate::pci::{Bar, ConfigSpace, Msix, PciFunction};
 
 /// A virtio device on the PCI bus.
@@ -26,9 +27,9 @@ pub struct VirtioPci {
     offsets: Offsets,
     interrupts: Arc<Interrupts>,
     registers: Mutex<Registers>,
-    /// Each queue's doorbell, for the device's whole life.
+    /// Each queue's kick eventfd, which stays the same for the device's whole life.
     kicks: Vec<Arc<EventFd>>,
-    /// What the hypervisor has been told about doorbells: address and queue.
+    /// The doorbells that are bound in the hypervisor: address and kick eventfd.
     doorbells: Mutex<Vec<(u64, Arc<EventFd>)>>,
 }
 
@@ -36,7 +37,7 @@ impl VirtioPci {
     /// Makes `device` a PCI function, whose queues are in `memory`.
     ///
     /// # Errors
-    /// When there are not enough descriptors or vectors, or the device has more queues than the transport can take (1024).
+    /// When there are not enough descriptors or vectors, or the device has more queues than the transport (1024).
     pub fn new(
         device: Arc<dyn VirtioDevice>,
         hypervisor: Arc<dyn Hypervisor>,
@@ -74,16 +75,16 @@ impl VirtioPci {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The registers, with a reset that has become complete in them.
-    fn settled_registers(&self) -> MutexGuard<'_, Registers> {
+    /// The registers, in which a reset is completed if it can be.
+    fn current_registers(&self) -> MutexGuard<'_, Registers> {
         let mut registers = self.registers();
-        self.settle(&mut registers);
+        self.try_complete_reset(&mut registers);
         registers
     }
 
-    /// Completes a reset once the device has let go of the queues. Until then the status is not 0, for which the driver waits
+    /// Completes a reset once the device accesses the queues no more. Until then the driver reads a status other than 0, and waits
     /// (virtio 1.2 §4.1.4.3.2).
-    fn settle(&self, registers: &mut Registers) {
+    fn try_complete_reset(&self, registers: &mut Registers) {
         if registers.is_resetting() && self.device.is_stopped() {
             self.interrupts.reset();
             registers.reset(self.device.features());
@@ -95,20 +96,14 @@ impl VirtioPci {
     }
 
     fn write_common(&self, offset: u64, data: &[u8]) {
-        let mut registers = self.settled_registers();
+        let mut registers = self.current_registers();
         match registers.write(&self.interrupts, offset, data) {
             Action::Nothing => {}
             Action::Activate => match self.active_queues(&registers) {
                 Some(queues) => self.device.activate(registers.features(), queues),
                 None => self.interrupts.needs_reset(),
             },
-            Action::Reset => {
-                if registers.is_live() {
-                    self.device.reset();
-                }
-                registers.begin_reset();
-                self.settle(&mut registers);
-            }
+            Action::Reset => self.reset_device(&mut registers),
             Action::Vector(queue) => {
                 let vector = registers.queues().get(usize::from(queue));
                 let call = vector.map(|queue| self.interrupts.vector(queue.vector));
@@ -119,7 +114,15 @@ impl VirtioPci {
         }
     }
 
-    /// The queues the driver enabled, or nothing if one of them is none.
+    fn reset_device(&self, registers: &mut Registers) {
+        if registers.is_live() {
+            self.device.reset();
+        }
+        registers.begin_reset();
+        self.try_complete_reset(registers);
+    }
+
+    /// The queues that the driver has enabled. `None` if one of them does not lie in RAM.
     fn active_queues(&self, registers: &Registers) -> Option<Vec<ActiveQueue>> {
         let enabled = registers.queues().iter().zip(&self.kicks).enumerate();
         enabled
@@ -139,33 +142,33 @@ impl VirtioPci {
             .collect()
     }
 
-    /// The PCI configuration access capability (§4.1.4.9): BAR and offset it points at, and how many bytes.
-    fn window(&self) -> Option<(usize, u64, usize)> {
+    /// The BAR, offset and length in the PCI configuration access capability (§4.1.4.9).
+    fn pci_cfg(&self) -> Option<(usize, u64, usize)> {
         let mut bytes = [0; 12];
-        self.config().read(self.offsets.window, &mut bytes);
+        self.config().read(self.offsets.pci_cfg, &mut bytes);
         let [bar, _, _, _, o0, o1, o2, o3, len @ ..] = bytes;
         let offset = u32::from_le_bytes([o0, o1, o2, o3]);
         let len = u32::from_le_bytes(len);
         matches!(len, 1 | 2 | 4).then_some((bar.into(), offset.into(), len as usize))
     }
 
-    /// The driver reads `pci_cfg_data`: what it points at is put there first.
-    fn load_window(&self) {
-        if let Some((bar, offset, len)) = self.window() {
+    /// Before the driver reads `pci_cfg_data`, copies the selected bytes of the BAR into it.
+    fn load_pci_cfg(&self) {
+        if let Some((bar, offset, len)) = self.pci_cfg() {
             let mut data = [0; 4];
             if let Some(data) = data.get_mut(..len) {
                 self.read_bar(bar, offset, data);
             }
-            let at = usize::from(self.offsets.window_data());
+            let at = usize::from(self.offsets.pci_cfg_data());
             self.config().put(at, &data);
         }
     }
 
-    /// The driver wrote `pci_cfg_data`: it goes where it points.
-    fn store_window(&self) {
-        if let Some((bar, offset, len)) = self.window() {
+    /// After the driver has written `pci_cfg_data`, writes it to the selected bytes of the BAR.
+    fn store_pci_cfg(&self) {
+        if let Some((bar, offset, len)) = self.pci_cfg() {
             let mut data = [0; 4];
-            self.config().read(self.offsets.window_data(), &mut data);
+            self.config().read(self.offsets.pci_cfg_data(), &mut data);
             self.write_bar(bar, offset, data.get(..len).unwrap_or_default());
         }
     }
@@ -178,8 +181,8 @@ impl VirtioPci {
 
 impl PciFunction for VirtioPci {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
-        if Self::touches(self.offsets.window_data(), 4, offset, data) {
-            self.load_window();
+        if Self::touches(self.offsets.pci_cfg_data(), 4, offset, data) {
+            self.load_pci_cfg();
         }
         self.config().read(offset, data);
     }
@@ -192,8 +195,8 @@ impl PciFunction for VirtioPci {
             let control = u16::from_le_bytes(control);
             self.interrupts.msix.set_control(control);
         }
-        if Self::touches(self.offsets.window_data(), 4, offset, data) {
-            self.store_window();
+        if Self::touches(self.offsets.pci_cfg_data(), 4, offset, data) {
+            self.store_pci_cfg();
         }
         decode
     }
@@ -208,13 +211,13 @@ impl PciFunction for VirtioPci {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for (address, kick) in doorbells.drain(..) {
-            // It was bound, so this can only fail if the machine itself is going away.
+            // It is bound, so this fails only if the VM itself is gone.
             let _ = self.hypervisor.unbind_doorbell(address, &kick);
         }
         let Some(bar) = address else { return };
-        let bells = (bar + NOTIFY.start..).step_by(NOTIFY_MULTIPLIER as usize);
-        for (address, kick) in bells.zip(&self.kicks) {
-            // Without a doorbell the write comes to `write_bar`, which is slower but as good.
+        let addresses = (bar + NOTIFY.start..).step_by(NOTIFY_MULTIPLIER as usize);
+        for (address, kick) in addresses.zip(&self.kicks) {
+            // Without a doorbell the write reaches `write_bar`, which is slower and has the same effect.
             if self.hypervisor.bind_doorbell(address, kick).is_ok() {
                 doorbells.push((address, kick.clone()));
             }
@@ -227,7 +230,7 @@ impl PciFunction for VirtioPci {
             return;
         }
         match part(offset) {
-            Some((Part::Common, at)) => self.settled_registers().read(&self.interrupts, at, data),
+            Some((Part::Common, at)) => self.current_registers().read(&self.interrupts, at, data),
             Some((Part::Isr, 0)) => {
                 if let Some(byte) = data.first_mut() {
                     *byte = self.interrupts.take_isr();
@@ -258,6 +261,21 @@ impl PciFunction for VirtioPci {
     }
 }
 
+impl Lifecycle for VirtioPci {
+    /// The driver's reset, and with it that of configuration space and MSI-X. The bus then gives the BAR its first address again.
+    fn reset(&self) {
+        self.reset_device(&mut self.registers());
+        self.interrupts.msix.reset();
+        self.config().reset();
+    }
+
+    /// Takes interrupts and doorbells away.
+    fn remove(&self) {
+        self.interrupts.msix.reset();
+        self.bar_mapped(BAR, None);
+    }
+}
+
 impl Drop for VirtioPci {
     fn drop(&mut self) {
         self.bar_mapped(BAR, None);
@@ -274,7 +292,7 @@ enum Part {
     Table,
 }
 
-/// Which part of the BAR `offset` is in, and how far.
+/// The part of the BAR that `offset` is in, and the offset in that part.
 fn part(offset: u64) -> Option<(Part, u64)> {
     const PARTS: [(Range<u64>, Part); 6] = [
         (COMMON, Part::Common),

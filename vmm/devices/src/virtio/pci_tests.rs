@@ -1,198 +1,17 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
-use vm_memory::GuestAddress;
 
 use super::*;
-use crate::hypervisor::MsiVector;
-use crate::pci::{NO_VECTOR, PciRoot, Window};
-use crate::testing::Notes;
+use crate::pci::NO_VECTOR;
 use crate::virtio::F_VERSION_1;
 
-const RAM: usize = 0x10_0000;
-const FEATURES: u64 = F_VERSION_1 | 0b1011;
+#[path = "pci_fixture.rs"]
+mod fixture;
 
-const STATUS: u64 = 0x14;
+use fixture::{Called, FEATURES, Guest, RAM, STATUS};
+
 const READY: [u8; 3] = [1, 3, 0xb];
-
-#[derive(Debug, PartialEq, Eq)]
-enum Note {
-    Active(u64, Vec<(u16, u16, u64)>),
-    Call(u16),
-    Kick(u16),
-    Reset,
-}
-
-#[derive(Default)]
-struct Fake {
-    notes: Mutex<Vec<Note>>,
-    queues: Mutex<Vec<ActiveQueue>>,
-    events: Mutex<Option<Arc<dyn DeviceEvents>>>,
-    written: Mutex<Vec<(u64, Vec<u8>)>>,
-    /// It has yet to let go of its queues.
-    busy: AtomicBool,
-}
-
-impl VirtioDevice for Fake {
-    fn device_type(&self) -> u16 {
-        2
-    }
-
-    fn features(&self) -> u64 {
-        FEATURES
-    }
-
-    fn queue_max_sizes(&self) -> &[u16] {
-        &[256, 64]
-    }
-
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0xc0 ^ offset as u8);
-    }
-
-    fn write_config(&self, offset: u64, data: &[u8]) {
-        self.written.lock().unwrap().push((offset, data.to_vec()));
-    }
-
-    fn attach(&self, events: Arc<dyn DeviceEvents>) {
-        *self.events.lock().unwrap() = Some(events);
-    }
-
-    fn activate(&self, features: u64, queues: Vec<ActiveQueue>) {
-        let brief = |queue: &ActiveQueue| (queue.index, queue.size, queue.descriptors);
-        let note = Note::Active(features, queues.iter().map(brief).collect());
-        self.notes.lock().unwrap().push(note);
-        *self.queues.lock().unwrap() = queues;
-    }
-
-    fn set_call(&self, index: u16, call: Arc<dyn MsiVector>) {
-        self.notes.lock().unwrap().push(Note::Call(index));
-        let mut queues = self.queues.lock().unwrap();
-        queues
-            .iter_mut()
-            .find(|queue| queue.index == index)
-            .unwrap()
-            .call = call;
-    }
-
-    fn notify(&self, index: u16) {
-        self.notes.lock().unwrap().push(Note::Kick(index));
-    }
-
-    fn reset(&self) {
-        self.notes.lock().unwrap().push(Note::Reset);
-    }
-
-    fn is_stopped(&self) -> bool {
-        !self.busy.load(Ordering::Acquire)
-    }
-}
-
-/// A guest with one virtio function, as it sees it: the BAR, mapped.
-struct Guest {
-    device: Arc<Fake>,
-    hypervisor: Arc<Notes>,
-    function: Arc<VirtioPci>,
-    root: Arc<PciRoot>,
-    bar: u64,
-}
-
-impl Guest {
-    fn new() -> Self {
-        let (device, hypervisor) = (Arc::new(Fake::default()), Arc::new(Notes::default()));
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
-        let function = VirtioPci::new(device.clone(), hypervisor.clone(), memory).unwrap();
-        let window = Window {
-            base: 0xc000_0000,
-            len: 0x100_0000,
-        };
-        let root = PciRoot::new(&[window]).unwrap();
-        root.add(function.clone()).unwrap();
-        let bar = function.bars()[0].address;
-        let guest = Self {
-            device,
-            hypervisor,
-            function,
-            root,
-            bar,
-        };
-        guest.config_write(4, &[6]);
-        guest
-    }
-
-    fn config_write(&self, register: u64, data: &[u8]) {
-        self.root.ecam().write(1 << 15 | register, data);
-    }
-
-    fn config_read(&self, register: u64) -> u32 {
-        let mut data = [0; 4];
-        self.root.ecam().read(1 << 15 | register, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        self.root.mmio()[0]
-            .1
-            .write(self.bar - 0xc000_0000 + offset, data);
-    }
-
-    fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
-        let mut data = [0xee; N];
-        self.root.mmio()[0]
-            .1
-            .read(self.bar - 0xc000_0000 + offset, &mut data);
-        data
-    }
-
-    fn status(&self) -> u8 {
-        self.read::<1>(STATUS)[0]
-    }
-
-    fn set_status(&self, status: u8) {
-        self.write(STATUS, &[status]);
-    }
-
-    fn negotiate(&self, features: u64) {
-        self.set_status(1);
-        self.set_status(3);
-        for word in 0..2_u32 {
-            self.write(0x08, &word.to_le_bytes());
-            self.write(0x0c, &((features >> (32 * word)) as u32).to_le_bytes());
-        }
-        self.set_status(0xb);
-    }
-
-    fn set_up_queue(&self, queue: u16, vector: u16, descriptors: u64) {
-        self.write(0x16, &queue.to_le_bytes());
-        self.write(0x18, &16_u16.to_le_bytes());
-        self.write(0x1a, &vector.to_le_bytes());
-        self.write(0x20, &descriptors.to_le_bytes());
-        self.write(0x28, &descriptors.wrapping_add(0x1000).to_le_bytes());
-        self.write(0x30, &descriptors.wrapping_add(0x2000).to_le_bytes());
-        self.write(0x1c, &1_u16.to_le_bytes());
-    }
-
-    /// MSI-X on, vector `n` sends message `n`.
-    fn enable_msix(&self) {
-        for vector in 0..3_u64 {
-            let entry = TABLE.start + vector * 16;
-            self.write(entry, &0xfee0_0000_u64.to_le_bytes());
-            self.write(entry + 8, &vector.to_le_bytes());
-        }
-        self.config_write(self.function.offsets.msix_control.into(), &[0, 0x80]);
-    }
-
-    fn notes(&self) -> Vec<Note> {
-        std::mem::take(&mut self.device.notes.lock().unwrap())
-    }
-
-    fn boot(&self) {
-        self.negotiate(FEATURES);
-        self.set_up_queue(0, 1, 0x1_0000);
-        self.set_up_queue(1, 2, 0x2_0000);
-        self.set_status(0xf);
-    }
-}
 
 #[test]
 fn a_driver_finds_all_parts_by_the_capabilities() {
@@ -230,7 +49,7 @@ fn a_driver_that_does_everything_right_gets_a_live_device() {
 
     assert_eq!(guest.status(), 0xf);
     let queues = vec![(0, 16, 0x1_0000), (1, 16, 0x2_0000)];
-    assert_eq!(guest.notes(), [Note::Active(FEATURES, queues)]);
+    assert_eq!(guest.take_calls(), [Called::Active(FEATURES, queues)]);
 }
 
 #[test]
@@ -244,7 +63,10 @@ fn features_come_in_words_and_only_what_is_agreed_on_counts() {
     guest.write(8, &0_u32.to_le_bytes());
     guest.write(0xc, &0b1011_u32.to_le_bytes());
     guest.set_status(0xf);
-    assert_eq!(guest.notes(), [Note::Active(F_VERSION_1 | 0b10, vec![])]);
+    assert_eq!(
+        guest.take_calls(),
+        [Called::Active(F_VERSION_1 | 0b10, vec![])]
+    );
 }
 
 #[test]
@@ -255,7 +77,7 @@ fn features_ok_is_refused_when_the_features_are_not() {
         assert_eq!(guest.status(), 3, "{wrong:#x}");
         guest.set_status(0xf);
         assert_eq!(guest.status(), 3, "not live without features");
-        assert_eq!(guest.notes(), []);
+        assert_eq!(guest.take_calls(), []);
     }
 }
 
@@ -271,7 +93,7 @@ fn a_queue_outside_ram_makes_the_device_need_a_reset() {
         guest.set_status(0xf);
 
         assert_eq!(guest.status(), 0x4f, "{place:#x}");
-        assert_eq!(guest.notes(), []);
+        assert_eq!(guest.take_calls(), []);
         assert!(guest.hypervisor.vector(0).deliver().is_some());
         guest.set_status(0);
         assert_eq!(guest.status(), 0);
@@ -282,30 +104,67 @@ fn a_queue_outside_ram_makes_the_device_need_a_reset() {
 fn reset_takes_the_queues_back_and_starts_over() {
     let guest = Guest::new();
     guest.boot();
-    guest.notes();
+    guest.take_calls();
 
     guest.set_status(0);
 
-    assert_eq!(guest.notes(), [Note::Reset]);
+    assert_eq!(guest.take_calls(), [Called::Reset]);
     assert_eq!(guest.status(), 0);
     assert_eq!(guest.read(0x18), 256_u16.to_le_bytes());
     assert_eq!(guest.read(0x1a), NO_VECTOR.to_le_bytes());
     assert_eq!(guest.read(0x20), [0; 8]);
     guest.boot();
-    assert_eq!(guest.notes().len(), 1);
+    assert_eq!(guest.take_calls().len(), 1);
+}
+
+#[test]
+fn a_machine_s_reset_is_a_power_on() {
+    let guest = Guest::new();
+    let bar = [guest.config_read(0x10), guest.config_read(0x14)];
+    guest.boot();
+    guest.enable_msix();
+    guest.config_write(0x10, &(guest.bar as u32 + 0x2_0000).to_le_bytes());
+    guest.take_calls();
+
+    Lifecycle::reset(&*guest.function);
+    guest.root.reset();
+
+    assert_eq!(guest.take_calls(), [Called::Reset]);
+    assert!(guest.hypervisor.doorbell_addresses().is_empty());
+    assert_eq!([guest.config_read(0x10), guest.config_read(0x14)], bar);
+    assert_eq!(guest.config_read(4) & 0xffff, 0, "decoding is off");
+    guest.device.queues.lock().unwrap()[0].call.signal();
+    assert_eq!(guest.hypervisor.vector(1).deliver(), None);
+    guest.config_write(4, &[6]);
+    assert_eq!(guest.status(), 0);
+    guest.boot();
+    assert_eq!(guest.status(), 0xf);
+}
+
+#[test]
+fn a_removed_function_has_neither_doorbells_nor_interrupts() {
+    let guest = Guest::new();
+    guest.boot();
+    guest.enable_msix();
+
+    guest.function.remove();
+
+    assert!(guest.hypervisor.doorbell_addresses().is_empty());
+    guest.device.queues.lock().unwrap()[0].call.signal();
+    assert_eq!(guest.hypervisor.vector(1).deliver(), None);
 }
 
 #[test]
 fn a_live_queue_does_not_move_and_is_not_started_twice() {
     let guest = Guest::new();
     guest.boot();
-    guest.notes();
+    guest.take_calls();
     guest.set_up_queue(0, 1, 0x5_0000);
     guest.set_status(0xf);
     assert_eq!(guest.read(0x20), 0x1_0000_u64.to_le_bytes());
     assert_eq!(
-        guest.notes(),
-        [Note::Call(0)],
+        guest.take_calls(),
+        [Called::Call(0)],
         "only the vector was set anew"
     );
 }
@@ -313,8 +172,8 @@ fn a_live_queue_does_not_move_and_is_not_started_twice() {
 #[test]
 fn each_queue_has_a_doorbell_that_follows_the_bar() {
     let guest = Guest::new();
-    let bells = |bar| vec![bar + NOTIFY.start, bar + NOTIFY.start + 4];
-    assert_eq!(guest.hypervisor.doorbell_addresses(), bells(guest.bar));
+    let doorbells = |bar| vec![bar + NOTIFY.start, bar + NOTIFY.start + 4];
+    assert_eq!(guest.hypervisor.doorbell_addresses(), doorbells(guest.bar));
     guest.boot();
     let kicks: Vec<_> = guest
         .device
@@ -325,33 +184,37 @@ fn each_queue_has_a_doorbell_that_follows_the_bar() {
         .map(|q| q.kick.clone())
         .collect();
 
-    assert!(guest.hypervisor.ring(guest.bar + NOTIFY.start + 4));
+    assert!(
+        guest
+            .hypervisor
+            .write_doorbell(guest.bar + NOTIFY.start + 4)
+    );
     assert!(kicks[0].read().is_err());
     assert_eq!(kicks[1].read().unwrap(), 1);
 
     guest.config_write(0x10, &(guest.bar as u32 + 0x2_0000).to_le_bytes());
     assert_eq!(
         guest.hypervisor.doorbell_addresses(),
-        bells(guest.bar + 0x2_0000)
+        doorbells(guest.bar + 0x2_0000)
     );
     guest.config_write(4, &[0]);
     assert!(guest.hypervisor.doorbell_addresses().is_empty());
 }
 
 #[test]
-fn a_doorbell_the_hypervisor_did_not_take_rings_all_the_same() {
+fn a_doorbell_the_hypervisor_refuses_has_the_same_effect() {
     let guest = Guest::new();
     guest.boot();
-    guest.notes();
+    guest.take_calls();
     guest.write(NOTIFY.start + 4, &1_u16.to_le_bytes());
-    assert_eq!(guest.notes(), [Note::Kick(1)]);
+    assert_eq!(guest.take_calls(), [Called::Kick(1)]);
 }
 
 #[test]
 fn a_reset_that_takes_its_time_is_waited_for_by_the_driver_alone() {
     let guest = Guest::new();
     guest.boot();
-    guest.notes();
+    guest.take_calls();
     guest.device.busy.store(true, Ordering::Release);
 
     guest.set_status(0);
@@ -362,7 +225,7 @@ fn a_reset_that_takes_its_time_is_waited_for_by_the_driver_alone() {
     guest.device.busy.store(false, Ordering::Release);
 
     assert_eq!(guest.status(), 0);
-    assert_eq!(guest.notes(), [Note::Reset]);
+    assert_eq!(guest.take_calls(), [Called::Reset]);
     guest.boot();
     assert_eq!(guest.status(), 0xf);
 }
@@ -409,7 +272,7 @@ fn a_queue_may_have_no_vector_or_another_one_later() {
 }
 
 #[test]
-fn a_configuration_change_is_told_by_interrupt_isr_and_generation() {
+fn a_configuration_change_shows_in_interrupt_isr_and_generation() {
     let guest = Guest::new();
     guest.enable_msix();
     guest.boot();
@@ -426,18 +289,18 @@ fn a_configuration_change_is_told_by_interrupt_isr_and_generation() {
 }
 
 #[test]
-fn the_window_in_configuration_space_reaches_the_bar() {
+fn pci_cfg_data_reaches_the_bar() {
     let guest = Guest::new();
-    let window = u64::from(guest.function.offsets.window);
-    let data = u64::from(guest.function.offsets.window_data());
-    guest.config_write(window + 4, &(STATUS as u32).to_le_bytes());
-    guest.config_write(window + 8, &1_u32.to_le_bytes());
+    let pci_cfg = u64::from(guest.function.offsets.pci_cfg);
+    let data = u64::from(guest.function.offsets.pci_cfg_data());
+    guest.config_write(pci_cfg + 4, &(STATUS as u32).to_le_bytes());
+    guest.config_write(pci_cfg + 8, &1_u32.to_le_bytes());
     guest.config_write(data, &[1]);
     assert_eq!(guest.status(), 1);
     assert_eq!(guest.config_read(data), 1);
 
-    guest.config_write(window + 4, &(DEVICE.start as u32 + 5).to_le_bytes());
-    guest.config_write(window + 8, &4_u32.to_le_bytes());
+    guest.config_write(pci_cfg + 4, &(DEVICE.start as u32 + 5).to_le_bytes());
+    guest.config_write(pci_cfg + 8, &4_u32.to_le_bytes());
     assert_eq!(guest.config_read(data), 0xc5c5_c5c5);
     guest.config_write(data, &[1, 2, 3, 4]);
     assert_eq!(
@@ -473,17 +336,17 @@ proptest! {
             guest.function.read_bar(0, offset, &mut data.clone());
         }
         let mut active = false;
-        for note in guest.notes() {
-            match note {
-                Note::Active(features, queues) => {
+        for call in guest.take_calls() {
+            match call {
+                Called::Active(features, queues) => {
                     prop_assert!(!active);
                     active = true;
                     prop_assert_eq!(features & !FEATURES, 0);
                     prop_assert!(queues.iter().all(|q| q.1.is_power_of_two() && q.2 < RAM as u64));
                 }
-                Note::Reset => active = false,
-                Note::Call(_) => prop_assert!(active),
-                Note::Kick(_) => {}
+                Called::Reset => active = false,
+                Called::Call(_) => prop_assert!(active),
+                Called::Kick(_) => {}
             }
         }
     }

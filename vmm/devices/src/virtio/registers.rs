@@ -1,4 +1,4 @@
-//! The common configuration (virtio 1.2 §4.1.4.3) and the machine behind its status register (§2.1, §3.1).
+//! The common configuration (virtio 1.2 §4.1.4.3) and the state machine of its status register (§2.1, §3.1).
 
 use virtio_bindings::virtio_config as status;
 
@@ -6,7 +6,7 @@ use super::F_VERSION_1;
 use super::interrupts::Interrupts;
 use super::queue::Queue;
 
-/// How long the common configuration is. (Without the fields of features this transport does not offer.)
+/// The length of the common configuration, without the fields of features that this transport does not offer.
 pub(super) const COMMON_LEN: usize = 0x38;
 
 const ACKNOWLEDGE: u8 = status::VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
@@ -16,14 +16,14 @@ const FEATURES_OK: u8 = status::VIRTIO_CONFIG_S_FEATURES_OK as u8;
 const NEEDS_RESET: u8 = status::VIRTIO_CONFIG_S_NEEDS_RESET as u8;
 const FAILED: u8 = status::VIRTIO_CONFIG_S_FAILED as u8;
 
-/// What a write makes the transport do.
+/// What the transport has to do after a write.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Nothing,
     /// The driver is ready (DRIVER_OK).
     Activate,
     Reset,
-    /// The vector of the queue is a different one.
+    /// The queue's vector has changed.
     Vector(u16),
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Registers {
     status: u8,
     queue_select: u16,
     queues: Vec<Queue>,
-    /// The driver waits for the end of a reset.
+    /// A reset has begun and is not complete.
     resetting: bool,
 }
 
@@ -53,13 +53,13 @@ impl Registers {
         }
     }
 
-    /// Everything as after power-on, offering `device_features`.
+    /// Sets all registers to their state after power-on. The device offers `device_features`.
     pub(super) fn reset(&mut self, device_features: u64) {
         let max_sizes: Vec<u16> = self.queues.iter().map(|queue| queue.max_size).collect();
         *self = Self::new(device_features, &max_sizes);
     }
 
-    /// Until [`Self::reset`], writes have no effect.
+    /// From now on writes have no effect, until [`Self::reset`].
     pub(super) fn begin_reset(&mut self) {
         self.resetting = true;
     }
@@ -68,7 +68,7 @@ impl Registers {
         self.resetting
     }
 
-    /// The features both sides agreed on.
+    /// The features that the driver has accepted.
     pub(super) fn features(&self) -> u64 {
         self.driver_features
     }
@@ -81,7 +81,7 @@ impl Registers {
         self.status & DRIVER_OK != 0
     }
 
-    /// Reads, at any offset and width: the bytes of the registers as they lie there.
+    /// Reads at any offset and width.
     pub(super) fn read(&self, interrupts: &Interrupts, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let image = self.image(interrupts);
@@ -123,7 +123,7 @@ impl Registers {
         image
     }
 
-    /// Writes. Drivers must use each field's own width, or halves of the 64-bit ones (§4.1.3.1); other writes have no effect.
+    /// Writes. Drivers must use each field's width, or two halves for the 64-bit fields (§4.1.3.1). Other writes have no effect.
     pub(super) fn write(&mut self, interrupts: &Interrupts, offset: u64, data: &[u8]) -> Action {
         match *data {
             _ if self.resetting => {}
@@ -197,14 +197,14 @@ impl Registers {
         if value == 0 {
             return Action::Reset;
         }
-        // A driver never takes a bit back (§2.1.1), and NEEDS_RESET is not its to set.
+        // A driver never clears a bit (§2.1.1), and does not set NEEDS_RESET.
         let mut new =
             value & (ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | FAILED) & !self.status;
-        if new & FEATURES_OK != 0 && !self.features_are_fine() {
+        if new & FEATURES_OK != 0 && !self.are_features_valid() {
             new &= !FEATURES_OK;
         }
         self.status |= new & !DRIVER_OK;
-        // DRIVER_OK without FEATURES_OK is no modern driver's.
+        // A modern driver sets FEATURES_OK before DRIVER_OK.
         if new & DRIVER_OK != 0 && self.status & FEATURES_OK != 0 {
             self.status |= DRIVER_OK;
             return Action::Activate;
@@ -212,7 +212,7 @@ impl Registers {
         Action::Nothing
     }
 
-    fn features_are_fine(&self) -> bool {
+    fn are_features_valid(&self) -> bool {
         let accepted = self.driver_features;
         accepted & !self.device_features == 0 && accepted & F_VERSION_1 != 0
     }

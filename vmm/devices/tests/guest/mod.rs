@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_devices::MsiVector;
 use bulkhead_devices::vhost_user::{
-    BackendEvent, DeviceOptions, Frontend, FrontendConfig, FrontendError,
+    BackendEvent, DeviceOptions, Frontend, FrontendConfig, FrontendError, Host,
 };
 use bulkhead_devices::virtio::{ActiveQueue, DeviceEvents, VirtioDevice};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -69,7 +69,7 @@ impl MsiVector for Vector {
     }
 }
 
-/// What the frontend told of its backend.
+/// What the frontend has reported.
 #[derive(Default)]
 pub(crate) struct Events(Mutex<(u64, u64, Vec<String>)>, AtomicU64, AtomicU64);
 
@@ -115,7 +115,7 @@ impl DeviceEvents for Events {
     }
 }
 
-/// A frontend of the backend at `socket`, with its worker; `events` notes what it says.
+/// An activated frontend of the backend at `socket`, whose reports go to `events`.
 pub(crate) fn connect(
     socket: &Path,
     device_type: u16,
@@ -134,9 +134,14 @@ pub(crate) fn connect(
     let connector = Box::new(move || bulkhead_devices::vhost_user::connect(&path));
     let seen = events.clone();
     let observer = move |_: &Path, event: BackendEvent<'_>| seen.note(&event);
-    let frontend = Frontend::connect(config, memory, connector, Box::new(observer))?;
+    let host = Host {
+        connector,
+        observer: Box::new(observer),
+        enter_thread: Box::new(|| ()),
+    };
+    let frontend = Frontend::connect(config, memory, host)?;
     frontend.attach(events.clone());
-    frontend.supervise(|| ()).unwrap();
+    bulkhead_devices::Lifecycle::activate(&*frontend).unwrap();
     Ok(frontend)
 }
 

@@ -1,4 +1,4 @@
-//! Getting to know a backend: what it offers, and what of that is used.
+//! A connected backend: negotiates the features that both ends use.
 
 use std::path::Path;
 
@@ -6,8 +6,8 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_ORDER_PLATFORM};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::Connector;
 use super::backend_channel::BackendChannel;
+use super::config::Connector;
 use super::connection::Connection;
 use super::device_type;
 use super::error::{Fault, Result};
@@ -17,37 +17,37 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 
 /// Bits 0–23 and 50–63 are the device type's own (virtio 1.2 §2.2).
 const DEVICE_FEATURES: u64 = 0x00ff_ffff | !0 << 50;
-/// Of the others those that go through to the backend. Left out: RING_PACKED (a crashed backend's place in such a ring is not in
-/// guest memory), NOTIFICATION_DATA (a doorbell that is an eventfd carries none), and what this transport has not.
+/// Of the others, those that are passed through. Left out are RING_PACKED (a packed ring does not hold how far a backend that died had
+/// come), NOTIFICATION_DATA (an eventfd carries no data), and what this transport does not implement.
 const QUEUE_FEATURES: u64 = F_VERSION_1
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_F_IN_ORDER
     | 1 << VIRTIO_F_ORDER_PLATFORM;
 
-/// A backend that has answered, and what was agreed on.
-pub(super) struct Link {
+/// A connected backend and what was negotiated with it.
+pub(super) struct Backend {
     pub(super) connection: Connection,
-    /// Virtio features the backend offers, with those that are vhost-user's own.
-    pub(super) backend_features: u64,
+    /// The virtio features it offers, and vhost-user's PROTOCOL_FEATURES.
+    pub(super) features: u64,
     pub(super) protocol: VhostUserProtocolFeatures,
-    /// How many queues it has, if it says so.
+    /// How many queues it has, if it can be asked (MQ).
     pub(super) queues: Option<u64>,
-    /// Where it tells of changes of its configuration, until the supervisor takes it.
+    /// Where it notifies of changes of its configuration, until the reconnect thread takes it.
     pub(super) channel: Option<BackendChannel>,
 }
 
-impl Link {
-    /// Connects and negotiates. `slots`: memory has to be given region by region.
+impl Backend {
+    /// Connects and negotiates. `slots`: guest RAM has too many regions for one memory table, and is added region by region.
     pub(super) fn establish(socket: &Path, connector: &Connector, slots: bool) -> Result<Self> {
         let mut connection = Connection::open(socket, connector)?;
-        let backend_features = connection.features()?;
-        if backend_features & F_VERSION_1 == 0 {
+        let features = connection.features()?;
+        if features & F_VERSION_1 == 0 {
             return Err(Fault::Lacks("a modern virtio device (VERSION_1)"));
         }
         let mut protocol = VhostUserProtocolFeatures::empty();
         let mut queues = None;
-        if backend_features & PROTOCOL_FEATURES != 0 {
+        if features & PROTOCOL_FEATURES != 0 {
             protocol = connection.protocol_features()? & wanted(slots);
             connection.set_protocol_features(protocol)?;
             if protocol.contains(VhostUserProtocolFeatures::MQ) {
@@ -66,30 +66,30 @@ impl Link {
         Ok(Self {
             channel,
             connection,
-            backend_features,
+            features,
             protocol,
             queues,
         })
     }
 
-    /// Asks for queues of these lengths, one for each queue. A backend that does not take them says so, or ends the connection.
-    pub(super) fn try_sizes(&self, sizes: &[u16]) -> Result<()> {
+    /// Sets the size of each queue. A backend that does not accept one answers so, or ends the connection.
+    pub(super) fn try_queue_sizes(&self, sizes: &[u16]) -> Result<()> {
         let mut queues = (0..).zip(sizes);
         queues.try_for_each(|(queue, size)| self.connection.set_vring_num(queue, *size))?;
-        self.connection.settle()
+        self.connection.sync()
     }
 
-    /// The virtio features that a driver may be offered, before the device type has its say.
+    /// The virtio features that a driver may be offered, as far as they do not depend on the device type.
     pub(super) fn guest_features(&self) -> u64 {
-        self.backend_features & (DEVICE_FEATURES | QUEUE_FEATURES)
+        self.features & (DEVICE_FEATURES | QUEUE_FEATURES)
     }
 
-    /// Vhost-user's own feature, to be accepted along with the driver's.
+    /// vhost-user's own feature, which the frontend accepts beside the driver's.
     pub(super) fn own_features(&self) -> u64 {
-        self.backend_features & PROTOCOL_FEATURES
+        self.features & PROTOCOL_FEATURES
     }
 
-    /// Rings start disabled and have to be enabled.
+    /// Whether vrings start disabled (vhost-user specification, "Ring states").
     pub(super) fn enables_rings(&self) -> bool {
         self.own_features() != 0
     }
@@ -98,7 +98,7 @@ impl Link {
         self.protocol.contains(feature)
     }
 
-    /// The configuration space, if the backend has one and a device of this type does. It is part of the step begun before.
+    /// Reads the configuration space, if the device type and the backend have one. The deadline set before applies.
     pub(super) fn config(&self, device_type: u16) -> Result<Option<Vec<u8>>> {
         let len = device_type::config_len(device_type);
         if len == 0 || !self.has(VhostUserProtocolFeatures::CONFIG) {

@@ -1,7 +1,7 @@
-//! What the driver wants of a device, and what its worker has yet to do about it.
+//! The device that vCPU threads and the reconnect thread share: what the driver wants, and what is still to be done about it.
 //!
-//! vCPU threads come here for activation, reset and configuration, and leave at once: the lock is never held while a backend is
-//! spoken to, which is the worker's thread alone. The copy of the configuration space has its own lock.
+//! A vCPU thread takes the lock for a moment only, because nobody holds it while talking to a backend. The copy of the configuration
+//! space has a lock of its own.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::Shutdown;
@@ -9,88 +9,87 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
-use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use vhost::vhost_user::message::FrontendReq;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::backend::Backend;
+use super::config::{BackendEvent, FrontendConfig, Host};
 use super::config_space::ConfigCopy;
+use super::driver_setup::DriverSetup;
 use super::error::{Fault, FrontendError, Result};
-use super::handshake::Link;
-use super::vrings::Active;
-use super::{BackendEvent, Connector, FrontendConfig, Observer, device_type, memory};
+use super::vrings::Start;
+use super::{device_type, memory, probe};
 use crate::hypervisor::MsiVector;
 use crate::virtio::{ActiveQueue, DeviceEvents};
 
-const FIRST_ATTEMPTS: u32 = 20;
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Shorter queues are not tried.
-const SHORTEST_QUEUE: u16 = 16;
-/// Configuration writes that wait for the worker. A driver that writes more of them is not served.
+/// Configuration writes that wait for the reconnect thread. More of them are dropped.
 const MAX_WRITES: usize = 16;
 
-pub(super) struct Session {
+pub(super) struct Device {
     config: FrontendConfig,
     memory: GuestMemoryMmap,
-    connector: Connector,
-    observer: Observer,
-    /// What drivers are offered, whichever backend is there.
+    host: Host,
+    /// The features offered to drivers, whichever backend is there.
     features: u64,
-    /// Those of them that are the monitor's own doing.
+    /// Those of them that the monitor implements.
     local: u64,
     queue_max_sizes: Vec<u16>,
     copy: Mutex<ConfigCopy>,
     events: OnceLock<Arc<dyn DeviceEvents>>,
     state: Mutex<State>,
-    /// Readable when there is work. Nobody else has it, so writing never blocks.
+    /// Readable when there is work for the reconnect thread. No other process has it, so writing never blocks.
     wake: OwnedFd,
-    /// The first backend, until the worker takes it over.
-    first: Mutex<Option<Link>>,
+    /// The first backend, until the reconnect thread takes it.
+    first: Mutex<Option<Backend>>,
 }
 
 #[derive(Default)]
 struct State {
     /// What the driver has set up.
-    active: Option<Active>,
-    /// The driver has taken its queues back; the backend may still have them.
+    setup: Option<DriverSetup>,
+    /// The driver has reset the device, and the backend may still access the vrings.
     stopping: bool,
-    /// The queues are not yet a backend's.
-    unstarted: bool,
-    /// Queues whose interrupts go elsewhere now.
+    /// The machine is paused: vrings are not started.
+    paused: bool,
+    /// The machine is paused, and the backend may still access the vrings.
+    pausing: bool,
+    /// How the vrings are to be started, while they are not.
+    start: Option<Start>,
+    /// Queues whose vector has changed.
     calls: BTreeSet<u16>,
-    /// Queues that were kicked through the monitor.
+    /// Queues that were kicked by a write that came to the monitor.
     kicks: BTreeSet<u16>,
     writes: VecDeque<(u32, Vec<u8>)>,
-    /// The connection the worker has, to end it.
+    /// The reconnect thread's connection. Shutting it down ends whatever the thread waits for.
     socket: Option<UnixStream>,
-    /// The device is gone.
+    /// The device was removed.
     closed: bool,
 }
 
-/// What the worker is to do next.
+/// What the reconnect thread does next.
 pub(super) enum Work {
-    /// Take these queues back.
-    Stop(Active),
-    /// Hand these queues over.
-    Start(Active),
-    /// Say where this queue's interrupts go.
+    /// Stop the vrings, because the driver has reset the device.
+    Stop(DriverSetup),
+    /// Stop the vrings, because the machine is paused.
+    Pause(DriverSetup),
+    /// Start the vrings.
+    Start(DriverSetup, Start),
+    /// Give the backend the queue's new call eventfd.
     Call(ActiveQueue),
-    /// Signal this.
+    /// Signal this kick eventfd.
     Kick(Arc<EventFd>),
     /// Write the configuration space.
     Write(u32, Vec<u8>),
 }
 
-impl Session {
-    /// Connects to the first backend, which settles what drivers are offered.
+impl Device {
+    /// Connects to the first backend, which determines the features and queues that drivers are offered.
     pub(super) fn connect(
         config: FrontendConfig,
         memory: GuestMemoryMmap,
-        connector: Connector,
-        observer: Observer,
+        host: Host,
     ) -> Result<Self> {
         let fits = |size: &u16| size.is_power_of_two() && *size <= 1 << 15;
         let Some(last_size) = config.queue_sizes.last().copied() else {
@@ -103,17 +102,17 @@ impl Session {
         }
         memory::check(&memory)?;
         let slots = memory::needs_slots(&memory);
-        let establish = || Link::establish(&config.socket, &connector, slots);
-        let link = first_link(&establish)?;
+        let establish = || Backend::establish(&config.socket, &host.connector, slots);
+        let backend = probe::connect(&establish)?;
         let kind = config.device_type;
-        let queues = device_type::queue_count(kind, config.num_queues, link.queues)?;
+        let queues = device_type::queue_count(kind, config.num_queues, backend.queues)?;
         let mut sizes = config.queue_sizes.clone();
         sizes.resize(queues.into(), last_size);
-        let link = settle_sizes(link, &establish, &mut sizes)?;
-        let backend_config = link.config(kind)?;
+        let backend = probe::find_queue_sizes(backend, &establish, &mut sizes)?;
+        let backend_config = backend.config(kind)?;
         let features = device_type::features(
             kind,
-            link.guest_features(),
+            backend.guest_features(),
             queues,
             backend_config.is_some(),
             &config.options,
@@ -121,7 +120,7 @@ impl Session {
         let empty = || vec![0; device_type::config_len(kind)];
         let mut bytes = backend_config.unwrap_or_else(empty);
         device_type::adjust(kind, &mut bytes, queues, &config.options)?;
-        let local = features & !link.guest_features();
+        let local = features & !backend.guest_features();
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         Ok(Self {
             features,
@@ -131,11 +130,10 @@ impl Session {
             events: OnceLock::new(),
             state: Mutex::default(),
             wake: eventfd(0, flags).map_err(std::io::Error::from)?,
-            first: Mutex::new(Some(link)),
+            first: Mutex::new(Some(backend)),
             config,
             memory,
-            connector,
-            observer,
+            host,
         })
     }
 
@@ -143,10 +141,10 @@ impl Session {
         &self.config.socket
     }
 
-    /// A new connection to a backend.
-    pub(super) fn establish(&self) -> Result<Link> {
+    /// Connects to a backend again.
+    pub(super) fn establish(&self) -> Result<Backend> {
         let slots = memory::needs_slots(&self.memory);
-        Link::establish(self.socket(), &self.connector, slots)
+        Backend::establish(self.socket(), &self.host.connector, slots)
     }
 
     pub(super) fn memory(&self) -> &GuestMemoryMmap {
@@ -161,7 +159,7 @@ impl Session {
         self.features
     }
 
-    /// Those of the features that need no backend.
+    /// Those of the features that the monitor implements, so that no backend need offer them.
     pub(super) fn local_features(&self) -> u64 {
         self.local
     }
@@ -179,7 +177,12 @@ impl Session {
         let _ = self.events.set(events);
     }
 
-    pub(super) fn take_first_link(&self) -> Option<Link> {
+    /// What the reconnect thread does before anything else.
+    pub(super) fn enter_thread(&self) {
+        (self.host.enter_thread)();
+    }
+
+    pub(super) fn take_first_backend(&self) -> Option<Backend> {
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
         first.take()
     }
@@ -192,7 +195,7 @@ impl Session {
         self.copy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake_worker(&self) {
+    fn wake_thread(&self) {
         // It only fails when the counter is full, and then it is readable already.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
@@ -208,10 +211,10 @@ impl Session {
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 
-    /// Tells the observer, unless the device is gone: an end is no loss.
+    /// Calls the observer, unless the device was removed: then the loss of the backend is expected.
     pub(super) fn report(&self, event: BackendEvent<'_>) {
         if !self.is_closed() {
-            (self.observer)(self.socket(), event);
+            (self.host.observer)(self.socket(), event);
         }
     }
 
@@ -231,72 +234,99 @@ impl Session {
     }
 
     pub(super) fn write_config(&self, offset: u64, data: &[u8]) {
-        let Some(offset) = self.copy().place(offset, data) else {
+        let Some(offset) = self.copy().checked_offset(offset, data) else {
             return;
         };
-        if !device_type::is_backends(self.device_type(), offset, data.len()) {
+        if !device_type::is_written_to_backend(self.device_type(), offset, data.len()) {
             return self.copy().put(offset, data);
         }
         let mut state = self.state();
         if state.writes.len() < MAX_WRITES {
-            self.copy().note(offset, data);
+            self.copy().put_for_backend(offset, data);
             state.writes.push_back((offset, data.to_vec()));
-            self.wake_worker();
+            self.wake_thread();
         }
     }
 
     pub(super) fn activate(&self, features: u64, queues: Vec<ActiveQueue>) {
         let mut state = self.state();
-        state.active = Some(Active { features, queues });
-        state.unstarted = true;
-        self.wake_worker();
+        state.setup = Some(DriverSetup { features, queues });
+        state.start = Some(Start::Fresh);
+        self.wake_thread();
     }
 
     pub(super) fn set_call(&self, index: u16, call: Arc<dyn MsiVector>) {
         let mut state = self.state();
-        let queues = state
-            .active
-            .iter_mut()
-            .flat_map(|active| &mut active.queues);
+        let queues = state.setup.iter_mut().flat_map(|setup| &mut setup.queues);
         let Some(queue) = queues.into_iter().find(|queue| queue.index == index) else {
             return;
         };
         queue.call = call;
         state.calls.insert(index);
-        self.wake_worker();
+        self.wake_thread();
     }
 
     pub(super) fn notify(&self, index: u16) {
         if usize::from(index) < self.queue_max_sizes.len() {
             self.state().kicks.insert(index);
-            self.wake_worker();
+            self.wake_thread();
         }
     }
 
     pub(super) fn reset(&self) {
         let mut state = self.state();
-        state.stopping = state.active.is_some();
-        self.wake_worker();
+        state.stopping = state.setup.is_some();
+        self.wake_thread();
     }
 
     /// Whether the last reset is complete.
     pub(super) fn is_stopped(&self) -> bool {
         let state = self.state();
-        // A device that is gone has no driver to wait for it.
+        // A removed device completes no reset, and no driver waits for one.
         !state.stopping || state.closed
     }
 
-    /// What is to be done first of what there is to do.
+    /// Has the vrings stopped until [`Self::resume`].
+    pub(super) fn pause(&self) {
+        let mut state = self.state();
+        state.paused = true;
+        state.pausing = state.setup.is_some();
+        self.wake_thread();
+    }
+
+    pub(super) fn resume(&self) {
+        let mut state = self.state();
+        state.paused = false;
+        state.pausing = false;
+        self.wake_thread();
+    }
+
+    /// The machine is paused and no backend accesses the vrings any more.
+    pub(super) fn vrings_paused(&self) {
+        let state = &mut *self.state();
+        state.pausing = false;
+        if state.setup.is_some() {
+            state.start.get_or_insert(Start::Resumed);
+        }
+    }
+
+    /// The most urgent work.
     pub(super) fn next_work(&self) -> Option<Work> {
         let state = &mut *self.state();
         if state.stopping {
-            return state.active.clone().map(Work::Stop);
+            return state.setup.clone().map(Work::Stop);
         }
-        if state.unstarted {
-            return self.start_work(state).map(Work::Start);
+        if state.pausing {
+            return state.setup.clone().map(Work::Pause);
+        }
+        if state.paused {
+            return None;
+        }
+        if let Some(start) = state.start {
+            return start_work(state).map(|setup| Work::Start(setup, start));
         }
         let queue = |index: u16| {
-            let mut queues = state.active.iter().flat_map(|active| &active.queues);
+            let mut queues = state.setup.iter().flat_map(|setup| &setup.queues);
             queues.find(|queue| queue.index == index).cloned()
         };
         while let Some(index) = state.calls.pop_first() {
@@ -313,45 +343,42 @@ impl Session {
         Some(Work::Write(offset, data))
     }
 
-    /// The queues that are to be taken back, if they are.
-    pub(super) fn queues_to_stop(&self) -> Option<Active> {
+    /// The work that needs no backend: stopping vrings, which no backend has while there is none.
+    pub(super) fn next_work_without_backend(&self) -> Option<Work> {
         let state = self.state();
-        match state.stopping {
-            true => state.active.clone(),
-            false => None,
+        match (state.stopping, state.pausing) {
+            (true, _) => state.setup.clone().map(Work::Stop),
+            (false, true) => state.setup.clone().map(Work::Pause),
+            (false, false) => None,
         }
     }
 
-    /// The queues to hand to a backend that has none, if the driver wants that. What was asked before is part of it.
-    pub(super) fn queues_to_start(&self) -> Option<Active> {
+    /// What to start at a backend that has just connected, if anything. Configuration writes that wait are dropped: the backend gets
+    /// [`Self::written_config`].
+    pub(super) fn setup_to_start(&self) -> Option<DriverSetup> {
         let state = &mut *self.state();
         state.writes.clear();
-        match state.stopping {
+        match state.stopping || state.paused {
             true => None,
-            false => self.start_work(state),
+            false => start_work(state),
         }
     }
 
-    fn start_work(&self, state: &mut State) -> Option<Active> {
-        state.unstarted = false;
-        state.calls.clear();
-        state.active.clone()
-    }
-
-    /// The backend no longer has the queues.
+    /// The reset is complete: no backend accesses the vrings any more.
     pub(super) fn stopped(&self) {
         let mut state = self.state();
-        // What the driver asked for before the reset is void.
-        state.active = None;
+        // The reset cancels all that the driver asked for before it.
+        state.setup = None;
         state.stopping = false;
-        state.unstarted = false;
+        state.pausing = false;
+        state.start = None;
         state.calls.clear();
         state.kicks.clear();
         state.writes.clear();
         self.copy().forget_written();
     }
 
-    /// What the driver has written, for a backend that does not know.
+    /// What the driver has written, for a backend that has just connected.
     pub(super) fn written_config(&self) -> Vec<(u32, Vec<u8>)> {
         self.copy().written()
     }
@@ -361,8 +388,8 @@ impl Session {
         self.copy().forget_written();
     }
 
-    /// Takes over what a backend says its configuration space is.
-    pub(super) fn take_config(&self, config: Option<Vec<u8>>) -> Result<()> {
+    /// Updates the copy of the configuration space with what a backend returned.
+    pub(super) fn update_config(&self, config: Option<Vec<u8>>) -> Result<()> {
         let Some(mut bytes) = config else {
             return Ok(());
         };
@@ -375,22 +402,22 @@ impl Session {
         Ok(())
     }
 
-    /// The worker has this connection now, or none. Returns whether it may go on.
+    /// Notes the reconnect thread's connection. Returns `false` when the device was removed: then the thread ends.
     pub(super) fn set_socket(&self, socket: Option<UnixStream>) -> bool {
         let mut state = self.state();
         state.socket = socket;
         !state.closed
     }
 
-    /// The device is no more. The worker ends, whatever it is waiting for.
+    /// Removes the device. The reconnect thread ends, whatever it is waiting for.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
         if let Some(socket) = state.socket.take() {
-            // It fails when the other end was faster.
+            // It fails when the backend has closed the connection already.
             let _ = socket.shutdown(Shutdown::Both);
         }
-        self.wake_worker();
+        self.wake_thread();
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -398,45 +425,9 @@ impl Session {
     }
 }
 
-/// Connects at the start. A socket on which nobody listens may be one on which somebody is about to: it is bound first.
-fn first_link(establish: &dyn Fn() -> Result<Link>) -> Result<Link> {
-    for _ in 0..FIRST_ATTEMPTS {
-        match establish() {
-            Err(Fault::NobodyListens) => thread::sleep(FIRST_PAUSE),
-            result => return result,
-        }
-    }
-    establish()
-}
-
-/// Finds how long the backend lets queues be: vhost-user has no request for it, so they are tried. A backend that refuses one
-/// often ends the connection, or dies, so this is better done before there is a driver.
-fn settle_sizes(
-    mut link: Link,
-    establish: &dyn Fn() -> Result<Link>,
-    sizes: &mut Vec<u16>,
-) -> Result<Link> {
-    let wanted = sizes.clone();
-    while let Err(fault) = link.try_sizes(sizes) {
-        match fault {
-            Fault::Refused(FrontendReq::SET_VRING_NUM) | Fault::Closed => {}
-            fault => return Err(fault),
-        }
-        drop(link);
-        link = match first_link(establish) {
-            Ok(link) => link,
-            // It does not come again after it refused.
-            Err(_) => return Err(Fault::QueuesTooLong),
-        };
-        let longest = sizes.iter().copied().max().unwrap_or_default();
-        if longest <= SHORTEST_QUEUE {
-            // It is not the size. It may yet take them from a driver.
-            *sizes = wanted;
-            return Ok(link);
-        }
-        for size in sizes.iter_mut() {
-            *size = (*size).min(longest / 2);
-        }
-    }
-    Ok(link)
+/// The setup to start. Its call eventfds are the current ones, so no change of them is left to pass on.
+fn start_work(state: &mut State) -> Option<DriverSetup> {
+    state.start = None;
+    state.calls.clear();
+    state.setup.clone()
 }
