@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
-use bulkhead_net_protocol::MacAddr;
+use bulkhead_mac::MacAddr;
 use netlink_packet_route::rule::RuleMessage;
 use tap::InterfaceName;
 

@@ -3,7 +3,7 @@
 use std::io;
 
 use anyhow::Result;
-use bulkhead_net_protocol::MacAddr;
+use bulkhead_mac::MacAddr;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use tap::InterfaceName;

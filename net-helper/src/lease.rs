@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use bulkhead_net_protocol::{
-    MAX_QUEUES, MacAddr, Refusal, RefusalKind, Subnet, TapInfo, TapRequest,
-};
+use bulkhead_mac::MacAddr;
+use bulkhead_net_protocol::{MAX_QUEUES, Refusal, RefusalKind, Subnet, TapInfo, TapRequest};
 use tap::{InterfaceName, Options, Tap};
 
 use crate::host::{ActiveNetwork, Host, Port};

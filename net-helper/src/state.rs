@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use bulkhead_net_protocol::MacAddr;
+use bulkhead_mac::MacAddr;
 use bulkhead_process::broker::Broker;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;

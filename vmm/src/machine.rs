@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use bulkhead_boot::{Entry, Initramfs, Kernel, Layout, acpi, reset_vector};
 use bulkhead_devices::Serial;
-use bulkhead_kvm::{BootState, Vcpu, Vm, guest_ram};
+use bulkhead_kvm::{Vcpu, Vm, guest_ram};
 
 use crate::backend_warnings::BackendWarnings;
 use crate::broker::Broker;
@@ -65,8 +65,8 @@ impl Machine {
         let cpus = u8::try_from(config.cpus.boot_vcpus).context("--cpus")?;
         reset_vector::write(vm.memory())?;
         let rsdp = acpi::write(vm.memory(), &layout, cpus)?;
-        let boot = load(&vm, &layout, &config.payload, rsdp, broker)?;
-        let vcpus = vm.create_vcpus(cpus, &boot)?;
+        let entry = load(&vm, &layout, &config.payload, rsdp, broker)?;
+        let vcpus = vm.create_vcpus(cpus, &entry)?;
         Ok(Self {
             buses,
             vcpus,
@@ -121,7 +121,7 @@ fn load(
     payload: &PayloadConfig,
     rsdp: u64,
     broker: &Broker,
-) -> anyhow::Result<BootState> {
+) -> anyhow::Result<Entry> {
     let kernel_path = payload.kernel.display();
     let mut file = open("kernel", &payload.kernel, broker)?;
     let kernel = Kernel::load(vm.memory(), layout, &mut file)
@@ -135,23 +135,9 @@ fn load(
             Some(loaded)
         }
     };
-    let entry = kernel
+    kernel
         .prepare(vm.memory(), layout, &payload.cmdline, initramfs, rsdp)
-        .context("--cmdline")?;
-    Ok(match entry {
-        Entry::Long {
-            entry,
-            boot_params,
-            page_table,
-            gdt,
-        } => BootState::Long {
-            entry,
-            boot_params,
-            page_table,
-            gdt,
-        },
-        Entry::Pvh { entry, start_info } => BootState::Pvh { entry, start_info },
-    })
+        .context("--cmdline")
 }
 
 fn open(what: &str, path: &Path, broker: &Broker) -> anyhow::Result<File> {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Result, bail};
 use bulkhead_daemon::{Device, Queue, Queues, RingError};
-use bulkhead_net_protocol::MacAddr;
+use bulkhead_mac::MacAddr;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,

@@ -1,6 +1,6 @@
 //! virtio-net's feature bits and configuration space (virtio 1.2, 5.1.3 and 5.1.4), and the TAP offloads behind them.
 
-use bulkhead_net_protocol::MacAddr;
+use bulkhead_mac::MacAddr;
 use tap::{Offloads, Tap};
 use virtio_bindings::virtio_net as net;
 

@@ -25,7 +25,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use bulkhead_daemon::{Daemon, DaemonArgs, DeviceType};
-use bulkhead_net_protocol::{MAX_QUEUES, MacAddr};
+use bulkhead_mac::MacAddr;
+use bulkhead_net_protocol::MAX_QUEUES;
 use clap::Parser;
 use tap::InterfaceName;
 

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use bulkhead_net_protocol::{Client, Connection, MacAddr, TapRequest, default_socket_path};
+use bulkhead_mac::MacAddr;
+use bulkhead_net_protocol::{Client, Connection, TapRequest, default_socket_path};
 use bulkhead_process::usage;
 use tap::{ErrorKind, InterfaceName, Options, Tap};
 

@@ -19,22 +19,20 @@
 //! # Ok::<(), bulkhead_net_protocol::Error>(())
 //! ```
 //!
-//! It may touch the one socket it is given. It must not depend on any other part of Bulkhead, nor know how the helper
-//! does what it is asked.
+//! It may touch the one socket it is given. It must not depend on any other part of Bulkhead but the type of MAC addresses, nor
+//! know how the helper does what it is asked.
 
 #![forbid(unsafe_code)]
 
 mod channel;
 mod client;
 mod error;
-mod mac;
 mod message;
 mod path;
 
 pub use channel::{Channel, Packet};
 pub use client::{Client, Connection, Hold, Lease, PendingHold};
 pub use error::{Error, ErrorKind};
-pub use mac::MacAddr;
 pub use message::{
     Refusal, RefusalKind, Reply, Request, Subnet, TapInfo, TapRequest, decode, encode,
 };

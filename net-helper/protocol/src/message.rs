@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, MAX_MESSAGE, MacAddr, VERSION};
+use bulkhead_mac::MacAddr;
+
+use crate::{Error, MAX_MESSAGE, VERSION};
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,10 +1,11 @@
 //! `bulkhead`: the command people type.
 //!
-//! It starts and watches the other programs. It may touch their sockets and the runtime folder; it opens no image, no tap and no /dev/kvm
-//! itself, and depends on the other programs' protocol types at the most, never on their code.
+//! It starts and watches the other programs. It may access their sockets and the runtime folder. It opens no image, no tap and no
+//! /dev/kvm, and depends on no code of the other programs but protocol types.
 
 #![deny(unsafe_code)]
 
+mod guest;
 mod init;
 mod program;
 mod runtime;

@@ -1,4 +1,4 @@
-//! What CPUID tells the guest: what KVM supports, with this machine's topology and clock in it.
+//! The guest's CPUID: the features that KVM supports, and this VM's topology and clock.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -9,7 +9,7 @@ const LEAF_CACHES: u32 = 4;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
 const LEAF_HYPERVISOR: u32 = 0x4000_0000;
-/// TSC and bus frequency in kHz, as first defined by another hypervisor and read by several guests.
+/// TSC and APIC bus frequency in kHz: a convention of VMware's that several guests read.
 const LEAF_HYPERVISOR_CLOCK: u32 = 0x4000_0010;
 const LEAF_AMD_SIZES: u32 = 0x8000_0008;
 const LEAF_AMD_CACHES: u32 = 0x8000_001d;
@@ -22,9 +22,9 @@ const EDX_HTT: u32 = 1 << 28;
 /// The rate at which KVM's local APIC timer counts.
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
-/// The place of one vCPU among the others: one socket, one thread per core.
+/// The place of a vCPU in the topology: one socket with one thread per core.
 pub(crate) struct Topology {
-    /// Also its APIC identifier.
+    /// The vCPU's number, which is its APIC identifier.
     pub(crate) index: u8,
     pub(crate) count: u8,
     pub(crate) tsc_khz: Option<u32>,
@@ -32,7 +32,7 @@ pub(crate) struct Topology {
 }
 
 impl Topology {
-    /// Bits of the APIC identifier that tell the cores of the socket apart.
+    /// The number of bits of the APIC identifier that number the cores.
     fn core_bits(&self) -> u32 {
         u8::BITS - (self.count - 1).leading_zeros()
     }
@@ -46,7 +46,7 @@ pub(crate) fn for_vcpu(supported: &CpuId, topology: &Topology) -> Result<CpuId, 
     let mut entries: Vec<_> = supported
         .iter()
         .filter(|entry| {
-            // Written anew below, or (the second version) better absent: guests fall back to the first.
+            // The first and the last are written below. The second version is omitted, so that guests read the first.
             ![LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2, LEAF_HYPERVISOR_CLOCK].contains(&entry.function)
         })
         .map(|entry| patch(*entry, topology))
@@ -99,7 +99,7 @@ fn patch(mut entry: kvm_cpuid_entry2, topology: &Topology) -> kvm_cpuid_entry2 {
     entry
 }
 
-/// How many vCPUs beyond the first share a cache: the third level is the socket's, the others are each core's.
+/// The number of vCPUs that share a cache, minus 1. The third level is one per socket, the others are one per core.
 fn cache_sharers(entry: &kvm_cpuid_entry2, count: u32) -> u32 {
     let level = entry.eax >> 5 & 7;
     if level >= 3 { count - 1 } else { 0 }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn every_vcpu_has_its_own_apic_id_in_every_leaf_that_tells_it() {
+    fn every_vcpu_has_its_own_apic_id_in_every_leaf_that_has_it() {
         let supported = CpuId::from_entries(&[
             entry(0, 0xd),
             entry(LEAF_FEATURES, 0),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_is_told_that_it_is_one_and_how_fast_its_clock_is() {
+    fn the_guest_detects_a_hypervisor_and_the_rate_of_its_clock() {
         let supported =
             CpuId::from_entries(&[entry(LEAF_FEATURES, 0), entry(LEAF_HYPERVISOR, 0x4000_0001)])
                 .unwrap();

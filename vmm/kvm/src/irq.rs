@@ -1,4 +1,4 @@
-//! Interrupts and doorbells as eventfds: neither wakes the monitor.
+//! Interrupts and doorbells as eventfds, which work without the monitor.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -13,22 +13,22 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Error, refused};
 
-/// The pins of the I/O APIC; their numbers are the first global system interrupts (GSI).
+/// The number of pins of the I/O APIC, which are the first global system interrupts (GSI).
 const IOAPIC_PINS: u32 = 24;
 /// `KVM_MAX_IRQ_ROUTES`.
 const MAX_ROUTES: u32 = 4096;
 
-/// Where a message-signalled interrupt goes.
+/// The message of a message-signalled interrupt.
 #[derive(Clone, Copy)]
 struct Message {
     address: u64,
     data: u32,
 }
 
-/// The machine's interrupt routes: I/O APIC pins, and messages of devices.
+/// The VM's interrupt routes: pins of the I/O APIC, and messages of devices.
 pub struct Interrupts {
     vm: Arc<VmFd>,
-    /// By GSI; those of vectors without a route are present with `None`.
+    /// The messages by GSI. `None`: the GSI is in use and has no route.
     messages: Mutex<BTreeMap<u32, Option<Message>>>,
 }
 
@@ -42,7 +42,7 @@ impl Interrupts {
         Ok(interrupts)
     }
 
-    /// From now on a signal on `fd` is an edge on the I/O APIC's pin `gsi`.
+    /// Binds `fd` to the I/O APIC's pin `gsi`: each signal is an edge.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -52,10 +52,10 @@ impl Interrupts {
             .map_err(refused("an interrupt line"))
     }
 
-    /// A new message-signalled interrupt, without a route. Its number is free again when it is dropped.
+    /// A new message-signalled interrupt, without a route. Dropping it frees its GSI.
     ///
     /// # Errors
-    /// When all routes are taken or the process has no more descriptors.
+    /// When all GSIs are in use, or the process has no more descriptors.
     pub fn allocate(self: &Arc<Self>) -> Result<Interrupt, Error> {
         let eventfd = || {
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
@@ -79,7 +79,7 @@ impl Interrupts {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives KVM the whole table, which is the only way it takes a change.
+    /// Sets KVM's whole routing table, since KVM has no request for one entry.
     fn install(&self, messages: &BTreeMap<u32, Option<Message>>) -> Result<(), Error> {
         let pins = (0..IOAPIC_PINS).map(pin_entry);
         let messages = messages
@@ -116,8 +116,8 @@ fn message_entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {
     entry
 }
 
-/// One message-signalled interrupt, raised by either of two eventfds: one to be given away, and one of the monitor's own. Whoever has
-/// the first can fill it and make it block, so it is neither written here nor read.
+/// One message-signalled interrupt, which either of two eventfds raises: one that a backend gets, and one of the monitor's own. A backend can
+/// fill the first and make it block, so the monitor never writes to it, and reads it only without waiting.
 pub struct Interrupt {
     all: Arc<Interrupts>,
     gsi: u32,
@@ -126,8 +126,8 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// The eventfd that raises the interrupt while a route is set. While none is, signals stay in its counter, and
-    /// setting a route delivers them.
+    /// The eventfd that raises the interrupt while a route is set. While none is set, signals stay in its counter, and setting a route
+    /// delivers them.
     #[must_use]
     pub fn eventfd(&self) -> &EventFd {
         &self.shared
@@ -135,11 +135,11 @@ impl Interrupt {
 
     /// Raises the interrupt, as a signal on [`Self::eventfd`] does.
     pub fn signal(&self) {
-        // It only fails when the counter is full, and then it is pending already.
+        // It only fails when the counter is full, and then the interrupt is pending already.
         let _ = self.own.write(1);
     }
 
-    /// Whether a signal waits for a route.
+    /// Whether a signal is pending because no route is set.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         self.fds().iter().any(|fd| is_readable(fd))
@@ -149,7 +149,7 @@ impl Interrupt {
         [&self.shared, &self.own]
     }
 
-    /// From now on a signal sends the message `data` to `address`.
+    /// Sets the route: a signal writes the message `data` to `address` from now on.
     ///
     /// # Errors
     /// When KVM refuses the route.
@@ -158,8 +158,8 @@ impl Interrupt {
         let former = messages.insert(self.gsi, Some(Message { address, data }));
         self.all.install(&messages)?;
         if former.flatten().is_none() {
-            // Signals from before are taken and made again once there is a route, so that each vector starts with empty counters.
-            // One that comes in between stays in its counter, and KVM delivers it when it learns of the eventfd.
+            // Pending signals are cleared, and made again once there is a route, so that each vector starts with empty counters. A signal
+            // that comes in between stays in its counter, and KVM delivers it when it binds the eventfd.
             let pending = self.is_pending();
             self.fds().into_iter().for_each(clear);
             for fd in self.fds() {
@@ -175,13 +175,13 @@ impl Interrupt {
         Ok(())
     }
 
-    /// From now on a signal interrupts nobody and stays readable from the eventfd.
+    /// Removes the route: a signal stays in its counter from now on.
     ///
     /// # Errors
     /// When KVM refuses.
     pub fn unroute(&self) -> Result<(), Error> {
         let mut messages = self.all.lock();
-        // The route itself may stay in KVM's table until the next change: nothing raises it any more.
+        // The route stays in KVM's table until the next change, and nothing raises it.
         if let Some(Some(_)) = messages.insert(self.gsi, None) {
             for fd in self.fds() {
                 self.all
@@ -201,25 +201,25 @@ fn is_readable(fd: &EventFd) -> bool {
         events: libc::POLLIN,
         revents: 0,
     };
-    // SAFETY: `poll` outlives the call, which does not wait. No type of this crate's has a borrowed descriptor for rustix.
+    // SAFETY: `poll` outlives the call, which does not wait. (rustix cannot be used, since `EventFd` does not implement `AsFd`.)
     unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLIN != 0 }
 }
 
-/// Sets the counter to zero, also of an eventfd that another process has made to block.
+/// Sets the counter to zero without waiting, even if another process has made the eventfd block.
 fn clear(fd: &EventFd) {
     let mut counter = 0_u64;
     let part = libc::iovec {
         iov_base: (&raw mut counter).cast(),
         iov_len: size_of::<u64>(),
     };
-    // SAFETY: `part` is `counter`, which outlives the call. It is needed because reads without waiting are of this call alone. When
-    // it fails, the counter was zero.
+    // SAFETY: `part` is `counter`, which outlives the call. Only this system call can read without waiting. When it fails, the counter
+    // is zero.
     unsafe { libc::preadv2(fd.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) };
 }
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        // An eventfd that KVM does not know any more raises nothing: there is nobody to tell of a failure.
+        // It fails only if KVM has no such binding, and then nothing raises the interrupt anyway.
         let _ = self.unroute();
         self.all.lock().remove(&self.gsi);
     }
@@ -235,17 +235,17 @@ impl Doorbells {
         Self { vm }
     }
 
-    /// From now on a guest write of any length at `address` signals `fd` and does not return from `KVM_RUN`.
+    /// Binds a doorbell: a guest's write of any length at `address` signals `fd`, and `KVM_RUN` does not return.
     ///
     /// # Errors
-    /// When the address is taken or KVM refuses.
+    /// When the address has a doorbell, or KVM refuses.
     pub fn bind(&self, address: u64, fd: &EventFd) -> Result<(), Error> {
         self.vm
             .register_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
             .map_err(refused("a doorbell"))
     }
 
-    /// Undoes [`Self::bind`].
+    /// Removes the doorbell that [`Self::bind`] bound.
     ///
     /// # Errors
     /// When `fd` was not bound there.

@@ -1,11 +1,10 @@
-//! `bulkhead-kvm`: the machine as KVM knows it: guest RAM, vCPUs, interrupt routes and doorbells.
+//! `bulkhead-kvm`: a VM of KVM: guest RAM, vCPUs, interrupt routes and doorbells.
 //!
-//! It may touch `/dev/kvm`, the descriptors that come from it, guest RAM and eventfds; it is the only user of
-//! `kvm-ioctls`. It must not know any device, boot protocol, configuration or socket: what a vCPU's access means is
-//! for the [`Platform`] it is given.
+//! It may access `/dev/kvm` and its descriptors, guest RAM and eventfds, and is the only user of `kvm-ioctls`. It must not know any device,
+//! configuration or socket: a [`Platform`] handles the vCPUs' accesses. Of the boot protocols it knows only how a kernel is entered.
 //!
-//! `unsafe` is needed for four things that no safe wrapper offers: eventfds read without waiting, handing guest RAM to KVM, reading the union in
-//! `kvm_run`, and asking a running vCPU to return from its signal handler.
+//! `unsafe` is needed for four things that no safe wrapper offers: reading an eventfd without waiting, giving guest RAM to KVM, reading the
+//! union in `kvm_run`, and making a running vCPU return, in its signal handler.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without
 mod cpuid;
@@ -17,7 +16,6 @@ mod vm;
 
 pub use irq::{Doorbells, Interrupt, Interrupts};
 pub use ram::guest_ram;
-pub use state::BootState;
 pub use vcpu::{Crash, ExitCounts, Platform, Vcpus};
 pub use vm::{Vcpu, Vm};
 
@@ -25,16 +23,16 @@ use std::io;
 
 use thiserror::Error;
 
-/// What went wrong with KVM or guest RAM.
+/// Why KVM or guest RAM cannot be used.
 #[derive(Debug, Error)]
 pub enum Error {
     /// `/dev/kvm` cannot be opened.
     #[error("cannot open /dev/kvm: {}{}", .0, open_advice(.0))]
     Open(io::Error),
-    /// This KVM lacks something every supported one has.
+    /// This KVM lacks a feature that is required.
     #[error("this machine's KVM lacks {0}")]
     Missing(&'static str),
-    /// KVM runs fewer vCPUs in one machine than asked for.
+    /// The configuration has more vCPUs than KVM runs in one VM.
     #[error("this machine's KVM runs at most {0} vCPUs per guest")]
     TooManyVcpus(usize),
     /// KVM refused a request.
@@ -43,7 +41,7 @@ pub enum Error {
     /// Guest RAM cannot be allocated.
     #[error("cannot allocate guest memory: {0}: {1}")]
     Ram(&'static str, io::Error),
-    /// All interrupt routes are taken.
+    /// All interrupt routes are in use.
     #[error("no interrupt route is left")]
     NoRoute,
     /// A vCPU's thread cannot be started.
@@ -64,7 +62,7 @@ fn open_advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// For `map_err`: names the request KVM refused.
+/// Converts an error of KVM, for `map_err`. `request` names what it refused.
 fn refused(request: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
     move |error| Error::Refused(request, error.into())
 }

@@ -1,4 +1,4 @@
-//! Guest RAM: one sealed memfd, which the backends can map too.
+//! Guest RAM: one sealed memfd, which the backends map, too.
 
 use std::fs::File;
 use std::io;
@@ -12,8 +12,8 @@ use crate::Error;
 
 /// Guest RAM with the given `(guest physical address, length in bytes)` ranges, sorted and page-aligned.
 ///
-/// All of it is one memfd, sealed against a change of its size: whoever it is shared with can write to it, but
-/// cannot make an access of ours fault. With `hugepages` it comes from the 2 MiB pages the host has set aside.
+/// It is one memfd, whose size is sealed: a process that shares it can write to it, but cannot truncate it and so make the monitor's
+/// accesses fault. With `hugepages` it uses the host's pool of 2 MiB pages.
 ///
 /// # Errors
 /// When the host refuses the memory.
@@ -46,7 +46,7 @@ fn map(
     len: u64,
     hugepages: bool,
 ) -> Result<GuestRegionMmap, Error> {
-    // Huge pages are reserved now: a pool that is too small is an error here rather than a SIGBUS later.
+    // Huge pages are reserved now, so that a pool that is too small is an error here and not a SIGBUS later.
     let reserve = if hugepages { 0 } else { libc::MAP_NORESERVE };
     let len = usize::try_from(len).map_err(|e| Error::Ram("size", io::Error::other(e)))?;
     let mapping = MmapRegionBuilder::new(len)

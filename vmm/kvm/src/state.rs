@@ -1,5 +1,6 @@
-//! The registers a vCPU starts with.
+//! The registers with which a vCPU starts.
 
+use bulkhead_boot::Entry;
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
@@ -8,7 +9,7 @@ use crate::{Error, refused};
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRINGS: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
-/// Memory type range registers are on, and what they do not name is write-back.
+/// Memory type range registers are enabled, and the type of other memory is write-back.
 const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 
 const APIC_LVT_LINT0: usize = 0x350;
@@ -25,66 +26,42 @@ const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 of RFLAGS always reads as one; interrupts are off.
 const RFLAGS_RESERVED: u64 = 2;
 
-/// How the first vCPU begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BootState {
-    /// The 64-bit boot protocol of Linux: long mode, paging on, identity mapped.
-    Long {
-        /// RIP.
-        entry: u64,
-        /// RSI: guest physical address of `struct boot_params`.
-        boot_params: u64,
-        /// CR3: guest physical address of the top-level page table.
-        page_table: u64,
-        /// Guest physical address and limit of a GDT with code at selector 0x10 and data at 0x18.
-        gdt: (u64, u16),
-    },
-    /// The PVH direct boot protocol: 32-bit protected mode, paging off.
-    Pvh {
-        /// EIP.
-        entry: u32,
-        /// EBX: guest physical address of `struct hvm_start_info`.
-        start_info: u32,
-    },
-}
-
-impl BootState {
-    pub(crate) fn set(&self, vcpu: &VcpuFd) -> Result<(), Error> {
-        let mut sregs = vcpu.get_sregs().map_err(refused("to read registers"))?;
-        let mut regs = kvm_regs {
-            rflags: RFLAGS_RESERVED,
-            ..Default::default()
-        };
-        match *self {
-            Self::Long {
-                entry,
-                boot_params,
-                page_table,
-                gdt,
-            } => {
-                set_segments(&mut sregs, code_segment(true));
-                sregs.gdt.base = gdt.0;
-                sregs.gdt.limit = gdt.1;
-                sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
-                sregs.cr3 = page_table;
-                sregs.cr4 = CR4_PAE;
-                sregs.efer = EFER_LME | EFER_LMA;
-                regs.rip = entry;
-                regs.rsi = boot_params;
-            }
-            Self::Pvh { entry, start_info } => {
-                set_segments(&mut sregs, code_segment(false));
-                sregs.cr0 = CR0_PE | CR0_ET;
-                sregs.cr4 = 0;
-                sregs.efer = 0;
-                regs.rip = entry.into();
-                regs.rbx = start_info.into();
-            }
+/// Sets the registers with which the first vCPU enters the kernel.
+pub(crate) fn set_entry(vcpu: &VcpuFd, entry: &Entry) -> Result<(), Error> {
+    let mut sregs = vcpu.get_sregs().map_err(refused("to read registers"))?;
+    let mut regs = kvm_regs {
+        rflags: RFLAGS_RESERVED,
+        ..Default::default()
+    };
+    match *entry {
+        Entry::Long {
+            entry,
+            boot_params,
+            page_table,
+            gdt,
+        } => {
+            set_segments(&mut sregs, code_segment(true));
+            sregs.gdt.base = gdt.0;
+            sregs.gdt.limit = gdt.1;
+            sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
+            sregs.cr3 = page_table;
+            sregs.cr4 = CR4_PAE;
+            sregs.efer = EFER_LME | EFER_LMA;
+            regs.rip = entry;
+            regs.rsi = boot_params;
         }
-        vcpu.set_sregs(&sregs)
-            .map_err(refused("system registers"))?;
-        vcpu.set_regs(&regs).map_err(refused("registers"))
+        Entry::Pvh { entry, start_info } => {
+            set_segments(&mut sregs, code_segment(false));
+            sregs.cr0 = CR0_PE | CR0_ET;
+            sregs.cr4 = 0;
+            sregs.efer = 0;
+            regs.rip = entry.into();
+            regs.rbx = start_info.into();
+        }
     }
+    vcpu.set_sregs(&sregs)
+        .map_err(refused("system registers"))?;
+    vcpu.set_regs(&regs).map_err(refused("registers"))
 }
 
 fn set_segments(sregs: &mut kvm_sregs, code: kvm_segment) {
@@ -125,7 +102,7 @@ fn code_segment(long: bool) -> kvm_segment {
     }
 }
 
-/// What firmware would have set on every vCPU.
+/// Sets the registers that firmware sets on every vCPU.
 pub(crate) fn set_common(vcpu: &VcpuFd) -> Result<(), Error> {
     let msrs = [
         (MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRINGS),

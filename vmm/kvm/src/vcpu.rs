@@ -15,10 +15,10 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::vm::Vcpu;
 use crate::{Error, refused};
 
-/// Device models are shallow; a vCPU's thread needs little.
+/// Device models need little stack.
 const STACK_SIZE: usize = 256 << 10;
 
-/// What a vCPU meets outside its RAM. Called from all vCPU threads at once.
+/// Handles the vCPUs' accesses outside RAM. All vCPU threads call it, at the same time.
 pub trait Platform: Send + Sync + 'static {
     /// The guest reads a port.
     fn port_read(&self, port: u16, data: &mut [u8]);
@@ -28,20 +28,20 @@ pub trait Platform: Send + Sync + 'static {
     fn memory_read(&self, address: u64, data: &mut [u8]);
     /// The guest writes where no RAM is.
     fn memory_write(&self, address: u64, data: &[u8]);
-    /// A vCPU cannot go on. Its thread has ended.
+    /// A vCPU cannot continue. Its thread ends.
     fn crashed(&self, vcpu: u8, crash: Crash);
 }
 
-/// Why a vCPU cannot go on.
+/// Why a vCPU cannot continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
-    /// An exception in the handler of an exception in the handler of an exception.
+    /// A triple fault: an exception in the double fault handler.
     TripleFault,
     /// The processor refuses the state the guest is in.
     InvalidState(u64),
-    /// KVM does not know how to go on (an instruction it cannot emulate, most often).
+    /// KVM cannot continue, most often because of an instruction that it cannot emulate.
     Internal(u32),
-    /// A reason of `KVM_RUN`'s return that no supported KVM gives.
+    /// `KVM_RUN` returned with an exit reason that is not expected.
     Unexpected(u32),
     /// `KVM_RUN` failed.
     Failed(c_int),
@@ -72,7 +72,7 @@ pub struct ExitCounts {
     pub io: u64,
     /// The guest accessed memory that is not RAM.
     pub mmio: u64,
-    /// The monitor asked for it.
+    /// The monitor interrupted the vCPU.
     pub interrupted: u64,
     /// Anything else.
     pub other: u64,
@@ -98,19 +98,19 @@ impl Counters {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum Goal {
     Run,
     Pause,
     Stop,
 }
 
 struct State {
-    wish: Wish,
+    goal: Goal,
     /// vCPUs that are executing or about to.
     running: usize,
 }
 
-/// What the vCPUs are to do, and how many do otherwise.
+/// What the vCPUs are to do, and how many still run.
 struct Control {
     state: Mutex<State>,
     changed: Condvar,
@@ -121,13 +121,13 @@ impl Control {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits while the vCPUs are to pause. Returns whether to go on.
+    /// Waits while the vCPUs are to pause. Returns whether the vCPU is to run.
     fn may_run(&self) -> bool {
         let mut state = self.lock();
-        if state.wish == Wish::Pause {
+        if state.goal == Goal::Pause {
             state.running -= 1;
             self.changed.notify_all();
-            while state.wish == Wish::Pause {
+            while state.goal == Goal::Pause {
                 state = self
                     .changed
                     .wait(state)
@@ -135,7 +135,7 @@ impl Control {
             }
             state.running += 1;
         }
-        state.wish == Wish::Run
+        state.goal == Goal::Run
     }
 
     fn left(&self) {
@@ -144,7 +144,7 @@ impl Control {
     }
 }
 
-/// The vCPUs of a machine, each in its thread. Dropping it stops them.
+/// The vCPUs of a VM, each in a thread of its own. Dropping it stops them.
 pub struct Vcpus {
     control: Arc<Control>,
     counters: Vec<Arc<Counters>>,
@@ -155,7 +155,7 @@ impl Vcpus {
     /// Starts every vCPU in a thread of its own, paused when `paused`. `enter` is what each thread does first.
     ///
     /// # Errors
-    /// When a thread or the signal that interrupts them cannot be had.
+    /// When a thread cannot be started, or the handler of the interrupting signal cannot be installed.
     pub fn start(
         vcpus: Vec<Vcpu>,
         platform: &Arc<impl Platform>,
@@ -166,7 +166,7 @@ impl Vcpus {
         let mut all = Self {
             control: Arc::new(Control {
                 state: Mutex::new(State {
-                    wish: if paused { Wish::Pause } else { Wish::Run },
+                    goal: if paused { Goal::Pause } else { Goal::Run },
                     running: 0,
                 }),
                 changed: Condvar::new(),
@@ -205,31 +205,31 @@ impl Vcpus {
 
     /// Pauses all vCPUs. None executes once this returns.
     pub fn pause(&self) {
-        self.wish(Wish::Pause);
+        self.set_goal(Goal::Pause);
     }
 
-    /// Lets paused vCPUs go on.
+    /// Lets paused vCPUs run again.
     pub fn resume(&self) {
-        self.control.lock().wish = Wish::Run;
+        self.control.lock().goal = Goal::Run;
         self.control.changed.notify_all();
     }
 
     /// Whether the vCPUs are to pause.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        self.control.lock().wish == Wish::Pause
+        self.control.lock().goal == Goal::Pause
     }
 
-    /// Makes all vCPUs leave the guest and waits until they have.
-    fn wish(&self, wish: Wish) {
+    /// Makes all vCPUs leave the guest, and waits until they have.
+    fn set_goal(&self, goal: Goal) {
         let mut state = self.control.lock();
-        state.wish = wish;
+        state.goal = goal;
         self.control.changed.notify_all();
         for thread in &self.threads {
             // A thread that has ended already needs no signal.
             let _ = thread.kill(SIGRTMIN());
         }
-        while state.running > 0 && state.wish == wish {
+        while state.running > 0 && state.goal == goal {
             state = self
                 .control
                 .changed
@@ -241,9 +241,9 @@ impl Vcpus {
 
 impl Drop for Vcpus {
     fn drop(&mut self) {
-        self.wish(Wish::Stop);
+        self.set_goal(Goal::Stop);
         for thread in self.threads.drain(..) {
-            // A vCPU thread that panicked has said so; the others are still to be waited for.
+            // A thread that panicked has printed why. The others are still waited for.
             let _ = thread.join();
         }
     }
@@ -254,8 +254,8 @@ thread_local! {
     static KVM_RUN: Cell<*mut kvm_run> = const { Cell::new(null_mut()) };
 }
 
-/// The handler of the signal that makes `KVM_RUN` return. A signal that arrives just before `KVM_RUN` begins would be
-/// lost; `immediate_exit` makes it count.
+/// The handler of the signal that makes `KVM_RUN` return. A signal that comes just before `KVM_RUN` would have no effect, so the handler
+/// sets `immediate_exit`.
 extern "C" fn interrupt_run(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     let run = KVM_RUN.get();
     if !run.is_null() {
@@ -265,7 +265,7 @@ extern "C" fn interrupt_run(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     }
 }
 
-/// While it lives, [`interrupt_run`] knows the vCPU of this thread.
+/// While it lives, [`interrupt_run`] has this thread's vCPU.
 struct Registered;
 
 impl Registered {
@@ -286,7 +286,7 @@ fn run(mut vcpu: Vcpu, control: &Control, counters: &Counters, platform: &impl P
     let outcome = {
         // Dropped before `vcpu`.
         let _registered = Registered::new(&mut vcpu);
-        run_until_told(&mut vcpu, control, counters, platform)
+        run_until_stopped(&mut vcpu, control, counters, platform)
     };
     drop(vcpu);
     if let Err(crash) = outcome {
@@ -295,7 +295,7 @@ fn run(mut vcpu: Vcpu, control: &Control, counters: &Counters, platform: &impl P
     control.left();
 }
 
-fn run_until_told(
+fn run_until_stopped(
     vcpu: &mut Vcpu,
     control: &Control,
     counters: &Counters,
@@ -309,7 +309,7 @@ fn run_until_told(
 
 enum Next {
     Continue,
-    AskAgain,
+    CheckGoal,
 }
 
 fn count(counter: &AtomicU64) {
@@ -353,18 +353,18 @@ fn run_once(vcpu: &mut Vcpu, counters: &Counters, platform: &impl Platform) -> R
                 _ => Crash::Unexpected(vcpu.fd.get_kvm_run().exit_reason),
             });
         }
-        // EAGAIN: a vCPU that waits for its start-up interrupt was woken for something else.
+        // EAGAIN: a vCPU that waits for its start-up IPI was woken for another reason.
         Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
             count(&counters.interrupted);
             vcpu.fd.set_kvm_immediate_exit(0);
-            return Ok(Next::AskAgain);
+            return Ok(Next::CheckGoal);
         }
         Err(error) => return Err(Crash::Failed(error.errno())),
     }
     Ok(Next::Continue)
 }
 
-/// The width of the port access `KVM_RUN` returned for; a string instruction may bring several at once.
+/// The width of the port access for which `KVM_RUN` returned. A string instruction makes several accesses at once.
 fn port_width(vcpu: &mut Vcpu) -> usize {
     // SAFETY: the exit reason is KVM_EXIT_IO, for which this is the union's field.
     let io = unsafe { vcpu.fd.get_kvm_run().__bindgen_anon_1.io };

@@ -1,8 +1,9 @@
-//! The machine: its RAM, its interrupt controllers, its vCPUs before they run.
+//! The VM: its RAM, its interrupt controllers, and its vCPUs before they run.
 
 use std::io;
 use std::sync::Arc;
 
+use bulkhead_boot::Entry;
 use kvm_bindings::{
     CpuId, KVM_CAP_IOEVENTFD_ANY_LENGTH, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region,
 };
@@ -10,15 +11,14 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::cpuid::{self, Topology};
-use crate::state::{self, BootState};
+use crate::state;
 use crate::{Doorbells, Error, Interrupts, refused};
 
-/// Three pages KVM uses on processors that cannot run real mode, in the hole below 4 GiB where no RAM and no
-/// device is.
+/// Three pages that KVM uses on processors without real mode. They are below 4 GiB, where neither RAM nor a device is.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
-/// What this monitor cannot do without.
+/// The features of KVM that this monitor requires.
 const NEEDED: [(Cap, &str); 6] = [
     (Cap::UserMemory, "user memory"),
     (Cap::Irqchip, "in-kernel interrupt controllers"),
@@ -41,15 +41,15 @@ pub struct Vm {
 pub struct Vcpu {
     pub(crate) fd: VcpuFd,
     pub(crate) index: u8,
-    /// What the guest accesses while it runs: mapped for as long as it can.
+    /// The guest accesses it while the vCPU runs, so it stays mapped as long as the vCPU exists.
     _memory: GuestMemoryMmap,
 }
 
 impl Vm {
-    /// A machine with this RAM and without vCPUs.
+    /// A VM with this RAM and without vCPUs.
     ///
     /// # Errors
-    /// When `/dev/kvm` cannot be opened, lacks something, or refuses.
+    /// When `/dev/kvm` cannot be opened, lacks a feature, or refuses a request.
     pub fn new(memory: GuestMemoryMmap) -> Result<Self, Error> {
         let kvm = Kvm::new().map_err(|e| Error::Open(io::Error::from(e)))?;
         if kvm.get_api_version() != 12 {
@@ -103,7 +103,7 @@ impl Vm {
         &self.memory
     }
 
-    /// The machine's interrupt routes. To be called once: the table it starts with replaces any other.
+    /// The VM's interrupt routes. This is called once, since it replaces all routes.
     ///
     /// # Errors
     /// When KVM refuses the routes of the I/O APIC.
@@ -111,18 +111,18 @@ impl Vm {
         Interrupts::new(self.fd.clone()).map(Arc::new)
     }
 
-    /// The machine's doorbells.
+    /// The VM's doorbells.
     #[must_use]
     pub fn doorbells(&self) -> Doorbells {
         Doorbells::new(self.fd.clone())
     }
 
-    /// Creates `count` vCPUs, with APIC identifiers from 0; the first begins in `boot` state, the others wait for
-    /// its start-up interrupt.
+    /// Creates `count` vCPUs, with APIC identifiers from 0. The first enters the kernel as `entry` says, and the others wait for a start-up
+    /// IPI.
     ///
     /// # Errors
     /// When KVM supports fewer, or refuses.
-    pub fn create_vcpus(&self, count: u8, boot: &BootState) -> Result<Vec<Vcpu>, Error> {
+    pub fn create_vcpus(&self, count: u8, entry: &Entry) -> Result<Vec<Vcpu>, Error> {
         if usize::from(count) > self.max_vcpus {
             return Err(Error::TooManyVcpus(self.max_vcpus));
         }
@@ -142,7 +142,7 @@ impl Vm {
                 fd.set_cpuid2(&cpuid).map_err(refused("CPU features"))?;
                 state::set_common(&fd)?;
                 if index == 0 {
-                    boot.set(&fd)?;
+                    state::set_entry(&fd, entry)?;
                 }
                 let memory = self.memory.clone();
                 Ok(Vcpu {

@@ -6,7 +6,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bulkhead_kvm::{BootState, Crash, Platform, Vcpus, Vm, guest_ram};
+use bulkhead_boot::Entry;
+use bulkhead_kvm::{Crash, Platform, Vcpus, Vm, guest_ram};
 use vm_memory::{Bytes, GuestAddress};
 
 const CODE: u32 = 0x1000;
@@ -64,7 +65,7 @@ fn start(code: &[u8], paused: bool) -> Machine {
     ram.write_slice(code, GuestAddress(CODE.into())).unwrap();
     let vm = Vm::new(ram).unwrap();
     let _interrupts = vm.interrupts().unwrap();
-    let boot = BootState::Pvh {
+    let boot = Entry::Pvh {
         entry: CODE,
         start_info: 0,
     };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use bulkhead_devices::vhost_user::{
     DeviceOptions, FrontendConfig, TYPE_BLOCK, TYPE_FS, TYPE_NET, device_type, usual_queues,
 };
+use bulkhead_mac::MacAddr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::value;
@@ -63,7 +64,7 @@ pub(crate) struct NetConfig {
     #[serde(alias = "socket", deserialize_with = "value::path")]
     vhost_socket: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) mac: Option<MacAddress>,
+    pub(super) mac: Option<MacAddr>,
     #[serde(
         default,
         deserialize_with = "value::optional_number",
@@ -162,7 +163,7 @@ impl NetConfig {
             num_queues: Some(self.num_queues),
             queue_sizes: vec![self.queue_size],
             options: DeviceOptions {
-                mac: self.mac.map(|MacAddress(bytes)| bytes),
+                mac: self.mac,
                 mtu: self.mtu,
                 ..DeviceOptions::default()
             },
@@ -263,35 +264,6 @@ impl TryFrom<String> for DeviceType {
 impl<'de> Deserialize<'de> for DeviceType {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         Self::try_from(value::text(input)?).map_err(serde::de::Error::custom)
-    }
-}
-
-/// An Ethernet address of one station.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) struct MacAddress(pub(crate) [u8; 6]);
-
-impl TryFrom<String> for MacAddress {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let bytes: Option<Vec<u8>> = text
-            .split(':')
-            .map(|part| match part.len() {
-                2 => u8::from_str_radix(part, 16).ok(),
-                _ => None,
-            })
-            .collect();
-        match bytes.map(<[u8; 6]>::try_from) {
-            Some(Ok(bytes)) if bytes[0] & 1 == 0 && bytes != [0; 6] => Ok(Self(bytes)),
-            _ => Err(format!("`{text}` is not the MAC address of one station")),
-        }
-    }
-}
-
-impl From<MacAddress> for String {
-    fn from(MacAddress(bytes): MacAddress) -> Self {
-        bytes.map(|byte| format!("{byte:02x}")).join(":")
     }
 }
 

@@ -293,7 +293,8 @@ impl VmConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::device::MacAddress;
+    use bulkhead_mac::MacAddr;
+
     use super::*;
 
     #[test]
@@ -308,7 +309,7 @@ mod tests {
             .parse()
             .unwrap();
         assert!(net.vhost_user);
-        assert_eq!(net.mac, Some(MacAddress([0x52, 0x54, 0, 0, 0, 1])));
+        assert_eq!(net.mac, Some(MacAddr::new([0x52, 0x54, 0, 0, 0, 1])));
     }
 
     #[test]

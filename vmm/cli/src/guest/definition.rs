@@ -1,18 +1,19 @@
-//! What `bulkhead run` is told: the guest, as a person describes it.
+//! The definition of a guest, as people write it on a command line.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use bulkhead_net_protocol::MacAddr;
+use anyhow::Context;
+use bulkhead_mac::MacAddr;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::options::Options;
 
-/// A guest to run.
+/// A guest.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Definition {
     /// The guest's name
     #[arg(long, value_parser = name)]
     pub(crate) name: String,
@@ -35,26 +36,34 @@ pub(crate) struct Args {
         rustdoc::broken_intra_doc_links,
         reason = "the brackets are of the help"
     )]
-    /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off][,allow-path=FOLDER]…; a comma in a path is written twice. Backing and data files that the
-    /// image names must be in its own folder or in one that is allowed
-    #[arg(long, value_name = "PATH[,…]", value_parser = OsStringValueParser::new().try_map(|text| Disk::parse(&text)))]
-    pub(crate) disk: Vec<Disk>,
+    /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off][,allow-path=FOLDER]…; a comma in a path is written twice. The image's backing
+    /// and data files must be in the image's folder or in an allowed one
+    #[arg(
+        long = "disk",
+        value_name = "PATH[,…]",
+        value_parser = OsStringValueParser::new().try_map(|text| Disk::parse(&text))
+    )]
+    pub(crate) disks: Vec<Disk>,
     /// Network to connect to: NETWORK[,mac=MAC]
-    #[arg(long, value_name = "NETWORK[,…]")]
-    pub(crate) net: Vec<Net>,
-    /// Socket of the network helper, which must run already; without this one is started if none runs
-    #[arg(long, value_name = "PATH")]
-    pub(crate) helper_socket: Option<PathBuf>,
-    /// End when the guest reboots, with status 3, instead of starting it again
-    #[arg(long)]
-    pub(crate) no_reboot: bool,
-    /// Say how each process ended
-    #[arg(long, short)]
-    pub(crate) verbose: bool,
-    /// Print the command of every process, in the order they are started, and start none. Warnings say what the host refuses of their
-    /// confinement
-    #[arg(long)]
-    pub(crate) dry_run: bool,
+    #[arg(long = "net", value_name = "NETWORK[,…]")]
+    pub(crate) nets: Vec<Net>,
+}
+
+impl Definition {
+    /// Makes all paths absolute, so that the definition means the same in every process.
+    ///
+    /// # Errors
+    /// When the current folder is not known, or a path is empty.
+    pub(crate) fn with_absolute_paths(mut self) -> anyhow::Result<Self> {
+        let disks = self.disks.iter_mut();
+        let disk_paths = disks.flat_map(|disk| [&mut disk.path].into_iter().chain(&mut disk.allow));
+        let paths = [&mut self.kernel].into_iter().chain(&mut self.initramfs);
+        for path in paths.chain(disk_paths) {
+            *path = std::path::absolute(&*path)
+                .with_context(|| format!("cannot tell where {} is", path.display()))?;
+        }
+        Ok(self)
+    }
 }
 
 /// One `--disk`.
@@ -63,7 +72,7 @@ pub(crate) struct Disk {
     pub(crate) path: PathBuf,
     pub(crate) format: String,
     pub(crate) readonly: bool,
-    /// Folders, besides its own, in which files may be that the image names.
+    /// Folders, besides the image's own, in which its backing and data files may be.
     pub(crate) allow: Vec<PathBuf>,
 }
 
@@ -71,7 +80,7 @@ pub(crate) struct Disk {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Net {
     pub(crate) network: String,
-    pub(crate) mac: Option<String>,
+    pub(crate) mac: Option<MacAddr>,
 }
 
 impl Disk {
@@ -117,13 +126,13 @@ impl FromStr for Net {
         while let Some(given) = options.next(&["mac"], &[])? {
             let text = String::from_utf8_lossy(&given.value);
             let valid = text.parse::<MacAddr>();
-            mac = Some(valid.map_err(|error| format!("mac: {error}"))?.to_string());
+            mac = Some(valid.map_err(|error| format!("mac: {error}"))?);
         }
         Ok(Self { network, mac })
     }
 }
 
-/// The format that the file's name declares. Its content is never asked: a guest can write that.
+/// The format that the file's name declares. The content does not count, because a guest can write it.
 fn by_name(path: &Path) -> Option<String> {
     let format = match path.extension()?.to_str()? {
         "qcow2" => "qcow2",
@@ -138,7 +147,7 @@ fn cpus(text: &str) -> Result<u8, String> {
     number.ok_or_else(|| "it must be 1 to 255".to_owned())
 }
 
-/// As `bulkhead-vmm` reads it, which looks at the range.
+/// Checks the form of a size. `bulkhead-vmm` checks its range.
 fn memory(text: &str) -> Result<String, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let suffix = text.get(digits.len()..).unwrap_or_default();
@@ -150,7 +159,7 @@ fn memory(text: &str) -> Result<String, String> {
     }
 }
 
-/// A name that is safe as a file's name.
+/// Checks that a name can be that of a file.
 fn name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let first = |c: char| c.is_ascii_alphanumeric();
@@ -176,6 +185,25 @@ mod tests {
         assert_eq!(disk.path, Path::new("/a,b.raw"));
         assert_eq!(disk.format, "qcow2");
         assert!(disk.readonly);
+    }
+
+    #[test]
+    fn paths_become_absolute() {
+        use clap::Parser;
+
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            guest: Definition,
+        }
+
+        let line = "run --name g --kernel k --initramfs /i --disk d.raw,allow-path=base".split(' ');
+        let guest = Line::parse_from(line).guest.with_absolute_paths().unwrap();
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(guest.kernel, here.join("k"));
+        assert_eq!(guest.initramfs.unwrap(), Path::new("/i"));
+        assert_eq!(guest.disks[0].path, here.join("d.raw"));
+        assert_eq!(guest.disks[0].allow, [here.join("base")]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// The value in front, and the options after it, which are taken one by one.
+/// The options after the first value, which [`Self::next`] returns one by one.
 #[derive(Debug)]
 pub(super) struct Options {
     parts: std::vec::IntoIter<Vec<u8>>,
@@ -17,7 +17,7 @@ pub(super) struct Given {
 }
 
 impl Options {
-    /// Splits at single commas; a double one stands for itself.
+    /// Splits at single commas, and returns the first value and the options. A double comma is one comma of a value.
     pub(super) fn split(text: &[u8]) -> (Vec<u8>, Self) {
         let mut parts = vec![Vec::new()];
         let mut rest = text.iter().copied().peekable();
@@ -34,7 +34,7 @@ impl Options {
         (first, Self { parts, seen })
     }
 
-    /// The next one. `once` are the keys that may be there once only, `often` that of which there may be more.
+    /// The next option. Its key must be in `once` or `often`. Those in `once` may be given only once.
     pub(super) fn next(&mut self, once: &[&str], often: &[&str]) -> Result<Option<Given>, String> {
         let Some(part) = self.parts.next() else {
             return Ok(None);
@@ -66,7 +66,7 @@ impl Given {
         String::from_utf8_lossy(&self.key)
     }
 
-    /// Which of these words the value is.
+    /// The one of these words that the value is.
     pub(super) fn one_of<'a>(&self, words: &[&'a str]) -> Result<&'a str, String> {
         let is_it = |word: &&&str| word.as_bytes() == self.value;
         let found = words.iter().find(is_it).copied();
@@ -77,7 +77,7 @@ impl Given {
         Ok(self.one_of(&["on", "off"])? == "on")
     }
 
-    /// The error for a value that is not what is expected.
+    /// The error for a value that is not `expected`.
     pub(super) fn wrong(&self, expected: &str) -> String {
         let value = String::from_utf8_lossy(&self.value);
         format!("{}: '{value}' is not {expected}", self.key())

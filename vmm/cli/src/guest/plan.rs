@@ -1,83 +1,37 @@
-//! From the guest to its processes: which programs, with which arguments, started after which others.
+//! Derives a guest's processes from its definition: which programs, with which arguments, started after which others.
+//!
+//! This is a pure function of the definition and the [`Site`]: it reads no file, no environment and no identity. So `run`, `--dry-run` and
+//! whatever starts guests later get the same processes.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
+use bulkhead_mac::MacAddr;
 
-use super::args::{Args, Disk, Net};
-use crate::{program, shell};
+use super::definition::{Definition, Disk, Net};
+use super::process::{Process, Role};
+use crate::program::Programs;
 
-/// What a process is to the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// Serves all guests' networks. It is not this guest's: it stays as long as any guest needs it.
-    Helper,
-    /// A device; ends when the monitor does, and is started again when it ends before.
-    Backend,
-    /// The guest itself.
-    Monitor,
-}
-
-/// One process to be.
+/// What a plan depends on besides the definition.
 #[derive(Clone, Debug)]
-pub(crate) struct Process {
-    /// What people know it by: `vmm`, `vda`, `net0`, `net-helper`.
-    pub(crate) name: String,
-    pub(crate) role: Role,
-    pub(crate) program: PathBuf,
-    /// The program as a person would type it.
-    shown: OsString,
-    pub(crate) args: Vec<OsString>,
-    /// The processes, by index, that must be ready first.
-    pub(crate) after: Vec<usize>,
-    /// Whether the helper must be there first.
-    pub(crate) needs_helper: bool,
+pub(crate) struct Site<'a> {
+    pub(crate) programs: &'a Programs,
+    /// The runtime folder, in which the guest has one of its own name.
+    pub(crate) base: &'a Path,
+    /// The socket of a network helper that others start. `None`: the one in the runtime folder.
+    pub(crate) helper_socket: Option<&'a Path>,
+    /// Whether this user may start a network helper.
+    pub(crate) may_start_helper: bool,
 }
 
-impl Process {
-    fn new(name: impl Into<String>, role: Role, program: &str) -> Self {
-        let (path, shown) = program::find(program);
-        Self {
-            name: name.into(),
-            role,
-            program: path,
-            shown,
-            args: Vec::new(),
-            after: Vec::new(),
-            needs_helper: false,
-        }
-    }
-
-    fn flag(mut self, flag: &str) -> Self {
-        self.args.push(flag.into());
-        self
-    }
-
-    fn option(mut self, option: &str, value: impl Into<OsString>) -> Self {
-        self.args.push(option.into());
-        self.args.push(value.into());
-        self
-    }
-
-    /// The command as a shell takes it.
-    pub(crate) fn command(&self) -> OsString {
-        let mut words = vec![self.shown.clone()];
-        words.extend(self.args.iter().map(|word| shell::quote(word)));
-        words.join(OsStr::new(" "))
-    }
-}
-
-/// The helper that a guest on a network needs.
+/// The network helper that a guest needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Helper {
     pub(crate) socket: PathBuf,
-    /// How to start one where none runs, unless it is somebody else's to start.
+    /// The process to start if none runs. `None`: others have to start it.
     pub(crate) start: Option<Process>,
-    /// Whether to say how it ended.
-    pub(crate) verbose: bool,
 }
 
 /// All processes of one guest, in an order in which they may be started.
@@ -88,40 +42,54 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// `base` is the runtime folder, `folder` the guest's own in it.
-    pub(crate) fn new(args: &Args, base: &Path, folder: &Path) -> anyhow::Result<Self> {
+    /// The plan for `guest`, whose paths are absolute.
+    ///
+    /// # Errors
+    /// When the path of the runtime folder has a double quote in it, which the monitor's options cannot express.
+    pub(crate) fn new(guest: &Definition, site: &Site<'_>) -> anyhow::Result<Self> {
         let mut processes = Vec::new();
-        let helper = (!args.net.is_empty()).then(|| helper(args, base));
-        for (index, net) in args.net.iter().enumerate() {
-            let socket = helper_socket(args, base);
-            let mut process = net_backend(args, net, index, folder, &socket);
+        let helper = (!guest.nets.is_empty()).then(|| helper(guest, site));
+        for (index, net) in guest.nets.iter().enumerate() {
+            let mut process = net_backend(guest, net, index, site);
             process.needs_helper = true;
             processes.push(process);
         }
-        for (index, disk) in args.disk.iter().enumerate() {
-            processes.push(block_backend(disk, index, folder)?);
+        for (index, disk) in guest.disks.iter().enumerate() {
+            processes.push(block_backend(guest, disk, index, site));
         }
         let backends = (0..processes.len()).collect();
-        let mut monitor = monitor(args, folder)?;
+        let mut monitor = monitor(guest, site)?;
         monitor.after = backends;
         processes.push(monitor);
         Ok(Self { processes, helper })
     }
 }
 
-fn helper_socket(args: &Args, base: &Path) -> PathBuf {
-    args.helper_socket
-        .clone()
-        .unwrap_or_else(|| base.join("net-helper.sock"))
+impl Site<'_> {
+    /// The folder of `guest`'s sockets.
+    pub(crate) fn folder(&self, guest: &Definition) -> PathBuf {
+        self.base.join(&guest.name)
+    }
+
+    fn socket(&self, guest: &Definition, name: &str) -> PathBuf {
+        self.folder(guest).join(format!("{name}.sock"))
+    }
+
+    fn helper_socket(&self) -> PathBuf {
+        match self.helper_socket {
+            Some(socket) => socket.to_owned(),
+            None => self.base.join("net-helper.sock"),
+        }
+    }
 }
 
-fn helper(args: &Args, base: &Path) -> Helper {
-    let socket = helper_socket(args, base);
-    let ours = args.helper_socket.is_none() && rustix::process::geteuid().is_root();
+fn helper(guest: &Definition, site: &Site<'_>) -> Helper {
+    let socket = site.helper_socket();
+    let ours = site.helper_socket.is_none() && site.may_start_helper;
     let start = ours.then(|| {
-        let mut process = Process::new("net-helper", Role::Helper, "bulkhead-net-helper")
+        let mut process = Process::new("net-helper", Role::Helper, &site.programs.net_helper)
             .option("--socket-path", &socket);
-        let mut networks: Vec<&str> = args.net.iter().map(|net| net.network.as_str()).collect();
+        let mut networks: Vec<&str> = guest.nets.iter().map(|net| net.network.as_str()).collect();
         networks.sort_unstable();
         networks.dedup();
         for network in networks {
@@ -129,90 +97,64 @@ fn helper(args: &Args, base: &Path) -> Helper {
         }
         process.flag("--exit-idle")
     });
-    Helper {
-        socket,
-        start,
-        verbose: args.verbose,
-    }
+    Helper { socket, start }
 }
 
-impl Helper {
-    /// Whether one serves already.
-    pub(crate) fn runs(&self) -> bool {
-        match UnixStream::connect(&self.socket) {
-            Ok(_) => true,
-            // A socket of packets rather than bytes: somebody is there.
-            Err(error) => error.raw_os_error() == Some(libc::EPROTOTYPE),
-        }
-    }
-
-    /// Why there is none and none can be started.
-    pub(crate) fn missing(&self) -> anyhow::Error {
-        let shown = self.socket.display();
-        let advice = if rustix::process::geteuid().is_root() {
-            ""
-        } else {
-            "; start it as root, or run without --net"
-        };
-        anyhow::anyhow!("bulkhead-net-helper is not running: nothing listens on {shown}{advice}")
-    }
-}
-
-fn net_backend(args: &Args, net: &Net, index: usize, folder: &Path, helper: &Path) -> Process {
+fn net_backend(guest: &Definition, net: &Net, index: usize, site: &Site<'_>) -> Process {
     let name = format!("net{index}");
-    let socket = folder.join(format!("{name}.sock"));
-    Process::new(name, Role::Backend, "bulkhead-net")
+    let socket = site.socket(guest, &name);
+    Process::new(name, Role::Backend, &site.programs.net)
         .option("--socket-path", socket)
         .option("--network", &net.network)
-        .option("--helper-socket", helper)
-        .option("--mac", mac(args, net, index))
+        .option("--helper-socket", site.helper_socket())
+        .option("--mac", mac(guest, net, index).to_string())
 }
 
-fn block_backend(disk: &Disk, index: usize, folder: &Path) -> anyhow::Result<Process> {
+fn block_backend(guest: &Definition, disk: &Disk, index: usize, site: &Site<'_>) -> Process {
     let name = disk_name(index);
-    let socket = folder.join(format!("{name}.sock"));
-    let mut process = Process::new(name, Role::Backend, "bulkhead-block")
+    let socket = site.socket(guest, &name);
+    let mut process = Process::new(name, Role::Backend, &site.programs.block)
         .option("--socket-path", socket)
-        .option("--blk-file", absolute(&disk.path)?)
+        .option("--blk-file", &disk.path)
         .option("--format", &disk.format);
     if disk.readonly {
         process = process.flag("--read-only");
     }
     for folder in &disk.allow {
-        process = process.option("--allow-path", absolute(folder)?);
+        process = process.option("--allow-path", folder);
     }
-    Ok(process)
+    process
 }
 
-fn monitor(args: &Args, folder: &Path) -> anyhow::Result<Process> {
-    let mut process = Process::new("vmm", Role::Monitor, "bulkhead-vmm")
-        .option("--kernel", absolute(&args.kernel)?);
-    if let Some(initramfs) = &args.initramfs {
-        process = process.option("--initramfs", absolute(initramfs)?);
+fn monitor(guest: &Definition, site: &Site<'_>) -> anyhow::Result<Process> {
+    let mut process =
+        Process::new("vmm", Role::Monitor, &site.programs.vmm).option("--kernel", &guest.kernel);
+    if let Some(initramfs) = &guest.initramfs {
+        process = process.option("--initramfs", initramfs);
     }
     process = process
-        .option("--cmdline", &args.cmdline)
-        .option("--cpus", format!("boot={}", args.cpus))
-        .option("--memory", format!("size={}", args.memory));
-    for index in 0..args.disk.len() {
+        .option("--cmdline", &guest.cmdline)
+        .option("--cpus", format!("boot={}", guest.cpus))
+        .option("--memory", format!("size={}", guest.memory));
+    for index in 0..guest.disks.len() {
         let mut device = OsString::from("vhost_user=on,socket=");
-        device.push(value(&folder.join(format!("{}.sock", disk_name(index))))?);
+        device.push(value(&site.socket(guest, &disk_name(index)))?);
         process = process.option("--disk", device);
     }
-    for (index, net) in args.net.iter().enumerate() {
+    for (index, net) in guest.nets.iter().enumerate() {
         let mut device = OsString::from("vhost_user=on,socket=");
-        device.push(value(&folder.join(format!("net{index}.sock")))?);
-        device.push(format!(",mac={}", mac(args, net, index)));
+        device.push(value(&site.socket(guest, &format!("net{index}")))?);
+        device.push(format!(",mac={}", mac(guest, net, index)));
         process = process.option("--net", device);
     }
     let mut api = OsString::from("path=");
-    api.push(value(&folder.join("api.sock"))?);
+    api.push(value(&site.socket(guest, "api"))?);
     Ok(process
         .option("--serial", "tty")
         .option("--api-socket", api))
 }
 
-/// A path as a value in one of the monitor's lists.
+/// A path as a value in one of the monitor's `key=value` lists.
 fn value(path: &Path) -> anyhow::Result<OsString> {
     let bytes = path.as_os_str().as_bytes();
     if bytes.contains(&b'"') {
@@ -227,7 +169,7 @@ fn value(path: &Path) -> anyhow::Result<OsString> {
     Ok(quoted)
 }
 
-/// `vda`, …, `vdz`, `vdaa`, as the guest's kernel counts them.
+/// `vda`, …, `vdz`, `vdaa`, as Linux names the disks in the guest.
 fn disk_name(index: usize) -> String {
     let mut letters = Vec::new();
     let mut rest = index;
@@ -242,40 +184,118 @@ fn disk_name(index: usize) -> String {
     format!("vd{}", String::from_utf8_lossy(&letters))
 }
 
-/// The address asked for, or one of QEMU's and libvirt's range that stays the same for the same guest and card.
-fn mac(args: &Args, net: &Net, index: usize) -> String {
-    if let Some(mac) = &net.mac {
-        return mac.clone();
-    }
-    let [a, b, c, ..] = fnv1a(format!("{}/{}/{index}", args.name, net.network).as_bytes());
-    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+/// The card's configured address, or one in QEMU's and libvirt's range (52:54:00) that depends only on the guest's name, the network and
+/// the card's number.
+fn mac(guest: &Definition, net: &Net, index: usize) -> MacAddr {
+    net.mac.unwrap_or_else(|| {
+        let [a, b, c, ..] = fnv1a(format!("{}/{}/{index}", guest.name, net.network).as_bytes());
+        MacAddr::new([0x52, 0x54, 0, a, b, c])
+    })
 }
 
-/// FNV-1a: the same on every host and in every version.
+/// The hash FNV-1a, which is the same on every host and in every version.
 fn fnv1a(bytes: &[u8]) -> [u8; 8] {
     let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step).to_le_bytes()
 }
 
-fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("cannot tell where {} is", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::Program;
     use clap::Parser;
 
     #[derive(clap::Parser)]
     struct Line {
         #[command(flatten)]
-        args: Args,
+        guest: Definition,
+    }
+
+    fn guest(words: &[&str]) -> Definition {
+        let line = ["run", "--name", "g", "--kernel", "/k"].iter().chain(words);
+        Line::parse_from(line).guest
+    }
+
+    fn programs() -> Programs {
+        Programs {
+            vmm: Program::named("bulkhead-vmm"),
+            block: Program::named("bulkhead-block"),
+            net: Program::named("bulkhead-net"),
+            net_helper: Program::named("bulkhead-net-helper"),
+        }
+    }
+
+    fn site<'a>(programs: &'a Programs, base: &'a str) -> Site<'a> {
+        Site {
+            programs,
+            base: Path::new(base),
+            helper_socket: None,
+            may_start_helper: true,
+        }
     }
 
     fn plan(words: &[&str]) -> Plan {
-        let line = ["run", "--name", "g", "--kernel", "/k"].iter().chain(words);
-        let args = Line::parse_from(line).args;
-        Plan::new(&args, Path::new("/run/b"), Path::new("/run/b/g")).unwrap()
+        Plan::new(&guest(words), &site(&programs(), "/run/b")).unwrap()
+    }
+
+    fn commands(plan: &Plan) -> Vec<String> {
+        let helper = plan.helper.iter().flat_map(|helper| &helper.start);
+        let processes = helper.chain(&plan.processes);
+        processes
+            .map(|process| process.command().into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_guest_is_its_helper_its_backends_and_its_monitor() {
+        let plan = plan(&[
+            "--disk",
+            "/d.raw",
+            "--net",
+            "lan,mac=52:54:00:00:00:01",
+            "--cpus",
+            "2",
+            "--initramfs",
+            "/i",
+        ]);
+        assert_eq!(
+            commands(&plan),
+            [
+                "bulkhead-net-helper --socket-path /run/b/net-helper.sock --network lan --exit-idle",
+                "bulkhead-net --socket-path /run/b/g/net0.sock --network lan --helper-socket /run/b/net-helper.sock --mac 52:54:00:00:00:01",
+                "bulkhead-block --socket-path /run/b/g/vda.sock --blk-file /d.raw --format raw",
+                "bulkhead-vmm --kernel /k --initramfs /i --cmdline console=ttyS0 --cpus boot=2 --memory size=512M \
+                 --disk vhost_user=on,socket=/run/b/g/vda.sock \
+                 --net vhost_user=on,socket=/run/b/g/net0.sock,mac=52:54:00:00:00:01 --serial tty \
+                 --api-socket path=/run/b/g/api.sock",
+            ]
+        );
+        let needs: Vec<_> = plan
+            .processes
+            .iter()
+            .map(|process| process.needs_helper)
+            .collect();
+        assert_eq!(needs, [true, false, false]);
+    }
+
+    #[test]
+    fn a_helper_is_started_only_by_those_who_may_and_where_none_is_named() {
+        let (guest, programs) = (guest(&["--net", "lan"]), programs());
+        let site = site(&programs, "/run/b");
+        let plan = |site: &Site<'_>| Plan::new(&guest, site).unwrap().helper.unwrap();
+        assert!(plan(&site).start.is_some());
+        let user = Site {
+            may_start_helper: false,
+            ..site.clone()
+        };
+        assert!(plan(&user).start.is_none());
+        let named = Site {
+            helper_socket: Some(Path::new("/h")),
+            ..site
+        };
+        let helper = plan(&named);
+        assert!(helper.start.is_none());
+        assert_eq!(helper.socket, Path::new("/h"));
     }
 
     #[test]
@@ -309,9 +329,8 @@ mod tests {
 
     #[test]
     fn a_runtime_folder_with_a_comma_is_one_value() {
-        let line = ["run", "--name", "g", "--kernel", "/k"];
-        let args = Line::parse_from(line).args;
-        let plan = |base: &str| Plan::new(&args, Path::new(base), &Path::new(base).join("g"));
+        let (guest, programs) = (guest(&[]), programs());
+        let plan = |base: &str| Plan::new(&guest, &site(&programs, base));
         let commas = plan("/run/a,b").unwrap();
         let last = commas.processes[0].args.last().unwrap();
         assert_eq!(last, "path=\"/run/a,b/g/api.sock\"");
@@ -320,13 +339,10 @@ mod tests {
 
     #[test]
     fn a_card_keeps_its_address_and_no_two_share_one() {
-        let line = [
-            "run", "--name", "g", "--kernel", "/k", "--net", "default", "--net", "default",
-        ];
-        let args = Line::parse_from(line).args;
-        let first = mac(&args, &args.net[0], 0);
-        assert_eq!(first, mac(&args, &args.net[0], 0));
-        assert_ne!(first, mac(&args, &args.net[1], 1));
-        assert!(first.starts_with("52:54:00:"));
+        let guest = guest(&["--net", "default", "--net", "default"]);
+        let first = mac(&guest, &guest.nets[0], 0);
+        assert_eq!(first, mac(&guest, &guest.nets[0], 0));
+        assert_ne!(first, mac(&guest, &guest.nets[1], 1));
+        assert!(first.to_string().starts_with("52:54:00:"));
     }
 }

@@ -1,6 +1,7 @@
 //! What differs between the types of device: the length of the configuration space, the usual number of queues, and the fields and
 //! features that depend on the configuration. Everything else is the same for all types.
 
+use bulkhead_mac::MacAddr;
 use virtio_bindings::{virtio_blk as blk, virtio_ids as ids, virtio_net as net};
 
 use super::error::{Fault, Result};
@@ -131,7 +132,7 @@ pub fn usual_queues(device_type: u16) -> Option<u16> {
 #[derive(Clone, Debug, Default)]
 pub struct DeviceOptions {
     /// A network card's MAC address.
-    pub mac: Option<[u8; 6]>,
+    pub mac: Option<MacAddr>,
     /// A network card's MTU.
     pub mtu: Option<u16>,
     /// A file system's tag.
@@ -280,7 +281,7 @@ pub(super) fn adjust(
         TYPE_NET => {
             put(NET_MAX_PAIRS, &(queues / 2).to_le_bytes());
             if let Some(mac) = &options.mac {
-                put(NET_MAC, mac);
+                put(NET_MAC, &mac.octets());
             }
             if let Some(mtu) = options.mtu {
                 put(NET_MTU, &mtu.to_le_bytes());
@@ -352,7 +353,7 @@ mod tests {
     #[test]
     fn a_network_card_has_the_address_it_was_given() {
         let options = DeviceOptions {
-            mac: Some([2, 0, 0, 0, 0, 9]),
+            mac: Some(MacAddr::new([2, 0, 0, 0, 0, 9])),
             mtu: Some(9000),
             ..DeviceOptions::default()
         };

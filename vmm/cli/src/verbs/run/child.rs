@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::console::Input;
 use super::event::{Ended, Event};
-use super::plan::{Process, Role};
+use crate::guest::{Process, Role};
 
 /// A process that has been started.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Child {
         events: &Sender<Event>,
     ) -> io::Result<Self> {
         let monitor = process.role == Role::Monitor;
-        let mut command = Command::new(&process.program);
+        let mut command = Command::new(&process.program.path);
         command
             .args(&process.args)
             .env("NOTIFY_SOCKET", notify)

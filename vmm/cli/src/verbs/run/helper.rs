@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::child::{detach, listen};
 use super::event::{Ended, Event, Helper as News};
-use super::plan::{Helper as Wanted, Process};
+use crate::guest::{Helper as Wanted, Process};
 
 /// How long a helper may take to make its networks or to undo them, on a busy host.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,11 +42,11 @@ pub(crate) struct Helper {
 
 impl Helper {
     /// Begins to look for a helper, and to start one if that is possible and there is none. What becomes of it is sent to `events`.
-    pub(crate) fn need(wanted: Wanted, events: Sender<Event>) -> io::Result<Self> {
+    pub(crate) fn need(wanted: Wanted, verbose: bool, events: Sender<Event>) -> io::Result<Self> {
         let (over, needed) = pipe_with(PipeFlags::CLOEXEC)?;
         let thread = std::thread::Builder::new()
             .name("net-helper".into())
-            .spawn(move || keep(&wanted, &over, &events))?;
+            .spawn(move || keep(&wanted, verbose, &over, &events))?;
         Ok(Self { needed, thread })
     }
 
@@ -59,7 +60,27 @@ impl Helper {
     }
 }
 
-/// A helper that stays for us.
+/// Whether a helper serves.
+pub(super) fn runs(wanted: &Wanted) -> bool {
+    match UnixStream::connect(&wanted.socket) {
+        Ok(_) => true,
+        // The helper's socket is one of packets, not a stream.
+        Err(error) => error.raw_os_error() == Some(libc::EPROTOTYPE),
+    }
+}
+
+/// The error that no helper runs and this user may not start one.
+pub(super) fn missing(wanted: &Wanted) -> anyhow::Error {
+    let shown = wanted.socket.display();
+    let advice = if rustix::process::geteuid().is_root() {
+        ""
+    } else {
+        "; start it as root, or run without --net"
+    };
+    anyhow::anyhow!("bulkhead-net-helper is not running: nothing listens on {shown}{advice}")
+}
+
+/// A helper that we hold.
 struct Held {
     hold: Hold,
     /// If we have started it.
@@ -74,9 +95,14 @@ struct Started {
 }
 
 /// The thread: holds one helper after the other, until `over` is closed at its other end.
-fn keep(wanted: &Wanted, over: &OwnedFd, events: &Sender<Event>) -> anyhow::Result<()> {
+fn keep(
+    wanted: &Wanted,
+    verbose: bool,
+    over: &OwnedFd,
+    events: &Sender<Event>,
+) -> anyhow::Result<()> {
     loop {
-        let news = match acquire(wanted, over) {
+        let news = match acquire(wanted, verbose, over) {
             Ok(None) => return Ok(()),
             Ok(Some(held)) => {
                 // Nobody listens any more once the run is over.
@@ -97,7 +123,7 @@ fn keep(wanted: &Wanted, over: &OwnedFd, events: &Sender<Event>) -> anyhow::Resu
 }
 
 /// Holds the helper that runs, or one that it starts. None if it is not needed any more.
-fn acquire(wanted: &Wanted, over: &OwnedFd) -> anyhow::Result<Option<Held>> {
+fn acquire(wanted: &Wanted, verbose: bool, over: &OwnedFd) -> anyhow::Result<Option<Held>> {
     let mut last = None;
     for _ in 0..TRIES {
         match hold(Client::connect(&wanted.socket), over) {
@@ -118,10 +144,10 @@ fn acquire(wanted: &Wanted, over: &OwnedFd) -> anyhow::Result<Option<Held>> {
             }
         }
         let Some(process) = &wanted.start else {
-            return Err(wanted.missing());
+            return Err(missing(wanted));
         };
-        let (client, started) = start(process, wanted.verbose)
-            .with_context(|| format!("cannot start {}", process.program.display()))?;
+        let (client, started) = start(process, verbose)
+            .with_context(|| format!("cannot start {}", process.program.path.display()))?;
         match hold(Ok(client), over) {
             Ok(Some(hold)) => {
                 started.ready.store(true, Ordering::Relaxed);
@@ -142,7 +168,7 @@ fn acquire(wanted: &Wanted, over: &OwnedFd) -> anyhow::Result<Option<Held>> {
             }
         }
     }
-    Err(last.unwrap_or_else(|| wanted.missing()))
+    Err(last.unwrap_or_else(|| missing(wanted)))
 }
 
 /// Asks for a hold and waits for it; none if `over` closes before.
@@ -167,7 +193,7 @@ fn start(process: &Process, verbose: bool) -> anyhow::Result<(Client, Started)> 
         SocketFlags::CLOEXEC,
         None,
     )?;
-    let mut command = Command::new(&process.program);
+    let mut command = Command::new(&process.program.path);
     command
         .args(&process.args)
         .arg("--client-on-stdin")

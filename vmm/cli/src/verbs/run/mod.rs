@@ -1,12 +1,10 @@
-//! `bulkhead run`: a guest in the foreground, from its description to its end.
+//! `bulkhead run`: runs a guest in the foreground until it ends.
 
 mod args;
 mod child;
 mod console;
 mod event;
 mod helper;
-mod options;
-mod plan;
 mod ready;
 mod restarts;
 mod signals;
@@ -15,17 +13,19 @@ mod supervisor;
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use bulkhead_process::confine::{self, Part, Refused};
 use bulkhead_process::warn;
 
+use crate::guest::{Definition, Plan, Process, Site};
 use crate::init;
+use crate::program::Programs;
 use crate::runtime::{self, GuestFolder};
 pub(crate) use args::Args;
 use console::Console;
-use plan::{Plan, Process};
 use signals::Signals;
 use supervisor::{Outcome, Supervisor};
 
@@ -37,21 +37,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         return dry_run(&args);
     }
     let base = runtime::base()?;
-    let path = base.join(&args.name);
     if init::is_needed() {
         return init::run();
     }
     warn_of_refused()?;
     let signals = Signals::block().context("cannot watch for signals")?;
-    let folder = GuestFolder::claim(&path)?;
+    let folder = GuestFolder::claim(&base.join(&args.guest.name))?;
     let console = Console::attach().context("cannot use standard input")?;
     let mut supervisor = Supervisor::new(&folder, signals, &console, args.verbose)?;
-    let outcome = run_until_end(
-        &mut supervisor,
-        &Plan::new(&args, &base, &path)?,
-        args.no_reboot,
-    );
-    // Kept over reboots, given back once.
+    let plan = plan(&args, &base)?;
+    let outcome = run_until_end(&mut supervisor, &plan, args.no_reboot);
+    // The helper is held over reboots, and released once.
     let closed = supervisor.close();
     let outcome = outcome?;
     closed?;
@@ -59,6 +55,18 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Outcome::Ended(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
         Outcome::Stopped => ExitCode::SUCCESS,
     })
+}
+
+/// The plan for the guest on this host.
+fn plan(args: &Args, base: &Path) -> anyhow::Result<Plan> {
+    let guest: Definition = args.guest.clone().with_absolute_paths()?;
+    let site = Site {
+        programs: &Programs::find(),
+        base,
+        helper_socket: args.helper_socket.as_deref(),
+        may_start_helper: rustix::process::geteuid().is_root(),
+    };
+    Plan::new(&guest, &site)
 }
 
 fn run_until_end(
@@ -74,12 +82,12 @@ fn run_until_end(
     }
 }
 
-/// One warning for all that the host refuses: what the programs say of it at their start is not passed on.
+/// Writes one warning about all that the host refuses. The programs' own warnings about it are not passed on.
 fn warn_of_refused() -> anyhow::Result<()> {
     let is_root = rustix::process::geteuid().is_root();
     let parts: Vec<_> = refused()?
         .iter()
-        // Users' guests have no process namespaces on any host.
+        // Only root's guests have process namespaces, on any host.
         .filter(|refused| is_root || refused.part != Part::Processes)
         .map(ToString::to_string)
         .collect();
@@ -96,8 +104,7 @@ fn refused() -> anyhow::Result<Vec<Refused>> {
     confine::refused().context("cannot try the confinement")
 }
 
-/// Lines that a shell can run, each process in a terminal of its own. Beside them, a warning for each thing that this host lacks for it:
-/// a plan needs none of them.
+/// Prints the commands, each to be run in a terminal of its own, and warns about what this host lacks for them.
 fn dry_run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut warnings = Vec::new();
     let base = runtime::base().unwrap_or_else(|error| {
@@ -105,15 +112,14 @@ fn dry_run(args: &Args) -> anyhow::Result<ExitCode> {
         warnings.push(format!("{error:#}; shown for {}", usual.display()));
         usual
     });
-    let folder = base.join(&args.name);
-    let plan = Plan::new(args, &base, &folder)?;
+    let plan = plan(args, &base)?;
     let mut folders = OsString::from("mkdir -p -m 0700 ");
-    folders.push(crate::shell::quote(folder.as_os_str()));
+    folders.push(crate::shell::quote(base.join(&args.guest.name).as_os_str()));
     let mut lines = vec![folders];
-    if let Some(helper) = plan.helper.as_ref().filter(|helper| !helper.runs()) {
-        match &helper.start {
+    if let Some(wanted) = plan.helper.as_ref().filter(|wanted| !helper::runs(wanted)) {
+        match &wanted.start {
             Some(start) => lines.push(start.command()),
-            None => warnings.push(helper.missing().to_string()),
+            None => warnings.push(helper::missing(wanted).to_string()),
         }
     }
     lines.extend(plan.processes.iter().map(Process::command));

@@ -13,10 +13,10 @@ use super::child::Child;
 use super::console::{Console, Input};
 use super::event::{Ended, Event, Helper as HelperNews};
 use super::helper::Helper;
-use super::plan::{Plan, Process, Role};
 use super::ready;
 use super::restarts::Restarts;
 use super::signals::Signals;
+use crate::guest::{Plan, Process, Role};
 use crate::runtime::GuestFolder;
 
 /// How long the others may take to end by themselves once the guest has ended, and again once they were told to.
@@ -86,7 +86,7 @@ impl Supervisor {
     /// Runs the processes until the monitor ends or we are told to end. None of them is left when this returns.
     pub(crate) fn run(&mut self, plan: Plan) -> anyhow::Result<Outcome> {
         if let (Some(wanted), None) = (plan.helper, &self.helper) {
-            let helper = Helper::need(wanted, self.sender.clone());
+            let helper = Helper::need(wanted, self.verbose, self.sender.clone());
             self.helper = Some(helper.context("cannot watch bulkhead-net-helper")?);
         }
         self.slots = plan
@@ -147,7 +147,7 @@ impl Supervisor {
                 continue;
             }
             let child = Child::start(process, index, &self.notify, &self.input, &self.sender)
-                .with_context(|| format!("cannot start {}", process.program.display()))?;
+                .with_context(|| format!("cannot start {}", process.program.path.display()))?;
             slot.child = Some(child);
             slot.restart_at = None;
         }

@@ -1,4 +1,8 @@
-//! Hardware addresses.
+//! `bulkhead-mac`: the MAC address of a network card: its text, its bytes, and its one parser.
+//!
+//! It may access nothing, and depends on no other part of Bulkhead.
+
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +14,7 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddr([u8; 6]);
 
-/// The text is not the address of one network card.
+/// A text that is not the MAC address of a network card.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a MAC address: {why}")]
 pub struct ParseMacError {
@@ -24,12 +28,12 @@ impl MacAddr {
         MacAddr(octets)
     }
 
-    /// Its bytes, in transmission order.
+    /// Its bytes, in the order of transmission.
     pub const fn octets(self) -> [u8; 6] {
         self.0
     }
 
-    /// Whether one network card can have it: not a group address, and not all zero.
+    /// Whether a network card can have it: it is neither a group address nor all zero.
     pub const fn is_unicast(self) -> bool {
         let [first, ..] = self.0;
         first & 1 == 0 && !matches!(self.0, [0, 0, 0, 0, 0, 0])

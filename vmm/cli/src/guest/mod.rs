@@ -1,0 +1,10 @@
+//! A guest is described once, by its [`Definition`]. [`Plan`] derives its processes from that, and asks the host nothing.
+
+mod definition;
+mod options;
+mod plan;
+mod process;
+
+pub(crate) use definition::Definition;
+pub(crate) use plan::{Helper, Plan, Site};
+pub(crate) use process::{Process, Role};
