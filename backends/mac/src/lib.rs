@@ -1,6 +1,6 @@
 //! `bulkhead-mac`: the MAC address of a network card: its text, its bytes, and its one parser.
 //!
-//! It may access nothing, and depends on no other part of Bulkhead.
+//! It may touch nothing, and depends on no other part of Bulkhead.
 
 #![forbid(unsafe_code)]
 
