@@ -81,7 +81,7 @@ impl Session {
         let shown = shown(&self.journal);
         let why = match self.image == opened {
             true => format!(
-                "what was written since the last flush is in the journal {shown}, which is not in the folder of the image: put it there, unless this is an earlier copy of the image, made while it was in use"
+                "what was written since the last flush is in the journal {shown}, which is not in the folder of the image any more: put it back there, unless this is an earlier copy of the image, made while it was in use"
             ),
             false => format!(
                 "it is a copy of an image in use; what was written to that one since the last flush is in the journal {shown}: copy the image when it is closed"
