@@ -148,6 +148,7 @@ mod report;
 mod storage;
 
 pub use error::{Denied, Error, ErrorKind, FileKind, Result, TableFault};
+pub use formats::Format;
 pub use formats::qcow2::DirtyRanges;
 pub use formats::qcow2::journal::file::journal_paths;
 pub use formats::qcow2::layout::address::{ClusterIndex, GuestOffset, HostOffset};
@@ -155,8 +156,8 @@ pub use image::Image;
 pub use image::create::{create, create_file, create_in};
 pub use image::plan::{Part, Place, Plan};
 pub use options::{
-    Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Format, Journal,
-    Locking, OpenOptions, Preallocation,
+    Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Journal, Locking,
+    OpenOptions, Preallocation,
 };
 pub use report::{
     BitmapInfo, CheckResult, Encryption, Info, LuksInfo, LuksSlot, Qcow2Info, Repair, SnapshotInfo,

@@ -3,49 +3,11 @@
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::error::Error;
+use crate::formats::Format;
 use crate::storage::Storage;
 use crate::storage::gate::AllowedFiles;
-
-/// The format of an image. Always declared, never guessed by this library while opening.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// The file is the disk.
-    Raw,
-    /// qcow2, versions 2 and 3.
-    Qcow2,
-}
-
-impl Format {
-    /// The name qemu-img uses.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Format {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        match name {
-            "raw" => Ok(Self::Raw),
-            "qcow2" => Ok(Self::Qcow2),
-            _ => Err(Error::unsupported(format!("unknown image format '{name}'"))),
-        }
-    }
-}
 
 /// What to do about the backing file an image names.
 #[derive(Clone, Default)]

@@ -1,12 +1,16 @@
 //! Changes of an image's format options.
 
 use crate::error::{Error, Result};
-use crate::image::{Image, Layer};
+use crate::formats::Format;
+use crate::image::Image;
 
 impl Image {
     /// Drops everything this overlay holds, so that its backing file shows again.
     pub fn make_empty(&self) -> Result<()> {
-        self.amend("backing file", |qcow2| qcow2.make_empty())
+        self.check_writable()?;
+        self.driver
+            .make_empty()
+            .map_err(|error| error.within(self.path.display()))
     }
 
     /// Changes the version of a qcow2 image: 2 (`compat=0.10`) or 3 (`compat=1.1`).
@@ -44,12 +48,9 @@ impl Image {
     /// version 2 cannot.
     pub fn set_incomplete(&self, incomplete: bool) -> Result<bool> {
         self.check_writable()?;
-        match &self.layer {
-            Layer::Raw(_) => Ok(false),
-            Layer::Qcow2(qcow2) => qcow2
-                .set_incomplete(incomplete)
-                .map_err(|error| error.within(self.path.display())),
-        }
+        self.driver
+            .set_incomplete(incomplete)
+            .map_err(|error| error.within(self.path.display()))
     }
 
     /// The external data file is no longer a raw image of the disk that others may write.
@@ -68,10 +69,23 @@ impl Image {
         change: impl FnOnce(&crate::formats::qcow2::Qcow2) -> Result<()>,
     ) -> Result<()> {
         self.check_writable()?;
-        match &self.layer {
-            Layer::Raw(_) => Err(Error::unsupported(format!("raw images have no {what}"))),
-            Layer::Qcow2(qcow2) => change(qcow2),
+        match self.driver.as_qcow2() {
+            Some(qcow2) => change(qcow2),
+            None => Err(self.driver.has_no(what)),
         }
         .map_err(|error| error.within(self.path.display()))
+    }
+
+    /// Records another backing file (`None`: none), without looking at any content.
+    pub fn change_backing_file(&self, name: Option<&str>, format: Option<Format>) -> Result<()> {
+        self.record_backing_file(name, format.map(Format::name))
+    }
+
+    /// As [`Image::change_backing_file`], with a format that this library need not have: what is recorded is opened by others.
+    pub fn record_backing_file(&self, name: Option<&str>, format: Option<&str>) -> Result<()> {
+        self.check_writable()?;
+        self.driver
+            .record_backing(name, format)
+            .map_err(|error| error.within(self.path.display()))
     }
 }

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::formats::Format;
 use crate::formats::qcow2::journal::file::{self as journal_file, Access, Beside, JournalFile};
 use crate::formats::qcow2::pending_session;
 use crate::image::Image;
 use crate::image::references::{resolve, resolve_data_file};
-use crate::options::{Backing, DataFile, Format, Journal, Locking, OpenOptions};
+use crate::options::{Backing, DataFile, Journal, Locking, OpenOptions};
 use crate::storage::Storage;
 use crate::storage::gate::{check_type, open_file};
 use crate::storage::host_file::HostFile;
@@ -130,7 +131,7 @@ fn lock(
         Locking::Shared => Use::ReadShared,
         Locking::Exclusive | Locking::NoWriters if options.writable => Use::Write,
         // As QEMU's tools: a raw image may be read while it is written, there is no metadata to trip over.
-        Locking::Exclusive if options.format == Format::Raw && !is_backing => Use::ReadShared,
+        Locking::Exclusive if !options.format.has_metadata() && !is_backing => Use::ReadShared,
         Locking::Exclusive | Locking::NoWriters => Use::Read,
     };
     FileLock::acquire(file, usage, path).map(Some)
@@ -138,7 +139,7 @@ fn lock(
 
 /// What was found beside an image that is locked; `None` if nobody is to look.
 fn journal(file: &Arc<File>, path: &Path, options: &OpenOptions) -> Result<Option<Beside>> {
-    if options.format != Format::Qcow2 || options.for_info {
+    if !options.format.has_journal() || options.for_info {
         return Ok(None);
     }
     // What is being written now is not to be had otherwise.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::error::{Error, Result};
-use crate::image::{Image, Layer};
+use crate::image::Image;
 use crate::storage::Storage;
 
 /// Its files.
@@ -23,10 +23,7 @@ impl Image {
     }
 
     fn storages(&self) -> Vec<&dyn Storage> {
-        match &self.layer {
-            Layer::Raw(raw) => vec![&*raw.storage],
-            Layer::Qcow2(qcow2) => qcow2.storages(),
-        }
+        self.driver.storages()
     }
 
     /// Whether a read of one of [`Image::files`] that met the end of the file at `end` met it too early: somebody else made the file
@@ -66,10 +63,7 @@ impl Image {
 
     /// Whether somebody else is known to have made a file of the chain shorter. Does not look.
     pub fn is_cut(&self) -> bool {
-        let here = match &self.layer {
-            Layer::Raw(raw) => raw.storage.is_cut(),
-            Layer::Qcow2(qcow2) => qcow2.is_cut(),
-        };
+        let here = self.storages().into_iter().any(Storage::is_cut);
         here || self.backing.as_deref().is_some_and(Self::is_cut)
     }
 
@@ -100,12 +94,10 @@ impl Image {
     /// tables are no longer written, for nobody knows what they would stand on.
     pub fn flush_failed(&self, error: &io::Error) {
         self.sync_state.fail(error);
-        if let Layer::Qcow2(qcow2) = &self.layer {
-            let error = match error.raw_os_error() {
-                Some(number) => io::Error::from_raw_os_error(number),
-                None => io::Error::new(error.kind(), error.to_string()),
-            };
-            qcow2.stop(&Error::io("flush error", error));
-        }
+        let error = match error.raw_os_error() {
+            Some(number) => io::Error::from_raw_os_error(number),
+            None => io::Error::new(error.kind(), error.to_string()),
+        };
+        self.driver.stop(&Error::io("flush error", error));
     }
 }

@@ -1,9 +1,8 @@
 //! What `info`, `map` and `check` report about an image.
 
 use crate::error::{Error, Result};
-use crate::image::{Image, Layer};
-use crate::options::Format;
-use crate::report::{CheckResult, Info, Repair, SnapshotInfo};
+use crate::image::Image;
+use crate::report::{CheckResult, Info, Repair};
 use crate::storage::extent::Extent;
 
 /// Reports.
@@ -14,11 +13,9 @@ impl Image {
         if len == 0 {
             return Err(Error::invalid("cannot map a range of 0 bytes"));
         }
-        match &self.layer {
-            Layer::Raw(raw) => raw.map(offset, len, &self.path),
-            Layer::Qcow2(qcow2) => qcow2.map(offset, len, &self.path),
-        }
-        .map_err(|error| error.within(self.path.display()))
+        self.driver
+            .map(offset, len, &self.path)
+            .map_err(|error| error.within(self.path.display()))
     }
 
     /// How the beginning of `offset..offset + len` is stored in the chain: the first extent, at most `len` long.
@@ -53,31 +50,14 @@ impl Image {
 
     /// Everything the header says. Opens no file.
     pub fn info(&self) -> Result<Info> {
-        match &self.layer {
-            Layer::Raw(raw) => Ok(Info {
-                filename: self.path.clone(),
-                format: Format::Raw,
-                virtual_size: raw.size(),
-                actual_size: raw.storage.allocated().unwrap_or(0),
-                file_size: raw.storage.len().unwrap_or(0),
-                cluster_size: None,
-                backing_filename: None,
-                full_backing_filename: None,
-                backing_format: None,
-                snapshots: Vec::new(),
-                qcow2: None,
-            }),
-            Layer::Qcow2(qcow2) => qcow2.info(&self.path),
-        }
-        .map_err(|error| error.within(self.path.display()))
+        self.driver
+            .info(&self.path)
+            .map_err(|error| error.within(self.path.display()))
     }
 
     /// What was put right when the image was opened for writing, because whoever wrote it last had not closed it.
     pub fn repaired(&self) -> Option<&CheckResult> {
-        match &self.layer {
-            Layer::Raw(_) => None,
-            Layer::Qcow2(qcow2) => qcow2.repaired(),
-        }
+        self.driver.repaired()
     }
 
     /// Checks refcounts and tables (qcow2 only), and repairs as far as `repair` allows.
@@ -85,20 +65,8 @@ impl Image {
         if repair != Repair::None {
             self.check_writable()?;
         }
-        match &self.layer {
-            Layer::Raw(_) => Err(Error::unsupported(
-                "this image format does not support checks",
-            )),
-            Layer::Qcow2(qcow2) => qcow2.check(repair),
-        }
-        .map_err(|error| error.within(self.path.display()))
-    }
-
-    /// The internal snapshots.
-    pub fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
-        match &self.layer {
-            Layer::Raw(_) => Ok(Vec::new()),
-            Layer::Qcow2(qcow2) => Ok(qcow2.snapshots()),
-        }
+        self.driver
+            .check(repair)
+            .map_err(|error| error.within(self.path.display()))
     }
 }

@@ -2,26 +2,27 @@
 
 mod amend;
 pub(crate) mod backing_disk;
+mod bitmaps;
 mod chain;
-mod change;
 pub(crate) mod create;
 mod files;
 mod info;
 mod nested;
 pub(crate) mod plan;
 pub(crate) mod references;
+mod resize;
+mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::journal::file::Beside;
-use crate::formats::raw::Raw;
+use crate::formats::{Driver, Format, Opening};
 use crate::image::backing_disk::BackingDisk;
 use crate::image::plan::Plan;
 use crate::image::references::References;
-use crate::options::{Format, OpenOptions};
+use crate::options::OpenOptions;
 use crate::storage::Storage;
 use crate::storage::buffer::{Destination, Source};
 use crate::storage::lock::FileLock;
@@ -31,7 +32,7 @@ use crate::storage::window::Window;
 /// An open image. `Send` and `Sync`: several threads may read, write and flush it at once.
 pub struct Image {
     path: PathBuf,
-    pub(crate) layer: Layer,
+    pub(crate) driver: Box<dyn Driver>,
     backing: Option<Arc<Image>>,
     writable: bool,
     sync_state: SyncState,
@@ -39,11 +40,6 @@ pub struct Image {
     file_syncs: Vec<FileSyncs>,
     _lock: Option<FileLock>,
     data_lock: Option<FileLock>,
-}
-
-pub(crate) enum Layer {
-    Raw(Raw),
-    Qcow2(Box<Qcow2>),
 }
 
 /// Size limits of one I/O, so that sums cannot overflow.
@@ -64,19 +60,15 @@ impl Image {
         }
         let sync_state = SyncState::default();
         let (storage, syncs) = Synced::new(Arc::from(storage), &sync_state);
-        let layer = match options.format {
-            Format::Raw => Layer::Raw(Raw::new(
-                Box::new(storage),
-                start,
-                options.discard == crate::options::Discard::Unmap,
-            )?),
-            Format::Qcow2 => {
-                Layer::Qcow2(Box::new(Qcow2::open(Arc::new(storage), options, journal)?))
-            }
-        };
+        let driver = options.format.open(Opening {
+            storage: Arc::new(storage),
+            start,
+            options,
+            journal,
+        })?;
         Ok(Self {
             path: path.to_path_buf(),
-            layer,
+            driver,
             backing: None,
             writable: options.writable,
             sync_state,
@@ -105,20 +97,15 @@ impl Image {
         path: PathBuf,
         lock: Option<FileLock>,
     ) {
-        if let Layer::Qcow2(qcow2) = &mut self.layer {
-            let (data, syncs) = Synced::new(data, &self.sync_state);
-            qcow2.set_data_file(Box::new(data), path);
-            self.file_syncs.push(syncs);
-        }
+        let (data, syncs) = Synced::new(data, &self.sync_state);
+        self.driver.set_data_file(Box::new(data), path);
+        self.file_syncs.push(syncs);
         self.data_lock = lock;
     }
 
     /// Names of the files this image refers to: backing file, its format, external data file.
     pub(crate) fn references(&self) -> References {
-        match &self.layer {
-            Layer::Raw(_) => References::default(),
-            Layer::Qcow2(qcow2) => qcow2.references(),
-        }
+        self.driver.references()
     }
 
     /// The name it was opened by.
@@ -128,18 +115,12 @@ impl Image {
 
     /// Its format.
     pub fn format(&self) -> Format {
-        match &self.layer {
-            Layer::Raw(_) => Format::Raw,
-            Layer::Qcow2(_) => Format::Qcow2,
-        }
+        self.driver.format()
     }
 
     /// Size of the disk in bytes.
     pub fn virtual_size(&self) -> u64 {
-        match &self.layer {
-            Layer::Raw(raw) => raw.size(),
-            Layer::Qcow2(qcow2) => qcow2.size(),
-        }
+        self.driver.size()
     }
 
     /// Whether it was opened for writing.
@@ -149,10 +130,7 @@ impl Image {
 
     /// Cluster size, of formats that have clusters: the natural granularity of discards and allocation.
     pub fn cluster_size(&self) -> Option<u64> {
-        match &self.layer {
-            Layer::Raw(_) => None,
-            Layer::Qcow2(qcow2) => Some(qcow2.cluster_size()),
-        }
+        self.driver.cluster_size()
     }
 
     /// The backing image, if it was opened.
@@ -164,13 +142,7 @@ impl Image {
 /// Reading and writing.
 impl Image {
     pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<()> {
-        if let Layer::Qcow2(qcow2) = &self.layer
-            && qcow2.is_encrypted()
-        {
-            return Err(Error::unsupported(
-                "the image is encrypted, which is not supported",
-            ));
-        }
+        self.driver.check_readable()?;
         match offset.checked_add(len) {
             Some(end) if end <= self.virtual_size() && end <= MAX_OFFSET => Ok(()),
             _ => Err(Error::new(
@@ -215,33 +187,27 @@ impl Image {
         self.check_writable()?;
         let len = src.len();
         self.check_range(offset, len as u64)?;
-        match &self.layer {
-            Layer::Raw(raw) => raw.write(offset, src, 0, len),
-            Layer::Qcow2(qcow2) => qcow2.write(self.backing_disk(), offset, src, len),
-        }
-        .map_err(|error| error.within(self.path.display()))
+        self.driver
+            .write(self.backing_disk(), offset, src)
+            .map_err(|error| error.within(self.path.display()))
     }
 
     /// Makes the range read as zeroes; with `may_unmap`, its space may be given up.
     pub fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
         self.check_writable()?;
         self.check_range(offset, len)?;
-        match &self.layer {
-            Layer::Raw(raw) => raw.write_zeroes(offset, len, may_unmap),
-            Layer::Qcow2(qcow2) => qcow2.write_zeroes(self.backing_disk(), offset, len, may_unmap),
-        }
-        .map_err(|error| error.within(self.path.display()))
+        self.driver
+            .write_zeroes(self.backing_disk(), offset, len, may_unmap)
+            .map_err(|error| error.within(self.path.display()))
     }
 
     /// The guest no longer needs the range. It then reads as zeroes or as before; never as data of a backing image.
     pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
         self.check_range(offset, len)?;
-        match &self.layer {
-            Layer::Raw(raw) => raw.discard(offset, len),
-            Layer::Qcow2(qcow2) => qcow2.discard(self.backing.is_some(), offset, len),
-        }
-        .map_err(|error| error.within(self.path.display()))
+        self.driver
+            .discard(self.backing.is_some(), offset, len)
+            .map_err(|error| error.within(self.path.display()))
     }
 
     /// Makes everything written so far durable. A read-only image has nothing to flush.
@@ -253,48 +219,35 @@ impl Image {
             return Ok(());
         }
         self.check_before_flush()?;
-        match &self.layer {
-            Layer::Raw(raw) => raw.flush(),
-            Layer::Qcow2(qcow2) => qcow2.flush(),
-        }
-        .map_err(|error| error.within(self.path.display()))
+        self.driver
+            .flush()
+            .map_err(|error| error.within(self.path.display()))
     }
 
     /// Whether something that was written is known to this process alone, because the tables that lead to it are not in the file yet:
     /// if the process were killed now, another one would not find it. After [`Image::secure`] nothing is.
     pub fn is_ahead(&self) -> bool {
-        match &self.layer {
-            Layer::Raw(_) => false,
-            Layer::Qcow2(qcow2) => qcow2.is_ahead(),
-        }
+        self.driver.is_ahead()
     }
 
     /// Makes sure that what was written so far is found by whoever opens the image next, even if this process is killed: notes it in
     /// the journal ([`crate::Journal`]) or, without one, flushes where tables are not in the file yet. A power cut is another matter:
     /// see [`Image::flush`].
     pub fn secure(&self) -> Result<()> {
-        match &self.layer {
-            Layer::Raw(_) => Ok(()),
-            Layer::Qcow2(qcow2) => qcow2.secure(),
-        }
-        .map_err(|error| error.within(self.path.display()))
+        self.driver
+            .secure()
+            .map_err(|error| error.within(self.path.display()))
     }
 
     /// Whether a journal is kept.
     pub fn has_journal(&self) -> bool {
-        match &self.layer {
-            Layer::Raw(_) => false,
-            Layer::Qcow2(qcow2) => qcow2.has_journal(),
-        }
+        self.driver.has_journal()
     }
 
     /// The journal's file, and its device and inode, for a process that may not remove it itself: once [`Image::close`] has succeeded,
     /// it is empty and needed no more.
     pub fn journal_file(&self) -> Option<(&Path, (u64, u64))> {
-        match &self.layer {
-            Layer::Raw(_) => None,
-            Layer::Qcow2(qcow2) => qcow2.journal_file(),
-        }
+        self.driver.journal_file()
     }
 
     /// Writes `buf` as compressed clusters where that saves space (qcow2 only). `offset` is cluster-aligned, and so is the
@@ -302,31 +255,27 @@ impl Image {
     pub fn write_compressed(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.check_writable()?;
         self.check_range(offset, buf.len() as u64)?;
-        match &self.layer {
-            Layer::Raw(_) => Err(Error::unsupported("raw images have no compression")),
-            Layer::Qcow2(qcow2) => qcow2.write_compressed(offset, buf),
-        }
-        .map_err(|error| error.within(self.path.display()))
+        self.driver
+            .write_compressed(offset, buf)
+            .map_err(|error| error.within(self.path.display()))
     }
 
     /// Flushes and closes the image, and those of its backing chain that nobody else uses. Unlike dropping it, this reports errors, and
     /// those of flushes before it.
     pub fn close(mut self) -> Result<()> {
         let backing = self.backing.take().and_then(Arc::into_inner);
-        let closed = self.close_layer();
+        let closed = self.close_alone();
         drop(self);
         backing.map_or(Ok(()), Self::close).and(closed)
     }
 
-    fn close_layer(&self) -> Result<()> {
+    fn close_alone(&self) -> Result<()> {
         if !self.writable {
             return Ok(());
         }
-        match &self.layer {
-            Layer::Raw(raw) => raw.flush(),
-            Layer::Qcow2(qcow2) => qcow2.close(),
-        }
-        .map_err(|error| error.within(self.path.display()))?;
+        self.driver
+            .close()
+            .map_err(|error| error.within(self.path.display()))?;
         self.check_before_flush()?;
         self.flush_error().map_or(Ok(()), Err)
     }
@@ -362,11 +311,9 @@ impl BackingDisk for Image {
         if inside == 0 {
             return Ok(());
         }
-        match &self.layer {
-            Layer::Raw(raw) => raw.read(offset, dst, at, inside),
-            Layer::Qcow2(qcow2) => qcow2.read(self.backing_disk(), offset, dst, at, inside),
-        }
-        .map_err(|error| error.within(self.path.display()))
+        self.driver
+            .read(self.backing_disk(), offset, dst, (at, inside))
+            .map_err(|error| error.within(self.path.display()))
     }
 
     fn plan_part(

@@ -1,7 +1,7 @@
 //! Host extents behind a guest range, for callers that do their own I/O.
 
 use crate::error::{Error, Result};
-use crate::image::{Image, Layer};
+use crate::image::Image;
 use crate::storage::Storage;
 use crate::storage::range_lock::RangeGuard;
 use crate::storage::sync::Flush;
@@ -78,12 +78,8 @@ impl Image {
         if self.is_cut() {
             return Ok(None);
         }
-        let range = match &self.layer {
-            Layer::Qcow2(qcow2) if self.is_writable() => match qcow2.hold(offset, len) {
-                None => return Ok(None),
-                range => range,
-            },
-            _ => None,
+        let Ok(range) = self.driver.try_hold(offset, len) else {
+            return Ok(None);
         };
         let mut plan = Plan::new(range);
         Ok(self
@@ -102,22 +98,12 @@ impl Image {
         let inside = usize::try_from(self.virtual_size().saturating_sub(offset))
             .unwrap_or(usize::MAX)
             .min(len);
-        if inside > 0 {
-            match &self.layer {
-                Layer::Raw(_) => plan.add(
-                    at,
-                    inside,
-                    Place::File {
-                        file: first,
-                        offset,
-                    },
-                ),
-                Layer::Qcow2(qcow2) => {
-                    if !qcow2.plan_read(plan, (self.backing_disk(), first), offset, (at, inside))? {
-                        return Ok(false);
-                    }
-                }
-            }
+        if inside > 0
+            && !self
+                .driver
+                .plan_read(plan, (self.backing_disk(), first), offset, (at, inside))?
+        {
+            return Ok(false);
         }
         if inside < len {
             plan.add(at + inside, len - inside, Place::Zero);
@@ -150,14 +136,10 @@ impl Image {
     fn find_in_place(&self, offset: u64, len: usize) -> Result<(Option<Plan>, &dyn Storage)> {
         self.check_writable()?;
         self.check_range(offset, len as u64)?;
-        match &self.layer {
-            Layer::Raw(raw) => {
-                let mut plan = Plan::new(None);
-                plan.add(0, len, Place::File { file: 0, offset });
-                Ok((Some(plan), &*raw.storage))
-            }
-            Layer::Qcow2(qcow2) => Ok((qcow2.plan_write(offset, len)?, qcow2.data_storage()?)),
-        }
+        Ok((
+            self.driver.plan_write(offset, len)?,
+            self.driver.data_storage()?,
+        ))
     }
 
     /// The files to be put on the medium (fdatasync) for a flush. `None` if there are tables to be written in order, or somebody else
@@ -173,9 +155,7 @@ impl Image {
         if let Some(error) = self.flush_error() {
             return Err(error);
         }
-        if let Layer::Qcow2(qcow2) = &self.layer
-            && !qcow2.may_flush_files()?
-        {
+        if !self.driver.may_flush_files()? {
             return Ok(None);
         }
         // What the image's own file refers to comes first.

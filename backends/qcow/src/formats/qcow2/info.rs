@@ -5,6 +5,7 @@ mod holes;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::formats::Format;
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::engine::Where;
 use crate::formats::qcow2::layout::address::GuestOffset;
@@ -14,7 +15,6 @@ use crate::formats::qcow2::layout::feature;
 use crate::formats::qcow2::layout::header::{CRYPT_AES, CRYPT_LUKS, Header};
 use crate::formats::qcow2::layout::luks;
 use crate::image::references;
-use crate::options::Format;
 use crate::report::{Encryption, Info, Qcow2Info};
 use crate::storage::extent::Extent;
 

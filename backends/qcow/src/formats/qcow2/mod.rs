@@ -10,6 +10,8 @@ pub(crate) mod rewrite;
 mod amend;
 mod bitmaps;
 mod commit;
+mod create;
+mod format;
 mod info;
 mod io;
 mod plan;
@@ -44,6 +46,7 @@ use bitmaps::Bitmaps;
 use recovery::{Kept, Lost, Recovered};
 
 pub use bitmaps::DirtyRanges;
+pub(super) use format::ENTRY;
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
@@ -246,10 +249,6 @@ impl Qcow2 {
         engine.register_tables(&l1, &refcount_table, len)
     }
 
-    pub(crate) fn set_data_file(&mut self, data: Box<dyn Storage>, path: PathBuf) {
-        self.data = Some((data, path));
-    }
-
     pub(crate) fn references(&self) -> References {
         let engine = self.engine_exclusive();
         let header = &engine.header;
@@ -262,16 +261,6 @@ impl Qcow2 {
         }
     }
 
-    /// Whether its data is encrypted, and cannot be read.
-    pub(crate) fn is_encrypted(&self) -> bool {
-        self.encrypted
-    }
-
-    /// What was put right when it was opened.
-    pub(crate) fn repaired(&self) -> Option<&CheckResult> {
-        self.repaired.get()
-    }
-
     pub(crate) fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
@@ -281,10 +270,6 @@ impl Qcow2 {
             true => CompressionType::Zstd,
             false => CompressionType::Zlib,
         }
-    }
-
-    pub(crate) fn cluster_size(&self) -> u64 {
-        self.cluster_size
     }
 
     /// Flushes, brings refcounts up to date, and clears the dirty bit.

@@ -18,12 +18,6 @@ impl Qcow2 {
         std::iter::once(&*self.storage).chain(data).collect()
     }
 
-    /// Whether one of them is known to have been made shorter.
-    pub(crate) fn is_cut(&self) -> bool {
-        let data = self.data.as_ref();
-        self.storage.is_cut() || data.is_some_and(|(data, _)| data.is_cut())
-    }
-
     /// Keeps clusters where they are, unless somebody is about to change that.
     pub(crate) fn hold(&self, offset: u64, len: usize) -> Option<RangeGuard> {
         self.ranges.try_shared(offset..offset + len as u64)

@@ -1,7 +1,10 @@
 //! Raw images: the file is the disk.
 
+mod format;
+
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Preallocation;
@@ -9,9 +12,11 @@ use crate::storage::Storage;
 use crate::storage::buffer::{Destination, Source};
 use crate::storage::extent::Extent;
 
+pub(super) use format::ENTRY;
+
 /// A raw image.
 pub(crate) struct Raw {
-    pub(crate) storage: Box<dyn Storage>,
+    storage: Arc<dyn Storage>,
     /// Where the disk begins in the file.
     start: u64,
     size: std::sync::atomic::AtomicU64,
@@ -23,7 +28,7 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
 }
 
 impl Raw {
-    pub(crate) fn new(storage: Box<dyn Storage>, start: u64, discard: bool) -> Result<Self> {
+    pub(crate) fn new(storage: Arc<dyn Storage>, start: u64, discard: bool) -> Result<Self> {
         let size = storage.len().map_err(failed("cannot find the size"))?;
         Ok(Self {
             storage,
