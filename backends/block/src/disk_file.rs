@@ -6,9 +6,9 @@ use anyhow::{Context, Result, anyhow};
 use bulkhead_daemon::Confinement;
 use bulkhead_process::broker::Broker;
 use bulkhead_process::usage;
-use qcow::{AllowedFiles, Denied, Folder, Image, OpenOptions};
+use qcow::{AllowedFiles, Denied, Folder, Format, Image, OpenOptions};
 
-use crate::{Args, Format, confine};
+use crate::{Args, confine};
 
 /// The image of the command line.
 pub(crate) struct DiskFile {
@@ -61,7 +61,7 @@ impl DiskFile {
     }
 
     pub(crate) fn open(&self) -> Result<Image> {
-        let options = OpenOptions::new(self.format.into())
+        let options = OpenOptions::new(self.format)
             .writable(self.writable)
             .journal(qcow::Journal::Keep)
             .follow_references()
@@ -76,7 +76,7 @@ impl DiskFile {
 
     /// Who removes the journal once the image is closed, which has made it empty: the confined program itself may not.
     pub(crate) fn broker(&self) -> Result<Option<Broker>> {
-        if self.format != Format::Qcow2 || !self.writable {
+        if !self.format.has_journal() || !self.writable {
             return Ok(None);
         }
         let Ok(journals) = qcow::journal_paths(&self.path) else {

@@ -33,7 +33,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bulkhead_daemon::{Daemon, DaemonArgs, DeviceType};
 use bulkhead_process::usage;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
+use qcow::Format;
 
 use device::Options;
 use disk_file::DiskFile;
@@ -50,7 +52,7 @@ struct Args {
     blk_file: Option<PathBuf>,
 
     /// The format of the image; it is never guessed
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = formats())]
     format: Option<Format>,
 
     /// Do not let the guest write
@@ -74,12 +76,11 @@ struct Args {
     num_queues: u16,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-enum Format {
-    /// The file is the disk
-    Raw,
-    /// QEMU's format, with its backing files
-    Qcow2,
+/// What `--format` takes.
+fn formats() -> impl TypedValueParser<Value = Format> {
+    let formats = Format::ALL;
+    let values = formats.map(|format| PossibleValue::new(format.name()).help(format.summary()));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Format>())
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -89,15 +90,6 @@ pub(crate) enum Aio {
     /// Linux's io_uring
     #[value(name = "io_uring")]
     IoUring,
-}
-
-impl From<Format> for qcow::Format {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Raw => Self::Raw,
-            Format::Qcow2 => Self::Qcow2,
-        }
-    }
 }
 
 fn main() -> ExitCode {
@@ -115,7 +107,7 @@ fn run(args: Args) -> Result<ExitCode> {
     let broker = disk.broker()?;
     let serving = confine::confinement();
     // A raw image needs no parsing, and a block device has no folder of its own to open files in.
-    let staged = disk.format == Format::Qcow2 && disk.path.is_file();
+    let staged = disk.format.has_metadata() && disk.path.is_file();
     let mut queues = if staged {
         daemon.begin(serving, disk.opening()?)?;
         device::queues(disk.open()?, &options)?

@@ -242,7 +242,7 @@ impl Chain {
                 _ => anyhow::Error::msg(words),
             }
         })?;
-        if format == Format::Qcow2 {
+        if format.has_bitmaps() {
             // Damaged bitmaps keep it from being opened at all, as with QEMU: its facts have them.
             let told = |error| anyhow!("{}", reason(&error, &source.path));
             image.info().map_err(told)?;
@@ -311,8 +311,8 @@ impl Chain {
         let below = match &source.backing {
             BackingOverride::None => return Ok(None),
             BackingOverride::Image(below) => Source::clone(below),
-            BackingOverride::AsRecorded if format == Format::Raw => return Ok(None),
-            BackingOverride::AsRecorded => match recorded_backing(source, storage)? {
+            BackingOverride::AsRecorded if !format.has_backing() => return Ok(None),
+            BackingOverride::AsRecorded => match recorded_backing(source, format, storage)? {
                 Some(below) => below,
                 None => return Ok(None),
             },
@@ -336,8 +336,8 @@ impl Chain {
 }
 
 /// The backing file an image names, as a source of its own.
-fn recorded_backing(source: &Source, storage: &Under) -> Result<Option<Source>> {
-    let mut header = OpenOptions::new(Format::Qcow2)
+fn recorded_backing(source: &Source, format: Format, storage: &Under) -> Result<Option<Source>> {
+    let mut header = OpenOptions::new(format)
         .locking(Locking::Off)
         .for_check(true);
     for window in &source.windows {

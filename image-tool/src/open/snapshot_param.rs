@@ -56,7 +56,7 @@ impl SnapshotParam {
             ..opening.clone()
         };
         let opened = open::open(source, &alone)?;
-        if opened.image.format() == qcow::Format::Raw {
+        if !opened.image.format().has_snapshots() {
             bail!(
                 "Failed to load snapshot: Block format 'raw' used by device '' does not support temporarily loading internal snapshots"
             );

@@ -118,10 +118,10 @@ fn check_format(format: &str) -> Result<()> {
             bail!("Format driver '{format}' does not support option amendment")
         }
         None => bail!("Unknown file format '{format}'"),
-        Some(Format::Raw) => {
+        Some(format) if !format.has_amend() => {
             bail!("Format driver '{format}' does not support option amendment")
         }
-        Some(Format::Qcow2) => Ok(()),
+        Some(_) => Ok(()),
     }
 }
 

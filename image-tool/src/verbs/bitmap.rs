@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::Command;
-use qcow::{ErrorKind, Format, Image};
+use qcow::{ErrorKind, Image};
 
 use crate::command_line::getopt::Matches;
 use crate::command_line::manual::{DONE_OR_FAILED, Manual};
@@ -190,7 +190,7 @@ fn apply(
         ErrorKind::NotFound => not_found(bitmap),
         _ => anyhow!("{}", reason(&error, image.path())),
     };
-    if !matches!(action, Action::Add) && image.format() == Format::Qcow2 && !has(image, bitmap)? {
+    if !matches!(action, Action::Add) && image.format().has_bitmaps() && !has(image, bitmap)? {
         return Err(not_found(bitmap));
     }
     match action {
@@ -223,7 +223,7 @@ fn add(image: &Image, bitmap: &str, granularity: Option<u64>) -> Result<()> {
     if granularity.is_some_and(|bytes| !allowed(bytes)) {
         bail!("Granularity must be power of 2 and at least 512");
     }
-    if image.format() == Format::Raw {
+    if !image.format().has_bitmaps() {
         bail!(
             "Can't store persistent bitmaps to {}: Operation not supported",
             image.path().display()

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Command;
-use qcow::{CheckResult, Format, Repair};
+use qcow::{CheckResult, Repair};
 
 use crate::command_line::cache::Cache;
 use crate::command_line::getopt::Matches;
@@ -92,7 +92,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         },
     )?;
     confine::enter(&[]);
-    if opened.image.format() == Format::Raw {
+    if !opened.image.format().has_checks() {
         report::error("This image format does not support checks");
         return Ok(ExitCode::from(UNSUPPORTED));
     }

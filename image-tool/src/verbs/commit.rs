@@ -194,7 +194,7 @@ fn commit(
     // The base has everything on the medium before the overlay loses it.
     base.flush().map_err(|error| failed(base, &error))?;
     drop(input);
-    if !keep && top.image.format() == qcow::Format::Qcow2 {
+    if !keep && top.image.format().has_backing() {
         top.image
             .make_empty()
             .map_err(|error| failed(&top.image, &error))?;

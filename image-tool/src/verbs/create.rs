@@ -226,11 +226,11 @@ fn create(asked: &Asked<'_>) -> Result<()> {
         }
         Some(Encryption::Luks) => return Err(format_options::not_encrypting(&options)),
     };
-    if format == Format::Qcow2 && i64::try_from(create.size).is_err() {
+    if format.has_metadata() && i64::try_from(create.size).is_err() {
         bail!("Could not resize image: Image size cannot be negative");
     }
     let sectors_end = create.size.next_multiple_of(512);
-    if format == Format::Qcow2 && sectors_end > MAX_DISK {
+    if format.has_metadata() && sectors_end > MAX_DISK {
         bail!("Could not resize image: offset({sectors_end}) exceeds maximum({MAX_DISK})");
     }
     let signals = Signals::block()?;
@@ -248,16 +248,16 @@ fn create(asked: &Asked<'_>) -> Result<()> {
 
 /// What QEMU's `create` says of an image that is longer than a file may be, or than the format has tables for.
 fn too_large(format: Format) -> String {
-    let hint = match format {
-        Format::Raw => "",
-        Format::Qcow2 => " (try using a larger cluster size)",
+    let hint = match format.has_metadata() {
+        true => " (try using a larger cluster size)",
+        false => "",
     };
     format!("The image size is too large for file format '{format}'{hint}")
 }
 
 /// Why the image that a command is to fill could not be created.
 pub(crate) fn create_reason(error: &qcow::Error, format: Format, target: &Target) -> String {
-    if format == Format::Raw {
+    if !format.has_metadata() {
         return match error.raw_os_error() {
             Some(number @ (libc::EFBIG | libc::EINVAL)) => {
                 let why = os(&io::Error::from_raw_os_error(number));

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
-use qcow::{CreateOptions, Format, Image};
+use qcow::{CreateOptions, Image};
 
 use crate::command_line::format_options::{self, empty_file};
 use crate::command_line::getopt::Matches;
@@ -146,7 +146,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let failed =
         |error: anyhow::Error| anyhow!("{shown}: error while creating output image: {error}");
     let length = end - start.unwrap_or(end);
-    let streams = (format == Format::Raw).then_some(&signals);
+    let streams = (!format.has_metadata()).then_some(&signals);
     let mut target = Target::prepare(&local_path(output)?, streams).map_err(failed)?;
     target
         .check_sources(std::slice::from_ref(&opened))

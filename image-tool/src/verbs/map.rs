@@ -204,9 +204,7 @@ fn human(out: &mut impl std::io::Write, mut extents: Extents<'_>, source: &Sourc
         }
         let file = match (&extent.file, source.windows.last()) {
             // Offsets of a qcow2 image are offsets in the part of the file it lies in.
-            (Some(file), Some(window))
-                if *file == source.path && image.format() == qcow::Format::Qcow2 =>
-            {
+            (Some(file), Some(window)) if *file == source.path && image.format().has_metadata() => {
                 format!("json:{}", window.shown.compact())
             }
             (Some(file), _) => file.to_string_lossy().into_owned(),

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 use clap::{Arg, Command};
+use qcow::Format;
 
 use crate::command_line::getopt::{Matches, Order};
 use crate::command_line::manual::Manual;
@@ -144,7 +145,13 @@ pub(crate) fn overview() -> String {
     for verb in VERBS {
         let _ = writeln!(text, "  {} - {}", verb.name, verb.manual.about);
     }
-    text.push_str("\nSupported image formats:\n\n  qcow2 raw");
+    let mut formats = Format::ALL.map(Format::name);
+    formats.sort_unstable();
+    let _ = write!(
+        text,
+        "\nSupported image formats:\n\n  {}",
+        formats.join(" ")
+    );
     text
 }
 

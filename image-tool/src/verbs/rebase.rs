@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
-use qcow::{ErrorKind, Format, Image};
+use qcow::{ErrorKind, Image};
 
 use crate::command_line::cache::Cache;
 use crate::command_line::format_options::is_driver;
@@ -131,7 +131,7 @@ fn rebase(
         },
     )?;
     let compress = matches.flag("compress");
-    if compress && overlay.image.format() == Format::Raw {
+    if compress && !overlay.image.format().has_compression() {
         bail!("Compression not supported for this file format");
     }
     let backing_format = matches.text("backing-format");
@@ -153,7 +153,7 @@ fn rebase(
     };
     confine::enter(&[]);
     signals.handle_in_thread(progress.clone())?;
-    if !unsafe_ && overlay.image.format() == Format::Qcow2 {
+    if !unsafe_ && overlay.image.format().has_backing() {
         Rebase::new(&overlay, below.as_ref(), compress, progress)?.run()?;
     }
     change(&overlay.image, backing, backing_format.as_deref())?;
@@ -190,7 +190,7 @@ fn change(image: &Image, backing: Option<&str>, format: Option<&str>) -> Result<
     if backing.is_some() && format.is_none() {
         return Err(failed("backing format must be specified"));
     }
-    if image.format() == Format::Raw {
+    if !image.format().has_backing() {
         return Err(failed("Operation not supported"));
     }
     image

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
-use qcow::{ErrorKind, Format, Preallocation};
+use qcow::{ErrorKind, Preallocation};
 
 use crate::command_line::format_options::{
     FormatOptions, Kind, Spec, check_preallocation, preallocation,
@@ -121,7 +121,7 @@ pub(crate) fn resize(opened: &Opened, size: u64, preallocation: Preallocation) -
     if is_v2 && !info.snapshots.is_empty() {
         bail!("Can't resize a v2 image which has snapshots");
     }
-    let is_raw = opened.image.format() == Format::Raw;
+    let is_raw = !opened.image.format().has_metadata();
     opened.image.resize(size, preallocation).map_err(|error| {
         if is_raw && error.raw_os_error().is_some() {
             let why = cause(&error, opened.image.path());

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Command;
-use qcow::{ErrorKind, Format, Image};
+use qcow::{ErrorKind, Image};
 
 use crate::command_line::getopt::Matches;
 use crate::command_line::manual::{DONE_OR_FAILED, Manual};
@@ -148,7 +148,7 @@ fn list(image: &Image, local: &LocalTime) -> Result<()> {
 
 fn create(image: &Image, name: &str) -> Result<()> {
     let failed = |why: &str| anyhow!("Could not create snapshot '{name}': {why}");
-    if image.format() == Format::Raw {
+    if !image.format().has_snapshots() {
         return Err(failed("Operation not supported"));
     }
     // As long as QEMU's names may be.
@@ -168,7 +168,7 @@ fn create(image: &Image, name: &str) -> Result<()> {
 
 fn apply(image: &Image, name: &str) -> Result<()> {
     let failed = |why: &str| anyhow!("Could not apply snapshot '{name}': {why}");
-    if image.format() == Format::Raw {
+    if !image.format().has_snapshots() {
         return Err(failed("Block driver does not support snapshots"));
     }
     // They would not tell what is different then.

@@ -54,7 +54,7 @@ pub(crate) fn creation(
         .ok_or_else(|| anyhow!("Image size is too large"))?;
     let mut create = CreateOptions::new(format, size);
     create.empty_file = empty_file::by_options(options)?;
-    if format == Format::Raw {
+    if !format.has_metadata() {
         create.preallocation = raw_preallocation(options.text("preallocation"))?;
         return Ok(create);
     }
@@ -131,7 +131,7 @@ fn raw_preallocation(mode: Option<&str>) -> Result<Preallocation> {
 
 /// Whether a format can be preallocated in that way.
 pub(crate) fn check_preallocation(format: Format, mode: Preallocation) -> Result<()> {
-    if format == Format::Raw && mode == Preallocation::Metadata {
+    if !format.has_metadata() && mode == Preallocation::Metadata {
         bail!("Unsupported preallocation mode: metadata");
     }
     Ok(())

@@ -90,7 +90,7 @@ impl Destination {
         {
             return Err(failed(format_options::not_encrypting(&options)));
         }
-        let streams = (format == Format::Raw).then_some(signals);
+        let streams = (!format.has_metadata()).then_some(signals);
         let mut target = Target::prepare(&path, streams).map_err(failed)?;
         target.check_sources(sources).map_err(failed)?;
         target.create(&creation).map_err(|error| {
@@ -104,7 +104,7 @@ impl Destination {
         let opened = target.open(&shown, format, unsynced)?;
         let backing_len = opened.image.backing().map(|backing| Disk(backing).size());
         // Preallocated space is zeroes, too. On a device only the clusters of qcow2 are.
-        let reads_zero = format == Format::Qcow2 || !target.is_device();
+        let reads_zero = format.has_metadata() || !target.is_device();
         let is_zero = !has_backing && settings.sparse.is_some() && reads_zero;
         Ok(Self {
             opened,
@@ -150,7 +150,7 @@ impl Destination {
                 source.text
             );
         }
-        if settings.compress && opened.image.format() == Format::Raw {
+        if settings.compress && !opened.image.format().has_compression() {
             bail!("Compression not supported for this file format");
         }
         let is_v2 = (opened.info()?.qcow2).is_some_and(|qcow2| qcow2.version < 3);
@@ -215,7 +215,7 @@ impl Destination {
 /// A raw file that ends within a sector is one of whole sectors once it is written.
 pub(super) fn make_whole(image: &Image) -> Result<()> {
     let size = Disk(image).size();
-    if image.format() != Format::Raw || size == image.virtual_size() {
+    if image.format().has_metadata() || size == image.virtual_size() {
         return Ok(());
     }
     image
@@ -236,7 +236,7 @@ fn check(
         bail!("Use of backing file requires explicit backing format");
     }
     if settings.compress {
-        if format == Format::Raw {
+        if !format.has_compression() {
             bail!("Compression not supported for this file format");
         }
         let preallocation = options.text("preallocation");
@@ -290,7 +290,7 @@ fn check_broken(source: &Opened, skip: bool) -> Result<()> {
 }
 
 fn check_bitmaps(settings: &Settings, format: Format, is_v2: bool) -> Result<()> {
-    if settings.bitmaps && (format == Format::Raw || is_v2) {
+    if settings.bitmaps && (!format.has_bitmaps() || is_v2) {
         bail!("Format driver '{format}' does not support bitmaps");
     }
     Ok(())
