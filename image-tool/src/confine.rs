@@ -1,4 +1,4 @@
-//! What the tool gives up once its files are open and before it works on what is in them.
+//! The confinement, which the tool enters when its files are open and before it reads what is in them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use bulkhead_process::confine::{CapabilitySet, Confinement};
 
 use crate::output::report;
 
-/// Reading and writing files that are open, with the reason for each group.
+/// System calls on open files, by purpose.
 const OPEN_FILES: &[libc::c_long] = &[
     // data
     libc::SYS_pread64,
@@ -28,7 +28,7 @@ const OPEN_FILES: &[libc::c_long] = &[
     libc::SYS_fadvise64,
 ];
 
-/// Giving the finished file its name, or removing it.
+/// System calls that name a complete file, or remove an incomplete one.
 const NAMES: &[libc::c_long] = &[
     libc::SYS_linkat,
     libc::SYS_rename,
@@ -38,13 +38,12 @@ const NAMES: &[libc::c_long] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Confines the process to the files it has open; in `folders` it may still rename and remove. No file can be opened
-/// any more. Where the host does not allow that (an emulator of single programs, a container without seccomp), a warning says so,
-/// and the work on the images that were named goes on.
+/// Confines the process to its open files; it can open no others, and rename and remove files only in `folders`. Where the
+/// host does not support that (qemu-user, a container without seccomp), it prints a warning and the command goes on.
 pub(crate) fn enter(folders: &[PathBuf]) {
     let mut confinement = Confinement::new()
         .allow(OPEN_FILES)
-        // The locks of images that are closed.
+        // Images are unlocked when they are closed.
         .allow_fcntls(&[libc::F_OFD_SETLK, libc::F_OFD_GETLK]);
     if !folders.is_empty() {
         confinement = confinement.allow(NAMES);
@@ -64,7 +63,7 @@ pub(crate) fn enter(folders: &[PathBuf]) {
     }
 }
 
-/// Whether root may change names in the folder only by its capabilities.
+/// Whether root needs its capabilities to change names in the folder.
 fn is_of_others(folder: &Path) -> bool {
     const WRITE_AND_SEARCH: u32 = 0o300;
     fs::metadata(folder).is_ok_and(|folder| {

@@ -1,4 +1,4 @@
-//! Shell completions and man pages, made from the command definitions.
+//! Shell completions and man pages, generated from the command definitions.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -34,8 +34,8 @@ pub(crate) fn completions(mut command: Command, shell: &str) -> Result<()> {
     Ok(())
 }
 
-/// clap_complete 4.6 writes a dash in the program's name in one way where it finds out the verb and in another where it
-/// lists the verb's options, which then are never found.
+/// Works around clap_complete 4.6, which encodes the dash of the program's name in two ways, so that a verb's options are
+/// never found.
 fn with_one_name(script: &str, name: &str) -> String {
     script.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"))
 }

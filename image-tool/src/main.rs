@@ -1,8 +1,7 @@
-//! `image-tool`: disk images at rest. It takes qemu-img's commands and does what they say.
+//! `image-tool`: disk images at rest, with qemu-img's commands, options and output.
 //!
-//! It may touch the image files named on its command line and the backing and data files those name, and nothing
-//! else; once they are open it confines itself to them. It must not depend on anything of Bulkhead but `qcow` (the
-//! formats) and `bulkhead-process` (confinement, signals).
+//! It opens the images named on its command line and the backing and data files that they record, and then confines itself
+//! to them. Of Bulkhead's crates it may depend only on `qcow` (the formats) and `bulkhead-process` (confinement, signals).
 //!
 //! | folder | holds |
 //! |---|---|

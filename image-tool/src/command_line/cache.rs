@@ -1,6 +1,6 @@
 //! Cache modes (`-t`, `-T`).
 
-/// What a cache mode asks for. All of them use the page cache; what differs is when data must be durable.
+/// A cache mode. All of them use the page cache; they differ in when data must be durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cache {
     /// `none`, `writeback`, `writethrough`, `directsync`: durable when the command ends.

@@ -1,15 +1,15 @@
-//! getopt_long's habits over a clap [`Command`]: options and operands in any order, abbreviated long options,
-//! values that begin with a dash, repeated options, and getopt's own words when something is wrong.
+//! getopt_long for a clap [`Command`]: options and operands in any order, abbreviated long options, values that begin with a
+//! dash, repeated options, and getopt's error messages.
 //!
-//! The definitions are clap's, so completions, man pages and `--help` come from them; clap's own parser
-//! would refuse a good part of what scripts pass to qemu-img (`-o=x`, a repeated `-f`, `-b -name`).
+//! The definitions are clap's, so that completions, man pages and `--help` are generated from them. clap's own parser
+//! refuses much of what scripts pass to qemu-img (`-o=x`, a repeated `-f`, `-b -name`).
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use clap::{Arg, ArgAction, Command};
 
-/// A command line, parsed: options in their order, then the operands.
+/// A parsed command line: options in their order, and operands.
 #[derive(Debug, Default)]
 pub(crate) struct Matches {
     options: Vec<(String, OsString)>,
@@ -52,25 +52,25 @@ impl Matches {
             .map(|(id, value)| (id.as_str(), value.as_os_str()))
     }
 
-    /// What is not an option.
+    /// The arguments that are not options.
     pub(crate) fn operands(&self) -> &[OsString] {
         &self.operands
     }
 }
 
-/// How operands are told from options.
+/// How operands and options are distinguished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Options are taken wherever they stand, unless `POSIXLY_CORRECT` is set.
+    /// Options may follow operands, unless `POSIXLY_CORRECT` is set.
     Permute,
-    /// Everything from the first operand on is an operand.
+    /// The first operand ends the options.
     StopAtOperand,
     /// As `Permute`, and a dash with a digit right after the first operand is an operand (`resize image -1G`).
     NegativeNumbers,
 }
 
-/// Parses `args` (without the program's name) by the options of `command`. The error is getopt's, without
-/// the program's name in front.
+/// Parses `args` (without the program's name) by the options of `command`. The error is getopt's message, without the
+/// program's name in front.
 pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Result<Matches, String> {
     let stops = match order {
         Order::StopAtOperand => true,
@@ -79,13 +79,13 @@ pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Resul
     };
     let mut matches = Matches::default();
     let mut rest = args.iter();
-    // Whether the argument just before was the first operand.
+    // Whether the previous argument was the first operand.
     let mut after_first = false;
     while !matches.flag(HELP) {
         let Some(arg) = rest.next() else { break };
         let is_number = order == Order::NegativeNumbers
             && std::mem::take(&mut after_first)
-            && begins_like_a_number(arg.as_bytes());
+            && is_negative_number(arg.as_bytes());
         let bytes = arg.as_bytes();
         if bytes == b"--" {
             matches.operands.extend(rest.cloned());
@@ -109,7 +109,7 @@ pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Resul
             }
         }
     }
-    // Names are text in images: put into one as another text, they would be those of other files.
+    // An image records names as text; a name that is converted to text with losses would be another file's.
     let is_text = |(id, value): &&(String, OsString)| id == A_FILE || value.to_str().is_some();
     match matches.options.iter().find(|option| !is_text(option)) {
         Some((id, _)) => Err(format!("the value of option '--{id}' is not valid UTF-8")),
@@ -117,10 +117,10 @@ pub(crate) fn parse(command: &Command, args: &[OsString], order: Order) -> Resul
     }
 }
 
-/// The option whose value is a file to open and nothing else.
+/// The option whose value is only a file to open, which may have any name.
 const A_FILE: &str = "source-file";
 
-fn begins_like_a_number(arg: &[u8]) -> bool {
+fn is_negative_number(arg: &[u8]) -> bool {
     arg.first() == Some(&b'-') && arg.get(1).is_some_and(u8::is_ascii_digit)
 }
 
@@ -128,7 +128,7 @@ fn takes_value(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::Set | ArgAction::Append)
 }
 
-/// Every long name of the command with its option.
+/// Each long option name of the command, with its option.
 fn long_names(command: &Command) -> impl Iterator<Item = (&str, &Arg)> {
     command.get_arguments().flat_map(|arg| {
         let aliases = arg.get_all_aliases().unwrap_or_default();
@@ -199,7 +199,7 @@ fn take_long<'a>(
     Ok(())
 }
 
-/// The option that is answered as soon as it is seen.
+/// The option that ends parsing.
 const HELP: &str = "help";
 
 fn take_short<'a>(

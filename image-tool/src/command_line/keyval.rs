@@ -1,4 +1,4 @@
-//! Option strings: `name=value,flag,name=with,,comma`.
+//! Option lists: `name=value,flag,name=with,,comma`.
 
 /// One option of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub(crate) struct KeyVal {
     pub(crate) value: Option<String>,
 }
 
-/// Splits an option string. The first item may stand for the value of `implied` when it has no `=`.
+/// Splits an option list. A first item without `=` is the value of `implied`.
 pub(crate) fn split(list: &str, implied: Option<&str>) -> Vec<KeyVal> {
     items(list)
         .into_iter()
@@ -35,7 +35,7 @@ fn key_end(item: &str) -> Option<(&str, &str)> {
     item.split_once('=')
 }
 
-/// Splits at single commas; two in a row stand for one.
+/// Splits at single commas; two commas are one comma of the item.
 fn items(list: &str) -> Vec<String> {
     let mut items = Vec::new();
     let mut item = String::new();
@@ -54,7 +54,7 @@ fn items(list: &str) -> Vec<String> {
     items
 }
 
-/// What a bare name switches: itself on, or with `no` in front the rest of it off.
+/// The name and value of a bare name: `name` is on, `noname` is off.
 pub(crate) fn switch(name: &str) -> (&str, &'static str) {
     match name.strip_prefix("no") {
         Some(rest) => (rest, "off"),
@@ -62,7 +62,7 @@ pub(crate) fn switch(name: &str) -> (&str, &'static str) {
     }
 }
 
-/// Whether several of such lists, joined by commas, mean the same as one after the other.
+/// Whether the list keeps its meaning when it is joined to others by commas.
 pub(crate) fn is_joinable(list: &str) -> bool {
     let trailing = list.bytes().rev().take_while(|&b| b == b',').count();
     !list.is_empty() && !list.starts_with(',') && trailing % 2 == 0
@@ -75,7 +75,7 @@ pub(crate) fn asks_for_help(list: &str) -> bool {
         .any(|item| item.value.is_none() && matches!(item.key.as_str(), "help" | "?"))
 }
 
-/// `on` or `off`, as QEMU writes a boolean; the words it takes beside them are for reading only.
+/// A boolean: `on`, `off`, or another word that QEMU accepts.
 pub(crate) fn boolean(text: &str) -> Option<bool> {
     match text {
         "on" | "yes" | "true" | "y" => Some(true),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_that_would_change_when_joined_are_told_apart() {
+    fn lists_that_would_change_when_joined_are_found() {
         assert!(is_joinable("a=b") && is_joinable("a=b,,"));
         assert!(!is_joinable("") && !is_joinable(",a") && !is_joinable("a,"));
     }

@@ -1,5 +1,5 @@
-//! `--object`: secrets are taken and looked at as closely as can be without reading what they hold, and nothing else is there to
-//! be defined.
+//! `--object`: definitions of secrets are checked as far as that is possible without reading their content; other objects are
+//! refused.
 
 use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::{Map, Value};
@@ -8,9 +8,9 @@ use super::keyval;
 use super::source::operand::json;
 use crate::output::report::Hinted;
 
-/// What may be said of a secret, beside its type and its name.
+/// Members of a secret, except its type and id.
 const OF_SECRETS: [&str; 5] = ["format", "keyid", "iv", "data", "file"];
-/// The same of one that is in the kernel's keyring.
+/// Members of a secret in the kernel's keyring.
 const OF_KEYS: [&str; 4] = ["format", "keyid", "iv", "serial"];
 
 /// The ids of the secrets that are defined.
@@ -23,7 +23,7 @@ pub(crate) fn secrets(definitions: &[String]) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// What a definition says, be it a list of options or JSON.
+/// The members of a definition, which is an option list or JSON.
 fn members(definition: &str) -> Result<Map<String, Value>> {
     if definition.starts_with('{') {
         return match json(definition)? {
@@ -40,7 +40,7 @@ fn members(definition: &str) -> Result<Map<String, Value>> {
         .collect()
 }
 
-/// The id of the secret with these members, when `known` are those that were defined before it.
+/// Checks a secret's members and returns its id; `known` are the ids defined before it.
 fn id_of(members: &Map<String, Value>, known: &[String]) -> Result<String> {
     let kind = text(members, "qom-type")?.ok_or_else(|| missing("qom-type"))?;
     let allowed: &[&str] = match kind {

@@ -1,4 +1,4 @@
-//! The options that several verbs share: their definition and what they mean.
+//! The options that several verbs share: their definitions, and reading their values.
 
 use std::ffi::OsStr;
 
@@ -46,15 +46,15 @@ pub(crate) fn value(
         .value_name(what)
         .help(help)
         .allow_hyphen_values(true);
-    let arg = match offered(what) {
+    let arg = match possible_values(what) {
         none if none.is_empty() => arg,
         values => arg.value_parser(values).hide_possible_values(true),
     };
     with_short(arg, short.into())
 }
 
-/// The values that completions offer, by what a value is called.
-fn offered(what: &'static str) -> Vec<&'static str> {
+/// The values that completions offer, by the value's name.
+fn possible_values(what: &'static str) -> Vec<&'static str> {
     const CACHES: [&str; 5] = ["none", "writeback", "writethrough", "directsync", "unsafe"];
     match what {
         "PREALLOC" => vec!["off", "metadata", "falloc", "full"],
@@ -80,7 +80,7 @@ pub(crate) fn short_flag(name: &'static str, short: char, help: &'static str) ->
         .help(help)
 }
 
-/// What is not an option.
+/// An argument that is not an option.
 pub(crate) fn operand(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name)
         .value_name(name)
@@ -88,7 +88,7 @@ pub(crate) fn operand(name: &'static str, help: &'static str) -> Arg {
         .value_hint(ValueHint::AnyPath)
 }
 
-/// Several of them.
+/// Any number of operands.
 pub(crate) fn operands(name: &'static str, help: &'static str) -> Arg {
     operand(name, help).num_args(0..)
 }
@@ -161,7 +161,7 @@ pub(crate) fn secrets(matches: &Matches) -> Result<Vec<String>> {
     object::secrets(&matches.texts("object"))
 }
 
-/// The image of this name, in the format and as the kind of name that the options say.
+/// The image of this name, with `--format` and `--image-opts`.
 pub(crate) fn source(matches: &Matches, name: &OsStr) -> Result<Source> {
     Source::parse(
         name,
@@ -170,7 +170,7 @@ pub(crate) fn source(matches: &Matches, name: &OsStr) -> Result<Source> {
     )
 }
 
-/// The one operand of a verb that takes one image.
+/// The operand of a verb that takes one image.
 pub(crate) fn one_image<'a>(verb: &'static str, matches: &'a Matches) -> Result<&'a OsStr> {
     match matches.operands() {
         [only] => Ok(only),
@@ -178,7 +178,7 @@ pub(crate) fn one_image<'a>(verb: &'static str, matches: &'a Matches) -> Result<
     }
 }
 
-/// A cache mode among the options; `what` names it when it is wrong.
+/// The cache mode of an option; an error names it `what`.
 pub(crate) fn cache(matches: &Matches, option: &str, default: Cache, what: &str) -> Result<Cache> {
     match matches.text(option) {
         None => Ok(default),
@@ -186,7 +186,7 @@ pub(crate) fn cache(matches: &Matches, option: &str, default: Cache, what: &str)
     }
 }
 
-/// A number within limits; `what` names it when it is wrong.
+/// A number within limits; an error names it `what`.
 pub(crate) fn number(what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
     let trimmed = text.trim_start();
     let below_zero =
@@ -197,12 +197,12 @@ pub(crate) fn number(what: &str, text: &str, min: u64, max: u64) -> Result<u64> 
     within(what, text, size::integer(trimmed), min, max)
 }
 
-/// A size; `what` names it when it is wrong.
+/// A size; an error names it `what`.
 pub(crate) fn size(what: &str, text: &str) -> Result<u64> {
     size_within(what, text, 0, i64::MAX.unsigned_abs())
 }
 
-/// A size within limits; `what` names it when it is wrong.
+/// A size within limits; an error names it `what`.
 pub(crate) fn size_within(what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
     within(what, text, size::parse(text), min, max)
 }

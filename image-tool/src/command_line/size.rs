@@ -1,19 +1,19 @@
-//! Sizes as people type them: `1.5G`.
+//! Parsing sizes (`1.5G`) and numbers.
 
-/// The most bytes QEMU lets a disk have: what 63 bits can tell, in whole gibibytes.
+/// QEMU's limit for a disk: 63 bits, rounded down to gibibytes.
 pub(crate) const MAX_DISK: u64 = i64::MAX.unsigned_abs() >> 30 << 30;
 
-/// Why a size could not be taken.
+/// Why a size is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SizeError {
     /// It is not a size.
     Invalid,
-    /// It is a size, beyond 64 bits or below zero.
+    /// It is negative, or needs more than 64 bits.
     OutOfRange,
 }
 
-/// Reads a size: a decimal number, with a fraction when a suffix other than `b` follows, or a hexadecimal
-/// one without suffix. Suffixes are powers of 1024 and their case does not matter.
+/// Parses a size: a decimal number, with a fraction if a suffix other than `b` follows, or a hexadecimal number without
+/// suffix. Suffixes are powers of 1024, in either case.
 pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
     let (negative, text) = match text.strip_prefix('-') {
@@ -30,7 +30,7 @@ pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
     Ok(value)
 }
 
-/// A number as C writes them: `16`, `0x10` and `020` are the same.
+/// Parses a number as C does: `16`, `0x10` and `020` are equal.
 pub(crate) fn integer(text: &str) -> Result<u64, SizeError> {
     let text = text.strip_prefix('+').unwrap_or(text);
     let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
@@ -39,7 +39,7 @@ pub(crate) fn integer(text: &str) -> Result<u64, SizeError> {
         None if text.starts_with('0') => (text, 8),
         None => (text, 10),
     };
-    // A second sign would be taken for part of the number.
+    // from_str_radix would accept a second sign.
     if digits.starts_with('+') {
         return Err(SizeError::Invalid);
     }
@@ -69,7 +69,7 @@ fn parse_unsigned(text: &str) -> Result<u64, SizeError> {
     let fraction_bytes = fraction_of(fraction, shift)?;
     let whole = match whole {
         "" => 0,
-        // What follows a number that is too long is not looked at.
+        // As in QEMU, a number that is too long is out of range only without a suffix.
         digits => digits.parse::<u64>().map_err(|_| match rest {
             "" => SizeError::OutOfRange,
             _ => SizeError::Invalid,
@@ -101,7 +101,7 @@ fn suffix_shift(suffix: &str) -> Result<u32, SizeError> {
     Ok(shift)
 }
 
-/// The fraction's share of the unit, rounded to the nearest byte.
+/// The fraction of the unit, rounded to bytes.
 fn fraction_of(digits: &str, shift: u32) -> Result<u64, SizeError> {
     let significant = digits.trim_end_matches('0');
     if significant.is_empty() {

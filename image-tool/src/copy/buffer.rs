@@ -1,8 +1,8 @@
-//! Memory for image data, aligned to a page: the kernel copies to and from it nearly twice as fast.
+//! Memory for image data, aligned to pages, which the kernel copies nearly twice as fast.
 
 const PAGE: usize = 4096;
 
-/// Page-aligned bytes, zeroes at first.
+/// Page-aligned bytes, initially zeroes.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     memory: Vec<u8>,
@@ -13,7 +13,7 @@ pub(crate) struct Buffer {
 impl Buffer {
     pub(crate) fn new(len: usize) -> Self {
         let memory = vec![0; len + PAGE];
-        // A vector never moves its memory unless it grows, and this one does not.
+        // The vector never grows, so its memory never moves.
         let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
         Self { memory, start, len }
     }

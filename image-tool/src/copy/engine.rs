@@ -1,4 +1,4 @@
-//! The copy itself: threads that take pieces of the plan, read them, leave out zeroes and write the rest.
+//! The copy: threads that take pieces from the plan, read them, leave out zeroes and write the rest.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,43 +11,43 @@ use super::Input;
 use super::buffer::Buffer;
 use super::offload;
 use super::plan::{Kind, Piece, Plan};
-use super::ready::{Filled, Order, Ready};
 use super::salvage::Salvage;
 use super::workers;
+use super::write_queue::{Filled, Order, WriteQueue};
 use super::writeback::Writeback;
 use super::zero::{SECTOR, Sparse, first_run, is_zero};
 use crate::output::progress::Progress;
 
-/// Pieces in memory at once, at least: enough that neither who reads nor who writes soon waits for the other.
+/// Fewest buffers, so that reading and writing seldom wait for each other.
 const BUFFERS: usize = 8;
 
-/// Everything about one copy.
+/// The parameters of a copy.
 pub(crate) struct Copy<'a> {
     pub(crate) input: &'a Input,
     pub(crate) target: &'a Image,
-    /// Zeroes in data become holes; `None` writes data as it is.
+    /// Makes holes of zeroes in data; `None` writes them.
     pub(crate) sparse: Option<Sparse>,
-    /// What the input says is zeroes is written as data, too.
+    /// Ranges that the input maps as zeroes are written as data.
     pub(crate) zeroes_as_data: bool,
-    /// Zeroes need not be written: the target reads as zeroes.
+    /// The target reads as zeroes, so zeroes need not be written.
     pub(crate) target_is_zero: bool,
     pub(crate) compressed: bool,
-    /// Read errors become zeroes and a warning (when not quiet).
+    /// Writes zeroes for what cannot be read, and warns.
     pub(crate) salvage: Option<Salvage>,
-    /// The kernel copies data by itself, where it can.
+    /// Copies with copy_file_range where possible.
     pub(crate) offload: bool,
     pub(crate) order: Order,
     pub(crate) threads: usize,
-    /// The target is to be durable at the end: it is flushed all along.
+    /// The target must be durable at the end, so it is flushed during the copy.
     pub(crate) durable: bool,
     /// Bytes per second.
     pub(crate) rate: Option<u64>,
     pub(crate) progress: &'a Progress,
-    /// Bytes that count for the progress.
+    /// Bytes that make 100 % of the progress.
     pub(crate) total: u64,
 }
 
-/// Where a copy ended early.
+/// Why a copy failed: the step, and the offset.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Status(u64, qcow::Error),
@@ -55,27 +55,27 @@ pub(crate) enum Failure {
     Write(u64, qcow::Error),
 }
 
-/// What the threads share.
+/// The state that the threads share.
 struct Shared<'a> {
     copy: &'a Copy<'a>,
     plan: Mutex<Plan>,
-    ready: Ready,
+    queue: WriteQueue,
     done: AtomicU64,
-    /// Without what is left out: zeroes take no time.
+    /// Bytes written, without holes, for the rate limit.
     written: AtomicU64,
     failure: Mutex<Option<Failure>>,
     started: Instant,
     writeback: Option<Writeback>,
 }
 
-/// Copies what the plan says. The first error ends it.
+/// Copies the pieces of the plan until the first error.
 pub(crate) fn run(copy: &Copy<'_>, plan: Plan) -> Result<(), Failure> {
     let buffer_len = usize::try_from(plan.max_data).unwrap_or(usize::MAX);
     let threads = copy.threads.max(1);
     let shared = Shared {
         copy,
         plan: Mutex::new(plan),
-        ready: Ready::new(BUFFERS.max(2 * threads), buffer_len, copy.order),
+        queue: WriteQueue::new(BUFFERS.max(2 * threads), buffer_len, copy.order),
         done: AtomicU64::new(0),
         written: AtomicU64::new(0),
         failure: Mutex::new(None),
@@ -84,7 +84,7 @@ pub(crate) fn run(copy: &Copy<'_>, plan: Plan) -> Result<(), Failure> {
     };
     thread::scope(|scope| {
         if let Some(writeback) = &shared.writeback {
-            // Without it, all is flushed at the end.
+            // Without this thread, everything is flushed at the end.
             let _ = thread::Builder::new().spawn_scoped(scope, || shared.flush(writeback));
         }
         workers::share(threads, || shared.work());
@@ -108,7 +108,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared<'_> {
     fn work(&self) {
-        while let Some(mut buffer) = self.ready.buffer() {
+        while let Some(mut buffer) = self.queue.buffer() {
             let Some(piece) = self.take() else {
                 return;
             };
@@ -116,7 +116,7 @@ impl Shared<'_> {
                 Ok(runs) => runs,
                 Err(failure) => return self.fail(failure),
             };
-            let mut due = self.ready.put(Filled {
+            let mut due = self.queue.push(Filled {
                 piece,
                 buffer,
                 runs,
@@ -125,7 +125,7 @@ impl Shared<'_> {
                 if let Err(failure) = self.write(&mut filled) {
                     self.fail(failure);
                 }
-                due = self.ready.written(filled.buffer);
+                due = self.queue.written(filled.buffer);
             }
         }
     }
@@ -150,10 +150,10 @@ impl Shared<'_> {
 
     fn fail(&self, failure: Failure) {
         lock(&self.failure).get_or_insert(failure);
-        self.ready.stop();
+        self.queue.stop();
     }
 
-    /// Reads a piece. Gives what of it is data: looking for it takes longer than all else, so it comes before the turn.
+    /// Reads a piece and finds its runs of data, which takes longest and so is done before the piece is queued.
     fn fill(&self, piece: Piece, buffer: &mut Buffer) -> Result<Vec<(bool, usize)>, Failure> {
         let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
         match piece.kind {
@@ -178,7 +178,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Reads sector by sector what can be read, and leaves out at once what damage of the tables hides.
+    /// Reads sector by sector, and skips the whole cluster where an L2 entry is damaged.
     fn salvage(&self, offset: u64, buffer: &mut [u8], salvage: Salvage) {
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -203,7 +203,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Cuts data into what is written and what is zeroes.
+    /// Divides data into runs to write and runs of zeroes.
     fn runs(&self, offset: u64, data: &[u8]) -> Vec<(bool, usize)> {
         let Some(sparse) = self.copy.sparse.filter(|_| !self.copy.compressed) else {
             return vec![(true, data.len())];
@@ -246,7 +246,7 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// Has the kernel copy a piece, or does it by hand with this buffer.
+    /// Copies a piece with copy_file_range, or else reads and writes it with this buffer.
     fn offload(&self, piece: Piece, buffer: &mut [u8]) -> Result<(), Failure> {
         let zero = |at, len| match self.copy.target_is_zero {
             true => Ok(()),
@@ -292,7 +292,7 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// Cluster by cluster, so that those of zeroes are left out.
+    /// Writes cluster by cluster, and leaves out those of zeroes.
     fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
         let cluster = self.copy.target.cluster_size().unwrap_or(65536);
         let clusters = data.chunks(usize::try_from(cluster).unwrap_or(usize::MAX));

@@ -1,4 +1,4 @@
-//! One or more disks, read as if they were one after the other.
+//! The source of a copy: one disk, or several that are concatenated.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use qcow::Image;
 
 use crate::open::disk::{Disk, SECTOR};
 
-/// Disks in a row, each taken in whole sectors.
+/// Concatenated disks, each rounded up to whole sectors.
 #[derive(Debug)]
 pub(crate) struct Input {
     disks: Vec<Part>,
@@ -22,21 +22,21 @@ struct Part {
     len: u64,
 }
 
-/// A position within one of the disks.
+/// A position in one of the disks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Position<'a> {
     pub(crate) disk: Disk<'a>,
-    /// Offset in that disk.
+    /// Offset in this disk.
     pub(crate) offset: u64,
     /// Bytes from there to the end of the disk, in whole sectors.
     pub(crate) left: u64,
 }
 
 impl Position<'_> {
-    /// How much is lost from here when an entry of a table is damaged: the rest of the smallest cluster in the chain.
+    /// Bytes that are lost from here when an L2 entry is damaged: the rest of the smallest cluster in the chain.
     pub(crate) fn damaged(&self) -> u64 {
         let chain = std::iter::successors(Some(self.disk.0), |image| {
-            image.backing().map(|below| &**below)
+            image.backing().map(|backing| &**backing)
         });
         let unit = chain.filter_map(Image::cluster_size).min();
         let unit = unit.unwrap_or(SECTOR);
@@ -60,18 +60,18 @@ impl Input {
         Self { disks, len }
     }
 
-    /// The length of all of them.
+    /// The length of all disks.
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    /// The name of the disk at `offset`.
+    /// The path of the image at `offset`.
     pub(crate) fn path_at(&self, offset: u64) -> &Path {
         self.at(offset)
             .map_or(Path::new(""), |position| position.disk.0.path())
     }
 
-    /// What lies at `offset`.
+    /// The disk at `offset`.
     pub(crate) fn at(&self, offset: u64) -> Option<Position<'_>> {
         let disk = self
             .disks
@@ -85,7 +85,7 @@ impl Input {
         })
     }
 
-    /// Fills `buffer` from `offset`. The error comes with the offset of the read that failed.
+    /// Fills `buffer` from `offset`. The error has the offset of the failed read.
     pub(crate) fn read(
         &self,
         mut offset: u64,

@@ -1,18 +1,19 @@
-//! Copying the content of disks: what to copy, in which pieces, by how many threads.
+//! Copying disks: the plan of pieces, and the threads that read and write them.
 
 pub(crate) mod buffer;
 mod engine;
 mod input;
 mod offload;
 mod plan;
-mod ready;
+
 mod salvage;
 pub(crate) mod workers;
+mod write_queue;
 mod writeback;
 pub(crate) mod zero;
 
 pub(crate) use engine::{Copy, Failure, run};
 pub(crate) use input::Input;
 pub(crate) use plan::{Kind, Plan};
-pub(crate) use ready::Order;
 pub(crate) use salvage::Salvage;
+pub(crate) use write_queue::Order;

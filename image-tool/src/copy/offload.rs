@@ -1,4 +1,4 @@
-//! Data that the kernel copies by itself from file to file (`convert -C`): where the file system can, both then share it.
+//! Copying with copy_file_range (`convert -C`), with which a file system can share extents.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +17,7 @@ pub(super) enum Failure {
     Write(qcow::Error),
 }
 
-/// Copies `len` bytes to `at` of the target. `false` if that is not to be had, and has to be done by hand.
+/// Copies `len` bytes to `at` of the target. `false` if that is impossible, and the caller must read and write them.
 pub(super) fn copy(
     from: &Position<'_>,
     len: usize,
@@ -49,7 +49,7 @@ pub(super) fn copy(
                 };
                 target.write_from(at, &range).map_err(Failure::Write)?;
                 if range.is_unread.load(Ordering::Relaxed) {
-                    // By hand it will be found out why.
+                    // Reading it again returns the error.
                     return Ok(false);
                 }
             }
@@ -63,12 +63,12 @@ struct FileRange {
     file: File,
     offset: u64,
     len: usize,
-    /// A part of it could not be read.
+    /// Part of it could not be read.
     is_unread: AtomicBool,
 }
 
-/// Bytes that are copied by hand at a time, where the kernel does not.
-const BY_HAND: usize = 1 << 20;
+/// Bytes that are read and written at a time where copy_file_range does not work.
+const READ_LEN: usize = 1 << 20;
 
 impl FileRange {
     fn new(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
@@ -80,7 +80,7 @@ impl FileRange {
         })
     }
 
-    /// Reads what can be read: where the file ends too early, the one who reads it by hand knows what that means.
+    /// Reads as much as possible and notes whether something was missing: then the caller reads through the image.
     fn read(&self, at: usize, bytes: &mut [u8]) {
         let mut done = 0;
         while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -115,8 +115,8 @@ impl Source for FileRange {
         if let Ok(copied @ 1..) = copied {
             return Ok(copied);
         }
-        // Not between these two files, or beyond the end of the one; what is wrong otherwise is wrong with this, too.
-        let mut bytes = vec![0; len.min(BY_HAND)];
+        // Not possible between these files, or past the end of the source; other errors appear again.
+        let mut bytes = vec![0; len.min(READ_LEN)];
         self.read(at, &mut bytes);
         rustix::io::pwrite(file, &bytes, offset).map_err(io::Error::from)
     }

@@ -5,51 +5,51 @@ use qcow::Extent;
 use super::Input;
 use super::salvage::Salvage;
 
-/// What a range holds.
+/// The content of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Data, or what may be data.
+    /// Data, or possibly data.
     Data,
     /// Zeroes.
     Zero,
-    /// What the backing file of the target shows there already.
+    /// The same as in the target's backing file: nothing to write.
     Backing,
 }
 
-/// A piece of the work.
+/// A range to copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub(crate) offset: u64,
     pub(crate) len: u64,
     pub(crate) kind: Kind,
-    /// Its place among the pieces.
+    /// Its number in the order of the disk.
     pub(crate) index: u64,
 }
 
-/// Walks the input and cuts it into pieces.
+/// Divides the input into pieces.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     offset: u64,
     index: u64,
-    /// The extent at `offset`, when it is known.
+    /// Kind and end of the extent at `offset`, if it was looked up.
     extent: Option<(Kind, u64)>,
-    /// What images of the input's chain at this depth or further down hold stays unwritten: the target has it already.
-    pub(crate) above: Option<u32>,
-    /// Where the target's backing file ends, if that is known.
+    /// Data of images at this depth of the input's chain, or deeper, is not written: the target's backing file has it.
+    pub(crate) backing_depth: Option<u32>,
+    /// Length of the target's backing file, if there is one.
     pub(crate) backing_len: Option<u64>,
-    /// The most data in one piece.
+    /// The longest piece of data.
     pub(crate) max_data: u64,
-    /// Pieces are multiples of this, and a piece with any data in it is data.
+    /// Pieces are multiples of this; one that contains some data is data.
     pub(crate) unit: Option<u64>,
-    /// The most zeroes in one piece, when they are to be written as data.
+    /// The longest piece of zeroes, if zeroes are written as data.
     pub(crate) max_zero: Option<u64>,
-    /// The target reads as zeroes: there is nothing to do about them.
+    /// The target reads as zeroes, so zeroes are not written.
     pub(crate) skip_zeroes: bool,
-    /// Where nobody knows what there is, reading is tried.
+    /// A range that cannot be mapped is read all the same.
     pub(crate) salvage: Option<Salvage>,
 }
 
-/// The most that is asked about at a time.
+/// The longest range of one lookup.
 const MAX_EXTENT: u64 = 1 << 30;
 
 impl Plan {
@@ -58,7 +58,7 @@ impl Plan {
             offset: 0,
             index: 0,
             extent: None,
-            above: None,
+            backing_depth: None,
             backing_len: None,
             max_data,
             unit: None,
@@ -68,7 +68,7 @@ impl Plan {
         }
     }
 
-    /// The same, and nothing is said about what cannot be read.
+    /// The same plan without warnings about damaged tables.
     pub(crate) fn quiet(&self) -> Self {
         Self {
             salvage: self.salvage.map(|_| Salvage { quiet: true }),
@@ -76,16 +76,15 @@ impl Plan {
         }
     }
 
-    /// The next piece that needs something done; `None` at the end of the input. The error comes with the offset asked
-    /// about.
+    /// The next piece to write; `None` at the end of the input. The error has the offset of the failed lookup.
     pub(crate) fn next(&mut self, input: &Input) -> Result<Option<Piece>, (u64, qcow::Error)> {
         while let Some(mut piece) = self.cut(input)? {
-            let idle = match piece.kind {
+            let is_skipped = match piece.kind {
                 Kind::Backing => true,
                 Kind::Zero => self.skip_zeroes,
                 Kind::Data => false,
             };
-            if !idle {
+            if !is_skipped {
                 piece.index = self.index;
                 self.index += 1;
                 return Ok(Some(piece));
@@ -100,7 +99,7 @@ impl Plan {
         }
         let (mut kind, end) = match self.extent {
             Some((kind, end)) if end > self.offset => (kind, end),
-            _ => self.look(input)?,
+            _ => self.map(input)?,
         };
         self.extent = Some((kind, end));
         let mut len = end - self.offset;
@@ -128,8 +127,8 @@ impl Plan {
         Ok(Some(piece))
     }
 
-    /// The extent at the present offset: what it is and where it ends.
-    fn look(&self, input: &Input) -> Result<(Kind, u64), (u64, qcow::Error)> {
+    /// Kind and end of the extent at the current offset.
+    fn map(&self, input: &Input) -> Result<(Kind, u64), (u64, qcow::Error)> {
         let Some(position) = input.at(self.offset) else {
             return Ok((Kind::Zero, input.len()));
         };
@@ -142,7 +141,7 @@ impl Plan {
                 len = len.min(backing_len - self.offset);
             }
         }
-        let extent = match self.above {
+        let extent = match self.backing_depth {
             Some(1) => position.disk.map_layer(position.offset, len),
             _ => position.disk.map(position.offset, len),
         };
@@ -154,7 +153,7 @@ impl Plan {
                 return Ok((Kind::Data, self.offset + len.min(position.damaged())));
             }
         };
-        let kind = match kind_of(&extent, self.above) {
+        let kind = match kind_of(&extent, self.backing_depth) {
             Kind::Zero if beyond_backing => Kind::Backing,
             kind => kind,
         };
@@ -162,10 +161,10 @@ impl Plan {
     }
 }
 
-fn kind_of(extent: &Extent, above: Option<u32>) -> Kind {
-    let below = above.is_some_and(|depth| !extent.present || extent.depth >= depth);
+fn kind_of(extent: &Extent, backing_depth: Option<u32>) -> Kind {
+    let is_in_backing = backing_depth.is_some_and(|depth| !extent.present || extent.depth >= depth);
     match extent {
-        _ if below => Kind::Backing,
+        _ if is_in_backing => Kind::Backing,
         Extent { zero: true, .. } | Extent { present: false, .. } => Kind::Zero,
         _ => Kind::Data,
     }

@@ -1,21 +1,22 @@
-//! `--salvage`: a copy that goes on where the source cannot be read.
+//! `--salvage`: copying on after read errors.
 
 use super::input::Position;
-use crate::output::{reason, report};
+use crate::output::{errors, report};
 
-/// What to do about sources that cannot be read.
+/// How read errors are skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Salvage {
+    /// Without warnings.
     pub(crate) quiet: bool,
 }
 
 impl Salvage {
-    /// Says what could not be done, unless nobody wants to know.
+    /// Warns about a failed read or lookup, unless it is quiet.
     pub(super) fn warn(self, what: &str, offset: u64, error: &qcow::Error, at: &Position<'_>) {
         if self.quiet {
             return;
         }
-        let cause = reason::cause(error, at.disk.0.path());
+        let cause = errors::cause(error, at.disk.0.path());
         report::warning(format_args!("error while {what} offset {offset}: {cause}"));
     }
 }

@@ -1,13 +1,13 @@
-//! Work that several threads share.
+//! Running work in several threads.
 
 use std::thread;
 
-/// As many threads as processors.
+/// The number of processors.
 pub(crate) fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Does `work` in this thread, and in others beside it up to `threads`: as many as the system gives.
+/// Runs `work` in this thread and in up to `threads - 1` others; fewer if the system cannot start them.
 pub(crate) fn share(threads: usize, work: impl Fn() + Sync) {
     thread::scope(|scope| {
         for _ in 1..threads {

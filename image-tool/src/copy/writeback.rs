@@ -1,10 +1,10 @@
-//! Flushing the target while the copy goes on, so that little is left for the flush at its end.
+//! Flushing the target during the copy, so that the flush at the end is short.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use qcow::Image;
 
-/// The target is flushed when so many bytes have been written since the last time.
+/// Bytes between two flushes.
 const STEP: u64 = 64 << 20;
 
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ struct State {
     ended: bool,
 }
 
-/// What those who write tell the one who flushes.
+/// Counts the bytes that the writers have written, for the thread that flushes.
 #[derive(Debug, Default)]
 pub(super) struct Writeback {
     state: Mutex<State>,
@@ -26,7 +26,7 @@ impl Writeback {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `len` more bytes were written.
+    /// Adds `len` written bytes.
     pub(super) fn wrote(&self, len: u64) {
         let mut state = self.state();
         state.written += len;
@@ -35,13 +35,13 @@ impl Writeback {
         }
     }
 
-    /// Nothing more will be written.
+    /// Ends the thread that flushes.
     pub(super) fn end(&self) {
         self.state().ended = true;
         self.changed.notify_one();
     }
 
-    /// Flushes `target` until the end.
+    /// Flushes `target` each [`STEP`] bytes until the copy ends.
     pub(super) fn run(&self, target: &Image) -> qcow::Result<()> {
         loop {
             let mut state = self.state();

@@ -1,11 +1,11 @@
-//! Telling data from zeroes in a buffer.
+//! Finding zeroes in a buffer.
 
-/// The unit in which zeroes are looked for.
+/// The unit in which zeroes are found.
 pub(crate) const SECTOR: usize = 512;
 
 /// Whether every byte is zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // Data mostly shows in its first byte.
+    // The first byte of data is seldom zero.
     if bytes.first().is_some_and(|&first| first != 0) {
         return false;
     }
@@ -17,16 +17,16 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
         && blocks.remainder().iter().all(|&byte| byte == 0)
 }
 
-/// How zeroes in data are treated.
+/// Which zeroes in data become holes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sparse {
     /// The fewest zero sectors in a row that become a hole.
     pub(crate) min: usize,
-    /// Sectors to whose multiples the ends of data are moved.
+    /// Ends of data are rounded to multiples of this many sectors.
     pub(crate) alignment: usize,
 }
 
-/// The first run of `bytes`, which lie `sector` sectors into the disk: whether it is data, and its length in bytes.
+/// The first run of `bytes`, which begin at `sector`: whether it is data, and its length in bytes.
 pub(crate) fn first_run(bytes: &[u8], sector: u64, sparse: Sparse) -> (bool, usize) {
     let total = bytes.len().div_ceil(SECTOR);
     let min = sparse.min.min(total);
@@ -47,7 +47,7 @@ pub(crate) fn first_run(bytes: &[u8], sector: u64, sparse: Sparse) -> (bool, usi
     (data, (used * SECTOR).min(bytes.len()))
 }
 
-/// The sectors from the start that are alike, with the end of the run moved to the alignment; and whether they are data.
+/// Whether the first sectors are data, and how many are alike, rounded to the alignment.
 fn uniform_run(bytes: &[u8], sector: u64, alignment: usize) -> (bool, usize) {
     let total = bytes.len().div_ceil(SECTOR);
     let mut sectors = bytes.chunks(SECTOR).map(is_zero);

@@ -22,7 +22,7 @@ use qcow::{
 
 use crate::command_line::source::{BackingOverride, Locks, Source};
 use crate::output;
-use crate::output::reason::reason;
+use crate::output::errors::describe;
 use disk::Disk;
 use unsynced::Unsynced;
 
@@ -127,7 +127,7 @@ pub(crate) fn named_by(error: anyhow::Error, image: &Path) -> anyhow::Error {
 pub(crate) fn info(image: &Image) -> Result<Info> {
     image
         .info()
-        .map_err(|error| anyhow!("{}", reason(&error, image.path())))
+        .map_err(|error| anyhow!("{}", describe(&error, image.path())))
 }
 
 /// Opens the image a user named.
@@ -236,7 +236,7 @@ impl Chain {
         }
         let image = storage.open(&source.path, &options, how.unsynced)?;
         let image = image.map_err(|error| {
-            let words = reason(&error, &source.path);
+            let words = describe(&error, &source.path);
             match error.kind() {
                 ErrorKind::SnapshotL1(_) => anyhow::Error::msg(SnapshotDamaged(words)),
                 _ => anyhow::Error::msg(words),
@@ -244,7 +244,7 @@ impl Chain {
         })?;
         if format.has_bitmaps() {
             // Damaged bitmaps keep it from being opened at all, as with QEMU: its facts have them.
-            let told = |error| anyhow!("{}", reason(&error, &source.path));
+            let told = |error| anyhow!("{}", describe(&error, &source.path));
             image.info().map_err(told)?;
         }
         for message in image.repaired().iter().flat_map(|repair| &repair.messages) {
@@ -258,7 +258,7 @@ impl Chain {
 
     /// What the image lies in.
     fn storage(&mut self, source: &Source, how: &Opening) -> Result<Under> {
-        if let Some(under) = &source.under {
+        if let Some(under) = &source.file_node {
             let how = Opening {
                 writable: how.writable,
                 share: how.share,
@@ -343,7 +343,7 @@ fn recorded_backing(source: &Source, format: Format, storage: &Under) -> Result<
     for window in &source.windows {
         header = header.window(window.offset, window.size);
     }
-    let told = |error: &qcow::Error| anyhow!("{}", reason(error, &source.path));
+    let told = |error: &qcow::Error| anyhow!("{}", describe(error, &source.path));
     let image = storage.clone().open(&source.path, &header, false)?;
     let image = image.map_err(|error| told(&error))?;
     let info = image.info().map_err(|error| told(&error))?;
@@ -373,7 +373,7 @@ fn locking(source: &Source, how: &Opening) -> Locking {
 /// Opens the file under an image.
 fn open_file(path: &Path, writable: bool) -> Result<File> {
     qcow::open_file(path, writable).map_err(|error| {
-        let words = reason(&error, path);
+        let words = describe(&error, path);
         match error.denied() {
             // As QEMU, which learns it from the system.
             Some(Denied::Type { kind, .. }) if *kind == FileKind::Directory && writable => {

@@ -1,5 +1,5 @@
-//! JSON as qemu-img prints it: pretty, ASCII only, and the members of an object in the order of QEMU's
-//! dictionary, which is what scripts that compare text have seen for years.
+//! JSON as qemu-img prints it: indented, ASCII only, and the members of an object in the order of QEMU's dictionary, for
+//! scripts that compare text.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ pub(crate) enum Value {
     Object(Object),
 }
 
-/// An object, its members in the order of insertion; they are printed in the dictionary's order.
+/// An object. Members are kept in the order of insertion, and printed in the dictionary's order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Object {
     members: Vec<(String, Value)>,
@@ -32,7 +32,7 @@ impl Object {
         self
     }
 
-    /// The same object, with one more member when there is a value.
+    /// The same object, with one more member if there is a value.
     #[must_use]
     pub(crate) fn with_some(self, name: &str, value: Option<impl Into<Value>>) -> Self {
         match value {
@@ -41,7 +41,7 @@ impl Object {
         }
     }
 
-    /// The members as QEMU's dictionary walks them: by bucket, the last inserted of a bucket first.
+    /// The members in the order of QEMU's dictionary: by bucket, in a bucket the last inserted first.
     pub(crate) fn in_order(&self) -> Vec<(&str, &Value)> {
         let mut order: Vec<_> = self.members.iter().enumerate().collect();
         order.sort_by_key(|(index, (name, _))| (bucket(name), std::cmp::Reverse(*index)));
@@ -52,7 +52,7 @@ impl Object {
     }
 }
 
-/// The bucket of a name: the string hash of tdb, over 512 buckets.
+/// The bucket of a name: tdb's string hash over 512 buckets.
 fn bucket(name: &str) -> u32 {
     let bytes = name.as_bytes();
     let seed = 0x238F_13AF_u32.wrapping_mul(bytes.len() as u32);
@@ -111,14 +111,14 @@ impl From<Object> for Value {
 }
 
 impl Value {
-    /// The text of the value, over several lines, without a line end.
+    /// The value over several lines, without a final newline.
     pub(crate) fn pretty(&self) -> String {
         let mut out = String::new();
         self.write(&mut out, 0);
         out
     }
 
-    /// The text of the value, in one line.
+    /// The value in one line.
     pub(crate) fn compact(&self) -> String {
         let mut out = String::new();
         self.write_compact(&mut out);

@@ -1,8 +1,8 @@
-//! Standard output: what was asked for. Standard error: what else there is to say.
+//! Writing to standard output (results) and standard error (messages).
 
+pub(crate) mod errors;
 pub(crate) mod json;
 pub(crate) mod progress;
-pub(crate) mod reason;
 pub(crate) mod report;
 pub(crate) mod size;
 pub(crate) mod snapshot_list;
@@ -16,15 +16,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Result, anyhow};
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// The first error of standard output, by which an answer got lost.
+/// The first error of standard output, which lost a part of a result.
 static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
 
 fn lost() -> MutexGuard<'static, Option<io::Error>> {
     LOST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The text without what a terminal would take for commands: names in images are chosen by whoever made them.
-fn harmless(text: &str) -> Cow<'_, str> {
+/// Replaces control characters: names in an image must not command the terminal.
+fn printable(text: &str) -> Cow<'_, str> {
     let is_command = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
     match text.contains(is_command) {
         true => Cow::Owned(text.replace(is_command, "\u{fffd}")),
@@ -32,7 +32,7 @@ fn harmless(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// One or more lines, which are what the command was asked for. Should they not be written, the command has failed: [`check()`].
+/// Prints lines of a result. If they cannot be written, [`check()`] fails the command.
 pub(crate) fn line(text: &str) {
     if let Err(error) = write(text) {
         lost().get_or_insert(error);
@@ -45,18 +45,21 @@ pub(crate) fn check() -> Result<()> {
     lost.map_or(Ok(()), |error| Err(not_written(&error)))
 }
 
-/// Why an answer is not there.
+/// The error for a result that could not be written.
 pub(crate) fn not_written(error: &io::Error) -> anyhow::Error {
-    anyhow!("Could not write to standard output: {}", reason::os(error))
+    anyhow!(
+        "Could not write to standard output: {}",
+        errors::describe_os(error)
+    )
 }
 
-/// Standard output, for an answer of any length. To be flushed.
+/// Standard output, buffered, for a long result. The caller flushes it.
 pub(crate) fn stream() -> impl Write {
-    io::BufWriter::new(Patient(io::stdout().lock()))
+    io::BufWriter::new(Blocking(io::stdout().lock()))
 }
 
-/// A line that says what the command does, unless it is to be quiet. Should nobody read it, the work goes on.
-pub(crate) fn unless(quiet: bool, text: &str) {
+/// Prints a line about what the command does, unless it is quiet. Errors are ignored: the work matters, not the line.
+pub(crate) fn announce(quiet: bool, text: &str) {
     if !quiet {
         let _ = write(text);
     }
@@ -64,19 +67,19 @@ pub(crate) fn unless(quiet: bool, text: &str) {
 
 fn write(text: &str) -> io::Result<()> {
     let mut out = stream();
-    out.write_all(harmless(text).as_bytes())?;
+    out.write_all(printable(text).as_bytes())?;
     out.write_all(b"\n")?;
     out.flush()
 }
 
-/// What is on the last line of standard output.
+/// The state of the last line of standard output.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LastLine {
-    /// Nothing.
+    /// It is empty.
     Empty,
-    /// How far the command is.
+    /// It shows progress.
     Progress,
-    /// The same, until a notice ended the line.
+    /// It showed progress, and a notice ended it.
     Ended,
 }
 
@@ -86,49 +89,49 @@ fn last_line() -> MutexGuard<'static, LastLine> {
     LAST_LINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How far the command is, in the place of what was said of that before. Should nobody read it, the work goes on.
+/// Prints progress over the last progress line. Errors are ignored: the work matters, not the line.
 pub(crate) fn progress(text: &str) {
     let mut line = last_line();
     *line = LastLine::Progress;
-    let mut out = Patient(io::stdout().lock());
+    let mut out = Blocking(io::stdout().lock());
     let _ = write!(out, "{text}\r").and_then(|()| out.flush());
 }
 
-/// The command's progress is at its end.
+/// Ends the progress line.
 pub(crate) fn end_of_progress() {
     let mut line = last_line();
     if *line != LastLine::Ended {
-        unless(false, "");
+        announce(false, "");
     }
     *line = LastLine::Empty;
 }
 
-/// A line on standard error; progress on standard output ends its own before.
+/// Prints a line to standard error, after ending a progress line.
 pub(crate) fn notice(text: impl Display) {
     let mut line = last_line();
     if *line == LastLine::Progress {
-        unless(false, "");
+        announce(false, "");
         *line = LastLine::Ended;
     }
     drop(line);
     let text = text.to_string();
-    let mut error = Patient(io::stderr().lock());
-    // There is nobody else to tell.
-    let _ = writeln!(error, "{}", harmless(&text));
+    let mut error = Blocking(io::stderr().lock());
+    // An error of standard error cannot be reported anywhere.
+    let _ = writeln!(error, "{}", printable(&text));
 }
 
-/// A descriptor that is waited for, should whoever shares it have made it one that does not wait by itself.
-struct Patient<W: Write + AsFd>(W);
+/// Waits where a write would block: another process that shares the open file may have set O_NONBLOCK.
+struct Blocking<W: Write + AsFd>(W);
 
-impl<W: Write + AsFd> Patient<W> {
+impl<W: Write + AsFd> Blocking<W> {
     fn wait(&self) {
         let mut fds = [PollFd::new(&self.0, PollFlags::OUT)];
-        // What is wrong with it, the next write says.
+        // The next write returns the error, if there is one.
         let _ = poll(&mut fds, None);
     }
 }
 
-impl<W: Write + AsFd> Write for Patient<W> {
+impl<W: Write + AsFd> Write for Blocking<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             match self.0.write(bytes) {

@@ -1,4 +1,4 @@
-//! How far a command is: printed with `-p`, and on SIGUSR1 without it.
+//! The progress of a command, printed with `-p` and on SIGUSR1.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -19,7 +19,7 @@ struct State {
 }
 
 impl Progress {
-    /// `shown`: print each advance of at least `step` percent.
+    /// With `shown`, each advance of more than `step` percent is printed.
     pub(crate) fn new(shown: bool, step: f32) -> Self {
         Self {
             shown,
@@ -28,7 +28,7 @@ impl Progress {
         }
     }
 
-    /// The command is `percent` done.
+    /// Sets the progress.
     pub(crate) fn set(&self, percent: f32) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let percent = percent.min(100.0);
@@ -42,7 +42,7 @@ impl Progress {
         }
     }
 
-    /// The command is `percent` further.
+    /// Adds to the progress.
     pub(crate) fn advance(&self, percent: f32) {
         let current = self
             .state
@@ -62,7 +62,7 @@ impl Progress {
         output::notice(format_args!("    ({current:.2}/100%)"));
     }
 
-    /// The line is complete.
+    /// Ends the progress line.
     pub(crate) fn end(&self) {
         if self.shown {
             output::end_of_progress();

@@ -1,5 +1,5 @@
-//! What the tool says on standard error: `image-tool: what is wrong`, or `qemu-img: …` when it was started under
-//! that name, as scripts expect of it.
+//! Messages on standard error: `image-tool: MESSAGE`, or `qemu-img: MESSAGE` if the tool was started under that name, since
+//! scripts match it.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -10,10 +10,10 @@ use crate::output;
 
 static PROGRAM: OnceLock<String> = OnceLock::new();
 
-/// The name under which a script knows the tool it stands in for.
-const STAND_IN: &str = "qemu-img";
+/// The name of the tool that it can replace.
+const QEMU_IMG: &str = "qemu-img";
 
-/// The version of that tool whose commands these are.
+/// The version of qemu-img whose command line is implemented.
 const REFERENCE: &str = "10.0.0";
 
 /// Remembers the name the program was started under.
@@ -21,8 +21,8 @@ pub(crate) fn set_program(arg0: Option<&OsStr>) {
     let name = arg0
         .and_then(|name| Path::new(name).file_name())
         .map(OsStr::to_string_lossy);
-    let name = if name.as_deref() == Some(STAND_IN) {
-        STAND_IN
+    let name = if name.as_deref() == Some(QEMU_IMG) {
+        QEMU_IMG
     } else {
         "image-tool"
     };
@@ -34,26 +34,26 @@ pub(crate) fn program() -> &'static str {
     PROGRAM.get().map_or("image-tool", String::as_str)
 }
 
-/// What `--version` prints: under the other name first the version that scripts ask it for.
+/// What `--version` prints: started as qemu-img, the version of qemu-img that scripts check comes first.
 pub(crate) fn version() -> String {
     let own = env!("CARGO_PKG_VERSION");
     match program() {
-        STAND_IN => format!("{STAND_IN} version {REFERENCE} (image-tool {own})"),
+        QEMU_IMG => format!("{QEMU_IMG} version {REFERENCE} (image-tool {own})"),
         name => format!("{name} version {own} (qemu-img {REFERENCE} compatible)"),
     }
 }
 
-/// One error line.
+/// Prints an error.
 pub(crate) fn error(message: impl fmt::Display) {
     output::notice(format_args!("{}: {message}", program()));
 }
 
-/// One warning line.
+/// Prints a warning.
 pub(crate) fn warning(message: impl fmt::Display) {
     output::notice(format_args!("{}: warning: {message}", program()));
 }
 
-/// An error with the lines that follow it, unprefixed.
+/// An error, and lines after it that have no prefix.
 #[derive(Debug)]
 pub(crate) struct Hinted {
     pub(crate) message: String,
@@ -68,13 +68,13 @@ impl fmt::Display for Hinted {
 
 impl std::error::Error for Hinted {}
 
-/// A command line that cannot be understood: the error, then where to look.
+/// An invalid command line: the error, and a reference to `--help`.
 #[derive(Debug)]
 pub(crate) struct Usage {
-    /// The verb, when the error is in its options.
+    /// The verb, if the error is in its options.
     pub(crate) verb: Option<&'static str>,
     pub(crate) message: String,
-    /// Whether getopt itself found it: then the message begins with the verb too.
+    /// Whether the error is getopt's: then the message begins with the verb, too.
     pub(crate) from_getopt: bool,
 }
 
@@ -101,7 +101,7 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// Prints whatever a verb ended with.
+/// Prints the error that a verb returned.
 pub(crate) fn failure(failure: &anyhow::Error) {
     match failure.downcast_ref::<Usage>() {
         Some(usage) => output::notice(usage),

@@ -1,6 +1,6 @@
-//! Sizes as people read them: `1.5 GiB`.
+//! Sizes for people: `1.5 GiB`.
 
-/// Writes a size with the unit in which it is below 1000, in three significant digits.
+/// A size with three significant digits, in the unit in which it is below 1000.
 pub(crate) fn human(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
     let mut unit = 0;

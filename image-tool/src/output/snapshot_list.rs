@@ -1,4 +1,4 @@
-//! Internal snapshots as `info` and `snapshot -l` list them.
+//! The list of internal snapshots, as `info` and `snapshot -l` print it.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -7,7 +7,7 @@ use qcow::SnapshotInfo;
 use super::json::{Object, Value};
 use super::size;
 
-/// The time zone of the user, which has to be read before the process is confined.
+/// The user's time zone, which must be read before the process confines itself.
 pub(crate) struct LocalTime(TimeZone);
 
 impl LocalTime {
@@ -26,7 +26,7 @@ impl LocalTime {
     }
 }
 
-/// The table, each line ending with a line end.
+/// The table for people.
 pub(crate) fn table(snapshots: &[SnapshotInfo], local: &LocalTime) -> String {
     let mut text = row("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT");
     for snapshot in snapshots {

@@ -24,7 +24,7 @@ use qcow::{CreateOptions, ErrorKind, FileKind, Format, Image, OpenOptions};
 
 use crate::command_line::source::Source;
 use crate::open::{self, Opened, Opening};
-use crate::output::reason::{os, reason};
+use crate::output::errors::{describe, describe_os};
 use crate::signals::Signals;
 use name::{End, folder_of, never_a_file};
 use staging::Staging;
@@ -64,8 +64,13 @@ impl Target {
     /// sockets and character devices are accepted, too; a signal ends the wait for a reader of a FIFO.
     pub(crate) fn prepare(path: &Path, streams: Option<&Signals>) -> Result<Self> {
         let end = End::of(path);
-        let cannot =
-            |error: io::Error| anyhow!("Could not create '{}': {}", path.display(), os(&error));
+        let cannot = |error: io::Error| {
+            anyhow!(
+                "Could not create '{}': {}",
+                path.display(),
+                describe_os(&error)
+            )
+        };
         let metadata = match std::fs::metadata(end.path()) {
             Ok(metadata) => metadata,
             Err(error) => return Self::absent(path, &end, error).map_err(cannot),
@@ -117,11 +122,16 @@ impl Target {
     }
 
     fn existing(end: &End, path: &Path, file: Arc<File>, metadata: &Metadata) -> Result<Self> {
-        let cannot =
-            |error: io::Error| anyhow!("Could not create '{}': {}", path.display(), os(&error));
+        let cannot = |error: io::Error| {
+            anyhow!(
+                "Could not create '{}': {}",
+                path.display(),
+                describe_os(&error)
+            )
+        };
         let lock = OpenOptions::new(Format::Raw).writable(true);
         let lock = Image::open_file(file.clone(), path, &lock)
-            .map_err(|error| anyhow!("{}", reason(&error, path)))?;
+            .map_err(|error| anyhow!("{}", describe(&error, path)))?;
         let staging = match end {
             End::Name(name) => stage_beside(name, &file, metadata).map_err(cannot)?,
             End::Descriptor(_) => None,
@@ -207,7 +217,7 @@ impl Target {
     fn open_stream(&self, stream: &Stream) -> Result<Opened> {
         let options = OpenOptions::new(Format::Raw).writable(true);
         let image = Image::open_storage(Box::new(stream.clone()), &self.shown, &options)
-            .map_err(|error| anyhow!("{}", reason(&error, &self.shown)))?;
+            .map_err(|error| anyhow!("{}", describe(&error, &self.shown)))?;
         Ok(Opened {
             image: Arc::new(image),
             paths: vec![self.name.clone()],
@@ -259,8 +269,13 @@ impl Target {
             // Out of descriptors: a sync takes longer and returns the same errors.
             Err(_) => file.sync_data(),
         };
-        written
-            .map_err(|error| anyhow!("Could not write '{}': {}", self.shown.display(), os(&error)))
+        written.map_err(|error| {
+            anyhow!(
+                "Could not write '{}': {}",
+                self.shown.display(),
+                describe_os(&error)
+            )
+        })
     }
 
     /// Gives the complete file its name.
@@ -270,7 +285,7 @@ impl Target {
             anyhow!(
                 "Could not {verb} '{}': {}",
                 self.shown.display(),
-                os(&error)
+                describe_os(&error)
             )
         })?;
         incomplete::remove(&self.name);

@@ -16,8 +16,8 @@ use crate::command_line::options::{self, flag, value};
 use crate::confine;
 use crate::open::{self, Opened, Opening};
 use crate::output;
+use crate::output::errors::{describe, snapshot_l1};
 use crate::output::progress::Progress;
-use crate::output::reason::{reason, snapshot_l1};
 use crate::output::report::{self, Hinted, Usage};
 use crate::signals::Signals;
 use crate::verbs::close;
@@ -156,7 +156,7 @@ fn parse(list: &str) -> Result<FormatOptions> {
 /// What is asked for, as far as it differs from what is.
 fn amend(opened: &Opened, options: &FormatOptions, progress: &Progress) -> Result<()> {
     let image = &opened.image;
-    let told = |error: qcow::Error| anyhow!("{}", reason(&error, image.path()));
+    let told = |error: qcow::Error| anyhow!("{}", describe(&error, image.path()));
     let info = opened.info()?;
     let qcow2 = info.qcow2.as_ref().ok_or_else(|| anyhow!("Not qcow2"))?;
     let version = version(options.text("compat"))?.unwrap_or(qcow2.version);

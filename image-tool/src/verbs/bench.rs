@@ -18,7 +18,7 @@ use crate::copy::workers;
 use crate::open::disk::Disk;
 use crate::open::{self, Opening};
 use crate::output;
-use crate::output::reason::cause;
+use crate::output::errors::cause;
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "bench";

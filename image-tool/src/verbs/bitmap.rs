@@ -12,7 +12,7 @@ use crate::command_line::options::{self, flag, value};
 use crate::command_line::source::Source;
 use crate::confine;
 use crate::open::{self, Opened, Opening};
-use crate::output::reason::reason;
+use crate::output::errors::describe;
 use crate::verbs::close;
 
 pub(crate) const NAME: &str = "bitmap";
@@ -188,7 +188,7 @@ fn apply(
 ) -> Result<()> {
     let told = |error: qcow::Error| match error.kind() {
         ErrorKind::NotFound => not_found(bitmap),
-        _ => anyhow!("{}", reason(&error, image.path())),
+        _ => anyhow!("{}", describe(&error, image.path())),
     };
     if !matches!(action, Action::Add) && image.format().has_bitmaps() && !has(image, bitmap)? {
         return Err(not_found(bitmap));
@@ -234,7 +234,7 @@ fn add(image: &Image, bitmap: &str, granularity: Option<u64>) -> Result<()> {
     }
     image
         .bitmap_add(bitmap, granularity, true)
-        .map_err(|error| anyhow!("{}", reason(&error, image.path())))
+        .map_err(|error| anyhow!("{}", describe(&error, image.path())))
 }
 
 /// Marks as dirty in `bitmap` what `source` of another image (or of the same) does.
@@ -250,7 +250,7 @@ pub(crate) fn merge(image: &Image, bitmap: &str, other: &Image, source: &str) ->
         size == from,
         "Bitmaps are of different sizes (destination size is {size}, source size is {from}) and can't be merged"
     );
-    let told = |error: qcow::Error, image: &Image| anyhow!("{}", reason(&error, image.path()));
+    let told = |error: qcow::Error, image: &Image| anyhow!("{}", describe(&error, image.path()));
     let ranges = other
         .bitmap_ranges(source)
         .map_err(|error| told(error, other))?;

@@ -14,8 +14,8 @@ use crate::command_line::options;
 use crate::confine;
 use crate::open::{self, Opened, Opening};
 use crate::output;
+use crate::output::errors;
 use crate::output::json::Object;
-use crate::output::reason;
 use crate::output::report::{self, Usage};
 use crate::verbs::close;
 
@@ -152,7 +152,7 @@ fn check_once(opened: &Opened, repair: Repair) -> Result<CheckResult> {
     let result = opened.image.check(repair).map_err(|error| {
         anyhow::anyhow!(
             "Check failed: {}",
-            reason::cause(&error, opened.image.path())
+            errors::cause(&error, opened.image.path())
         )
     })?;
     for message in &result.messages {

@@ -17,8 +17,8 @@ use crate::copy::workers;
 use crate::copy::{self, Copy, Failure, Input, Order, Plan};
 use crate::open::{self, Opened, Opening};
 use crate::output;
+use crate::output::errors::cause;
 use crate::output::progress::Progress;
-use crate::output::reason::cause;
 use crate::signals::Signals;
 use crate::verbs::close;
 
@@ -109,7 +109,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     }
     progress.end();
     outcome?;
-    output::unless(quiet, "Image committed.");
+    output::announce(quiet, "Image committed.");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -170,7 +170,7 @@ fn commit(
     }
     let input = Input::new([top.image.clone()]);
     let mut plan = Plan::new(PIECE);
-    plan.above = u32::try_from(depth).ok();
+    plan.backing_depth = u32::try_from(depth).ok();
     let copy = Copy {
         input: &input,
         target: base,

@@ -18,8 +18,8 @@ use crate::command_line::size::MAX_DISK;
 use crate::command_line::source::{Source, local_path};
 use crate::open::{self, Opening};
 use crate::output;
+use crate::output::errors::{describe, describe_os};
 use crate::output::progress::Progress;
-use crate::output::reason::{os, reason};
 use crate::output::report::{Hinted, Usage};
 use crate::signals::Signals;
 use crate::target::Target;
@@ -203,7 +203,7 @@ fn create(asked: &Asked<'_>) -> Result<()> {
     let Some(size) = options.number("size").filter(|&size| size != u64::MAX) else {
         bail!("Image creation needs a size parameter")
     };
-    output::unless(
+    output::announce(
         matches.flag("quiet"),
         &format!(
             "Formatting '{filename}', fmt={format_name}{}",
@@ -260,20 +260,20 @@ pub(crate) fn create_reason(error: &qcow::Error, format: Format, target: &Target
     if !format.has_metadata() {
         return match error.raw_os_error() {
             Some(number @ (libc::EFBIG | libc::EINVAL)) => {
-                let why = os(&io::Error::from_raw_os_error(number));
+                let why = describe_os(&io::Error::from_raw_os_error(number));
                 format!("Could not resize file: {why}")
             }
             None if target.is_device() => "Cannot grow device files".to_owned(),
-            _ => reason(error, target.path()),
+            _ => describe(error, target.path()),
         };
     }
     match (error.kind(), error.raw_os_error()) {
         (qcow::ErrorKind::TooLarge, _) => too_large(format),
         (_, Some(number @ libc::EFBIG)) => {
-            let why = os(&io::Error::from_raw_os_error(number));
+            let why = describe_os(&io::Error::from_raw_os_error(number));
             format!("Could not resize image: {why}")
         }
-        _ => reason(error, target.path()),
+        _ => describe(error, target.path()),
     }
 }
 

@@ -136,7 +136,7 @@ fn facts(source: &Source, share: bool) -> Result<Told> {
     };
     let opened = open::open(source, &opening)?;
     let mut info = opened.info()?;
-    if let Some(under) = &source.under {
+    if let Some(under) = &source.file_node {
         let inner = facts(under, share)?;
         if info.cluster_size.is_none() {
             // raw shows that of what it lies in.

@@ -15,7 +15,7 @@ use crate::command_line::source::Source;
 use crate::confine;
 use crate::open::disk::{Disk, whole_sectors};
 use crate::open::{self, Opening};
-use crate::output::reason::cause;
+use crate::output::errors::cause;
 use crate::output::{self, Format};
 
 pub(crate) const NAME: &str = "map";

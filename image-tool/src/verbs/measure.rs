@@ -14,8 +14,8 @@ use crate::confine;
 use crate::open::snapshot_param::SnapshotParam;
 use crate::open::{self, Opened, Opening};
 use crate::output;
+use crate::output::errors::cause;
 use crate::output::json::{Object, Value};
-use crate::output::reason::cause;
 use crate::output::report;
 
 pub(crate) const NAME: &str = "measure";

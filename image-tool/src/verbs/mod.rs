@@ -28,7 +28,7 @@ use crate::command_line::getopt::{Matches, Order};
 use crate::command_line::manual::Manual;
 use crate::command_line::options::{flag, value};
 use crate::open::Opened;
-use crate::output::reason::reason;
+use crate::output::errors::describe;
 use crate::output::report;
 
 /// One verb.
@@ -82,7 +82,7 @@ pub(crate) fn close(opened: Opened) -> Result<()> {
     match opened.into_image() {
         Some(image) => image
             .close()
-            .map_err(|error| anyhow!("{}", reason(&error, &path))),
+            .map_err(|error| anyhow!("{}", describe(&error, &path))),
         None => Ok(()),
     }
 }

@@ -16,7 +16,7 @@ use crate::command_line::size::MAX_DISK;
 use crate::confine;
 use crate::open::{self, Opened, Opening};
 use crate::output;
-use crate::output::reason::{cause, reason};
+use crate::output::errors::{cause, describe};
 use crate::output::report::{self, Usage};
 use crate::verbs::close;
 
@@ -107,7 +107,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     check_preallocation(opened.image.format(), preallocation)?;
     resize(&opened, wanted, preallocation)?;
     close(opened)?;
-    output::unless(quiet, "Image resized.");
+    output::announce(quiet, "Image resized.");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -131,7 +131,7 @@ pub(crate) fn resize(opened: &Opened, size: u64, preallocation: Preallocation) -
             // The host's limit, where the table was long enough.
             (_, Some(libc::EFBIG)) => anyhow!("Allocating clusters failed: File too large"),
             (ErrorKind::TooLarge, _) => anyhow!("Failed to grow the L1 table: File too large"),
-            _ => anyhow!("{}", reason(&error, opened.image.path())),
+            _ => anyhow!("{}", describe(&error, opened.image.path())),
         }
     })
 }

@@ -12,7 +12,7 @@ use crate::command_line::options::{self, flag, value};
 use crate::confine;
 use crate::open::{self, Opening};
 use crate::output;
-use crate::output::reason::{cause, snapshot_l1};
+use crate::output::errors::{cause, snapshot_l1};
 use crate::output::report::{self, Usage};
 use crate::output::snapshot_list::{self, LocalTime};
 use crate::verbs::close;

@@ -1,16 +1,16 @@
-//! From option values to what the library creates, refusing what does not go together in QEMU's words.
+//! From option values to the library's create options; combinations that are not allowed are refused in QEMU's words.
 
 use anyhow::{Result, anyhow, bail, ensure};
 use qcow::{CompressionType, CreateOptions, Format, Preallocation};
 
 use super::{FormatOptions, empty_file};
 
-/// The format of that name, if this tool has it.
+/// The format of that name, if it is supported.
 pub(crate) fn known_format(name: &str) -> Option<Format> {
     name.parse().ok()
 }
 
-/// The format of a new image of that name. The driver of plain files makes them, too.
+/// The format of a new image; `file` also creates raw images.
 pub(crate) fn new_format(name: &str) -> Option<Format> {
     match name {
         FILE => Some(Format::Raw),
@@ -18,11 +18,11 @@ pub(crate) fn new_format(name: &str) -> Option<Format> {
     }
 }
 
-/// The driver of plain files.
+/// The driver `file`.
 pub(crate) const FILE: &str = "file";
 
-/// Whether QEMU has a driver of that name: it may be recorded as a backing file's format, and is refused when that is
-/// opened here.
+/// Whether QEMU has a driver of that name. It can be recorded as a backing file's format; opening such a backing file is
+/// refused.
 pub(crate) fn is_driver(name: &str) -> bool {
     const OTHERS: &str = "blkdebug blklogwrites blkverify bochs cloop compress copy-before-write copy-on-read dmg file \
         ftp ftps gluster host_cdrom host_device http https iscsi iser luks nbd nfs null-aio null-co nvme parallels \
@@ -30,12 +30,12 @@ pub(crate) fn is_driver(name: &str) -> bool {
     known_format(name).is_some() || OTHERS.split(' ').any(|other| other == name)
 }
 
-/// Formats that QEMU reads and does not create.
+/// Whether QEMU can read this format and not create it.
 pub(crate) fn is_only_read(name: &str) -> bool {
     matches!(name, "bochs" | "cloop" | "dmg")
 }
 
-/// Why an image of this format cannot be created.
+/// The error for a format that cannot be created.
 pub(crate) fn not_creatable(name: &str) -> anyhow::Error {
     if is_only_read(name) {
         return anyhow!("Format driver '{name}' does not support image creation");
@@ -43,7 +43,7 @@ pub(crate) fn not_creatable(name: &str) -> anyhow::Error {
     anyhow!("Unknown file format '{name}'")
 }
 
-/// What to create: `size` bytes, by these options.
+/// The create options of an image of `size` bytes.
 pub(crate) fn creation(
     format: Format,
     options: &FormatOptions,
@@ -76,7 +76,7 @@ pub(crate) fn creation(
     Ok(create)
 }
 
-/// What `measure` takes of the options, and in which words it refuses them: it looks at nothing that does not change its answer.
+/// The create options for `measure`, which checks only options that change its result, with messages of its own.
 pub(crate) fn measured(options: &FormatOptions) -> Result<CreateOptions> {
     let mut create = CreateOptions::new(Format::Qcow2, 0);
     create.extended_l2 = options.boolean("extended_l2").unwrap_or(false);
@@ -102,7 +102,7 @@ fn backing_format(name: &str) -> Result<Format> {
         .ok_or_else(|| anyhow!("Parameter 'backing-fmt' does not accept value '{name}'"))
 }
 
-/// `compat` as a version of the format.
+/// The version that `compat` means.
 pub(crate) fn version(compat: Option<&str>) -> Result<u32> {
     match compat {
         Some("0.10" | "v2") => Ok(2),
@@ -111,7 +111,7 @@ pub(crate) fn version(compat: Option<&str>) -> Result<u32> {
     }
 }
 
-/// `preallocation` of an image with metadata.
+/// The mode that `preallocation` means for qcow2.
 pub(crate) fn preallocation(mode: Option<&str>) -> Result<Preallocation> {
     Ok(match mode {
         None | Some("off") => Preallocation::Off,
@@ -129,7 +129,7 @@ fn raw_preallocation(mode: Option<&str>) -> Result<Preallocation> {
     Ok(mode)
 }
 
-/// Whether a format can be preallocated in that way.
+/// Refuses a mode that the format does not support.
 pub(crate) fn check_preallocation(format: Format, mode: Preallocation) -> Result<()> {
     if !format.has_metadata() && mode == Preallocation::Metadata {
         bail!("Unsupported preallocation mode: metadata");
@@ -168,7 +168,7 @@ fn check_subclusters(create: &CreateOptions) -> Result<()> {
     Ok(())
 }
 
-/// `instead` is the option that would allow it.
+/// `instead` is the option that the message suggests.
 fn check_refcount_bits(create: &CreateOptions, instead: &str) -> Result<()> {
     ensure!(
         create.version >= 3 || create.refcount_bits == 16,

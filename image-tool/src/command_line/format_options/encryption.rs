@@ -1,18 +1,18 @@
-//! The `encrypt.*` options, as far as they can be followed without encrypting anything: an empty image of the old kind (`aes`) has
-//! nothing to encrypt, and how long a LUKS header is can be told without making one.
+//! The `encrypt.*` options, as far as they need no encryption: an empty `aes` image has no data to encrypt, and `measure` only
+//! needs the length of a LUKS header.
 
 use anyhow::{Result, anyhow, bail, ensure};
 
 use super::FormatOptions;
 
-/// What an image is to be encrypted with.
+/// The encryption of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encryption {
     Aes,
     Luks,
 }
 
-/// The encryption that is asked for.
+/// The encryption that the options ask for.
 pub(crate) fn encryption(options: &FormatOptions) -> Result<Option<Encryption>> {
     let old = options.boolean("encryption").unwrap_or(false);
     Ok(match options.text("encrypt.format") {
@@ -30,14 +30,14 @@ pub(crate) fn encryption(options: &FormatOptions) -> Result<Option<Encryption>> 
     })
 }
 
-/// The refusal of what would have to be encrypted.
+/// The error for an image that would have to be encrypted.
 pub(crate) fn not_encrypting(options: &FormatOptions) -> anyhow::Error {
     let asks = |name: &&str| name.starts_with("encrypt") && options.boolean(name) != Some(false);
     let name = options.names().find(asks).unwrap_or("encryption");
     anyhow!("Encrypted images are not supported (option '{name}')")
 }
 
-/// Whether the key's secret is among those that were defined.
+/// Refuses a key secret that is not defined.
 pub(crate) fn check_secret(options: &FormatOptions, secrets: &[String]) -> Result<()> {
     let id = options
         .text("encrypt.key-secret")

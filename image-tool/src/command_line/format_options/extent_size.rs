@@ -1,4 +1,4 @@
-//! The extent size hint of a file: how much space XFS reserves for it at a time.
+//! The extent size hint of a file: the unit in which XFS reserves space for it.
 
 #![allow(
     unsafe_code,
@@ -41,10 +41,10 @@ pub(crate) fn hint(file: impl AsFd) -> Option<u32> {
     (hint > 0).then_some(hint)
 }
 
-/// Sets the hint; 0 is none.
+/// Sets the hint; 0 removes it.
 ///
 /// # Errors
-/// The file system has none, or not of this size.
+/// When the file system does not support hints, or not this size.
 pub(crate) fn set_hint(file: impl AsFd, bytes: u32) -> io::Result<()> {
     let mut attributes = attributes(&file)?;
     attributes.flags |= HAS_EXTENT_SIZE;

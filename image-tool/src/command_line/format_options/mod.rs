@@ -1,4 +1,4 @@
-//! The `-o` options: their table, how a list of them is read, shown and explained.
+//! `-o`: the tables of format options, and parsing and printing them.
 
 mod creation;
 pub(crate) mod empty_file;
@@ -23,14 +23,14 @@ pub(crate) use encryption::{
 };
 pub(crate) use table::{Kind, Spec, amendable, creatable, description, own};
 
-/// Option values for one format, by the format's table.
+/// The option values for a format.
 #[derive(Debug, Clone)]
 pub(crate) struct FormatOptions {
     table: Vec<Spec>,
     given: Vec<(String, Given)>,
 }
 
-/// A value as it was written, and what it means where that is a number.
+/// The value of an option as text, and as a number if it is one.
 #[derive(Debug, Clone)]
 struct Given {
     text: String,
@@ -45,7 +45,7 @@ impl FormatOptions {
         }
     }
 
-    /// Reads an option list; a later value replaces an earlier one.
+    /// Parses an option list; a later value replaces an earlier one.
     pub(crate) fn parse(&mut self, list: &str) -> Result<()> {
         for item in keyval::split(list, None) {
             let (key, value) = match &item.value {
@@ -128,8 +128,7 @@ impl FormatOptions {
         self.given.iter().map(|(name, _)| name.as_str())
     }
 
-    /// The options with their values or defaults, as `create` announces them: in the table's order, each with a
-    /// space in front.
+    /// The options with their values or defaults, as `create` prints them: in the table's order, each after a space.
     pub(crate) fn announce(&self) -> String {
         let mut out = String::new();
         for spec in &self.table {
@@ -156,7 +155,7 @@ impl FormatOptions {
     }
 }
 
-/// One line per option, sorted by name, as `-o help` prints them.
+/// A line for each option, sorted by name, as `-o help` prints them.
 pub(crate) fn explain(table: &[Spec]) -> String {
     let mut specs: Vec<_> = table.iter().collect();
     specs.sort_by_key(|spec| spec.name);
@@ -174,7 +173,7 @@ pub(crate) fn explain(table: &[Spec]) -> String {
 fn parse_number(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start();
     match text.strip_prefix('-') {
-        // As C reads it; what is too large is told by its use.
+        // As in C, a negative number wraps; its user refuses it as too large.
         Some(digits) => size::integer(digits).map(u64::wrapping_neg),
         None => size::integer(text),
     }

@@ -1,8 +1,8 @@
-//! The options of each format, in the order in which they are announced.
+//! The options of each format, in the order in which `create` prints them.
 
 use qcow::Format;
 
-/// What kind of value an option takes.
+/// The type of an option's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Text,
@@ -45,7 +45,7 @@ const fn spec(
     }
 }
 
-/// Recognised so that they can be refused by name.
+/// Options that are known so that they can be refused by name.
 const ENCRYPTION: [Spec; 9] = [
     spec(
         "encryption",
@@ -173,7 +173,7 @@ const QCOW2_HEADER: [Spec; 8] = [
 
 const SIZE: Spec = spec("size", Kind::Size, None, "Virtual disk size");
 
-/// Options of the file under any image.
+/// Options of the file that holds the image.
 const FILE: [Spec; 3] = [
     spec(
         "nocow",
@@ -195,7 +195,7 @@ const FILE: [Spec; 3] = [
     ),
 ];
 
-/// What is added or removed with a key of an encrypted image.
+/// Options of the keys of an encrypted image.
 const KEYSLOTS: [Spec; 5] = [
     spec(
         "encrypt.state",
@@ -229,12 +229,12 @@ const KEYSLOTS: [Spec; 5] = [
     ),
 ];
 
-/// What `amend` can change of a qcow2 image.
+/// The options of `amend` for qcow2.
 pub(crate) fn amendable() -> Vec<Spec> {
     KEYSLOTS.into_iter().chain(QCOW2_HEADER).collect()
 }
 
-/// The options a format takes by itself.
+/// The options of a format.
 pub(crate) fn own(format: Format) -> Vec<Spec> {
     match format {
         Format::Raw => vec![SIZE],
@@ -246,7 +246,7 @@ pub(crate) fn own(format: Format) -> Vec<Spec> {
     }
 }
 
-/// The options of a format on a file.
+/// The options of a format and of the file that holds the image.
 pub(crate) fn creatable(format: Format) -> Vec<Spec> {
     let mut table = own(format);
     for spec in FILE {
@@ -257,7 +257,7 @@ pub(crate) fn creatable(format: Format) -> Vec<Spec> {
     table
 }
 
-/// What the man page says of an option; nothing of those that are only recognised to be refused.
+/// The man page's description of an option; `None` for options that are always refused.
 pub(crate) fn description(name: &str) -> Option<&'static str> {
     Some(match name {
         "size" => "Size of the disk in bytes, or with a suffix k, M, G, T, P or E.",

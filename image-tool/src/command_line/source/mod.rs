@@ -1,4 +1,4 @@
-//! An image as the user described it, before any file is opened.
+//! An image as the command line describes it, before a file is opened.
 
 mod node;
 pub(crate) mod operand;
@@ -11,68 +11,68 @@ use anyhow::{Result, bail};
 
 use crate::output::json::Value;
 
-/// Where an image is and how it is to be opened.
+/// The file of an image, and how to open it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Source {
-    /// As written, for messages.
+    /// The name on the command line, for messages.
     pub(crate) text: String,
     /// The image's file.
     pub(crate) path: PathBuf,
-    /// The format, when it was given.
+    /// The format, if it was given.
     pub(crate) format: Option<String>,
-    /// What to use instead of the backing file the image names.
+    /// Replaces the backing file that the image records.
     pub(crate) backing: BackingOverride,
-    /// What to use instead of the external data file the image names.
+    /// Replaces the external data file that the image records.
     pub(crate) data_file: Option<PathBuf>,
-    /// `force-share=on` among the options.
+    /// `force-share=on`.
     pub(crate) force_share: bool,
     pub(crate) locks: Locks,
-    /// `cache.direct=on` among the options: there are no parts of sectors.
+    /// `cache.direct=on`: sizes are whole sectors.
     pub(crate) direct: bool,
-    /// It is the file itself, without a format above it.
+    /// It is a `file` node without a format node.
     pub(crate) is_protocol: bool,
-    /// The image whose disk takes the place of the file.
-    pub(crate) under: Option<Box<Source>>,
-    /// The parts of the file that the image lies in, from the file upwards.
+    /// The image that is the `file` node instead of a file.
+    pub(crate) file_node: Option<Box<Source>>,
+    /// The `raw` nodes with offset or size between the file and the image, the file's first.
     pub(crate) windows: Vec<Window>,
-    /// How the image is shown when its path does not say all.
+    /// The node tree that is printed if the path does not describe the image.
     pub(crate) shown: Option<Value>,
 }
 
-/// What the options say about the backing file.
+/// The backing file, by the options.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) enum BackingOverride {
-    /// Nothing: the image's own record counts.
+    /// The one that the image records.
     #[default]
     AsRecorded,
-    /// There is none.
+    /// None.
     None,
-    /// This one.
+    /// Another one.
     Image(Box<Source>),
 }
 
-/// Whether the image's file is locked against other processes: `locking=` of a file node.
+/// `locking=` of a file node: whether the file is locked against other processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Locks {
-    /// As far as the host can.
+    /// If the host supports it.
     #[default]
     Auto,
     On,
     Off,
 }
 
-/// A part of a file in the place of a file: raw's `offset` and `size`.
+/// A part of a file: raw's `offset` and `size`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Window {
     pub(crate) offset: u64,
-    /// Up to the end of what it is a part of, if absent.
+    /// To the end, if absent.
     pub(crate) size: Option<u64>,
-    /// The node, as it is shown.
+    /// The node tree that is printed.
     pub(crate) shown: Value,
 }
 
 impl Source {
-    /// The image in a file, as it is.
+    /// The image in a file, without other options.
     pub(crate) fn of_file(path: PathBuf, format: Option<String>) -> Self {
         Self {
             text: path.to_string_lossy().into_owned(),
@@ -84,23 +84,23 @@ impl Source {
             locks: Locks::Auto,
             direct: false,
             is_protocol: false,
-            under: None,
+            file_node: None,
             windows: Vec::new(),
             shown: None,
         }
     }
 
-    /// The image that lies in another one.
-    pub(crate) fn within(under: Self) -> Self {
+    /// The image whose `file` node is another image.
+    pub(crate) fn within(file_node: Self) -> Self {
         Self {
-            text: under.text.clone(),
-            force_share: under.force_share,
-            under: Some(Box::new(under.clone())),
-            ..Self::of_file(under.path, None)
+            text: file_node.text.clone(),
+            force_share: file_node.force_share,
+            file_node: Some(Box::new(file_node.clone())),
+            ..Self::of_file(file_node.path, None)
         }
     }
 
-    /// How the image is shown: its path, unless that does not say all.
+    /// The name that is printed: the path, or the node tree if the path does not describe the image.
     pub(crate) fn shown(&self, format: &str) -> String {
         match &self.shown {
             Some(Value::Object(tree)) => {
@@ -114,7 +114,7 @@ impl Source {
     }
 }
 
-/// The path behind a name that may begin with a protocol, which can only be `file:`.
+/// The path of a name, without its protocol, which can only be `file:`.
 pub(crate) fn local_path(name: &OsStr) -> Result<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let bytes = name.as_bytes();
@@ -127,7 +127,7 @@ pub(crate) fn local_path(name: &OsStr) -> Result<PathBuf> {
         bail!("Unknown protocol '{}'", String::from_utf8_lossy(protocol));
     }
     let path = PathBuf::from(OsStr::from_bytes(rest.get(1..).unwrap_or_default()));
-    // What is left must not look as if it had a protocol, either.
+    // The rest must not be taken for a name with a protocol.
     match has_protocol(&path.to_string_lossy()) {
         true => Ok(Path::new(".").join(path)),
         false => Ok(path),
@@ -140,7 +140,7 @@ pub(crate) fn has_protocol(name: &str) -> bool {
         .is_some_and(|at| name.as_bytes().get(at) == Some(&b':'))
 }
 
-/// Where a file named by an image lies: relative names are relative to the image.
+/// The path of a file that an image names: relative names are relative to the image's folder.
 pub(crate) fn relative_to(image: &Path, name: &str) -> Result<PathBuf> {
     let path = local_path(OsStr::new(name))?;
     if path.is_absolute() {

@@ -1,5 +1,5 @@
-//! A tree of options that describes an image: `json:{…}` or the list of `--image-opts`, as far as raw, qcow2 and local
-//! files go. Every other driver is refused by its name.
+//! The tree of nodes that `json:{…}` or `--image-opts` describe, of the drivers raw, qcow2 and file. Other drivers are refused
+//! by name.
 
 use std::path::PathBuf;
 
@@ -12,15 +12,15 @@ use crate::command_line::keyval;
 use crate::output::json::{Object, Value};
 use crate::output::report;
 
-/// The value of one option, as it was written.
+/// The value of an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Given {
     pub(crate) text: String,
-    /// A number or boolean of JSON, which is shown as it came.
+    /// A number, boolean or null of JSON.
     pub(crate) bare: bool,
 }
 
-/// One node: its driver, its own options, and the nodes under it.
+/// A node: its driver, its options and its children.
 #[derive(Debug, Default)]
 pub(crate) struct Node {
     driver: Option<String>,
@@ -29,11 +29,11 @@ pub(crate) struct Node {
     data_file: Option<Box<Node>>,
     backing: Option<Box<Node>>,
     no_backing: bool,
-    /// The name of a node that is to be in this one's place.
+    /// A reference to a node by name.
     reference: Option<String>,
 }
 
-/// `offset` and `size` are read as options of those names would be.
+/// The option `offset` or `size`.
 const fn size_option(name: &'static str) -> Spec {
     Spec {
         name,
@@ -44,7 +44,7 @@ const fn size_option(name: &'static str) -> Spec {
 }
 
 impl Node {
-    /// Sets the option whose path is `key`: `filename`, `file.filename`, `backing.file.driver`.
+    /// Sets the option with the path `key`: `filename`, `file.filename`, `backing.file.driver`.
     pub(crate) fn set(&mut self, key: &str, value: Given) -> Result<()> {
         let (head, rest) = key
             .split_once('.')
@@ -79,7 +79,7 @@ impl Node {
         }
     }
 
-    /// Refuses references: there are no nodes beside those that are described here.
+    /// Refuses references, since no other nodes exist.
     fn check_references(&self) -> Result<()> {
         if let Some(name) = &self.reference {
             let alone = self.driver.is_none() && self.own.is_empty() && self.file.is_none();
@@ -116,7 +116,7 @@ impl Node {
         )
     }
 
-    /// Whether it is, or leads to, an image rather than a file.
+    /// Whether it is a qcow2 image, or a raw node on one.
     fn is_image(&self) -> bool {
         match self.driver.as_deref() {
             Some("qcow2") => true,
@@ -125,7 +125,7 @@ impl Node {
         }
     }
 
-    /// The image this describes; `text` is what the user wrote.
+    /// The image that the tree describes; `text` is its name on the command line.
     pub(crate) fn into_source(self, text: &str) -> Result<Source> {
         self.check_references()?;
         if self.driver.is_none() && self.file.is_none() {
@@ -198,21 +198,21 @@ impl Node {
         Ok(source)
     }
 
-    /// The node as what lies under a format: a file, or a part of one.
+    /// The node as the child of a format: a file, or a part of one.
     fn storage(&self, text: &str) -> Result<Source> {
         match self.driver.as_deref() {
             Some("raw") => {
                 self.check_options("raw", &["offset", "size"])?;
-                let under = self.file.as_deref();
-                let under = under
-                    .ok_or_else(|| anyhow!("A block device must be specified for \"file\""))?;
-                let mut source = under.storage(text)?;
+                let file = self.file.as_deref();
+                let file =
+                    file.ok_or_else(|| anyhow!("A block device must be specified for \"file\""))?;
+                let mut source = file.storage(text)?;
                 source.windows.extend(self.window()?);
                 Ok(source)
             }
             None => self.host_file(text, None),
             Some(_) if self.is_file() => self.host_file(text, None),
-            // Only a data file comes here with it.
+            // Only a data file can get here with this driver.
             Some("qcow2") => bail!("An image cannot take the place of a data file"),
             Some(other) => bail!("Unknown driver '{other}'"),
         }
@@ -252,8 +252,8 @@ impl Node {
         keyval::boolean(value).ok_or_else(|| anyhow!("Parameter '{key}' expects 'on' or 'off'"))
     }
 
-    /// Refuses options that a node of this driver has not, and values they cannot have. What they tune does not change what is
-    /// read or written.
+    /// Refuses options that the driver does not have, and invalid values. `own` are the options that the caller reads; the
+    /// others only tune, and are ignored.
     fn check_options(&self, driver: &str, own: &[&str]) -> Result<()> {
         for (key, given) in &self.own {
             if own.contains(&key.as_str()) {
@@ -270,7 +270,7 @@ impl Node {
         Ok(())
     }
 
-    /// What raw's `offset` and `size` say.
+    /// The window of raw's `offset` and `size`.
     fn window(&self) -> Result<Option<Window>> {
         let mut options = FormatOptions::new(vec![size_option("offset"), size_option("size")]);
         for key in ["offset", "size"] {
@@ -289,17 +289,17 @@ impl Node {
         }))
     }
 
-    /// Whether a file name alone does not describe the image.
+    /// Whether the file name does not fully describe the image.
     fn needs_tree(&self) -> bool {
         let is_part = |node: &Self| node.own("offset").or(node.own("size")).is_some();
-        let under = self.file.as_deref();
+        let file = self.file.as_deref();
         is_part(self)
-            || under.is_some_and(|file| {
+            || file.is_some_and(|file| {
                 matches!(file.driver.as_deref(), Some("raw" | "qcow2")) || is_part(file)
             })
     }
 
-    /// The node with what makes it what it is, as QEMU shows images that no file name describes.
+    /// The tree without options that only tune, as QEMU prints images that no file name describes.
     fn tree(&self) -> Value {
         let plain = self.is_file() || self.driver.is_none() && self.file.is_none();
         if !plain && !self.needs_tree() {

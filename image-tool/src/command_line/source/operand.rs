@@ -1,5 +1,5 @@
-//! What names an image on the command line: a file name, `file:name`, `json:{…}`, or with `--image-opts` a list of
-//! options. Only local files, and only the formats this tool knows; everything else is refused by name.
+//! Parsing the name of an image: a file name, `file:NAME`, `json:{…}`, or with `--image-opts` an option list. Other protocols
+//! and formats are refused by name.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -13,21 +13,21 @@ use super::{Source, local_path, relative_to};
 use crate::command_line::keyval;
 use crate::output::report::{self, Hinted};
 
-/// Whether `json:` names that images record are followed; the user says so before anything is opened.
+/// `--follow-json-names`: whether `json:` names that images record are followed. Set before a file is opened.
 static FOLLOW_JSON: AtomicBool = AtomicBool::new(false);
 
-/// From now on `json:` names in images are followed, as far as raw, qcow2 and local files go.
+/// Allows `json:` names in images, for raw, qcow2 and local files.
 pub(crate) fn follow_json_names() {
     FOLLOW_JSON.store(true, Ordering::Relaxed);
 }
 
-/// Text with names in it is refused rather than read as that of other files.
+/// The error for options that are not UTF-8: converted with losses, they would name other files.
 fn not_text(operand: &OsStr) -> anyhow::Error {
     anyhow!("Could not open '{}': not valid UTF-8", operand.display())
 }
 
 impl Source {
-    /// From an operand: a file name, or with `image_opts` a list of options.
+    /// Parses an operand: a file name, or with `image_opts` an option list.
     pub(crate) fn parse(operand: &OsStr, format: Option<&str>, image_opts: bool) -> Result<Self> {
         if image_opts {
             if format.is_some() {
@@ -39,7 +39,7 @@ impl Source {
         Self::from_name(operand, format)
     }
 
-    /// From a file name, which may have a protocol in front.
+    /// Parses a file name, with or without a protocol.
     pub(crate) fn from_name(name: &OsStr, format: Option<&str>) -> Result<Self> {
         let text = name.to_string_lossy().into_owned();
         if let Some(json) = text.strip_prefix("json:") {
@@ -50,7 +50,7 @@ impl Source {
         if path.as_os_str().is_empty() {
             bail!("Could not open '{text}': The 'file' block driver requires a file name");
         }
-        // The driver of plain files shows a file as it is.
+        // The driver `file` has no format node.
         let is_protocol = format == Some("file");
         let format = if is_protocol { Some("raw") } else { format };
         Ok(Self {
@@ -60,7 +60,7 @@ impl Source {
         })
     }
 
-    /// The image that the user names as one's backing file: relative to that image, unless it is described by options.
+    /// The backing file that the user gives to `image`: a relative name is relative to the image's folder.
     pub(crate) fn beside(image: &Path, name: &str, format: Option<&str>) -> Result<Self> {
         if name.starts_with("json:") {
             return Self::from_name(OsStr::new(name), format);
@@ -69,7 +69,7 @@ impl Source {
         Ok(Self::of_file(path, format.map(str::to_owned)))
     }
 
-    /// The image that another image names as its backing file, with the format it records.
+    /// The backing file that `image` records.
     pub(crate) fn recorded(image: &Path, name: &str, format: Option<&str>) -> Result<Self> {
         if name.starts_with("json:") && !FOLLOW_JSON.load(Ordering::Relaxed) {
             bail!("the image names '{name}', which is followed only with --follow-json-names");
@@ -83,7 +83,7 @@ impl Source {
             .map(|item| {
                 let (key, text) = match item.value {
                     Some(text) => (item.key, text),
-                    None => switched(&item.key),
+                    None => bare_name(&item.key),
                 };
                 (key, Given { text, bare: false })
             })
@@ -105,7 +105,7 @@ impl Source {
             .map_err(|error| with_hint(error, |why| format!("Could not open '{text}': {why}")))
     }
 
-    /// From options whose keys are paths: `file.filename`, `backing.driver`.
+    /// Builds it from options whose keys are paths: `file.filename`, `backing.driver`.
     fn from_flat(text: &str, options: Vec<(String, Given)>, format: Option<&str>) -> Result<Self> {
         let mut node = Node::default();
         for (key, value) in options {
@@ -118,8 +118,8 @@ impl Source {
     }
 }
 
-/// What a name without a value means, and a warning that it may mean nothing one day.
-fn switched(name: &str) -> (String, String) {
+/// The option that a bare name sets, with QEMU's warning that the short form is deprecated.
+fn bare_name(name: &str) -> (String, String) {
     let (key, value) = keyval::switch(name);
     report::warning(format_args!(
         "short-form boolean option '{name}' deprecated\nPlease use {key}={value} instead"
@@ -127,7 +127,7 @@ fn switched(name: &str) -> (String, String) {
     (key.to_owned(), value.to_owned())
 }
 
-/// JSON as QEMU takes it.
+/// Parses JSON as QEMU does.
 pub(crate) fn json(text: &str) -> Result<serde_json::Value> {
     serde_json::from_str(&double_quoted(text)).map_err(|error| match error.classify() {
         _ if text.trim().is_empty() => anyhow!("Expecting a JSON value"),
@@ -136,7 +136,7 @@ pub(crate) fn json(text: &str) -> Result<serde_json::Value> {
     })
 }
 
-/// QEMU takes strings in single quotes, too; the parser wants double ones.
+/// Replaces single quotes, which QEMU accepts and the parser does not.
 fn double_quoted(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     let mut quote = None;
@@ -192,7 +192,7 @@ fn flatten_value(key: String, value: &serde_json::Value, options: &mut Vec<(Stri
     options.push((key, Given { text, bare }));
 }
 
-/// The same error with other words and the same hint.
+/// The error with another message and the same hint.
 fn with_hint(error: anyhow::Error, words: impl FnOnce(String) -> String) -> anyhow::Error {
     match error.downcast::<Hinted>() {
         Ok(hinted) => Hinted {

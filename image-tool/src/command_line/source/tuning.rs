@@ -1,12 +1,12 @@
-//! Options of a node that tune how an image is used, and not what is in it: they are read, checked as QEMU checks them,
-//! and have no effect here.
+//! Node options that tune how an image is used (caches, `aio`, discard). They are checked as QEMU checks them, and have no
+//! effect.
 
 use anyhow::{Result, anyhow, ensure};
 
 use crate::command_line::format_options::{self, FormatOptions, Spec};
 use crate::command_line::keyval;
 
-/// What the value of an option can be.
+/// The type of an option's value.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Boolean,
@@ -61,7 +61,7 @@ const FILE: &[(&str, Kind)] = &[
     ("x-check-cache-dropped", Kind::Boolean),
 ];
 
-/// Checks the option `key` of a node of this driver; `None` if there is no such option.
+/// Checks the option `key` of this driver; `None` if the driver does not have it.
 pub(crate) fn check(driver: &str, key: &str, value: &str) -> Option<Result<()>> {
     let own = match driver {
         "qcow2" => QCOW2,
@@ -74,7 +74,7 @@ pub(crate) fn check(driver: &str, key: &str, value: &str) -> Option<Result<()>> 
 }
 
 impl Kind {
-    /// Refuses a value that is none.
+    /// Refuses an invalid value.
     fn check(self, key: &'static str, value: &str) -> Result<()> {
         match self {
             Self::Boolean => keyval::boolean(value)
@@ -108,7 +108,7 @@ impl Kind {
     }
 }
 
-/// Read as an option of that name would be.
+/// Checks the value as that of a size option.
 fn check_size(name: &'static str, value: &str) -> Result<()> {
     let size = Spec {
         name,

@@ -119,12 +119,12 @@ fn tell(verdict: Verdict, quiet: bool) -> u8 {
     match verdict {
         Verdict::Same { sizes_differ } => {
             warn_of_sizes(sizes_differ, quiet);
-            output::unless(quiet, "Images are identical.");
+            output::announce(quiet, "Images are identical.");
             0
         }
         Verdict::Different { sizes_differ, why } => {
             warn_of_sizes(sizes_differ, quiet);
-            output::unless(quiet, &why);
+            output::announce(quiet, &why);
             DIFFERENT
         }
         Verdict::Failed(status, message) => {
@@ -136,6 +136,6 @@ fn tell(verdict: Verdict, quiet: bool) -> u8 {
 
 fn warn_of_sizes(differ: bool, quiet: bool) {
     if differ {
-        output::unless(quiet, "Warning: Image size mismatch!");
+        output::announce(quiet, "Warning: Image size mismatch!");
     }
 }

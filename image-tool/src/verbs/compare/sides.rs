@@ -10,8 +10,8 @@ use crate::copy::buffer::Buffer;
 use crate::copy::workers;
 use crate::copy::zero::{SECTOR, is_zero};
 use crate::open::disk::Disk;
+use crate::output::errors::cause;
 use crate::output::progress::Progress;
-use crate::output::reason::cause;
 
 const NO_STATUS: u8 = 3;
 const NOT_READ: u8 = 4;

@@ -14,7 +14,7 @@ use crate::command_line::format_options::{self, FormatOptions};
 use crate::command_line::source::{Source, local_path};
 use crate::open::disk::Disk;
 use crate::open::{self, Opened, Opening};
-use crate::output::reason::reason;
+use crate::output::errors::describe;
 use crate::output::report::Hinted;
 use crate::signals::Signals;
 use crate::target::incomplete;
@@ -186,7 +186,7 @@ impl Destination {
         }
         let path = self.image().path();
         let marked = incomplete::add_marked(path, || self.image().set_incomplete(true));
-        marked.map_err(|error| anyhow!("{}", reason(&error, path)))
+        marked.map_err(|error| anyhow!("{}", describe(&error, path)))
     }
 
     /// What was marked is whole again, and on the medium.
@@ -194,7 +194,7 @@ impl Destination {
         let path = self.image().path();
         let unmarked =
             incomplete::remove_marked(path, || self.image().set_incomplete(false).map(|_| ()));
-        unmarked.map_err(|error| anyhow!("{}", reason(&error, path)))
+        unmarked.map_err(|error| anyhow!("{}", describe(&error, path)))
     }
 
     /// The copy is complete: closes the image and gives it its name.
@@ -220,7 +220,7 @@ pub(super) fn make_whole(image: &Image) -> Result<()> {
     }
     image
         .resize(size, Preallocation::Off)
-        .map_err(|error| anyhow!("{}", reason(&error, image.path())))
+        .map_err(|error| anyhow!("{}", describe(&error, image.path())))
 }
 
 /// What does not go together in a new target.

@@ -20,8 +20,8 @@ use crate::copy::{self, Copy, Failure, Input, Kind, Order, Plan};
 use crate::open::disk::Disk;
 use crate::open::{self, Opened, Opening};
 use crate::output;
+use crate::output::errors::cause;
 use crate::output::progress::Progress;
-use crate::output::reason::cause;
 use crate::output::report;
 use crate::signals::Signals;
 use crate::verbs::{bitmap, create};
@@ -260,7 +260,7 @@ fn convert(
     let unit = cluster_size.filter(|_| compressed);
     let mut plan = Plan::new(settings::PIECE.max(unit.unwrap_or(0)));
     plan.unit = unit;
-    plan.above = destination.has_backing.then_some(1);
+    plan.backing_depth = destination.has_backing.then_some(1);
     plan.skip_zeroes = destination.is_zero && settings.sparse.is_some();
     plan.backing_len = destination.backing_len;
     plan.salvage = settings.salvage;
@@ -277,7 +277,7 @@ fn convert(
         salvage: settings.salvage,
         offload: settings.copy_range && !destination.is_stream(),
         order: match cluster_size {
-            _ if compressed => Order::AtOnce,
+            _ if compressed => Order::Parallel,
             _ if destination.is_stream() => Order::Sequential,
             Some(_) if !settings.any_order => Order::Sequential,
             // In a raw file each byte has its place, whatever the order.

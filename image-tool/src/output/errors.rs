@@ -1,21 +1,21 @@
-//! Turns errors of the library and of the system into the words scripts know.
+//! Errors of the library and of the system in qemu-img's words, which scripts match.
 
 use std::io;
 use std::path::Path;
 
 use qcow::{Denied, ErrorKind, FileKind, TableFault};
 
-/// The system's text for an error, without its number.
-pub(crate) fn os(error: &io::Error) -> String {
+/// The system's message for an error, without its number.
+pub(crate) fn describe_os(error: &io::Error) -> String {
     without_number(&error.to_string())
 }
 
-/// What an error of the library says, without the name of the image in front (the caller names it).
-pub(crate) fn reason(error: &qcow::Error, image: &Path) -> String {
+/// The message of an error of the library, without the image's name in front, which the caller adds.
+pub(crate) fn describe(error: &qcow::Error, image: &Path) -> String {
     match error.denied() {
         Some(Denied::Lock(file, lock)) => return locked(file, lock),
-        Some(Denied::Open(file)) => return not_had("open", file, error),
-        Some(Denied::Create(file)) => return not_had("create", file, error),
+        Some(Denied::Open(file)) => return cannot("open", file, error),
+        Some(Denied::Create(file)) => return cannot("create", file, error),
         Some(Denied::Type {
             file,
             kind,
@@ -32,20 +32,20 @@ pub(crate) fn reason(error: &qcow::Error, image: &Path) -> String {
     without_number(text)
 }
 
-/// QEMU's words for a file that cannot be opened or created.
-fn not_had(verb: &str, file: &Path, error: &qcow::Error) -> String {
+/// QEMU's message for a file that cannot be opened or created.
+fn cannot(verb: &str, file: &Path, error: &qcow::Error) -> String {
     let number = error.raw_os_error().unwrap_or(libc::EIO);
-    let why = os(&io::Error::from_raw_os_error(number));
+    let why = describe_os(&io::Error::from_raw_os_error(number));
     format!("Could not {verb} '{}': {why}", file.display())
 }
 
-/// QEMU's words for a file that somebody else uses.
+/// QEMU's message for a file that another process uses.
 fn locked(file: &Path, lock: &str) -> String {
     let file = file.display();
     format!("Failed to get {lock} lock\nIs another process using the image [{file}]?")
 }
 
-/// QEMU's words for a file that no image can be in, and more than it says.
+/// QEMU's message for a file that cannot hold an image, followed by the type and the image that records it.
 fn wrong_type(file: &Path, kind: FileKind, named_by: Option<&Path>) -> String {
     let file = file.display();
     let text = format!("'file' driver requires '{file}' to be a regular file");
@@ -64,24 +64,24 @@ fn capitalised(text: &str) -> String {
         .unwrap_or_default()
 }
 
-/// The system's part of an error, for messages of the form `error while …: No space left on device`.
+/// The system's message for an error of the library, as in `error while …: No space left on device`.
 pub(crate) fn cause(error: &qcow::Error, image: &Path) -> String {
     match (error.raw_os_error(), error.kind()) {
-        (Some(number), _) => os(&io::Error::from_raw_os_error(number)),
-        (None, ErrorKind::Unsupported) => os(&io::Error::from_raw_os_error(libc::ENOTSUP)),
-        (None, _) => reason(error, image),
+        (Some(number), _) => describe_os(&io::Error::from_raw_os_error(number)),
+        (None, ErrorKind::Unsupported) => describe_os(&io::Error::from_raw_os_error(libc::ENOTSUP)),
+        (None, _) => describe(error, image),
     }
 }
 
-/// What is wrong with a snapshot's L1 table, and the system's word for it: QEMU says both.
+/// For a snapshot's damaged L1 table, the library's and the system's message: QEMU prints both.
 pub(crate) fn snapshot_l1(error: &qcow::Error, image: &Path) -> Option<(String, String)> {
     let number = match error.kind() {
         ErrorKind::SnapshotL1(TableFault::TooLarge) => libc::EFBIG,
         ErrorKind::SnapshotL1(TableFault::Misplaced) => libc::EINVAL,
         _ => return None,
     };
-    let why = os(&io::Error::from_raw_os_error(number));
-    Some((reason(error, image), why))
+    let why = describe_os(&io::Error::from_raw_os_error(number));
+    Some((describe(error, image), why))
 }
 
 fn without_number(text: &str) -> String {

@@ -1,8 +1,8 @@
 //! Pieces that were read and wait to be written, by one thread at a time.
 //!
-//! Whoever has read a piece puts it here. If nobody writes, that thread does, for as long as a piece is due; if somebody
-//! does, it goes on reading, until the buffers are used up. So nobody waits for the turn of its own piece, and few have to
-//! be woken.
+//! A thread pushes each piece that it has read. If no thread is writing, it becomes the writer until no piece is due;
+//! otherwise it goes on reading while there are free buffers. So no thread waits to write its own piece, and few threads
+//! have to be woken.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,23 +10,23 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use super::buffer::Buffer;
 use super::plan::Piece;
 
-/// Which pieces may be written when.
+/// The order in which pieces are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// One after the other, as they follow each other in the input: clusters then lie in the order of the disk.
+    /// One at a time, in the order of the disk: so are the clusters then.
     Sequential,
-    /// One at a time, whichever is there.
+    /// One at a time, in any order.
     Any,
-    /// Several at the same time, each by the thread that read it: when the work is not the writing itself.
-    AtOnce,
+    /// In parallel, each by the thread that read it: for pieces that are compressed when they are written.
+    Parallel,
 }
 
-/// A piece and what is in it.
+/// A piece and its content.
 #[derive(Debug)]
 pub(super) struct Filled {
     pub(super) piece: Piece,
     pub(super) buffer: Buffer,
-    /// What of it is data, and what zeroes, with their lengths.
+    /// Its runs of data (true) and zeroes (false), with their lengths.
     pub(super) runs: Vec<(bool, usize)>,
 }
 
@@ -34,31 +34,31 @@ pub(super) struct Filled {
 struct State {
     free: Vec<Buffer>,
     waiting: BTreeMap<u64, Filled>,
-    /// The index of the piece that is written next.
+    /// The index of the piece to write next.
     next: u64,
-    is_written_to: bool,
+    has_writer: bool,
     stopped: bool,
 }
 
 /// The pieces and the buffers of one copy.
 #[derive(Debug)]
-pub(super) struct Ready {
+pub(super) struct WriteQueue {
     state: Mutex<State>,
-    /// There are free buffers, or none is needed any more.
+    /// Buffers were freed, or the copy stopped.
     freed: Condvar,
     buffers: usize,
     order: Order,
 }
 
-impl Ready {
-    /// With so many buffers of `len` bytes: at least one for each thread.
+impl WriteQueue {
+    /// A queue with `buffers` buffers of `len` bytes, at least one for each thread.
     pub(super) fn new(buffers: usize, len: usize, order: Order) -> Self {
         Self {
             state: Mutex::new(State {
                 free: (0..buffers).map(|_| Buffer::new(len)).collect(),
                 waiting: BTreeMap::new(),
                 next: 0,
-                is_written_to: false,
+                has_writer: false,
                 stopped: false,
             }),
             freed: Condvar::new(),
@@ -71,8 +71,8 @@ impl Ready {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Memory for the next piece, as soon as there is some; `None` when nothing more is to be done. To be asked before
-    /// the piece is taken: the piece that is due then always has its buffer.
+    /// Waits for a free buffer; `None` when the copy has stopped. Call it before taking a piece from the plan, so that the
+    /// piece that is due always has a buffer.
     pub(super) fn buffer(&self) -> Option<Buffer> {
         let mut state = self.state();
         loop {
@@ -89,43 +89,43 @@ impl Ready {
         }
     }
 
-    /// `filled` can be written. Gives the piece that the caller is to write now, if it is the one who writes.
-    pub(super) fn put(&self, filled: Filled) -> Option<Filled> {
-        if self.order == Order::AtOnce {
+    /// Queues `filled`. If no thread is writing, the caller becomes the writer, and this is the piece that it must write.
+    pub(super) fn push(&self, filled: Filled) -> Option<Filled> {
+        if self.order == Order::Parallel {
             return Some(filled);
         }
         let mut state = self.state();
         state.waiting.insert(filled.piece.index, filled);
-        if state.is_written_to {
+        if state.has_writer {
             return None;
         }
-        state.is_written_to = true;
+        state.has_writer = true;
         self.due(state)
     }
 
-    /// A piece was written, by the caller. Gives the next that it is to write.
+    /// Frees the buffer of a piece that the writer has written, and returns the next one that it must write.
     pub(super) fn written(&self, buffer: Buffer) -> Option<Filled> {
         let mut state = self.state();
         state.free.push(buffer);
-        // Not for each: those who read have several to fill when they wake up.
+        // Not for each buffer, so that a reader has several to fill when it wakes up.
         if state.free.len() == self.buffers.div_ceil(2) {
             self.freed.notify_all();
         }
         self.due(state)
     }
 
-    /// The next to be written. If there is none, nobody writes any more.
+    /// The next piece to write. If there is none, the caller stops being the writer.
     fn due(&self, mut state: MutexGuard<'_, State>) -> Option<Filled> {
         let next = state.next;
         let due = match self.order {
             _ if state.stopped => None,
             Order::Sequential => state.waiting.remove(&next),
-            Order::Any | Order::AtOnce => state.waiting.pop_first().map(|(_, filled)| filled),
+            Order::Any | Order::Parallel => state.waiting.pop_first().map(|(_, filled)| filled),
         };
         if due.is_some() {
             state.next += 1;
         } else {
-            state.is_written_to = false;
+            state.has_writer = false;
             if !state.free.is_empty() {
                 self.freed.notify_all();
             }
@@ -133,7 +133,7 @@ impl Ready {
         due
     }
 
-    /// Nothing more is to be written.
+    /// Ends the copy: no more pieces are written.
     pub(super) fn stop(&self) {
         self.state().stopped = true;
         self.freed.notify_all();
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::copy::plan::Kind;
 
-    fn filled(ready: &Ready, index: u64) -> Filled {
+    fn filled(queue: &WriteQueue, index: u64) -> Filled {
         Filled {
             piece: Piece {
                 offset: index,
@@ -153,7 +153,7 @@ mod tests {
                 kind: Kind::Data,
                 index,
             },
-            buffer: ready.buffer().unwrap(),
+            buffer: queue.buffer().unwrap(),
             runs: Vec::new(),
         }
     }
@@ -163,40 +163,40 @@ mod tests {
     }
 
     #[test]
-    fn the_one_who_writes_gets_all_that_is_due_in_order() {
-        let ready = Ready::new(4, 1, Order::Sequential);
-        let [a, b, c] = [0, 1, 2].map(|index| filled(&ready, index));
-        assert!(ready.put(b).is_none(), "the second is not due");
-        let first = ready.put(a).unwrap();
+    fn the_writer_gets_all_due_pieces_in_order() {
+        let queue = WriteQueue::new(4, 1, Order::Sequential);
+        let [a, b, c] = [0, 1, 2].map(|index| filled(&queue, index));
+        assert!(queue.push(b).is_none(), "the second is not due");
+        let first = queue.push(a).unwrap();
         assert_eq!(index(&first), 0);
-        assert!(ready.put(c).is_none(), "somebody writes");
-        let second = ready.written(first.buffer).unwrap();
+        assert!(queue.push(c).is_none(), "there is a writer");
+        let second = queue.written(first.buffer).unwrap();
         assert_eq!(index(&second), 1);
-        let third = ready.written(second.buffer).unwrap();
+        let third = queue.written(second.buffer).unwrap();
         assert_eq!(index(&third), 2);
-        assert!(ready.written(third.buffer).is_none());
+        assert!(queue.written(third.buffer).is_none());
     }
 
     #[test]
-    fn without_an_order_what_is_there_is_due() {
-        let ready = Ready::new(2, 1, Order::Any);
-        let [a, b] = [0, 1].map(|index| filled(&ready, index));
-        let first = ready.put(b).unwrap();
+    fn in_any_order_each_queued_piece_is_due() {
+        let queue = WriteQueue::new(2, 1, Order::Any);
+        let [a, b] = [0, 1].map(|index| filled(&queue, index));
+        let first = queue.push(b).unwrap();
         assert_eq!(index(&first), 1);
-        assert!(ready.put(a).is_none());
-        let second = ready.written(first.buffer).unwrap();
+        assert!(queue.push(a).is_none());
+        let second = queue.written(first.buffer).unwrap();
         assert_eq!(index(&second), 0);
-        assert!(ready.written(second.buffer).is_none());
+        assert!(queue.written(second.buffer).is_none());
     }
 
     #[test]
-    fn after_a_failure_nobody_gets_anything() {
-        let ready = Ready::new(2, 1, Order::Sequential);
-        let [a, b] = [0, 1].map(|index| filled(&ready, index));
-        let first = ready.put(a).unwrap();
-        ready.stop();
-        assert!(ready.put(b).is_none());
-        assert!(ready.written(first.buffer).is_none());
-        assert!(ready.buffer().is_none());
+    fn after_a_failure_no_piece_is_due() {
+        let queue = WriteQueue::new(2, 1, Order::Sequential);
+        let [a, b] = [0, 1].map(|index| filled(&queue, index));
+        let first = queue.push(a).unwrap();
+        queue.stop();
+        assert!(queue.push(b).is_none());
+        assert!(queue.written(first.buffer).is_none());
+        assert!(queue.buffer().is_none());
     }
 }
