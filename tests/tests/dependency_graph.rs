@@ -40,6 +40,33 @@ fn every_package_has_a_row_and_every_row_a_package() {
     assert_eq!(said, actual);
 }
 
+/// Code spans that are a path, or `PATH: function`.
+#[test]
+fn places_that_the_page_names_are_there() {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let spans = page.split('`').skip(1).step_by(2);
+    let mut functions = 0;
+    for span in spans.filter(|span| is_place(span)) {
+        let Some((file, function)) = span.split_once(": ") else {
+            assert!(root().join(span).exists(), "{span}");
+            continue;
+        };
+        let code = std::fs::read_to_string(root().join(file));
+        let code = code.unwrap_or_else(|error| panic!("{span}: {error}"));
+        let begins = [format!("fn {function}("), format!("fn {function}<")];
+        assert!(begins.iter().any(|begin| code.contains(begin)), "{span}");
+        functions += 1;
+    }
+    assert!(functions > 10, "{functions}");
+}
+
+fn is_place(span: &str) -> bool {
+    let folders = ["vmm/", "backends/", "net-helper/", "image-tool/", "tests/"];
+    folders.iter().any(|folder| span.starts_with(folder))
+        && !span.contains(['*', '…'])
+        && !span.contains("NAME")
+}
+
 #[test]
 fn a_package_uses_of_ours_exactly_what_its_row_says() {
     let table = folder_table();
