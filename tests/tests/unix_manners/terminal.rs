@@ -182,6 +182,32 @@ fn a_stopped_job_gives_the_terminal_back_and_takes_it_again() {
 }
 
 #[test]
+fn a_background_job_runs_without_the_terminal_and_ends_on_sigterm() {
+    on_a_terminal(
+        "terminal::a_background_job_runs_without_the_terminal_and_ends_on_sigterm",
+        || {
+            // As a shell does it for `bulkhead run … &`, and for SIGTSTP and `bg`.
+            let terminal = Terminal::run(&["bash", "-c", "set -m; \"$@\" & wait -f $!", "bash"]);
+            let bulkhead = terminal.bulkhead();
+            assert!(!terminal.is_raw());
+            terminal
+                .master
+                .as_ref()
+                .unwrap()
+                .write_all(b"hello\r")
+                .unwrap();
+            kill(bulkhead, Signal::TSTP);
+            eventually("it stops", || state(bulkhead) == "T");
+            kill(bulkhead, Signal::CONT);
+            eventually("it continues", || state(bulkhead) != "T");
+            assert!(!terminal.is_raw());
+            kill(bulkhead, Signal::TERM);
+            assert_eq!(terminal.end(), Some(0));
+        },
+    );
+}
+
+#[test]
 fn a_terminal_that_goes_away_ends_the_guest_unless_that_is_ignored() {
     on_a_terminal(
         "terminal::a_terminal_that_goes_away_ends_the_guest_unless_that_is_ignored",

@@ -15,12 +15,12 @@ use super::options::Options;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Definition {
     /// The guest's name
-    #[arg(long, value_parser = name)]
+    #[arg(long, value_parser = guest_name)]
     pub(crate) name: String,
     /// Number of virtual CPUs
     #[arg(long, default_value_t = 1, value_parser = cpus)]
     pub(crate) cpus: u8,
-    /// Memory, with a suffix K, M, G or T
+    /// Memory: bytes, or a number with K, M, G or T
     #[arg(long, default_value = "512M", value_parser = memory)]
     pub(crate) memory: String,
     /// Kernel: a bzImage or an ELF vmlinux
@@ -36,8 +36,9 @@ pub(crate) struct Definition {
         rustdoc::broken_intra_doc_links,
         reason = "the brackets are of the help"
     )]
-    /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off][,allow-path=FOLDER]…; a comma in a path is written twice. The image's backing
-    /// and data files must be in the image's folder or in an allowed one
+    /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off][,allow-path=FOLDER]…; a comma in a path is written twice. Without format=, the
+    /// format is that of the ending (.raw, .img, .qcow2); the content is never looked at. The image's backing and data files must be in the
+    /// image's folder or in an allowed one
     #[arg(
         long = "disk",
         value_name = "PATH[,…]",
@@ -159,6 +160,16 @@ fn memory(text: &str) -> Result<String, String> {
     }
 }
 
+/// Checks a guest's name. Its folder is beside the network helper's files in the runtime folder.
+fn guest_name(text: &str) -> Result<String, String> {
+    if ["net-helper", "net-helper.sock"].contains(&text) {
+        return Err(format!(
+            "'{text}' is the network helper's: choose another name"
+        ));
+    }
+    name(text)
+}
+
 /// Checks that a name can be that of a file.
 fn name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -252,6 +263,11 @@ mod tests {
         assert!(disk("x.img,cache=none").contains("unknown option 'cache=none'"));
         assert!(net("default,model=e1000").contains("unknown option 'model=e1000'"));
         assert!(name("../x").is_err());
+        for taken in ["net-helper", "net-helper.sock"] {
+            let error = guest_name(taken).unwrap_err();
+            assert!(error.contains("the network helper's"), "{error}");
+        }
+        assert!(guest_name("net-helper2").is_ok());
         assert!(name("-x").is_err());
         assert!(name("").is_err());
     }

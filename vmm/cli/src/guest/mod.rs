@@ -6,5 +6,5 @@ mod plan;
 mod process;
 
 pub(crate) use definition::Definition;
-pub(crate) use plan::{Helper, Plan, Site};
+pub(crate) use plan::{DEFAULT_NETWORK, Helper, Plan, Site};
 pub(crate) use process::{Process, Role};

@@ -44,8 +44,13 @@ impl Options {
         let (key, value) = part.split_at(equals.unwrap_or(part.len()));
         let is_in = |keys: &[&str]| keys.iter().any(|known| known.as_bytes() == key);
         if !is_in(once) && !is_in(often) {
-            let known = [once, often].concat().join(", ");
-            return Err(format!("unknown option '{shown}': {known} are known"));
+            let known = [once, often].concat();
+            let are = if known.len() == 1 { "is" } else { "are" };
+            let known = known.join(", ");
+            return Err(match shown.as_str() {
+                "" => format!("there is no option after a comma: {known} {are} known"),
+                _ => format!("unknown option '{shown}': {known} {are} known"),
+            });
         }
         if equals.is_none() {
             return Err(format!("'{shown}' has no value: write {shown}=…"));
@@ -111,11 +116,17 @@ mod tests {
                 "a,bus=ide",
                 "unknown option 'bus=ide': mode, path are known",
             ),
-            ("a,", "unknown option '': mode, path are known"),
+            (
+                "a,",
+                "there is no option after a comma: mode, path are known",
+            ),
             ("a,mode", "'mode' has no value: write mode=…"),
         ] {
             assert_eq!(next(text).unwrap_err(), says);
         }
+        let (_, mut one) = Options::split(b"a,bus=ide");
+        let error = one.next(&["mode"], &[]).unwrap_err();
+        assert_eq!(error, "unknown option 'bus=ide': mode is known");
         let (_, mut twice) = Options::split(b"a,mode=x,mode=y");
         assert!(twice.next(&["mode"], &[]).is_ok());
         let error = twice.next(&["mode"], &[]).unwrap_err();

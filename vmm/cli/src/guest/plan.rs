@@ -14,6 +14,9 @@ use super::definition::{Definition, Disk, Net};
 use super::process::{Process, Role};
 use crate::program::Programs;
 
+/// The network that a helper has without further configuration.
+pub(crate) const DEFAULT_NETWORK: &str = "default";
+
 /// What a plan depends on besides the definition.
 #[derive(Clone, Debug)]
 pub(crate) struct Site<'a> {
@@ -30,6 +33,8 @@ pub(crate) struct Site<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Helper {
     pub(crate) socket: PathBuf,
+    /// The networks that the guest is on, each once.
+    pub(crate) networks: Vec<String>,
     /// The process to start if none runs. `None`: others have to start it.
     pub(crate) start: Option<Process>,
 }
@@ -85,19 +90,22 @@ impl Site<'_> {
 
 fn helper(guest: &Definition, site: &Site<'_>) -> Helper {
     let socket = site.helper_socket();
-    let ours = site.helper_socket.is_none() && site.may_start_helper;
-    let start = ours.then(|| {
-        let mut process = Process::new("net-helper", Role::Helper, &site.programs.net_helper)
-            .option("--socket-path", &socket);
-        let mut networks: Vec<&str> = guest.nets.iter().map(|net| net.network.as_str()).collect();
-        networks.sort_unstable();
-        networks.dedup();
-        for network in networks {
-            process = process.option("--network", network);
-        }
-        process.flag("--exit-idle")
+    let mut networks: Vec<String> = guest.nets.iter().map(|net| net.network.clone()).collect();
+    networks.sort_unstable();
+    networks.dedup();
+    // Subnet and bridge of any other network are the administrator's decision.
+    let ours = site.helper_socket.is_none() && networks == [DEFAULT_NETWORK];
+    let start = (ours && site.may_start_helper).then(|| {
+        Process::new("net-helper", Role::Helper, &site.programs.net_helper)
+            .option("--socket-path", &socket)
+            .option("--network", DEFAULT_NETWORK)
+            .flag("--exit-idle")
     });
-    Helper { socket, start }
+    Helper {
+        socket,
+        networks,
+        start,
+    }
 }
 
 fn net_backend(guest: &Definition, net: &Net, index: usize, site: &Site<'_>) -> Process {
@@ -252,7 +260,7 @@ mod tests {
             "--disk",
             "/d.raw",
             "--net",
-            "lan,mac=52:54:00:00:00:01",
+            "default,mac=52:54:00:00:00:01",
             "--cpus",
             "2",
             "--initramfs",
@@ -261,8 +269,8 @@ mod tests {
         assert_eq!(
             commands(&plan),
             [
-                "bulkhead-net-helper --socket-path /run/b/net-helper.sock --network lan --exit-idle",
-                "bulkhead-net --socket-path /run/b/g/net0.sock --network lan --helper-socket /run/b/net-helper.sock --mac 52:54:00:00:00:01",
+                "bulkhead-net-helper --socket-path /run/b/net-helper.sock --network default --exit-idle",
+                "bulkhead-net --socket-path /run/b/g/net0.sock --network default --helper-socket /run/b/net-helper.sock --mac 52:54:00:00:00:01",
                 "bulkhead-block --socket-path /run/b/g/vda.sock --blk-file /d.raw --format raw",
                 "bulkhead-vmm --kernel /k --initramfs /i --cmdline console=ttyS0 --cpus boot=2 --memory size=512M \
                  --disk vhost_user=on,socket=/run/b/g/vda.sock \
@@ -280,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_helper_is_started_only_by_those_who_may_and_where_none_is_named() {
-        let (guest, programs) = (guest(&["--net", "lan"]), programs());
+        let (guest, programs) = (guest(&["--net", "default"]), programs());
         let site = site(&programs, "/run/b");
         let plan = |site: &Site<'_>| Plan::new(&guest, site).unwrap().helper.unwrap();
         assert!(plan(&site).start.is_some());
@@ -296,6 +304,16 @@ mod tests {
         let helper = plan(&named);
         assert!(helper.start.is_none());
         assert_eq!(helper.socket, Path::new("/h"));
+    }
+
+    #[test]
+    fn a_helper_is_started_for_the_default_network_only() {
+        for nets in [&["defualt"][..], &["default", "lan"]] {
+            let words: Vec<_> = nets.iter().flat_map(|net| ["--net", net]).collect();
+            let helper = plan(&words).helper.unwrap();
+            assert!(helper.start.is_none(), "{nets:?}");
+            assert_eq!(helper.networks, nets);
+        }
     }
 
     #[test]

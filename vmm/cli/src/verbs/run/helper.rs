@@ -24,7 +24,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::child::{detach, listen};
 use super::event::{Ended, Event, Helper as News};
-use crate::guest::{Helper as Wanted, Process};
+use crate::guest::{DEFAULT_NETWORK, Helper as Wanted, Process};
 
 /// How long a helper may take to make its networks or to undo them, on a busy host.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -72,10 +72,17 @@ pub(super) fn runs(wanted: &Wanted) -> bool {
 /// The error that no helper runs and this user may not start one.
 pub(super) fn missing(wanted: &Wanted) -> anyhow::Error {
     let shown = wanted.socket.display();
-    let advice = if rustix::process::geteuid().is_root() {
-        ""
-    } else {
-        "; start it as root, or run without --net"
+    let other = wanted.networks.iter().find(|name| *name != DEFAULT_NETWORK);
+    let root = rustix::process::geteuid().is_root();
+    let advice = match other {
+        Some(name) => format!(
+            "; one that has the network '{name}' is started by root: \
+             bulkhead-net-helper --socket-path {shown} --network name={name},subnet=SUBNET,bridge=BRIDGE"
+        ),
+        None if root => String::new(),
+        None => "; start it as root (bulkhead-net-helper --network default --group GROUP, with a group of yours), \
+                 or run without --net"
+            .to_owned(),
     };
     anyhow::anyhow!("bulkhead-net-helper is not running: nothing listens on {shown}{advice}")
 }

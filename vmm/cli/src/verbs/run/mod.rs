@@ -29,6 +29,9 @@ use console::Console;
 use signals::Signals;
 use supervisor::{Outcome, Supervisor};
 
+/// The socket of the helper that root starts.
+const SYSTEM_HELPER: &str = "/run/bulkhead/net-helper.sock";
+
 /// The monitor's status when the guest resets.
 const RESET: i32 = 3;
 
@@ -60,11 +63,19 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// The plan for the guest on this host.
 fn plan(args: &Args, base: &Path) -> anyhow::Result<Plan> {
     let guest: Definition = args.guest.clone().with_absolute_paths()?;
+    let root = rustix::process::geteuid().is_root();
+    let own = base.join("net-helper.sock");
+    let system = Path::new(SYSTEM_HELPER);
+    let helper_socket = match &args.helper_socket {
+        // A user may share the helper that root has started.
+        None if !root && !own.exists() && system.exists() => Some(system),
+        named => named.as_deref(),
+    };
     let site = Site {
         programs: &Programs::find(),
         base,
-        helper_socket: args.helper_socket.as_deref(),
-        may_start_helper: rustix::process::geteuid().is_root(),
+        helper_socket,
+        may_start_helper: root,
     };
     Plan::new(&guest, &site)
 }
