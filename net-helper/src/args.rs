@@ -21,64 +21,65 @@ const SERVE_OPTIONS: [&str; 6] = [
 
 /// Bridges, TAP devices, NAT and DHCP for the guests of this host.
 ///
-/// Makes the networks it is given, then listens for clients that ask for a TAP device. When it is told to end, it
-/// undoes all of it.
+/// Creates the networks, then serves clients that request a TAP device. At its end (SIGTERM), it removes everything
+/// that it has created.
 #[derive(Debug, clap::Parser)]
 #[command(name = "bulkhead-net-helper", version)]
 pub(crate) struct Args {
-    /// The socket to listen on [default: /run/bulkhead/net-helper.sock, for users in $XDG_RUNTIME_DIR/bulkhead].
+    /// The socket to listen on [default: /run/bulkhead/net-helper.sock, or for a user
+    /// $XDG_RUNTIME_DIR/bulkhead/net-helper.sock].
     #[arg(long, value_name = "PATH")]
     socket_path: Option<PathBuf>,
 
     #[arg(long, value_name = "NETWORK", value_parser = str::parse::<Network>, help = network_help())]
     network: Vec<Network>,
 
-    /// Where to write down what is to be undone [default: net-helper beside the socket].
+    /// The folder that records what was changed, for the next run if this one is killed [default: net-helper, beside
+    /// the socket].
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
-    /// The group, besides root, that may use the socket: a name or a number.
+    /// A group whose members may connect, besides root: a name or a number.
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
 
-    /// Undo everything and end once the last TAP device was given back, nobody else holds the helper, and nobody has
-    /// asked for another within a second.
+    /// End when the last lease and the last hold are gone and no client connects within a second.
     #[arg(long)]
     exit_idle: bool,
 
-    /// Standard input is a connection of whoever starts this helper, which holds it: with --exit-idle it ends if that
-    /// closes and no other client is there.
+    /// Standard input is a connection of the process that starts the helper, and a hold: with --exit-idle the helper
+    /// ends if it closes and there is no other client.
     #[arg(long)]
     client_on_stdin: bool,
 
-    /// As qemu-bridge-helper: make one TAP device on this bridge, if /etc/bulkhead/bridge.conf allows it, hand it over
-    /// on --fd, and end.
+    /// Do what qemu-bridge-helper does: create one TAP device on this bridge, if /etc/bulkhead/bridge.conf allows it,
+    /// send it over --fd, and end.
     #[arg(long, value_name = "NAME", requires = "fd", conflicts_with_all = SERVE_OPTIONS)]
     br: Option<InterfaceName>,
 
-    /// The inherited socket for --br.
+    /// The inherited socket to send the TAP device over, with --br.
     #[arg(long, value_name = "N", requires = "br")]
     fd: Option<RawFd>,
 
-    /// Have a virtio header before each frame, with --br.
+    /// Frames begin with a virtio-net header, with --br.
     #[arg(long, requires = "br")]
     use_vnet: bool,
 }
 
-/// What is to be done.
+/// What the command line asks for.
 #[derive(Debug)]
 pub(crate) enum Task {
-    /// Make networks and serve clients.
+    /// Create networks and serve clients.
     Serve(Config),
-    /// Make one TAP device on a bridge and hand it over.
-    Join {
+    /// Create one TAP device on a bridge and hand it over.
+    BridgeHelper {
         bridge: InterfaceName,
         fd: RawFd,
         vnet: bool,
     },
 }
 
-/// The command line, checked.
+/// The checked options of a helper that serves clients.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) socket: PathBuf,
@@ -93,7 +94,7 @@ impl Args {
     pub(crate) fn check(self) -> anyhow::Result<Task> {
         if let (Some(bridge), Some(fd)) = (&self.br, self.fd) {
             let bridge = bridge.clone();
-            return Ok(Task::Join {
+            return Ok(Task::BridgeHelper {
                 bridge,
                 fd,
                 vnet: self.use_vnet,

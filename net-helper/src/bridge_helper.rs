@@ -1,9 +1,9 @@
-//! `--br=NAME --fd=N [--use-vnet]`: what `qemu-bridge-helper` does, for whoever calls it that way.
+//! `--br=NAME --fd=N [--use-vnet]`: what `qemu-bridge-helper` does, for programs that start it that way.
 //!
-//! One TAP device on a bridge that exists, handed over on a socket that was inherited, and then the program ends. Which
-//! bridges may be joined is said in a file that only root can write, in the words of QEMU's `bridge.conf`: `allow
-//! NAME`, `allow all`, `deny NAME`, `deny all`, `include FILE`. A denial outweighs every allowance; what is not allowed
-//! is denied. So the program can be set-user-ID root for this use, and then it does nothing else.
+//! The program creates one TAP device, makes it a port of an existing bridge, sends it over an inherited socket, and
+//! ends. A file that only root can write says which bridges may be joined, in the syntax of QEMU's `bridge.conf`:
+//! `allow NAME`, `allow all`, `deny NAME`, `deny all`, `include FILE`. A bridge must be allowed and not denied. So the
+//! program can be set-user-ID root for this use; then it does nothing else.
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -17,10 +17,10 @@ use tap::{InterfaceName, Options, Tap};
 use crate::inherited;
 use crate::link::Links;
 
-/// Which bridges may be joined.
+/// The file that says which bridges a user may join, in the syntax of QEMU's `bridge.conf`.
 const RULES: &str = "/etc/bulkhead/bridge.conf";
-/// How deep files may include others.
-const DEEPEST: u32 = 8;
+/// How deep `include` may nest.
+const MAX_INCLUDE_DEPTH: u32 = 8;
 
 /// Makes a TAP device on `bridge` and sends it over the inherited socket `fd`.
 pub(crate) fn run(bridge: &InterfaceName, fd: RawFd, vnet: bool) -> Result<()> {
@@ -32,7 +32,7 @@ pub(crate) fn run(bridge: &InterfaceName, fd: RawFd, vnet: bool) -> Result<()> {
         bail!("bridge {bridge} may not be joined: {RULES} does not allow it");
     }
     let socket = inherited::duplicate(fd).with_context(|| format!("--fd {fd}"))?;
-    let mut links = Links::open().context("cannot speak to the kernel about interfaces")?;
+    let mut links = Links::open().context("cannot open a netlink socket")?;
     let link = links
         .find(bridge)?
         .ok_or_else(|| anyhow!("there is no bridge {bridge} on this host"))?;
@@ -45,7 +45,7 @@ pub(crate) fn run(bridge: &InterfaceName, fd: RawFd, vnet: bool) -> Result<()> {
         Options::empty()
     };
     let tap = Tap::create(&InterfaceName::new("tap")?, options)?;
-    // High, so that the bridge does not take it for its own.
+    // A high address: a bridge without an address of its own takes the lowest of its ports.
     let [_, a, b, c, d, e] = tap.mac()?;
     links
         .attach(
@@ -59,7 +59,7 @@ pub(crate) fn run(bridge: &InterfaceName, fd: RawFd, vnet: bool) -> Result<()> {
     hand_over(&socket, &tap).context("cannot hand over the TAP device")
 }
 
-/// As QEMU expects it: one byte, and the descriptor with it.
+/// Sends one byte and the descriptor with it, as QEMU expects.
 fn hand_over(socket: &OwnedFd, tap: &Tap) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -74,7 +74,7 @@ fn hand_over(socket: &OwnedFd, tap: &Tap) -> rustix::io::Result<()> {
     .map(drop)
 }
 
-/// What the rules say of a bridge.
+/// What the rules say about one bridge.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Access {
     allowed: bool,
@@ -99,7 +99,7 @@ impl Access {
             match word {
                 "allow" => self.allowed |= concerned,
                 "deny" => self.denied |= concerned,
-                "include" if depth < DEEPEST => {
+                "include" if depth < MAX_INCLUDE_DEPTH => {
                     self.read(Path::new(value), bridge, depth.saturating_add(1))
                         .with_context(at)?;
                 }

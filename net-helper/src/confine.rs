@@ -1,19 +1,19 @@
-//! What the helper may still do once it serves: interfaces and rules through sockets that are open, TAP devices, its
-//! own folder.
+//! The confinement of a helper that serves: it changes interfaces and rules through open sockets, creates TAP devices,
+//! and uses its state folder.
 
 use std::path::Path;
 
 use bulkhead_process::confine::{CapabilitySet, ConfineError, Confinement};
 
-/// System calls beyond those of every program, and what for.
+/// System calls beyond those that every program needs.
 const CALLS: &[libc::c_long] = &[
     // Clients.
     libc::SYS_accept4,
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
-    // Netlink peeks at the size of what is there.
+    // Netlink messages, whose size is peeked at first.
     libc::SYS_recvfrom,
-    // /dev/net/tun, and what is in the state folder at the end.
+    // /dev/net/tun, and removing the contents of the state folder.
     libc::SYS_open,
     libc::SYS_openat,
     libc::SYS_getdents64,
@@ -27,10 +27,10 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_waitid,
 ];
 
-/// The requests that make a TAP device.
+/// The requests that create a TAP device.
 const IOCTLS: &[u64] = &[libc::TUNSETIFF, libc::TUNSETVNETHDRSZ, libc::TUNSETPERSIST];
 
-/// Confines the process, which sees these two files and nothing else of the host's.
+/// Confines the process: of the host's files it sees only /dev/net/tun and the state folder.
 pub(crate) fn enter(state: &Path) -> Result<(), ConfineError> {
     Confinement::new()
         .isolate_but_network()

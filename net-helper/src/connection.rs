@@ -1,10 +1,10 @@
-//! The end of connections, and what comes over them that nobody asked for.
+//! Messages and the end of connections, where clients send open files that the protocol does not have.
 //!
 //! A client can send open files, and closing the last copy of a file can take as long as the client likes (a TCP socket
-//! that lingers). The kernel does that on behalf of whoever receives the message or closes the socket that it waits at.
-//! Since Linux 6.16 it refuses the files when they are sent. Before that, and on a connection that was there before we
-//! could ask for it, a message with files is never received, and a socket with such messages is closed by a thread of
-//! its user's, and counts as a connection of that user until then.
+//! that lingers). The process that receives the message, or closes the socket that the message is queued on, waits for
+//! that. Since Linux 6.16 the kernel refuses such messages when they are sent. On earlier kernels, and on a connection
+//! made before the option was set, a message with files is never received. A socket with such messages is closed by a
+//! thread, one for each user, and counts as a connection of that user until then.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -21,41 +21,44 @@ use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, Shutdown, recv, recvmsg, shutdown};
 
-/// What is to be received next.
+/// The next message of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Nothing yet.
-    Nothing,
+    /// None has arrived yet.
+    Empty,
+    /// A message without files.
     Message,
     /// A message with files.
     Files,
-    /// Nothing any more.
+    /// The client has closed the connection.
     End,
 }
 
-/// How long a client gets to receive what it was told.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a client has to receive its last reply before its connection is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Has the kernel refuse a client's files, if it can, and mark its messages; for a connection, or for the socket that
-/// it is accepted from.
-pub(crate) fn guard(socket: &impl AsFd) -> io::Result<()> {
+/// Sets the options of a connection, or of the socket that it is accepted from: the kernel refuses files, if it can,
+/// and adds the sender's credentials to messages.
+pub(crate) fn set_options(socket: &impl AsFd) -> io::Result<()> {
     refuse_files(socket)?;
     Ok(mark_messages(socket)?)
 }
 
-/// Has the kernel say with each message whose it is, also if there is nothing in it; the end is nobody's. For [`peek`].
+/// Has the kernel add the sender's credentials to each message, also to an empty one, so that [`peek`] can distinguish
+/// an empty message from the end of the connection.
 fn mark_messages(socket: &impl AsFd) -> rustix::io::Result<()> {
     set_socket_passcred(socket, true)
 }
 
 /// Looks at the next message, without receiving it.
 pub(crate) fn peek(connection: &impl AsFd) -> Next {
-    // Where there is no room for whose it is, the kernel says so; and where there is just room for that, that there are
-    // files.
-    let mut whose = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
-    match look(connection, &mut []) {
-        Err(Errno::AGAIN) => Next::Nothing,
-        Ok(true) => match look(connection, &mut whose) {
+    // Each message has its sender's credentials as control data. With no buffer for control data, the kernel sets
+    // MSG_CTRUNC for every message, and not at the end of the connection; with a buffer for the credentials alone, only
+    // for a message with files.
+    let mut credentials = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    match is_truncated(connection, &mut []) {
+        Err(Errno::AGAIN) => Next::Empty,
+        Ok(true) => match is_truncated(connection, &mut credentials) {
             Ok(true) => Next::Files,
             _ => Next::Message,
         },
@@ -63,17 +66,19 @@ pub(crate) fn peek(connection: &impl AsFd) -> Next {
     }
 }
 
-/// Whether what comes with the next message has no room.
-fn look(connection: &impl AsFd, room: &mut [MaybeUninit<u8>]) -> Result<bool, Errno> {
+/// Whether the control data of the next message does not fit in a buffer.
+fn is_truncated(connection: &impl AsFd, buffer: &mut [MaybeUninit<u8>]) -> Result<bool, Errno> {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    let mut control = RecvAncillaryBuffer::new(room);
-    let mut look = || recvmsg(connection, &mut [], &mut control, flags);
-    let mut received = look();
-    // That the client has not received everything is said once, before what it has sent.
+    let mut control = RecvAncillaryBuffer::new(buffer);
+    let mut peek = || recvmsg(connection, &mut [], &mut control, flags);
+    let mut received = peek();
+    // ECONNRESET is returned once, before the client's messages, if the client has closed without receiving all
+    // replies.
     while matches!(received, Err(Errno::INTR | Errno::CONNRESET)) {
-        received = look();
+        received = peek();
     }
-    // It holds no files, and a process that has no number here, which it cannot be asked for.
+    // The buffer contains no files that must be closed. Dropping it would parse the credentials, and fail for a process
+    // of another PID namespace.
     std::mem::forget(control);
     received.map(|message| message.flags.contains(ReturnFlags::CTRUNC))
 }
@@ -87,74 +92,75 @@ pub(crate) struct Closing(Arc<Mutex<BTreeMap<u32, Queue>>>);
 struct Queue {
     waiting: VecDeque<Waiting>,
     has_thread: bool,
-    /// Whether the thread has one that waits no more.
-    closes: bool,
+    /// Whether the thread is closing a socket, which is not in `waiting` any more.
+    is_closing: bool,
 }
 
 #[derive(Debug)]
 struct Waiting {
     socket: OwnedFd,
-    /// When it is closed, if its client has not closed it before.
-    until: Instant,
+    /// When the socket is closed, unless its client closes it before.
+    deadline: Instant,
 }
 
 impl Closing {
-    /// Closes a connection. It never waits.
+    /// Closes a connection, without blocking.
     pub(crate) fn close(&self, channel: Channel, user: u32) {
         let socket = OwnedFd::from(channel);
-        // Nothing more is sent to it from here on.
+        // From here on the client can send nothing more.
         let _ = shutdown(&socket, Shutdown::Read);
         let mut next = peek(&socket);
         while let Next::Message = next {
-            // What is longer than the room for it is discarded.
+            // A message that is longer than the buffer is discarded.
             next = match recv(&socket, &mut [0u8; 0], RecvFlags::DONTWAIT) {
                 Ok(_) | Err(Errno::INTR) => peek(&socket),
-                Err(_) => Next::Nothing,
+                Err(_) => Next::Empty,
             };
         }
         let mut queues = self.queues();
         if next == Next::Files {
-            let until = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + CLOSE_TIMEOUT;
             let waiting = &mut queues.entry(user).or_default().waiting;
-            waiting.push_back(Waiting { socket, until });
+            waiting.push_back(Waiting { socket, deadline });
         }
         for (&user, queue) in queues.iter_mut().filter(|(_, queue)| !queue.has_thread) {
             let closing = self.clone();
             let thread = Builder::new().name("closing".into());
-            // Without a thread the sockets stay open until the next try.
+            // If the thread cannot be started, the sockets stay open until the next call.
             queue.has_thread = thread.spawn(move || closing.close_all_of(user)).is_ok();
         }
     }
 
     fn close_all_of(&self, user: u32) {
-        while let Some(Waiting { socket, until }) = self.next_of(user) {
-            let left = until.saturating_duration_since(Instant::now());
-            // What the client has not received is lost to it when a socket with messages is closed.
+        while let Some(Waiting { socket, deadline }) = self.next_of(user) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Closing a socket with unread messages discards the replies that the client has not received, so give it
+            // time.
             let mut fds = [PollFd::new(&socket, PollFlags::empty())];
             let _ = poll(&mut fds, Timespec::try_from(left).ok().as_ref());
         }
     }
 
-    /// The next socket to be closed; after the last, the user's thread is none any more.
+    /// The next socket to be closed. When there is none, the user's queue is removed and its thread ends.
     fn next_of(&self, user: u32) -> Option<Waiting> {
         let mut queues = self.queues();
         let queue = queues.get_mut(&user)?;
         let next = queue.waiting.pop_front();
-        queue.closes = next.is_some();
+        queue.is_closing = next.is_some();
         if next.is_none() {
             queues.remove(&user);
         }
         next
     }
 
-    /// How many of a user's are not closed yet.
-    pub(crate) fn of(&self, user: u32) -> usize {
-        let of = |queue: &Queue| queue.waiting.len() + usize::from(queue.closes);
+    /// How many sockets of a user are not closed yet.
+    pub(crate) fn of_user(&self, user: u32) -> usize {
+        let of = |queue: &Queue| queue.waiting.len() + usize::from(queue.is_closing);
         self.queues().get(&user).map_or(0, of)
     }
 
-    /// Leaves what is not closed to the end of the process, which waits for no file.
-    pub(crate) fn leave(self) {
+    /// Has the end of the process close the remaining sockets, which does not block.
+    pub(crate) fn leave_to_exit(self) {
         std::mem::forget(self);
     }
 
@@ -219,14 +225,14 @@ mod tests {
             readers.push(reader);
         }
         assert_eq!(
-            [0, 1, 2].map(|user| closing.of(user)),
+            [0, 1, 2].map(|user| closing.of_user(user)),
             [OF_EACH, OF_EACH, 0]
         );
         eventually(|| threads() == 2);
 
         drop(readers);
 
-        eventually(|| closing.of(0) + closing.of(1) == 0);
+        eventually(|| closing.of_user(0) + closing.of_user(1) == 0);
         eventually(|| threads() == 0);
     }
 }

@@ -1,26 +1,25 @@
-//! Whether this host passes IPv4 packets on between its interfaces (`net.ipv4.ip_forward`).
+//! `net.ipv4.ip_forward`: whether this host forwards IPv4 packets between its interfaces.
 //!
-//! Networks that reach the world through this host need it. It is switched on when it is off, and switched off again at
-//! the end only if it was this program that switched it on. Somebody else who comes to need it meanwhile cannot be told
-//! from nobody: an administrator who wants it on for good says so in sysctl.d, and then it is on before this program
-//! starts and stays on.
+//! Networks whose mode is routed need it. The helper switches it on when it is off, and off again at its end if it was
+//! the helper that had switched it on. It cannot know whether another program has come to need it meanwhile. An
+//! administrator who wants it on for good sets it in sysctl.d, so that it is on before the helper starts, and stays on.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 
 use anyhow::{Context, Result};
 
-const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// The switch, held open so that it can be set back after confinement.
+/// The open file, by which the setting can be restored after confinement.
 #[derive(Debug)]
 pub(crate) struct Forwarding(File);
 
 impl Forwarding {
     pub(crate) fn open() -> Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(SWITCH);
+        let file = OpenOptions::new().read(true).write(true).open(IP_FORWARD);
         Ok(Forwarding(
-            file.with_context(|| format!("cannot open {SWITCH}"))?,
+            file.with_context(|| format!("cannot open {IP_FORWARD}"))?,
         ))
     }
 
@@ -29,7 +28,7 @@ impl Forwarding {
         self.0
             .rewind()
             .and_then(|()| self.0.read_to_string(&mut text))
-            .with_context(|| format!("cannot read {SWITCH}"))?;
+            .with_context(|| format!("cannot read {IP_FORWARD}"))?;
         Ok(text.trim() != "0")
     }
 
@@ -38,6 +37,6 @@ impl Forwarding {
         self.0
             .rewind()
             .and_then(|()| self.0.write_all(text))
-            .with_context(|| format!("cannot write {SWITCH}"))
+            .with_context(|| format!("cannot write {IP_FORWARD}"))
     }
 }

@@ -1,7 +1,7 @@
 //! The socket that clients connect to.
 //!
-//! Who may ask is who may connect: root, and the group that the socket is given (mode 0660). The kernel checks it, for
-//! every group that a caller is in. Who it was (`SO_PEERCRED`) then counts against that user's share.
+//! Its mode is 0660, so only root and the group of the socket can connect; the kernel checks that, for all groups of a
+//! process. The user of a connection (`SO_PEERCRED`) is the one whose limit it counts towards.
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,17 +10,14 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use bulkhead_process::broker::Broker;
 use bulkhead_process::listen::{Listen, SocketFile};
-use rustix::io::{Errno, fcntl_dupfd_cloexec, ioctl_fionbio};
+use rustix::io::{fcntl_dupfd_cloexec, ioctl_fionbio};
 use rustix::net::sockopt::{socket_peercred, socket_type};
-use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect,
-    shutdown, socket_with,
-};
+use rustix::net::{Shutdown, SocketFlags, SocketType, accept_with, shutdown};
 use rustix::stdio::dup2_stdin;
 
-use crate::connection;
+use crate::connection::set_options;
 
-/// A listening socket. The file that it is reached by is its broker's to remove, once the helper is confined.
+/// The listening socket, and its file until the broker takes over the removal of that.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: OwnedFd,
@@ -28,39 +25,39 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Listens on a path, which must be free or left by a program that has died.
+    /// Listens at a path. A socket file that nobody listens on any more is replaced.
     pub(crate) fn bind(path: &Path, group: Option<u32>) -> Result<Self> {
         let listen = Listen::default().seqpacket().mode(0o660).group(group);
         let (socket, file) = listen.at(path)?.into_parts();
-        connection::guard(&socket)
-            .with_context(|| format!("cannot listen on {}", path.display()))?;
+        set_options(&socket).with_context(|| format!("cannot listen on {}", path.display()))?;
         Ok(Listener {
             socket,
             file: Some(file),
         })
     }
 
-    /// Leaves the removal of the file to the broker.
-    pub(crate) fn leave_file_to(&mut self, broker: &mut Broker) -> std::io::Result<()> {
+    /// Has the broker remove the file at the end.
+    pub(crate) fn hand_file_to(&mut self, broker: &mut Broker) -> std::io::Result<()> {
         match self.file.take() {
             Some(file) => broker.remove_at_end(file),
             None => Ok(()),
         }
     }
 
-    /// Takes no more clients. Those that wait are left to the end of the process: to close what they have sent can take
-    /// as long as they like in any other case.
+    /// Accepts no more clients. Connections that wait to be accepted are closed when the process ends: closing a socket
+    /// with files in its messages can block here, and does not block there.
     pub(crate) fn end(self) {
         let _ = shutdown(&self.socket, Shutdown::Read);
         std::mem::forget(self.socket);
     }
 
-    /// The next connection and its user.
+    /// Accepts the next connection, and returns it with its user.
     pub(crate) fn accept(&self) -> std::io::Result<(OwnedFd, u32)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let connection = accept_with(&self.socket, flags)?;
-        // Before Linux 6.16 it is marked as the listener is, since then as that was when the client connected.
-        connection::guard(&connection)?;
+        // Before Linux 6.16 a connection has the options that the listener has now; since then, those of the listener
+        // when the client connected.
+        set_options(&connection)?;
         let user = socket_peercred(&connection)?.uid.as_raw();
         Ok((connection, user))
     }
@@ -72,7 +69,7 @@ impl AsFd for Listener {
     }
 }
 
-/// The connection that standard input is, which is nothing after that.
+/// Takes the connection that is standard input, and replaces standard input by /dev/null.
 pub(crate) fn connection_on_stdin() -> Result<OwnedFd> {
     let what = "--client-on-stdin: standard input";
     let stdin = std::io::stdin();
@@ -82,22 +79,8 @@ pub(crate) fn connection_on_stdin() -> Result<OwnedFd> {
     }
     let connection = fcntl_dupfd_cloexec(&stdin, 3).context(what)?;
     ioctl_fionbio(&connection, true).context(what)?;
-    connection::guard(&connection).context(what)?;
-    let nothing = fs::File::open("/dev/null").context("cannot open /dev/null")?;
-    dup2_stdin(&nothing).context(what)?;
+    set_options(&connection).context(what)?;
+    let null = fs::File::open("/dev/null").context("cannot open /dev/null")?;
+    dup2_stdin(&null).context(what)?;
     Ok(connection)
-}
-
-/// Whether somebody listens on the path.
-pub(crate) fn is_served(path: &Path) -> bool {
-    let probe = |address| -> rustix::io::Result<()> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        connect(&socket, &address)
-    };
-    match SocketAddrUnix::new(path).and_then(probe) {
-        // One that has too many visitors at the moment listens, too.
-        Ok(()) | Err(Errno::AGAIN) => true,
-        Err(_) => false,
-    }
 }

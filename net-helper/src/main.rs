@@ -1,23 +1,25 @@
 //! `bulkhead-net-helper`: bridges, TAP devices, NAT and DHCP. The only privileged process of Bulkhead.
 //!
-//! It makes the networks it is told to on start, confines itself, and then does one thing: a client that asks over the
-//! socket is handed an open TAP device, which goes back when the client's connection closes. Everything is undone when
-//! it ends, and what a killed run has left is put right by the next.
+//! It creates the networks on its command line and confines itself. Then it serves clients: each gets an open TAP
+//! device over the socket, which is removed when the client's connection closes. At its end the helper removes
+//! everything that it has created. What a killed run has left is taken over by the next.
 //!
 //! It may touch netlink (routing and nf_tables), `/dev/net/tun`, `net.ipv4.ip_forward`, its socket and its state
-//! folder. It must never touch guest memory, an image or /dev/kvm, and other nftables tables than its own. It depends
-//! on `bulkhead-net-protocol`, `bulkhead-process` and `tap`.
+//! folder. It must never touch guest memory, an image, /dev/kvm, or any nftables table but its own. It depends on
+//! `bulkhead-net-protocol`, `bulkhead-process` and `tap`.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `args`, `network`, `subnet` | what is wanted, checked |
-//! | `host` | what stands, its making and undoing |
-//! | `previous_run` | the networks that a killed run has left, and guests on them |
-//! | `watch`, `repair` | what others do to it, and putting it back |
-//! | `identity` | names, addresses and aliases of what is made |
-//! | `link`, `nft`, `routing`, `forwarding`, `dhcp` | the kinds of thing that stand |
-//! | `listen`, `serve`, `connection`, `lease`, `reclaim` | clients, and the end of what they had |
-//! | `state` | the folder in which it is written down |
+//! | `args`, `network`, `subnet` | the command line and the networks on it |
+//! | `mode/` | the network modes, one file each |
+//! | `host` | everything that exists on the host while the helper runs; its creation and removal |
+//! | `previous_run` | networks that a killed run has left, and the guests on them |
+//! | `watch`, `repair` | the changes that others make, and what they have removed is restored |
+//! | `identity` | names, addresses and aliases of interfaces |
+//! | `link`, `forwarding`, `routing`, `firewall`, `dhcp/` | interfaces, `ip_forward`, routing rules, nftables chains, dnsmasq |
+//! | `netlink/`, `nft/` | the kernel's protocols for them |
+//! | `listen`, `serve`, `connection`, `lease`, `reclaim` | clients, their TAP devices, and the removal of these |
+//! | `state` | the state folder, which records what was changed |
 //! | `bridge_helper` | what `qemu-bridge-helper` does |
 
 #![forbid(unsafe_code)]
@@ -75,7 +77,7 @@ fn main() -> ExitCode {
         return status;
     }
     bulkhead_process::main::<Args>(|args| match args.check()? {
-        Task::Join { bridge, fd, vnet } => {
+        Task::BridgeHelper { bridge, fd, vnet } => {
             bridge_helper::run(&bridge, fd, vnet).map(|()| ExitCode::SUCCESS)
         }
         Task::Serve(_) if is_set_user_id() => {
@@ -85,7 +87,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Whether it was started by somebody who is not who it runs as.
+/// Whether the program runs as another user or group than the one who has started it.
 fn is_set_user_id() -> bool {
     use rustix::process::{getegid, geteuid, getgid, getuid};
     getuid() != geteuid() || getgid() != getegid()
@@ -98,14 +100,14 @@ fn run(mut config: Config) -> Result<ExitCode> {
     {
         bail!("bulkhead-net-helper needs CAP_NET_ADMIN: run it as root");
     }
-    // Files have the modes that are given to them here, for dnsmasq too, which may not do without.
+    // Files get the modes that this program gives them, whatever the umask was: dnsmasq depends on its files' modes.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let first_client = config
         .client_on_stdin
         .then(listen::connection_on_stdin)
         .transpose()?;
-    allow_files(serve::FILES)?;
-    let mut links = Links::open().context("cannot speak to the kernel about interfaces")?;
+    raise_file_limit(serve::MAX_OPEN_FILES)?;
+    let mut links = Links::open().context("cannot open a netlink socket")?;
     let mut broker = Broker::start().context("cannot start the process that removes files")?;
     let (mut state, mut record) = StateDir::open(&config.state, &config.socket)?;
     let is_first = record == Record::default();
@@ -130,11 +132,11 @@ fn run(mut config: Config) -> Result<ExitCode> {
     let mut host = Host::new(links, state, record, dhcp);
     let mut server = Server::new(config.exit_idle);
     if let Some(connection) = first_client {
-        server.first_client(connection);
+        server.add_first_client(connection);
     }
-    let served = stand(&config, &signals, &mut host, &mut server, &mut broker);
-    // Clients that wait for the end of their connection find everything undone. The process's end closes it, which
-    // waits for no file that a client has sent.
+    let served = bind_and_serve(&config, &signals, &mut host, &mut server, &mut broker);
+    // Clients wait for the end of their connection, and then find everything removed. So the end of the process closes
+    // the connections, which does not wait for files that a client has sent.
     std::mem::forget(server.close(&mut host));
     let errors = host.down();
     broker.end();
@@ -148,8 +150,8 @@ fn run(mut config: Config) -> Result<ExitCode> {
     }
 }
 
-/// Raises the limit of open files, as far as it may be.
-fn allow_files(number: u64) -> Result<()> {
+/// Raises the limit of open files, as far as the hard limit allows.
+fn raise_file_limit(number: u64) -> Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < number) {
         limit.current = Some(limit.maximum.map_or(number, |maximum| maximum.min(number)));
@@ -158,27 +160,28 @@ fn allow_files(number: u64) -> Result<()> {
     Ok(())
 }
 
-/// Makes the networks and serves, until it is time to end.
-fn stand(
+/// Listens, creates the networks and serves, until a signal or until the helper is idle.
+fn bind_and_serve(
     config: &Config,
     signals: &signals::SignalFd,
     host: &mut Host,
     server: &mut Server,
     broker: &mut Broker,
 ) -> Result<()> {
-    // First: when the socket is somebody else's, nothing has been changed yet. Who connects already, waits.
+    // Listening comes first: if another program listens on the socket, nothing has been changed yet. Clients that
+    // connect now wait.
     let mut listener = Listener::bind(&config.socket, config.group)?;
-    listener.leave_file_to(broker)?;
+    listener.hand_file_to(broker)?;
     broker.seal()?;
-    let served = serve(config, &listener, signals, host, server);
-    // The socket's file goes before anything is undone, so that whoever comes now finds no helper rather than one that
-    // ends.
+    let served = create_and_serve(config, &listener, signals, host, server);
+    // The socket's file is removed before anything else, so that a client that comes now finds no helper, and not one
+    // that is ending.
     listener.end();
     broker.remove_now()?;
     served
 }
 
-fn serve(
+fn create_and_serve(
     config: &Config,
     listener: &Listener,
     signals: &signals::SignalFd,
@@ -186,7 +189,7 @@ fn serve(
     server: &mut Server,
 ) -> Result<()> {
     host.up(&config.networks)?;
-    let removal = Links::open().context("cannot speak to the kernel about interfaces")?;
+    let removal = Links::open().context("cannot open a netlink socket")?;
     confine::enter(&config.state).context("cannot confine the process")?;
     let own = Own {
         owner: host.record.owner.clone(),

@@ -1,4 +1,4 @@
-//! The loop: connections come, ask, and close.
+//! The main loop: it accepts connections, answers requests, and takes TAP devices back when connections close.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,33 +17,35 @@ use crate::lease::{Lease, refusal};
 use crate::listen::Listener;
 use crate::reclaim::{Reclaim, Returned};
 
-/// How many connections there can be, and how many of one user. A guest has one for each card and one that is its hold.
-const MOST: usize = 1024;
-const MOST_OF_ONE_USER: usize = 256;
-/// How many devices may be waiting to be removed before more can be had.
-const MOST_RETURNED: usize = 1024;
-/// How many files all of that takes.
-pub(crate) const FILES: u64 = 4096;
+/// The limits of connections, in all and of one user. A guest has one for each network interface, and one that is its
+/// hold.
+const MAX_CLIENTS: usize = 1024;
+const MAX_CLIENTS_OF_USER: usize = 256;
+/// While more devices than this wait for their removal, no client is accepted.
+const MAX_RETURNED: usize = 1024;
+/// The open files that these limits require.
+pub(crate) const MAX_OPEN_FILES: u64 = 4096;
 
-/// How long an idle helper stays that is to end when idle: a client whose process has died is started again meanwhile.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a helper with --exit-idle stays when it is idle, so that a backend that has died can be started again
+/// meanwhile.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Clients and what they have.
+/// The clients and their leases.
 #[derive(Debug)]
 pub(crate) struct Server {
     clients: Vec<Client>,
     pause: AcceptPause,
-    /// There is none before clients are served.
+    /// `None` until clients are served.
     pub(crate) reclaim: Option<Reclaim>,
     pub(crate) closing: Closing,
-    /// Whether to end once nobody needs this helper any more.
+    /// Whether to end when no client needs the helper any more.
     exit_idle: bool,
-    /// Whether anybody has needed it yet.
-    needed_yet: bool,
-    /// When it is to end, if nobody needs it before.
-    end: Option<Instant>,
-    /// Whoever gave the last hold back was told that it ends.
-    ends: bool,
+    /// Whether a client has needed the helper yet.
+    was_needed: bool,
+    /// When an idle helper ends, unless a client needs it before.
+    idle_deadline: Option<Instant>,
+    /// The last hold has been released, and its client has the reply that the helper ends.
+    is_ending: bool,
 }
 
 #[derive(Debug)]
@@ -51,9 +53,9 @@ struct Client {
     channel: Channel,
     user: u32,
     lease: Option<Lease>,
-    /// Whether the helper is to stay for it, without a lease.
+    /// Whether the connection is a hold.
     holds: bool,
-    /// Whether it has given its hold back and waits for the answer.
+    /// Whether the client has released its hold and waits for the reply.
     releases: bool,
 }
 
@@ -73,7 +75,7 @@ impl Client {
     }
 }
 
-/// What a client's readiness has come to.
+/// What becomes of a client after its request.
 enum Outcome {
     Stay,
     Gone,
@@ -87,24 +89,24 @@ impl Server {
             reclaim: None,
             closing: Closing::default(),
             exit_idle,
-            needed_yet: false,
-            end: None,
-            ends: false,
+            was_needed: false,
+            idle_deadline: None,
+            is_ending: false,
         }
     }
 
-    /// Takes the connection of whoever started this helper. It is a hold from the start: if that process is killed
-    /// before it has said anything, the helper has been needed and is not any more.
-    pub(crate) fn first_client(&mut self, socket: OwnedFd) {
+    /// Adds the connection of the process that has started this helper. It is a hold from the start, so that the helper
+    /// ends if that process is killed before it sends anything.
+    pub(crate) fn add_first_client(&mut self, socket: OwnedFd) {
         let user = rustix::process::getuid().as_raw();
         self.clients.push(Client {
             holds: true,
             ..Client::new(socket, user)
         });
-        self.needed_yet = true;
+        self.was_needed = true;
     }
 
-    /// Serves until a signal, or until it was idle for a while if that is wanted.
+    /// Serves until a signal, or with --exit-idle until the helper is idle.
     pub(crate) fn run(
         &mut self,
         listener: &Listener,
@@ -112,49 +114,48 @@ impl Server {
         host: &mut Host,
     ) -> Result<()> {
         loop {
-            self.look_at_the_clock();
-            self.look_after(host);
+            self.update_idle_deadline();
+            self.process_notifications(host);
             let ready = self.wait(listener, signals, host)?;
-            let over = self.end.is_some_and(|end| end <= Instant::now());
+            let is_idle = self.idle_deadline.is_some_and(|end| end <= Instant::now());
             if ready.signal {
                 return Ok(());
             }
-            if over && !ready.listener {
-                // Guests of a helper that was killed, which nobody holds this one for, and clients that cannot be
-                // accepted.
+            if is_idle && !ready.listener {
+                // Stay for guests of a previous run, which have no lease, and for clients that could not be accepted.
                 if !host.has_open_ports() && self.pause.until().is_none() {
                     return Ok(());
                 }
-                self.end = Some(Instant::now() + LINGER);
+                self.idle_deadline = Some(Instant::now() + IDLE_TIMEOUT);
             }
-            // From the end, so that positions stay what they were.
+            // From the last to the first, since `swap_remove` changes later positions.
             for position in ready.dhcp.into_iter().rev() {
-                report_dead(host, position);
+                warn_if_dead(host, position);
             }
             for (position, has_closed) in self.one_of_each_user(ready.clients).into_iter().rev() {
-                if has_closed || matches!(self.attend(position, host), Outcome::Gone) {
+                if has_closed || matches!(self.receive_request(position, host), Outcome::Gone) {
                     let client = self.clients.swap_remove(position);
-                    self.release(client, host);
+                    self.disconnect(client, host);
                 }
             }
-            // After the others: whoever has ended before is not one that needs the helper.
+            // After all other events, so that clients that have disconnected do not count as needing the helper.
             self.answer_releases(host);
-            if self.ends {
+            if self.is_ending {
                 return Ok(());
             }
             if ready.listener {
-                self.welcome_all(listener);
+                self.accept_all(listener);
             }
         }
     }
 
-    /// Takes everything back. What is returned is to be closed when everything is undone: somebody may be waiting for
-    /// that.
+    /// Ends all leases. The caller closes the connections that are returned when everything is removed, which clients
+    /// may wait for.
     pub(crate) fn close(mut self, host: &mut Host) -> Vec<OwnedFd> {
         let mut waiting = Vec::new();
         for client in std::mem::take(&mut self.clients) {
             if client.lease.is_some() {
-                self.release(client, host);
+                self.disconnect(client, host);
             } else {
                 waiting.push(client.channel.into());
             }
@@ -162,12 +163,12 @@ impl Server {
         if let Some(reclaim) = self.reclaim {
             reclaim.finish();
         }
-        self.closing.leave();
+        self.closing.leave_to_exit();
         waiting
     }
 
-    /// Takes back what a client had, and closes its connection.
-    fn release(&self, client: Client, host: &mut Host) {
+    /// Ends a client's lease, and closes its connection.
+    fn disconnect(&self, client: Client, host: &mut Host) {
         match (client.lease, &self.reclaim) {
             (Some(lease), Some(reclaim)) => reclaim.queue(Returned {
                 index: lease.end(host),
@@ -177,8 +178,8 @@ impl Server {
         }
     }
 
-    /// Those that have closed their connection, and of the others one for each user, the first; the rest are in the
-    /// next rounds. So who asks for much waits for himself.
+    /// The clients to serve in this round: those that have closed their connection, and of the others the first of each
+    /// user. So a user with many requests delays only his own.
     fn one_of_each_user(&self, ready: Vec<(usize, bool)>) -> Vec<(usize, bool)> {
         let mut users = BTreeSet::new();
         let user = |position: usize| self.clients.get(position).map(|client| client.user);
@@ -188,7 +189,7 @@ impl Server {
             .collect()
     }
 
-    fn look_after(&self, host: &mut Host) {
+    fn process_notifications(&self, host: &mut Host) {
         let ended = host.process_notifications();
         if let Some(reclaim) = &self.reclaim {
             for index in ended {
@@ -200,11 +201,11 @@ impl Server {
         }
     }
 
-    fn look_at_the_clock(&mut self) {
-        if self.clients.iter().any(Client::needs_helper) || !self.exit_idle || !self.needed_yet {
-            self.end = None;
-        } else if self.end.is_none() {
-            self.end = Some(Instant::now() + LINGER);
+    fn update_idle_deadline(&mut self) {
+        if self.clients.iter().any(Client::needs_helper) || !self.exit_idle || !self.was_needed {
+            self.idle_deadline = None;
+        } else if self.idle_deadline.is_none() {
+            self.idle_deadline = Some(Instant::now() + IDLE_TIMEOUT);
         }
     }
 
@@ -234,7 +235,7 @@ impl Server {
                 .iter()
                 .map(|c| PollFd::from_borrowed_fd(c.channel.as_fd(), PollFlags::IN)),
         );
-        let times = [self.end, host.repair_due(), pause];
+        let times = [self.idle_deadline, host.repair_due(), pause];
         let next = times.into_iter().flatten().min();
         let left = next.map(|next| next.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
@@ -262,12 +263,12 @@ impl Server {
         })
     }
 
-    /// Accepts all that wait, as many as can wait: who connects in between waits for one such round, whatever others
-    /// do.
-    fn welcome_all(&mut self, listener: &Listener) {
+    /// Accepts all connections that wait, at most as many as the backlog has room for. So a client waits for one such
+    /// round, however many others connect.
+    fn accept_all(&mut self, listener: &Listener) {
         for _ in 0..listen::BACKLOG {
             match listener.accept() {
-                Ok((socket, user)) => self.welcome(socket, user),
+                Ok((socket, user)) => self.add_client(socket, user),
                 Err(error) => {
                     self.pause.note("a client", &error);
                     return;
@@ -276,13 +277,13 @@ impl Server {
         }
     }
 
-    fn welcome(&mut self, socket: OwnedFd, user: u32) {
+    fn add_client(&mut self, socket: OwnedFd, user: u32) {
         let client = Client::new(socket, user);
         let of_user = self.clients.iter().filter(|c| c.user == user).count();
-        let of_user = of_user + self.closing.of(user);
-        let of_user = user != 0 && of_user >= MOST_OF_ONE_USER;
+        let of_user = of_user + self.closing.of_user(user);
+        let of_user = user != 0 && of_user >= MAX_CLIENTS_OF_USER;
         let returned = self.reclaim.as_ref().map_or(0, Reclaim::pending);
-        if self.clients.len() >= MOST || returned >= MOST_RETURNED || of_user {
+        if self.clients.len() >= MAX_CLIENTS || returned >= MAX_RETURNED || of_user {
             let why = refusal(
                 RefusalKind::Limit,
                 "bulkhead-net-helper has as many clients as it takes".into(),
@@ -292,17 +293,17 @@ impl Server {
             return;
         }
         self.clients.push(client);
-        // It may need the helper, and has had no time to say so.
-        self.end = self.end.map(|_| Instant::now() + LINGER);
+        // The client may need the helper and has not sent its request yet.
+        self.idle_deadline = self.idle_deadline.map(|_| Instant::now() + IDLE_TIMEOUT);
     }
 
-    fn attend(&mut self, position: usize, host: &mut Host) -> Outcome {
+    fn receive_request(&mut self, position: usize, host: &mut Host) -> Outcome {
         let Some(client) = self.clients.get(position) else {
             return Outcome::Stay;
         };
         match peek(&client.channel) {
             Next::Message => {}
-            Next::Nothing => return Outcome::Stay,
+            Next::Empty => return Outcome::Stay,
             Next::End => return Outcome::Gone,
             Next::Files => {
                 let why = "a request comes without files".into();
@@ -319,7 +320,7 @@ impl Server {
         match self.answer(position, &packet, host) {
             Ok(()) => Outcome::Stay,
             Err(why) => {
-                // One mistake is told; there is no second try on a connection.
+                // After a request that is refused, the connection is closed.
                 if let Some(client) = self.clients.get(position) {
                     let _ = client.channel.send(&Reply::Refused(why), &[]);
                 }
@@ -345,7 +346,7 @@ impl Server {
                 "a connection is the lease of one TAP device".into(),
             ));
         }
-        let _removing_nothing = self.reclaim.as_ref().map(Reclaim::pause);
+        let _no_removals = self.reclaim.as_ref().map(Reclaim::pause);
         let grant = Lease::grant(
             &request,
             host,
@@ -354,9 +355,9 @@ impl Server {
         let Some(client) = self.clients.get_mut(position) else {
             return Ok(());
         };
-        // From here on the device goes with the connection, also when the client is not there to hear of it.
+        // From here on the device is removed when the connection closes, even if the client does not receive the reply.
         client.lease = Some(grant.lease);
-        self.needed_yet = true;
+        self.was_needed = true;
         let files: Vec<_> = grant.queues.iter().map(AsFd::as_fd).collect();
         client
             .channel
@@ -375,7 +376,7 @@ impl Server {
             ));
         }
         client.holds = true;
-        self.needed_yet = true;
+        self.was_needed = true;
         reply(client, &Reply::Held)
     }
 
@@ -393,7 +394,8 @@ impl Server {
         Ok(())
     }
 
-    /// Who gives the last hold back learns that the helper ends, and waits for that by its connection.
+    /// Replies to clients that release their hold. With the last one the helper ends, and the client waits until its
+    /// connection closes.
     fn answer_releases(&mut self, host: &mut Host) {
         for position in 0..self.clients.len() {
             let Some(client) = self.clients.get_mut(position) else {
@@ -404,10 +406,15 @@ impl Server {
             }
             client.holds = false;
             let needed = self.clients.iter().any(Client::needs_helper) || host.has_open_ports();
-            self.ends = self.exit_idle && !needed;
+            self.is_ending = self.exit_idle && !needed;
             if let Some(client) = self.clients.get(position) {
-                // One that has gone without the answer needs none.
-                let _ = reply(client, &Reply::Released { ends: self.ends });
+                // An error means that the client has closed the connection.
+                let _ = reply(
+                    client,
+                    &Reply::Released {
+                        ends: self.is_ending,
+                    },
+                );
             }
         }
     }
@@ -422,11 +429,11 @@ struct Ready {
     signal: bool,
     listener: bool,
     dhcp: Vec<usize>,
-    /// Which, and whether the other end has closed.
+    /// The position of each ready client, and whether it has closed its end.
     clients: Vec<(usize, bool)>,
 }
 
-fn report_dead(host: &mut Host, position: usize) {
+fn warn_if_dead(host: &mut Host, position: usize) {
     let Some(dhcp) = host.dhcp.get_mut(position) else {
         return;
     };

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bulkhead_mac::MacAddr;
 use bulkhead_process::broker::Broker;
+use bulkhead_process::listen::Listen;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Owner;
 use crate::link::Link;
-use crate::listen;
 use crate::network::Network;
 
 /// How long to wait for another helper to end or to begin, and how long between two tries.
@@ -84,7 +84,7 @@ impl StateDir {
             if let Some(state) = Self::try_lock(path)? {
                 break state;
             }
-            if listen::is_served(socket) || Instant::now() > deadline {
+            if Listen::default().seqpacket().is_in_use(socket) || Instant::now() > deadline {
                 let shown = path.display();
                 bail!("another bulkhead-net-helper is running with the state folder {shown}");
             }
@@ -290,7 +290,7 @@ mod tests {
         let path = dir.path().join("net-helper");
         let _first = open(&path).unwrap();
         let socket = dir.path().join("helper.sock");
-        let _listener = listen::Listener::bind(&socket, None).unwrap();
+        let _listener = Listen::default().seqpacket().at(&socket).unwrap();
         let error = StateDir::open(&path, &socket).unwrap_err().to_string();
         assert!(
             error.contains("another bulkhead-net-helper is running"),

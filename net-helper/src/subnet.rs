@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-/// An IPv4 network with room for the host and at least one guest: a prefix of 8 to 30 bits, no bit set after it.
+/// An IPv4 subnet with addresses for the host and at least one guest: its prefix has 8 to 30 bits, and the bits after
+/// it are 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ipv4Subnet {
     network: u32,
@@ -19,12 +20,12 @@ impl Ipv4Subnet {
         }
     }
 
-    /// The network's own address.
+    /// The address of the subnet itself.
     pub(crate) fn network(self) -> Ipv4Addr {
         Ipv4Addr::from(self.network)
     }
 
-    /// Length of the prefix, in bits.
+    /// The prefix length, in bits.
     pub(crate) fn prefix(self) -> u8 {
         self.prefix
     }
@@ -44,7 +45,7 @@ impl Ipv4Subnet {
         Ipv4Addr::from(self.last())
     }
 
-    /// The guests' addresses, first and last.
+    /// The first and the last of the guests' addresses.
     pub(crate) fn guests(self) -> (Ipv4Addr, Ipv4Addr) {
         (
             Ipv4Addr::from(self.network | 2),
@@ -52,17 +53,17 @@ impl Ipv4Subnet {
         )
     }
 
-    /// How many guests have room.
-    pub(crate) fn room(self) -> u32 {
+    /// How many addresses there are for guests.
+    pub(crate) fn guest_count(self) -> u32 {
         (self.last() - self.network).saturating_sub(2)
     }
 
-    /// Whether the two have an address in common.
+    /// Whether two subnets have an address in common.
     pub(crate) fn overlaps(self, other: Ipv4Subnet) -> bool {
         self.overlaps_prefix(other.network(), other.prefix)
     }
 
-    /// The same with any prefix, as routes and addresses have it.
+    /// The same for a prefix of any length, as routes and addresses have.
     pub(crate) fn overlaps_prefix(self, address: Ipv4Addr, prefix: u8) -> bool {
         let common = mask(self.prefix.min(prefix));
         self.network & common == address.to_bits() & common
@@ -135,7 +136,7 @@ mod tests {
         );
         assert_eq!(net.broadcast(), Ipv4Addr::new(192, 168, 124, 255));
         assert_eq!(net.mask(), Ipv4Addr::new(255, 255, 255, 0));
-        assert_eq!(net.room(), 253);
+        assert_eq!(net.guest_count(), 253);
     }
 
     #[test]
@@ -145,7 +146,7 @@ mod tests {
             net.guests(),
             (Ipv4Addr::new(10, 0, 0, 6), Ipv4Addr::new(10, 0, 0, 6))
         );
-        assert_eq!(net.room(), 1);
+        assert_eq!(net.guest_count(), 1);
     }
 
     #[test]

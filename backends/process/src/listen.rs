@@ -1,8 +1,8 @@
 //! Unix sockets to be connected to, by a path.
 //!
-//! A socket that a killed process has left is replaced, one at which somebody listens is not, and what is no socket is left alone. The
-//! mode is what the caller says, whatever the umask, and never wider for a moment. Programs that start together settle it by a lock on
-//! the folder: one listens, the others say that the path is in use.
+//! A socket that a killed process has left is replaced, one at which somebody listens is not, and what is no socket is
+//! left alone. The mode is what the caller says, whatever the umask, and never wider for a moment. Programs that start
+//! together settle it by a lock on the folder: one listens, the others say that the path is in use.
 
 mod files;
 mod pause;
@@ -133,7 +133,8 @@ impl Listen {
         let locked = folder.lock().map_err(failed)?;
         self.remove_stale(path, &folder, name, &address)?;
         let socket = self.socket().map_err(failed)?;
-        // The file gets the mode that the socket has (unix(7)), less the umask, which is the whole process's and stays as it is.
+        // The file gets the mode that the socket has (unix(7)), less the umask, which is the whole process's and stays
+        // as it is.
         rustix::fs::fchmod(&socket, Mode::from_raw_mode(self.mode & 0o700)).map_err(failed)?;
         rustix::net::bind(&socket, &address).map_err(failed)?;
         let status = folder.status(name).map_err(failed)?;
@@ -182,9 +183,7 @@ impl Listen {
             }
             Ok(_) => {}
         }
-        // It does not block: one who listens and does not accept has a full backlog (EAGAIN).
-        let probe = self.socket().map_err(|error| failed("look at", error))?;
-        match rustix::net::connect(&probe, address) {
+        match self.probe(address) {
             Err(Errno::CONNREFUSED) => {
                 let removed = rustix::fs::unlinkat(&folder.fd, name, AtFlags::empty());
                 removed.map_err(|error| failed("remove the stale socket", error))
@@ -193,8 +192,23 @@ impl Listen {
             Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => {
                 Err(ListenError::InUse(path.to_owned()))
             }
-            Err(error) => Err(failed("tell who listens on", error)),
+            Err(error) => Err(failed("find out who listens on", error)),
         }
+    }
+
+    /// Whether a process listens at `path`, with this kind of socket or another.
+    #[must_use]
+    pub fn is_in_use(&self, path: &Path) -> bool {
+        matches!(
+            SocketAddrUnix::new(path).and_then(|address| self.probe(&address)),
+            Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE)
+        )
+    }
+
+    /// Connects and closes the connection. It never blocks: the error is EAGAIN when a process listens and its backlog
+    /// is full.
+    fn probe(&self, address: &SocketAddrUnix) -> Result<(), Errno> {
+        rustix::net::connect(self.socket()?, address)
     }
 }
 
@@ -277,8 +291,8 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// The file of a socket. It is removed when this is dropped, unless another process has put its own in its place. A process that is
-/// confined by then cannot do that: it leaves it to its [broker](crate::broker).
+/// The file of a socket. It is removed when this is dropped, unless another process has put its own in its place. A
+/// process that is confined by then cannot do that: it leaves it to its [broker](crate::broker).
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! One end of a connection: whole messages, with files.
+//! One end of a connection, over which messages with files are sent.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,14 +13,14 @@ use serde::Serialize;
 
 use crate::{Error, MAX_MESSAGE, MAX_QUEUES, encode};
 
-/// The most files that come with one message.
+/// The most files that one message can have.
 const MAX_FILES: usize = MAX_QUEUES as usize;
 
 /// One end of a connection.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
 
-/// A message as it came: bytes to [`crate::decode`], and the files that came with it.
+/// A message as it was received: bytes for [`crate::decode`], and files.
 #[derive(Debug)]
 pub struct Packet {
     /// The message.
@@ -30,7 +30,7 @@ pub struct Packet {
 }
 
 impl Channel {
-    /// Takes a connected `SOCK_SEQPACKET` socket.
+    /// Wraps a connected `SOCK_SEQPACKET` socket.
     pub fn new(socket: OwnedFd) -> Self {
         Channel(socket)
     }
@@ -57,9 +57,9 @@ impl Channel {
             .map_err(|e| Error::io("cannot send to the other end of the connection", e))
     }
 
-    /// Receives one message; `None` when the other end is closed.
+    /// Receives one message; `None` when the peer has closed the connection.
     ///
-    /// On a non-blocking socket with nothing to receive, the error's source is [`std::io::ErrorKind::WouldBlock`].
+    /// On a non-blocking socket without a message, the error's source is [`std::io::ErrorKind::WouldBlock`].
     pub fn receive(&self) -> Result<Option<Packet>, Error> {
         let mut bytes = vec![0; MAX_MESSAGE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
@@ -72,7 +72,7 @@ impl Channel {
                 RecvFlags::CMSG_CLOEXEC,
             )
         });
-        // Collected first, so that they are closed whatever happens next.
+        // Take the files first, so that they are closed if an error is returned below.
         let mut files = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -89,7 +89,7 @@ impl Channel {
                 ));
             }
         };
-        // There is room for all of them: what is missing could not be opened.
+        // The buffer has room for all files, so files are missing only if this process can have no more descriptors.
         if received.flags.contains(ReturnFlags::CTRUNC) && files.len() < MAX_FILES {
             return Err(Error::io(
                 "cannot receive the files of a message",

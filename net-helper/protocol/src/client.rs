@@ -1,4 +1,4 @@
-//! The asking side.
+//! The client's side of a connection.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -12,36 +12,35 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::{Channel, Error, ErrorKind, Packet, Reply, Request, TapInfo, TapRequest, decode};
 
-/// How long the helper may take to answer. It does little and waits for nobody.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for a reply, which usually takes milliseconds.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection to the helper on which nothing has been asked yet.
+/// A connection to the helper, before its first request.
 #[derive(Debug)]
 pub struct Client {
     channel: Channel,
 }
 
-/// A TAP device, for as long as this value (its connection, that is) lives.
+/// A TAP device. The helper removes it when this value, and with it the connection, is dropped.
 #[derive(Debug)]
 pub struct Lease {
-    /// What was given.
+    /// The description of the device.
     pub info: TapInfo,
-    /// The TAP device, one file per queue.
+    /// The TAP device, one file for each queue.
     pub queues: Vec<OwnedFd>,
-    /// Keeps the lease; becomes readable (end of file) when the helper goes away.
+    /// The connection that is the lease; readable (end of file) when the helper has ended.
     pub connection: Connection,
 }
 
-/// The connection that is the lease. Dropping it gives the TAP device back.
+/// The connection that is the lease. The helper removes the TAP device when it is dropped.
 #[derive(Debug)]
 pub struct Connection(Channel);
 
-/// A hold that was asked for and not answered yet; readable when the answer is there.
+/// A hold that was requested; readable when the reply has arrived.
 #[derive(Debug)]
 pub struct PendingHold(Channel);
 
-/// Keeps the helper from being idle, as long as this value lives; becomes readable (end of file) when the helper goes
-/// away.
+/// Keeps a helper with `--exit-idle` from ending until it is dropped; readable (end of file) when the helper has ended.
 #[derive(Debug)]
 pub struct Hold(Channel);
 
@@ -52,7 +51,7 @@ impl From<Connection> for OwnedFd {
 }
 
 impl Client {
-    /// Connects to the helper that listens on a socket.
+    /// Connects to the helper that listens at a path.
     pub fn connect(path: &Path) -> Result<Self, Error> {
         let address = SocketAddrUnix::new(path).map_err(|e| Error::connect(path, e))?;
         let socket = socket_with(
@@ -63,7 +62,7 @@ impl Client {
         )
         .map_err(|e| Error::io("cannot open a socket", e))?;
         for timeout in [Timeout::Recv, Timeout::Send] {
-            set_socket_timeout(&socket, timeout, Some(PATIENCE))
+            set_socket_timeout(&socket, timeout, Some(REPLY_TIMEOUT))
                 .map_err(|e| Error::io("cannot limit how long to wait", e))?;
         }
         connect(&socket, &address).map_err(|e| Error::connect(path, e))?;
@@ -72,17 +71,17 @@ impl Client {
         })
     }
 
-    /// Takes a socket that is already connected to a helper.
+    /// Uses a socket that is connected to a helper.
     pub fn from_socket(socket: OwnedFd) -> Self {
         Client {
             channel: Channel::new(socket),
         }
     }
 
-    /// Asks for a TAP device. Waits for the answer, but not for ever.
+    /// Requests a TAP device and waits for the reply, for at most 10 seconds.
     pub fn request_tap(self, request: &TapRequest) -> Result<Lease, Error> {
-        ask(&self.channel, &Request::Tap(request.clone()))?;
-        let packet = answer(&self.channel)?;
+        send_request(&self.channel, &Request::Tap(request.clone()))?;
+        let packet = receive_reply(&self.channel)?;
         match decode::<Reply>(&packet.bytes)? {
             Reply::Tap(info) if packet.files.len() == usize::from(request.queues) => Ok(Lease {
                 info,
@@ -99,17 +98,17 @@ impl Client {
         }
     }
 
-    /// Asks for a hold, and does not wait for the answer.
+    /// Requests a hold, and does not wait for the reply.
     pub fn request_hold(self) -> Result<PendingHold, Error> {
-        ask(&self.channel, &Request::Hold)?;
+        send_request(&self.channel, &Request::Hold)?;
         Ok(PendingHold(self.channel))
     }
 }
 
 impl PendingHold {
-    /// Takes the answer.
+    /// Waits for the reply.
     pub fn finish(self) -> Result<Hold, Error> {
-        match decode(&answer(&self.0)?.bytes)? {
+        match decode(&receive_reply(&self.0)?.bytes)? {
             Reply::Held => Ok(Hold(self.0)),
             reply => Err(unexpected(reply)),
         }
@@ -117,29 +116,29 @@ impl PendingHold {
 }
 
 impl Hold {
-    /// Ends the hold. If the helper ends now that nobody needs it, waits, up to `patience`, until it has undone
-    /// everything and then until its process is gone. Says whether it ends.
-    pub fn release(self, patience: Duration) -> Result<bool, Error> {
+    /// Ends the hold. If this was the last one and the helper ends, waits until it has removed everything and its
+    /// process is gone, each for at most `timeout`. Returns whether the helper ends.
+    pub fn release(self, timeout: Duration) -> Result<bool, Error> {
         let process = peer_process(&self.0);
-        ask(&self.0, &Request::Release)?;
-        let Reply::Released { ends } = decode(&answer(&self.0)?.bytes)? else {
+        send_request(&self.0, &Request::Release)?;
+        let Reply::Released { ends } = decode(&receive_reply(&self.0)?.bytes)? else {
             return Err(Error::protocol("another answer than was asked for".into()));
         };
         if ends {
-            set_socket_timeout(&self.0, Timeout::Recv, Some(patience))
+            set_socket_timeout(&self.0, Timeout::Recv, Some(timeout))
                 .map_err(|e| Error::io("cannot limit how long to wait", e))?;
-            match answer(&self.0) {
+            match receive_reply(&self.0) {
                 Err(error) if error.kind() == ErrorKind::Closed => {}
                 Err(error) => return Err(error),
                 Ok(_) => return Err(Error::protocol("more answers than were asked for".into())),
             }
             if let Some(process) = process {
-                // The kernel closes the connection before the process is gone. That takes moments, and nothing depends
-                // on it.
-                let patience = Timespec::try_from(patience).ok();
+                // The kernel closes the connection shortly before the process is gone. An error is ignored: nothing
+                // depends on the process.
+                let timeout = Timespec::try_from(timeout).ok();
                 let _ = poll(
                     &mut [PollFd::new(&process, PollFlags::IN)],
-                    patience.as_ref(),
+                    timeout.as_ref(),
                 );
             }
         }
@@ -147,18 +146,19 @@ impl Hold {
     }
 }
 
-/// The process that listens, where it can be seen and is another one: a pair of sockets has no other process.
+/// The process that listens. `None` if it is not visible here, or is this process, as with a socket pair.
 fn peer_process(socket: impl AsFd) -> Option<OwnedFd> {
     let peer = socket_peercred(socket).ok()?.pid;
-    // Of a process namespace in which it has no number, it is 0.
+    // The number is 0 for a process that has none in this PID namespace.
     if peer.as_raw_pid() <= 0 || peer == getpid() {
         return None;
     }
     pidfd_open(peer, PidfdFlags::empty()).ok()
 }
 
-/// A helper that has just ended reads no more, which is the same as that it does not answer.
-fn ask(channel: &Channel, request: &Request) -> Result<(), Error> {
+/// Sends a request. A helper that has ended before it reads the request is as one that closes the connection without a
+/// reply.
+fn send_request(channel: &Channel, request: &Request) -> Result<(), Error> {
     channel
         .send(request, &[])
         .map_err(|error| match errno(&error) {
@@ -167,8 +167,11 @@ fn ask(channel: &Channel, request: &Request) -> Result<(), Error> {
         })
 }
 
-fn answer(channel: &Channel) -> Result<Packet, Error> {
-    channel.receive().map_err(slow)?.ok_or_else(Error::closed)
+fn receive_reply(channel: &Channel) -> Result<Packet, Error> {
+    channel
+        .receive()
+        .map_err(timed_out)?
+        .ok_or_else(Error::closed)
 }
 
 fn unexpected(reply: Reply) -> Error {
@@ -183,10 +186,10 @@ fn errno(error: &Error) -> Option<Errno> {
     source.and_then(Errno::from_io_error)
 }
 
-fn slow(error: Error) -> Error {
+fn timed_out(error: Error) -> Error {
     match errno(&error) {
         Some(Errno::AGAIN) => Error::protocol(format!(
-            "bulkhead-net-helper has not answered for {PATIENCE:?}"
+            "bulkhead-net-helper has not answered for {REPLY_TIMEOUT:?}"
         )),
         _ => error,
     }

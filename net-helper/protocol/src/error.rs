@@ -1,11 +1,11 @@
-//! The crate's one error.
+//! The crate's error type.
 
 use std::io;
 use std::path::Path;
 
 use crate::{Refusal, RefusalKind};
 
-/// What kind of thing went wrong.
+/// The kind of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -13,17 +13,17 @@ pub enum ErrorKind {
     NotRunning,
     /// The caller may not use the socket.
     Permission,
-    /// The helper said no.
+    /// The helper has refused the request.
     Refused(RefusalKind),
-    /// The helper closed the connection before it answered: it has just ended.
+    /// The helper has closed the connection before its reply: it has just ended.
     Closed,
-    /// The peer does not speak this protocol, or not as it should.
+    /// The peer does not follow this protocol.
     Protocol,
-    /// Anything else the system said.
+    /// Another system call failed.
     Io,
 }
 
-/// A conversation with the helper failed.
+/// An error of a connection to the helper.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct Error {
@@ -33,7 +33,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// What kind of thing went wrong.
+    /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }

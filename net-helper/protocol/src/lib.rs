@@ -1,15 +1,15 @@
-//! `bulkhead-net-protocol`: the messages between `bulkhead-net-helper` and its clients, and a small client.
+//! `bulkhead-net-protocol`: the messages between `bulkhead-net-helper` and its clients, and a client.
 //!
-//! A client connects to the helper's Unix socket (`SOCK_SEQPACKET`, so one packet is one message), asks for a TAP
-//! device on a network and gets back what it was given, with one open TAP file per queue (`SCM_RIGHTS`). **The
-//! connection is the lease**: when it closes, for whatever reason, the helper takes the TAP device back.
+//! A client connects to the helper's Unix socket (`SOCK_SEQPACKET`, so that a packet is a message) and requests a TAP
+//! device on a network. The reply describes the device and comes with one open file for each queue (`SCM_RIGHTS`).
+//! **The connection is the lease**: when it closes, for whatever reason, the helper removes the TAP device.
 //!
-//! Whoever needs the helper to stay without needing a TAP device, as the supervisor of a guest does while the guest
-//! reboots, has a **hold**: a connection, too. A helper that is to end when idle ends when the last lease and the last
-//! hold are gone, whoever started it.
+//! A connection can also be a **hold**, for a client that needs the helper and no TAP device of its own: `bulkhead run`
+//! has one, from start to end, over reboots of the guest. A helper with `--exit-idle` ends when the last lease and the
+//! last hold are gone, whoever has started it.
 //!
-//! A message is JSON of at most [`MAX_MESSAGE`] bytes, with the protocol's [`VERSION`]. Nothing unknown is accepted in
-//! it.
+//! A message is JSON of at most [`MAX_MESSAGE`] bytes, with the protocol's [`VERSION`]. A message with an unknown field
+//! is refused.
 //!
 //! ```no_run
 //! use bulkhead_net_protocol::{Client, TapRequest, default_socket_path};
@@ -19,8 +19,8 @@
 //! # Ok::<(), bulkhead_net_protocol::Error>(())
 //! ```
 //!
-//! It may touch the one socket it is given. It must not depend on any other part of Bulkhead but the type of MAC addresses, nor
-//! know how the helper does what it is asked.
+//! It may touch the one socket that it is given. It must not depend on any other part of Bulkhead but the type of MAC
+//! addresses, nor on how the helper works.
 
 #![forbid(unsafe_code)]
 
@@ -38,11 +38,11 @@ pub use message::{
 };
 pub use path::default_socket_path;
 
-/// The protocol's version. Each message carries it; a peer refuses any other.
+/// The protocol's version. Each message contains it; a peer refuses any other.
 pub const VERSION: u32 = 1;
 
 /// The longest message, in bytes.
 pub const MAX_MESSAGE: usize = 4096;
 
-/// The most queues a TAP device can be asked for.
+/// The most queues that a TAP device can have.
 pub const MAX_QUEUES: u16 = 16;

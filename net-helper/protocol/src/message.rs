@@ -1,4 +1,4 @@
-//! What is said.
+//! The messages.
 
 use std::net::Ipv4Addr;
 
@@ -9,33 +9,33 @@ use bulkhead_mac::MacAddr;
 
 use crate::{Error, MAX_MESSAGE, VERSION};
 
-/// What a client asks.
+/// A client's request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Request {
-    /// A TAP device, for as long as the connection lasts. One per connection.
+    /// A TAP device, for as long as the connection lasts. A connection can have one.
     Tap(TapRequest),
-    /// A hold: as long as this connection lasts, the helper is not idle. One per connection, and nothing else on it but
-    /// [`Request::Release`].
+    /// A hold: as long as this connection lasts, the helper is not idle. After it, [`Request::Release`] is the only
+    /// request on this connection.
     Hold,
-    /// The end of the hold, on its connection.
+    /// Ends the hold of this connection.
     Release,
 }
 
-/// The TAP device that is wanted.
+/// The TAP device that a client requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TapRequest {
-    /// The network it is to be on.
+    /// The network that the device is attached to.
     pub network: String,
-    /// The guest's hardware address; the helper makes one up if none is given.
+    /// The guest's MAC address; a random one if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
-    /// How many queues, from 1 to [`crate::MAX_QUEUES`].
+    /// The number of queues, from 1 to [`crate::MAX_QUEUES`].
     #[serde(default = "one")]
     pub queues: u16,
-    /// The MTU; the network's if none is given.
+    /// The MTU; that of the network's bridge if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
 }
@@ -45,7 +45,7 @@ fn one() -> u16 {
 }
 
 impl TapRequest {
-    /// One queue on a network; the rest as the helper sees fit.
+    /// A device with one queue on a network; the helper chooses the rest.
     pub fn on(network: impl Into<String>) -> Self {
         TapRequest {
             network: network.into(),
@@ -56,78 +56,78 @@ impl TapRequest {
     }
 }
 
-/// What the helper answers.
+/// The helper's reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Reply {
-    /// The TAP device; its files come with this message, one per queue.
+    /// The TAP device. This message has its files, one for each queue.
     Tap(TapInfo),
     /// The connection is a hold from now on.
     Held,
     /// The hold has ended.
     Released {
-        /// Whether the helper ends now, because it is to end when idle and nobody else holds it or has a lease. The
-        /// connection closes when it has undone everything.
+        /// Whether the helper ends now: it has --exit-idle, and this was the last hold and there is no lease. The
+        /// connection closes when the helper has removed everything.
         ends: bool,
     },
-    /// Nothing was done.
+    /// The request was refused and has had no effect.
     Refused(Refusal),
 }
 
-/// The TAP device that was given.
+/// The TAP device of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TapInfo {
     /// The interface's name on the host.
     pub interface: String,
-    /// The guest's hardware address.
+    /// The guest's MAC address.
     pub mac: MacAddr,
     /// The MTU.
     pub mtu: u16,
-    /// The bridge it is a port of.
+    /// The bridge that it is a port of.
     pub bridge: String,
-    /// The network's addresses, where the helper is the one who assigns them.
+    /// The network's addresses; `None` if the bridge is not the helper's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Subnet>,
 }
 
-/// An IPv4 network and the host's own address in it.
+/// An IPv4 subnet and the host's address in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subnet {
-    /// The network's address.
+    /// The subnet's address.
     pub network: Ipv4Addr,
-    /// Length of the network's prefix, in bits.
+    /// The prefix length, in bits.
     pub prefix: u8,
     /// The host's address on the bridge, which is the guests' gateway.
     pub gateway: Ipv4Addr,
 }
 
-/// Why nothing was done.
+/// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refusal {
-    /// What kind of thing was wrong.
+    /// What was wrong with the request.
     pub kind: RefusalKind,
-    /// The same in words.
+    /// The reason, for people.
     pub message: String,
 }
 
-/// What kind of thing was wrong with a request.
+/// What was wrong with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum RefusalKind {
     /// There is no network of that name.
     UnknownNetwork,
-    /// The message or a value in it makes no sense.
+    /// The message, or a value in it, is invalid.
     Invalid,
-    /// The caller is not allowed to ask.
+    /// The client may not make this request.
     Permission,
-    /// The caller, or all callers together, have as much as they may.
+    /// The client's user, or all clients together, have as many connections as they may.
     Limit,
-    /// The system could not do it.
+    /// A system call failed.
     System,
 }
 
@@ -138,13 +138,13 @@ struct Envelope<T> {
     body: T,
 }
 
-/// Only the version, so that a message of another one is refused for that and not for what it says.
+/// Only the version, so that a message of another version is refused for its version and not for its contents.
 #[derive(Deserialize)]
 struct AnyVersion {
     version: u32,
 }
 
-/// A message as bytes.
+/// Encodes a message.
 pub fn encode<T: Serialize>(body: &T) -> Result<Vec<u8>, Error> {
     let bytes = serde_json::to_vec(&Envelope {
         version: VERSION,
@@ -159,7 +159,7 @@ pub fn encode<T: Serialize>(body: &T) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Bytes as a message.
+/// Decodes a message.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let any: AnyVersion = serde_json::from_slice(bytes)
         .map_err(|e| Error::protocol(format!("not a message: {e}")))?;

@@ -1,11 +1,11 @@
-//! Where the helper listens.
+//! The default path of the helper's socket.
 
 use std::path::{Path, PathBuf};
 
 const SYSTEM: &str = "/run/bulkhead/net-helper.sock";
 
-/// Where the helper is to be found when nothing else is said: `/run/bulkhead/net-helper.sock` for root. For others,
-/// `$XDG_RUNTIME_DIR/bulkhead/net-helper.sock`, unless there is none and the system's is there.
+/// The path where clients look for the helper unless they are given another: `/run/bulkhead/net-helper.sock` for root;
+/// for a user `$XDG_RUNTIME_DIR/bulkhead/net-helper.sock`, or the system's if only that exists.
 pub fn default_socket_path() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let root = rustix::process::geteuid().is_root();

@@ -112,7 +112,7 @@ pub(super) fn arguments(
     arguments.push(format!("--user={}", user.name).into());
     arguments.push(format!("--interface={}", network.bridge).into());
     arguments.push(format!("--dhcp-range={first},{last},{},1h", subnet.mask()).into());
-    arguments.push(format!("--dhcp-lease-max={}", subnet.room().min(65_536)).into());
+    arguments.push(format!("--dhcp-lease-max={}", subnet.guest_count().min(65_536)).into());
     if network.mode.is_routed() {
         arguments.push(format!("--dhcp-option=option:router,{}", subnet.gateway()).into());
     } else {

@@ -1,8 +1,9 @@
 //! Network modes: how the guests of a network reach other networks, as libvirt's forward modes.
 //!
-//! To add a mode, for example `open` (routed, without rules) or `private` (guests do not reach each other): write a file in this folder that
-//! implements [`ForwardMode`], and add it to [`MODES`]. Nothing else names a mode: the command line, its help, the record in the state folder,
-//! [`crate::firewall`], [`crate::routing`] and [`crate::dhcp`] ask the trait.
+//! To add a mode, for example `open` (routed, without rules) or `private` (guests do not reach each other): write a
+//! file in this folder that implements [`ForwardMode`], and add it to [`MODES`]. Nothing else names a mode: the command
+//! line, its help, the record in the state folder, [`crate::firewall`], [`crate::routing`] and [`crate::dhcp`] ask the
+//! trait.
 
 mod bridge;
 mod isolated;
@@ -31,8 +32,9 @@ pub(crate) const MAY_LEAVE: u32 = 1 << 24;
 /// The bit of a packet's mark that means: it may enter the network that it goes to.
 pub(crate) const MAY_ENTER: u32 = 1 << 25;
 
-/// What one mode allows. The rules that a mode adds are for one network, with its bridge and its subnet. [`crate::firewall`] lets through what is
-/// bridged within a network, drops what no rule here accepts, and protects the host; [`crate::routing`] discards what no rule here marks.
+/// What one mode allows. The rules that a mode adds are for one network, with its bridge and its subnet.
+/// [`crate::firewall`] lets through what is bridged within a network, drops what no rule here accepts, and protects the
+/// host; [`crate::routing`] discards what no rule here marks.
 pub(crate) trait ForwardMode: fmt::Debug + Sync {
     /// The value of `mode=` on the command line. The state folder contains it, so it stays as it is.
     fn name(&self) -> &'static str;
@@ -42,14 +44,14 @@ pub(crate) trait ForwardMode: fmt::Debug + Sync {
         None
     }
 
-    /// Whether this program creates the bridge and removes it, and the host has an address on it. Otherwise the bridge is somebody else's, the
-    /// network has no subnet and no DHCP, and none of the rules below are asked for.
+    /// Whether this program creates the bridge and removes it, and the host has an address on it. Otherwise the bridge
+    /// is somebody else's, the network has no subnet and no DHCP, and none of the rules below are asked for.
     fn owns_bridge(&self) -> bool {
         true
     }
 
-    /// Whether the host routes packets between the guests and other networks. Then it forwards IPv4, guests can reach all of its addresses and
-    /// resolve names, and DHCP gives them a default route.
+    /// Whether the host routes packets between the guests and other networks. Then it forwards IPv4, guests can reach
+    /// all of its addresses and resolve names, and DHCP gives them a default route.
     fn is_routed(&self) -> bool {
         false
     }

@@ -1,4 +1,5 @@
-//! Guests reach other networks through this host, with its address. Others can answer them, and cannot begin a connection.
+//! Guests reach other networks through this host, with its address. Others can answer them, and cannot begin a
+//! connection.
 
 use tap::InterfaceName;
 

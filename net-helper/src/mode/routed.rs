@@ -1,4 +1,5 @@
-//! Guests reach other networks through this host, with their own addresses. Others can begin connections to them, and need a route to them.
+//! Guests reach other networks through this host, with their own addresses. Others can begin connections to them, and
+//! need a route to them.
 
 use tap::InterfaceName;
 
