@@ -1,5 +1,8 @@
 //! The chains of the nftables table: what the networks' modes mean for packets.
 //!
+//! A packet with a guest's source address must come from that guest's bridge; what comes from elsewhere with such an
+//! address is dropped first, or else the answer would reach the guest.
+//!
 //! A routed packet passes two chains: may it leave the network that it comes from, and may it enter the network that it
 //! goes to? Other tables are evaluated as well, so a packet that this table accepts can still be dropped by the host's
 //! own firewall. Before routing, packets that may pass get a mark, and without the mark there is no route (see
@@ -20,11 +23,12 @@ const DHCP: u16 = 67;
 pub(crate) fn chains(networks: &[Network], only_guests: bool) -> Vec<Chain> {
     // When somebody has removed a TAP device's bridge, its guest's packets come in by the TAP device itself.
     let mut to_host = vec![Rule::new().iifname_prefix(TAP_PREFIX).drop()];
+    to_host.extend(spoofed(networks).map(Rule::drop));
     // These come before the other rules of any network, so that a guest of one network does not reach the host's
     // address on another.
     to_host.extend(networks.iter().flat_map(host_address_is_for_own_guests));
     let mut mark = Vec::new();
-    let mut leave = Vec::new();
+    let mut leave = spoofed_and_routed(networks);
     let mut enter = Vec::new();
     let mut source_nat = Vec::new();
     for network in networks {
@@ -50,12 +54,48 @@ pub(crate) fn chains(networks: &[Network], only_guests: bool) -> Vec<Chain> {
     }
     let chain = |name, hook, rules| Chain { name, hook, rules };
     vec![
+        chain("sources", Hook::Raw, spoofed_outside(networks)),
         chain("to_host", Hook::Input, to_host),
         chain("routable", Hook::PreRouting, mark),
         chain("from_guests", Hook::Forward { priority: 0 }, leave),
         chain("to_guests", Hook::Forward { priority: 1 }, enter),
         chain("translation", Hook::SourceNat, source_nat),
     ]
+}
+
+/// Packets with a source address of a network's subnet that come neither from the network's bridge nor from this host.
+fn spoofed(networks: &[Network]) -> impl Iterator<Item = Rule> {
+    networks.iter().filter_map(|network| {
+        let Addressing { subnet, .. } = network.addressing?;
+        let from_elsewhere = Rule::new().not_iifname(&network.bridge).not_iifname_lo();
+        Some(from_elsewhere.ip_saddr_in(subnet))
+    })
+}
+
+/// Drops spoofed packets before anything can answer them: an IP option that is wrong, or a TTL that ends here, is
+/// answered before the other chains see the packet. If br_netfilter is loaded, frames within others' bridges pass this
+/// chain, too, and may have any address: what comes from those bridges is left to the other chains and the routing
+/// rules.
+fn spoofed_outside(networks: &[Network]) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for rule in spoofed(networks) {
+        rules.push(rule.clone().not_iifkind_bridge().drop());
+        let own = networks.iter().filter(|network| network.owns_bridge());
+        rules.extend(own.map(|network| rule.clone().iifname(&network.bridge).drop()));
+    }
+    rules
+}
+
+/// Drops spoofed packets that are routed. A packet from one bridge of others to another is left to the routing rules,
+/// since it may be a frame within one bridge (see [`spoofed_outside`]).
+fn spoofed_and_routed(networks: &[Network]) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for rule in spoofed(networks) {
+        rules.push(rule.clone().not_oifkind_bridge().drop());
+        let own = networks.iter().filter(|network| network.owns_bridge());
+        rules.extend(own.map(|network| rule.clone().oifname(&network.bridge).drop()));
+    }
+    rules
 }
 
 /// The host's address on a network is for that network's guests and for the host itself. Others with a route to it

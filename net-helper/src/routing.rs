@@ -8,6 +8,7 @@
 //! | 1 | from this host itself: go to 5 | the host reaches its guests, and its other packets are routed as usual |
 //! | 2 | to a network's subnet without [`MAY_ENTER`]: discard | |
 //! | 3 | in by a network's bridge without [`MAY_LEAVE`]: discard; all IPv6 | |
+//! | 3 | from a network's subnet without [`MAY_LEAVE`]: discard | it has come from elsewhere, or must not leave |
 //! | 4 | without either mark: discard | only if this program has switched forwarding on, which is for guests alone |
 //! | 5 | nothing | the target of rule 1 |
 
@@ -40,6 +41,7 @@ struct Key {
     family: AddressFamily,
     preference: u32,
     interface: Option<String>,
+    source: Option<(IpAddr, u8)>,
     destination: Option<(IpAddr, u8)>,
 }
 
@@ -65,10 +67,13 @@ pub(crate) fn wanted(networks: &[Network], only_guests: bool, ipv6: bool) -> Vec
         enters.header.dst_len = subnet.prefix();
         let network = IpAddr::V4(subnet.network());
         enters.attributes.push(RuleAttribute::Destination(network));
+        let mut is_from = unmarked(FROM_GUESTS, MAY_LEAVE);
+        is_from.header.src_len = subnet.prefix();
+        is_from.attributes.push(RuleAttribute::Source(network));
         let mut leaves = unmarked(FROM_GUESTS, MAY_LEAVE);
         let bridge = RuleAttribute::Iifname(bridge.clone());
         leaves.attributes.push(bridge.clone());
-        rules.extend([enters, leaves]);
+        rules.extend([enters, is_from, leaves]);
         if ipv6 {
             let mut all = rule(FROM_GUESTS, RuleAction::Blackhole, vec![bridge]);
             all.header.family = AddressFamily::Inet6;
@@ -140,12 +145,16 @@ impl Key {
             family: message.header.family,
             preference: 0,
             interface: None,
+            source: None,
             destination: None,
         };
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Priority(preference) => key.preference = *preference,
                 RuleAttribute::Iifname(name) => key.interface = Some(name.clone()),
+                RuleAttribute::Source(address) => {
+                    key.source = Some((*address, message.header.src_len));
+                }
                 RuleAttribute::Destination(address) => {
                     key.destination = Some((*address, message.header.dst_len));
                 }

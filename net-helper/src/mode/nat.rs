@@ -39,8 +39,14 @@ impl ForwardMode for Nat {
         vec![to_guest.ct_state_established().accept()]
     }
 
+    /// A packet with a guest's address that has not come from the network's bridge has no mark.
     fn source_nat(&self, bridge: &InterfaceName, subnet: Ipv4Subnet) -> Vec<Rule> {
-        let from_guest = Rule::new().ip_saddr_in(subnet).not_ip_daddr_in(subnet);
-        vec![from_guest.not_oifname(bridge).masquerade()]
+        let from_guest = Rule::new().ip_saddr_in(subnet).mark_bits(MAY_LEAVE);
+        let from_host = Rule::new().ip_saddr(subnet.gateway());
+        let translate = |rule: Rule| {
+            let leaves = rule.not_ip_daddr_in(subnet).not_oifname(bridge);
+            leaves.masquerade()
+        };
+        vec![translate(from_guest), translate(from_host)]
     }
 }

@@ -28,42 +28,45 @@ impl Rule {
     /// `iifname NAME`
     pub(crate) fn iifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_IIFNAME as u32)
-            .compare(libc::NFT_CMP_EQ as u32, &interface(name.as_str()))
+            .compare(libc::NFT_CMP_EQ as u32, &padded(name.as_str()))
     }
 
     /// `iifname != NAME`
     pub(crate) fn not_iifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_IIFNAME as u32)
-            .compare(libc::NFT_CMP_NEQ as u32, &interface(name.as_str()))
+            .compare(libc::NFT_CMP_NEQ as u32, &padded(name.as_str()))
     }
 
     /// `iifname != lo`: the packet is not from this host to itself.
     pub(crate) fn not_iifname_lo(self) -> Self {
         self.meta(libc::NFT_META_IIFNAME as u32)
-            .compare(libc::NFT_CMP_NEQ as u32, &interface("lo"))
+            .compare(libc::NFT_CMP_NEQ as u32, &padded("lo"))
     }
 
     /// `oifname NAME`
     pub(crate) fn oifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_OIFNAME as u32)
-            .compare(libc::NFT_CMP_EQ as u32, &interface(name.as_str()))
+            .compare(libc::NFT_CMP_EQ as u32, &padded(name.as_str()))
     }
 
     /// `oifname != NAME`
     pub(crate) fn not_oifname(self, name: &InterfaceName) -> Self {
         self.meta(libc::NFT_META_OIFNAME as u32)
-            .compare(libc::NFT_CMP_NEQ as u32, &interface(name.as_str()))
+            .compare(libc::NFT_CMP_NEQ as u32, &padded(name.as_str()))
     }
 
     /// `meta iifkind != "bridge"`
     pub(crate) fn not_iifkind_bridge(self) -> Self {
         const NFT_META_IIFKIND: u32 = 26;
-        let mut kind = [0; libc::IFNAMSIZ];
-        for (to, from) in kind.iter_mut().zip(b"bridge") {
-            *to = *from;
-        }
         self.meta(NFT_META_IIFKIND)
-            .compare(libc::NFT_CMP_NEQ as u32, &kind)
+            .compare(libc::NFT_CMP_NEQ as u32, &padded("bridge"))
+    }
+
+    /// `meta oifkind != "bridge"`
+    pub(crate) fn not_oifkind_bridge(self) -> Self {
+        const NFT_META_OIFKIND: u32 = 27;
+        self.meta(NFT_META_OIFKIND)
+            .compare(libc::NFT_CMP_NEQ as u32, &padded("bridge"))
     }
 
     /// `iifname "PREFIX*"`
@@ -84,6 +87,13 @@ impl Rule {
             .compare(libc::NFT_CMP_EQ as u32, &[libc::IPPROTO_UDP as u8])
             .payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32, 2, 2)
             .compare(libc::NFT_CMP_EQ as u32, &port.to_be_bytes())
+    }
+
+    /// `ip saddr ADDRESS`
+    pub(crate) fn ip_saddr(self, address: Ipv4Addr) -> Self {
+        self.nfproto_ipv4()
+            .payload(libc::NFT_PAYLOAD_NETWORK_HEADER as u32, 12, 4)
+            .compare(libc::NFT_CMP_EQ as u32, &address.octets())
     }
 
     /// `ip daddr ADDRESS`
@@ -150,6 +160,13 @@ impl Rule {
         self.meta(libc::NFT_META_MARK as u32)
             .bitwise(&(!bits).to_ne_bytes(), &bits.to_ne_bytes())
             .expression("meta", store)
+    }
+
+    /// `meta mark and BITS != 0`
+    pub(crate) fn mark_bits(self, bits: u32) -> Self {
+        self.meta(libc::NFT_META_MARK as u32)
+            .bitwise(&bits.to_ne_bytes(), &[0; 4])
+            .compare(libc::NFT_CMP_NEQ as u32, &[0; 4])
     }
 
     /// `accept`
@@ -266,8 +283,8 @@ fn value(bytes: &[u8]) -> Attributes {
     Attributes::new().bytes(NFTA_DATA_VALUE, bytes)
 }
 
-/// An interface's name with the zeroes after it, so that `br1` does not match `br10`.
-fn interface(name: &str) -> [u8; libc::IFNAMSIZ] {
+/// The name or kind of an interface with the zeroes after it, so that `br1` does not match `br10`.
+fn padded(name: &str) -> [u8; libc::IFNAMSIZ] {
     let mut bytes = [0; libc::IFNAMSIZ];
     for (to, from) in bytes.iter_mut().zip(name.bytes()) {
         *to = from;

@@ -24,6 +24,8 @@ const NFT_TABLE_F_PERSIST: u32 = 4;
 /// Where in a packet's path a chain is evaluated.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Hook {
+    /// Packets that have come in, before they belong to a connection.
+    Raw,
     /// Packets that have come in, before they are routed.
     PreRouting,
     /// Packets for this host.
@@ -158,6 +160,7 @@ impl Chain {
         const NFTA_HOOK_HOOKNUM: u16 = 1;
         const NFTA_HOOK_PRIORITY: u16 = 2;
         let (kind, hook, priority) = match self.hook {
+            Hook::Raw => ("filter", libc::NF_INET_PRE_ROUTING, libc::NF_IP_PRI_RAW),
             Hook::PreRouting => ("filter", libc::NF_INET_PRE_ROUTING, libc::NF_IP_PRI_FILTER),
             Hook::Input => ("filter", libc::NF_INET_LOCAL_IN, libc::NF_IP_PRI_FILTER),
             Hook::Forward { priority } => ("filter", libc::NF_INET_FORWARD, priority),

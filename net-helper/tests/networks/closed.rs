@@ -78,6 +78,7 @@ fn arrivals(address: &str) -> Arc<AtomicU64> {
 fn count(machine: &Machine, what: &[(&str, &str)]) {
     machine.run("nft add table inet seen");
     machine.run("nft add chain inet seen inward '{ type filter hook prerouting priority -300; }'");
+    machine.run("nft add rule inet seen inward iifname lo accept");
     for (name, packet) in what {
         machine.run(&format!("nft add counter inet seen {name}"));
         machine.run(&format!(
@@ -114,6 +115,7 @@ struct Scene {
     at_gateway: Arc<AtomicU64>,
     at_uplink: Arc<AtomicU64>,
     from_elsewhere: Arc<AtomicU64>,
+    as_a_guest: Arc<AtomicU64>,
     on_lan: Arc<AtomicU64>,
 }
 
@@ -151,6 +153,7 @@ fn two_sides() -> (Machine, Machine) {
                 "ip saddr { 192.168.124.0/24, 10.78.0.0/24 }",
             ),
             ("forbidden_spoofed", "ip saddr 10.99.0.9"),
+            ("forbidden_others_source", "udp dport { 7005, 7007 }"),
             ("forbidden_ipv6", "ip6 saddr 2001:db8:9::/64"),
             ("forbidden_lan", "udp dport 7008"),
             ("nat", "ip saddr 203.0.113.1 udp dport 7002"),
@@ -158,7 +161,49 @@ fn two_sides() -> (Machine, Machine) {
         ],
     );
     count(&inner, &[("forbidden_inner", "udp dport { 7001, 7007 }")]);
+    for machine in [&world, &inner] {
+        has_sources(machine, "lo");
+    }
     (world, inner)
+}
+
+/// An address on each network, for packets that come from where it is not, and the networks.
+const SOURCES: [(&str, &str); 3] = [
+    ("nat", "192.168.124.77"),
+    ("island", "10.78.0.77"),
+    ("lab", "10.77.0.77"),
+];
+
+/// Lets a machine send with the source addresses of all networks.
+fn has_sources(machine: &Machine, interface: &str) {
+    for (_, source) in SOURCES {
+        machine.run(&format!("ip addr add {source}/32 dev {interface}"));
+    }
+}
+
+/// Packets that a machine, or a guest of a network, sends with the source addresses of other networks: to the host, to
+/// the host's address on a network, and to where it routes. Some must be answered on the way, if they are routed.
+fn spoofed(machine: &Machine, network: &str) -> Vec<(UdpSocket, &'static str)> {
+    let mut flows = Vec::new();
+    for (_, source) in SOURCES.into_iter().filter(|(own, _)| *own != network) {
+        for to in [
+            "203.0.113.1:7016",
+            "10.77.0.1:7012",
+            "10.77.0.9:7006",
+            "198.51.100.2:7007",
+            "203.0.113.2:7005",
+        ] {
+            flows.push((machine.udp(&format!("{source}:0")), to));
+        }
+        // Without the routing rules, the host answers such a packet from a bridge that is not the helper's.
+        if network == "lan" {
+            continue;
+        }
+        let dying = machine.udp(&format!("{source}:0"));
+        dying.set_ttl(1).unwrap();
+        flows.push((dying, "10.77.0.9:7006"));
+    }
+    flows
 }
 
 /// A guest with an address, that sends everything else to a gateway whose hardware address it knows.
@@ -192,14 +237,32 @@ impl Scene {
         let island = guest(helper, "island", "10.78.0.9", "10.78.0.1");
         let lab = guest(helper, "lab", "10.77.0.9", "10.77.0.1");
         let lan = guest(helper, "lan", "10.7.0.9", "10.7.0.1");
+        let answered = "icmp type { echo-reply, time-exceeded, parameter-problem }";
         for machine in [&nat.machine, &island.machine] {
             count(machine, &[("forbidden_entry", "udp dport { 7003, 7006 }")]);
         }
-        count(&lab.machine, &[("entry", "udp dport 7003")]);
+        count(
+            &lab.machine,
+            &[
+                ("entry", "udp dport 7003"),
+                ("forbidden_entry", "udp dport 7006"),
+            ],
+        );
+        for guest in [&nat, &island, &lab] {
+            let rule = format!("nft add rule inet seen inward {answered} counter name");
+            guest
+                .machine
+                .run("nft add counter inet seen forbidden_answer");
+            guest.machine.run(&format!("{rule} forbidden_answer"));
+        }
+        for guest in [&nat, &island, &lab, &lan] {
+            has_sources(&guest.machine, "eth0");
+        }
         Scene {
             at_gateway: arrivals("10.78.0.1:7011"),
             at_uplink: arrivals("203.0.113.1:7010"),
             from_elsewhere: arrivals("0.0.0.0:7012"),
+            as_a_guest: arrivals("203.0.113.1:7016"),
             on_lan: arrivals("10.7.0.1:7009"),
             world,
             inner,
@@ -220,7 +283,7 @@ impl Scene {
             ..
         } = self;
         let from = |guest: &Guest, address: &str| guest.machine.udp(address);
-        Senders::start(vec![
+        let mut flows = vec![
             // What must not pass.
             (from(island, "10.78.0.9:0"), "203.0.113.2:7001"),
             (from(island, "10.78.0.9:0"), "198.51.100.2:7001"),
@@ -247,7 +310,18 @@ impl Scene {
             (world.udp("203.0.113.2:0"), "10.77.0.9:7003"),
             (from(island, "10.78.0.9:0"), "10.78.0.1:7011"),
             (from(lan, "10.7.0.9:0"), "10.7.0.1:7009"),
-        ])
+        ];
+        for (machine, network) in [
+            (world, "none"),
+            (&self.inner, "none"),
+            (&lan.machine, "lan"),
+            (&nat.machine, "nat"),
+            (&island.machine, "island"),
+            (&lab.machine, "lab"),
+        ] {
+            flows.extend(spoofed(machine, network));
+        }
+        Senders::start(flows)
     }
 
     /// What has arrived that must, in total, for each of the ways.
@@ -276,6 +350,16 @@ impl Scene {
     }
 
     fn check(&self, moment: &str) {
+        self.check_without_networks(moment);
+        assert_eq!(
+            self.as_a_guest.load(Ordering::Relaxed),
+            0,
+            "{moment}: the host, with a guest's address, from elsewhere"
+        );
+    }
+
+    /// When there are no networks, their addresses are nobody's.
+    fn check_without_networks(&self, moment: &str) {
         self.check_routed(moment);
         assert_eq!(
             self.at_uplink.load(Ordering::Relaxed),
@@ -296,6 +380,7 @@ impl Scene {
             &self.inner,
             &self.nat.machine,
             &self.island.machine,
+            &self.lab.machine,
         ] {
             for (name, packets) in counted(machine) {
                 assert!(
@@ -310,6 +395,7 @@ impl Scene {
     fn forget_the_host(&self) {
         self.at_uplink.store(0, Ordering::Relaxed);
         self.from_elsewhere.store(0, Ordering::Relaxed);
+        self.as_a_guest.store(0, Ordering::Relaxed);
     }
 
     fn pass_routed(&self, moment: &str) {
@@ -348,13 +434,13 @@ fn nothing_forbidden_passes_at_any_moment() {
 
         // An end in order takes the guests' devices.
         helper.signal(Signal::HUP);
-        scene.pass("stop");
         helper.wait_for_the_end();
-        scene.pass("stopped");
+        std::thread::sleep(Duration::from_millis(300));
+        scene.check_without_networks("stopped");
         assert_eq!(run("cat /proc/sys/net/ipv4/ip_forward").trim(), "0");
         assert!(!run("nft list tables; ip rule").contains("bulkhead"));
         drop(senders);
-        scene.check("all");
+        scene.check_without_networks("all");
     });
 }
 
