@@ -139,16 +139,21 @@ fn from_guests_to_host(network: &Network, addressing: Addressing) -> Vec<Rule> {
     rules
 }
 
-/// Drops routed packets that neither come from one of our networks nor go to one. If br_netfilter is loaded, frames
-/// within a bridge pass this chain, too, so packets from bridges are dropped only if guests are on the bridge and the
-/// packet leaves it.
+/// Drops routed packets that neither come from one of our networks nor go to one, and those of a bridge that guests are
+/// on and that is somebody else's: this host does not route for it, but lets through what answers one of our networks.
+/// If br_netfilter is loaded, frames within a bridge pass this chain, too, so packets from bridges are dropped only if
+/// guests are on the bridge and the packet leaves it.
 fn no_routing_for_others(networks: &[Network]) -> Vec<Rule> {
     let (own, joined): (Vec<_>, Vec<_>) = networks.iter().partition(|n| n.owns_bridge());
-    let to_own = own.iter().map(|n| Rule::new().oifname(&n.bridge).accept());
-    let from_joined = joined.iter().map(|n| {
-        let from = Rule::new().iifname(&n.bridge).not_oifname(&n.bridge);
-        from.nfproto_ipv4().drop()
-    });
-    let from_elsewhere = Rule::new().not_iifkind_bridge().nfproto_ipv4().drop();
-    to_own.chain(from_joined).chain([from_elsewhere]).collect()
+    let to_own = || own.iter().map(|n| Rule::new().oifname(&n.bridge));
+    let mut rules = Vec::new();
+    for network in joined {
+        let bridge = &network.bridge;
+        rules.extend(to_own().map(|rule| rule.iifname(bridge).ct_reply().accept()));
+        let from = Rule::new().iifname(bridge).not_oifname(bridge);
+        rules.push(from.nfproto_ipv4().drop());
+    }
+    rules.extend(to_own().map(Rule::accept));
+    rules.push(Rule::new().not_iifkind_bridge().nfproto_ipv4().drop());
+    rules
 }

@@ -74,6 +74,15 @@ fn arrivals(address: &str) -> Arc<AtomicU64> {
     count
 }
 
+/// Sends back what arrives.
+fn answer(socket: UdpSocket) {
+    std::thread::spawn(move || {
+        while let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
+            let _ = socket.send_to(b"x", from);
+        }
+    });
+}
+
 /// Has a machine count the packets that come in there, by what they are.
 fn count(machine: &Machine, what: &[(&str, &str)]) {
     machine.run("nft add table inet seen");
@@ -245,6 +254,7 @@ impl Scene {
             &lab.machine,
             &[
                 ("entry", "udp dport 7003"),
+                ("answer", "ip saddr 10.7.0.9 udp sport 7015"),
                 ("forbidden_entry", "udp dport 7006"),
             ],
         );
@@ -258,6 +268,7 @@ impl Scene {
         for guest in [&nat, &island, &lab, &lan] {
             has_sources(&guest.machine, "eth0");
         }
+        answer(lan.machine.udp("10.7.0.9:7015"));
         Scene {
             at_gateway: arrivals("10.78.0.1:7011"),
             at_uplink: arrivals("203.0.113.1:7010"),
@@ -304,12 +315,16 @@ impl Scene {
             (world.udp("203.0.113.2:0"), "10.78.0.255:7012"),
             (from(nat, "192.168.124.9:0"), "10.78.0.1:7012"),
             (from(lan, "10.7.0.9:0"), "10.78.0.1:7012"),
+            (from(lan, "10.7.0.9:0"), "10.77.0.9:7006"),
+            (from(lan, "10.7.0.9:0"), "10.78.0.9:7006"),
+            (from(lan, "10.7.0.9:0"), "192.168.124.9:7006"),
             // What must.
             (from(nat, "192.168.124.9:0"), "203.0.113.2:7002"),
             (from(lab, "10.77.0.9:0"), "203.0.113.2:7004"),
             (world.udp("203.0.113.2:0"), "10.77.0.9:7003"),
             (from(island, "10.78.0.9:0"), "10.78.0.1:7011"),
             (from(lan, "10.7.0.9:0"), "10.7.0.1:7009"),
+            (from(lab, "10.77.0.9:0"), "10.7.0.9:7015"),
         ];
         for (machine, network) in [
             (world, "none"),
@@ -325,12 +340,14 @@ impl Scene {
     }
 
     /// What has arrived that must, in total, for each of the ways.
-    fn allowed(&self) -> [u64; 5] {
+    fn allowed(&self) -> [u64; 6] {
         let world = counted(&self.world);
+        let lab = counted(&self.lab.machine);
         [
             world["nat"],
             world["routed"],
-            counted(&self.lab.machine)["entry"],
+            lab["entry"],
+            lab["answer"],
             self.at_gateway.load(Ordering::Relaxed),
             self.on_lan.load(Ordering::Relaxed),
         ]
