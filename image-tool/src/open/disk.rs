@@ -1,4 +1,4 @@
-//! A disk in whole sectors: a raw file that ends within one is padded with zeroes, as for a guest.
+//! The disk that an image shows, in whole sectors: as for a guest, a raw file that ends within a sector is padded with zeroes.
 
 use qcow::{Extent, Image};
 
@@ -14,7 +14,7 @@ impl Disk<'_> {
         whole_sectors(self.0.virtual_size())
     }
 
-    /// Fills `buffer` from `offset`.
+    /// Fills `buffer` from `offset`; past the image's end with zeroes.
     pub(crate) fn read(self, offset: u64, buffer: &mut [u8]) -> qcow::Result<()> {
         let inside = self.0.virtual_size().saturating_sub(offset);
         let inside = usize::try_from(inside)
@@ -28,12 +28,12 @@ impl Disk<'_> {
         self.0.read_at(offset, data)
     }
 
-    /// The first extent of a range in the whole chain.
+    /// The extent at `offset` in the whole backing chain.
     pub(crate) fn map(self, offset: u64, len: u64) -> qcow::Result<Extent> {
         self.inside(offset, len, Image::map)
     }
 
-    /// The first extent of a range in the image alone.
+    /// The extent at `offset` in the image without its backing file.
     pub(crate) fn map_layer(self, offset: u64, len: u64) -> qcow::Result<Extent> {
         self.inside(offset, len, Image::map_layer)
     }
@@ -48,7 +48,7 @@ impl Disk<'_> {
         if offset < end {
             return map(self.0, offset, len.min(end - offset));
         }
-        // Where the file goes on, of which the disk may be a part.
+        // The padding's offset in the file, which may begin before the disk does.
         let last = end.checked_sub(1);
         let last = last.map(|last| self.0.map_layer(last, 1)).transpose()?;
         let start = last
@@ -68,7 +68,7 @@ impl Disk<'_> {
     }
 }
 
-/// A size in bytes, rounded up to whole sectors. Sizes beyond 63 bits do not occur.
+/// Rounds a size up to whole sectors. Sizes have at most 63 bits.
 pub(crate) fn whole_sectors(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(SECTOR).unwrap_or(bytes)
 }

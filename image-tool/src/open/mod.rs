@@ -1,7 +1,7 @@
-//! Opening images: the file, its format, its backing chain, and what to say when one of them is not there.
+//! Opening images: the file, its format and its backing chain.
 //!
-//! The chain is opened here, image by image, rather than by the library, because the user may replace parts of it and
-//! because each message has to name the file it is about.
+//! The chain is opened here and not by the library, because options can replace parts of it, and each error has to name
+//! its file in qemu-img's words.
 
 pub(crate) mod disk;
 mod probe;
@@ -26,45 +26,45 @@ use crate::output::errors::describe;
 use disk::Disk;
 use unsynced::Unsynced;
 
-/// The most images a chain may have.
+/// The most images in a chain.
 const MAX_CHAIN: usize = 64;
 
 /// How to open an image.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Opening {
     pub(crate) writable: bool,
-    /// `-U`: beside a writer.
+    /// `-U`: another process may write the image.
     pub(crate) share: bool,
-    /// Nobody writes any image of the chain meanwhile, not even a raw one.
+    /// No other process may write an image of the chain, not even a raw one.
     pub(crate) no_writers: bool,
-    /// Leave backing and data files alone.
+    /// Do not open backing and data files.
     pub(crate) alone: bool,
-    /// Leave the backing file alone, and open the data file.
+    /// Do not open the backing file.
     pub(crate) no_backing: bool,
     pub(crate) for_check: bool,
-    /// Only its facts are asked for.
+    /// For `info`: the image's metadata is read, not its data.
     pub(crate) for_info: bool,
     pub(crate) snapshot: Option<String>,
-    /// The image this far down the chain is written, too.
+    /// The image at this depth of the chain is opened for writing, too.
     pub(crate) writable_at: Option<usize>,
-    /// Data is left to the kernel to write out.
+    /// Data is not synced.
     pub(crate) unsynced: bool,
-    /// The image's file, if it has no name yet.
+    /// The open file, if it has no name yet.
     pub(crate) file: Option<Arc<File>>,
 }
 
-/// An open image and what was learnt on the way.
+/// An open image with its chain.
 #[derive(Debug, Clone)]
 pub(crate) struct Opened {
     pub(crate) image: Arc<Image>,
-    /// Every file of the chain.
+    /// The files of the chain.
     pub(crate) paths: Vec<PathBuf>,
-    /// The format was guessed, not given.
+    /// The format was probed, not given.
     pub(crate) guessed: bool,
 }
 
 impl Opened {
-    /// The disk it shows.
+    /// The disk that the image shows.
     pub(crate) fn disk(&self) -> Disk<'_> {
         Disk(&self.image)
     }
@@ -73,7 +73,7 @@ impl Opened {
         info(&self.image)
     }
 
-    /// Whether a file of this chain is the one that is written. Locks keep that from happening, where there are any.
+    /// Whether a file of this chain is the file `written`. Locks prevent that, unless the file system has none.
     pub(crate) fn reads(&self, written: &Metadata) -> bool {
         self.paths.iter().any(|path| {
             std::fs::metadata(path)
@@ -81,13 +81,13 @@ impl Opened {
         })
     }
 
-    /// The image alone, to close it.
+    /// The image, to close it.
     pub(crate) fn into_image(self) -> Option<Image> {
         Arc::into_inner(self.image)
     }
 }
 
-/// An image is there, and the snapshot that was asked for is damaged; how, in words.
+/// The error for an image that can be opened, whose snapshot is damaged.
 #[derive(Debug)]
 struct SnapshotDamaged(String);
 
@@ -97,21 +97,21 @@ impl fmt::Display for SnapshotDamaged {
     }
 }
 
-/// A file that no image can be in.
+/// The error for a file of a type that cannot hold an image.
 #[derive(Debug)]
 struct WrongType {
-    words: String,
-    /// It is a directory, which the words do not say: QEMU's don't.
+    message: String,
+    /// It is a directory, which QEMU's message does not mention.
     is_directory: bool,
 }
 
 impl fmt::Display for WrongType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.words)
+        f.write_str(&self.message)
     }
 }
 
-/// Adds which image names the file, if an error is about its type.
+/// Adds the image that records the file to an error about the file's type.
 pub(crate) fn named_by(error: anyhow::Error, image: &Path) -> anyhow::Error {
     let Some(wrong) = error.downcast_ref::<WrongType>() else {
         return error;
@@ -123,32 +123,32 @@ pub(crate) fn named_by(error: anyhow::Error, image: &Path) -> anyhow::Error {
     anyhow!("{wrong}{kind}, named by '{}'", image.display())
 }
 
-/// The facts of an image.
+/// The description of an image.
 pub(crate) fn info(image: &Image) -> Result<Info> {
     image
         .info()
         .map_err(|error| anyhow!("{}", describe(&error, image.path())))
 }
 
-/// Opens the image a user named.
+/// Opens an image.
 pub(crate) fn open(source: &Source, how: &Opening) -> Result<Opened> {
     open_unnamed(source, how).map_err(|error| {
-        // The image is there; it is the snapshot that is not.
+        // The image could be opened, and its snapshot could not.
         if error.is::<SnapshotDamaged>() {
             return anyhow!("Failed to load snapshot: {error}");
         }
-        let words = format!("Could not open '{}': {error}", source.text);
+        let message = format!("Could not open '{}': {error}", source.text);
         match error.downcast_ref::<WrongType>() {
             Some(&WrongType { is_directory, .. }) => anyhow::Error::msg(WrongType {
-                words,
+                message,
                 is_directory,
             }),
-            None => anyhow::Error::msg(words),
+            None => anyhow::Error::msg(message),
         }
     })
 }
 
-/// As [`open`], and the error does not begin with the image's name.
+/// As [`open`], but the error does not begin with the image's name.
 pub(crate) fn open_unnamed(source: &Source, how: &Opening) -> Result<Opened> {
     let mut chain = Chain::default();
     let (image, guessed) = chain.open(source, how)?;
@@ -159,22 +159,22 @@ pub(crate) fn open_unnamed(source: &Source, how: &Opening) -> Result<Opened> {
     })
 }
 
-/// The files of a chain while it is opened, to find loops.
+/// The files of a chain that were opened so far, to detect loops.
 #[derive(Debug, Default)]
 struct Chain {
     seen: Vec<(u64, u64)>,
     paths: Vec<PathBuf>,
 }
 
-/// What an image lies in.
+/// The `file` node of an image.
 #[derive(Debug, Clone)]
-enum Under {
+enum FileNode {
     File(Arc<File>),
     /// The disk of another image.
     Image(Arc<Image>),
 }
 
-impl Under {
+impl FileNode {
     fn open(
         self,
         path: &Path,
@@ -227,38 +227,38 @@ impl Chain {
         for window in &source.windows {
             options = options.window(window.offset, window.size);
         }
-        let mut below = None;
+        let mut backing = None;
         if !how.alone {
             options = options.data_file(self.data_file(source));
             if !how.no_backing {
-                below = self.below(source, format, &storage, how)?;
+                backing = self.backing(source, format, &storage, how)?;
             }
         }
         let image = storage.open(&source.path, &options, how.unsynced)?;
         let image = image.map_err(|error| {
-            let words = describe(&error, &source.path);
+            let message = describe(&error, &source.path);
             match error.kind() {
-                ErrorKind::SnapshotL1(_) => anyhow::Error::msg(SnapshotDamaged(words)),
-                _ => anyhow::Error::msg(words),
+                ErrorKind::SnapshotL1(_) => anyhow::Error::msg(SnapshotDamaged(message)),
+                _ => anyhow::Error::msg(message),
             }
         })?;
         if format.has_bitmaps() {
-            // Damaged bitmaps keep it from being opened at all, as with QEMU: its facts have them.
-            let told = |error| anyhow!("{}", describe(&error, &source.path));
-            image.info().map_err(told)?;
+            // Reading the bitmaps now: as in QEMU, an image with damaged ones cannot be opened.
+            let describe_error = |error| anyhow!("{}", describe(&error, &source.path));
+            image.info().map_err(describe_error)?;
         }
         for message in image.repaired().iter().flat_map(|repair| &repair.messages) {
             output::notice(message);
         }
-        Ok(match below {
-            Some(below) => (image.over(Arc::new(below)), guessed),
+        Ok(match backing {
+            Some(backing) => (image.over(Arc::new(backing)), guessed),
             None => (image, guessed),
         })
     }
 
-    /// What the image lies in.
-    fn storage(&mut self, source: &Source, how: &Opening) -> Result<Under> {
-        if let Some(under) = &source.file_node {
+    /// Opens the `file` node.
+    fn storage(&mut self, source: &Source, how: &Opening) -> Result<FileNode> {
+        if let Some(node) = &source.file_node {
             let how = Opening {
                 writable: how.writable,
                 share: how.share,
@@ -266,18 +266,19 @@ impl Chain {
                 alone: how.alone,
                 ..Opening::default()
             };
-            let (image, _) = self.open(under, &how)?;
-            return Ok(Under::Image(Arc::new(image)));
+            let (image, _) = self.open(node, &how)?;
+            return Ok(FileNode::Image(Arc::new(image)));
         }
         let file = match &how.file {
             Some(file) => file.clone(),
             None => Arc::new(open_file(&source.path, how.writable)?),
         };
-        self.remember(&file, &source.path)?;
-        Ok(Under::File(file))
+        self.add(&file, &source.path)?;
+        Ok(FileNode::File(file))
     }
 
-    fn remember(&mut self, file: &File, path: &Path) -> Result<()> {
+    /// Adds a file, unless that makes a loop or the chain too long.
+    fn add(&mut self, file: &File, path: &Path) -> Result<()> {
         let metadata = file.metadata()?;
         let id = (metadata.dev(), metadata.ino());
         if self.seen.contains(&id) {
@@ -301,19 +302,20 @@ impl Chain {
         }
     }
 
-    fn below(
+    /// Opens the backing file, if there is one.
+    fn backing(
         &mut self,
         source: &Source,
         format: Format,
-        storage: &Under,
+        storage: &FileNode,
         how: &Opening,
     ) -> Result<Option<Image>> {
-        let below = match &source.backing {
+        let backing = match &source.backing {
             BackingOverride::None => return Ok(None),
-            BackingOverride::Image(below) => Source::clone(below),
+            BackingOverride::Image(backing) => Source::clone(backing),
             BackingOverride::AsRecorded if !format.has_backing() => return Ok(None),
             BackingOverride::AsRecorded => match recorded_backing(source, format, storage)? {
-                Some(below) => below,
+                Some(backing) => backing,
                 None => return Ok(None),
             },
         };
@@ -324,7 +326,7 @@ impl Chain {
             writable_at: how.writable_at.and_then(|depth| depth.checked_sub(1)),
             ..Opening::default()
         };
-        let (image, _) = self.open(&below, &how).map_err(|error| {
+        let (image, _) = self.open(&backing, &how).map_err(|error| {
             let error = match source.backing {
                 BackingOverride::AsRecorded => named_by(error, &source.path),
                 _ => error,
@@ -335,29 +337,29 @@ impl Chain {
     }
 }
 
-/// The backing file an image names, as a source of its own.
-fn recorded_backing(source: &Source, format: Format, storage: &Under) -> Result<Option<Source>> {
+/// The backing file that an image records.
+fn recorded_backing(source: &Source, format: Format, storage: &FileNode) -> Result<Option<Source>> {
     let mut header = OpenOptions::new(format)
         .locking(Locking::Off)
         .for_check(true);
     for window in &source.windows {
         header = header.window(window.offset, window.size);
     }
-    let told = |error: &qcow::Error| anyhow!("{}", describe(error, &source.path));
+    let describe_error = |error: &qcow::Error| anyhow!("{}", describe(error, &source.path));
     let image = storage.clone().open(&source.path, &header, false)?;
-    let image = image.map_err(|error| told(&error))?;
-    let info = image.info().map_err(|error| told(&error))?;
+    let image = image.map_err(|error| describe_error(&error))?;
+    let info = image.info().map_err(|error| describe_error(&error))?;
     let Some(name) = info.backing_filename else {
         return Ok(None);
     };
     let Some(format) = info.backing_format else {
         bail!("Image names the backing file '{name}' without its format, and it is not guessed");
     };
-    let below = Source::recorded(&source.path, &name, Some(&format))
+    let backing = Source::recorded(&source.path, &name, Some(&format))
         .map_err(|error| anyhow!("Could not open backing file: {error}"))?;
     Ok(Some(Source {
         force_share: source.force_share,
-        ..below
+        ..backing
     }))
 }
 
@@ -370,31 +372,31 @@ fn locking(source: &Source, how: &Opening) -> Locking {
     }
 }
 
-/// Opens the file under an image.
+/// Opens the file of an image.
 fn open_file(path: &Path, writable: bool) -> Result<File> {
     qcow::open_file(path, writable).map_err(|error| {
-        let words = describe(&error, path);
+        let message = describe(&error, path);
         match error.denied() {
-            // As QEMU, which learns it from the system.
+            // QEMU prints the system's error here.
             Some(Denied::Type { kind, .. }) if *kind == FileKind::Directory && writable => {
                 anyhow!("Could not open '{}': Is a directory", path.display())
             }
             Some(Denied::Type { kind, .. }) => anyhow::Error::msg(WrongType {
-                words,
+                message,
                 is_directory: *kind == FileKind::Directory,
             }),
-            _ => anyhow::Error::msg(words),
+            _ => anyhow::Error::msg(message),
         }
     })
 }
 
-fn format_of(source: &Source, storage: &Under) -> Result<(Format, bool)> {
+fn format_of(source: &Source, storage: &FileNode) -> Result<(Format, bool)> {
     match &source.format {
         Some(name) => Ok((known(name)?, false)),
         None => {
             let start = source.windows.iter().map(|window| window.offset).sum();
             let read_at = |at, buffer: &mut [u8]| storage.read_at(at, buffer);
-            // As with QEMU, the name counts if it is one, and not an option among others.
+            // As in QEMU, the extension counts only in a plain name, not in an option list.
             let path = source.path.to_string_lossy();
             let name = source.text.strip_prefix("file:").unwrap_or(&source.text);
             let path = Some(&*path).filter(|path| *path == name);

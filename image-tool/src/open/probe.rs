@@ -1,15 +1,15 @@
-//! Guessing the format of a file that was named without one: qemu-img's habit, kept for images that are read. The rules are QEMU's, also for
-//! formats that are not known here: what it would open as one of those is not taken for a raw disk.
+//! Probing the format of an image that was named without one, by QEMU's rules. Formats that are not supported are recognized,
+//! too, so that they are not opened as raw.
 
 use std::io;
 
-/// How much of a file is looked at.
+/// Bytes at the beginning of a file that are probed.
 const HEAD: usize = 512;
 
-/// A format, and whether the beginning of a file is one of it.
+/// A format, and whether the beginning of a file is of that format.
 type Rule = (&'static str, fn(&[u8; HEAD]) -> bool);
 
-/// What can be told for certain.
+/// Formats with a magic number.
 const RULES: [Rule; 11] = [
     ("qcow2", |head| {
         head.starts_with(b"QFI\xfb") && be32(head, 4) >= 2
@@ -50,7 +50,7 @@ fn be32(head: &[u8; HEAD], at: usize) -> u32 {
     bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
-/// An extent of VMware's, or the description of some: comments and lines of blanks, then a version.
+/// A VMDK extent, or a VMDK descriptor: comments and blank lines, then a version.
 fn is_vmdk(head: &[u8; HEAD]) -> bool {
     if head.starts_with(b"KDMV") || head.starts_with(b"COWD") {
         return true;
@@ -58,7 +58,7 @@ fn is_vmdk(head: &[u8; HEAD]) -> bool {
     let mut rest = &head[..];
     loop {
         let end = rest.iter().position(|byte| *byte == b'\n');
-        let (line, below) = match end {
+        let (line, following) = match end {
             Some(end) => rest.split_at(end + 1),
             None => (rest, &[][..]),
         };
@@ -75,20 +75,20 @@ fn is_vmdk(head: &[u8; HEAD]) -> bool {
                 return matches!(version, [b'1'..=b'3', b'\n'] | [b'1'..=b'3', b'\r', b'\n']);
             }
         }
-        rest = below;
+        rest = following;
         if rest.is_empty() {
             return false;
         }
     }
 }
 
-/// The name of the format that the bytes from `start` on, and the name of the file, speak of; `raw` when they speak of none.
+/// The format by the bytes from `start` on, or by the file's extension; `raw` if neither is known.
 pub(crate) fn format_of(
     read_at: impl Fn(u64, &mut [u8]) -> io::Result<usize>,
     start: u64,
     path: Option<&str>,
 ) -> io::Result<&'static str> {
-    // What is missing to a whole sector is zeroes.
+    // A shorter file is padded with zeroes.
     let mut head = [0u8; HEAD];
     let mut filled = 0;
     while let Some(rest) = head.get_mut(filled..).filter(|rest| !rest.is_empty()) {

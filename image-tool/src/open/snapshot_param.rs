@@ -1,4 +1,4 @@
-//! The value of `-l`: an id or a name, or `snapshot.id=…,snapshot.name=…`.
+//! The value of `-l`: the id or name of a snapshot, or `snapshot.id=…,snapshot.name=…`.
 
 use anyhow::{Result, anyhow, bail};
 
@@ -7,12 +7,12 @@ use crate::command_line::source::Source;
 use crate::open::{self, Opening};
 use crate::output::report;
 
-/// Which internal snapshot is meant.
+/// How an internal snapshot is selected.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SnapshotParam {
-    /// Its id, or if there is none of that id its name.
+    /// By id, or if no snapshot has that id, by name.
     Either(String),
-    /// Both that are given.
+    /// By id, name, or both.
     Exact {
         id: Option<String>,
         name: Option<String>,
@@ -48,7 +48,7 @@ impl SnapshotParam {
         })
     }
 
-    /// The id of the snapshot in the image.
+    /// Finds the snapshot in the image and returns its id.
     pub(crate) fn resolve(&self, source: &Source, opening: &Opening) -> Result<String> {
         let alone = Opening {
             alone: true,

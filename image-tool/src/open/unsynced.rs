@@ -1,4 +1,4 @@
-//! A file that is filled from nothing and left to the kernel to write out: `-t unsafe`, which is `convert`'s default.
+//! A new file that is not synced: `-t unsafe`, which is `convert`'s default.
 
 use std::fs::File;
 use std::io;
@@ -7,19 +7,19 @@ use std::sync::Arc;
 use qcow::{Filter, HostFile, Source, Storage};
 use rustix::fs::FallocateFlags;
 
-/// As [`HostFile`], and `sync` only looks whether all is there.
+/// As [`HostFile`], but `sync` only checks the length of the file.
 #[derive(Debug)]
 pub(crate) struct Unsynced {
     file: HostFile,
-    /// Space is reserved before it is written.
+    /// Space is reserved before each large write.
     reserves: bool,
 }
 
-/// ext4 counts the blocks it will need page by page while data comes in. Reserved by one call beforehand, they cost
-/// nothing: a write then takes about half the time. Other file systems reserve ahead of a writer by themselves.
+/// ext4 reserves the blocks of a write page by page. Reserving them with one call before takes half the time. Other file systems
+/// reserve ahead themselves.
 const EXT4: u32 = 0xef53;
 
-/// Writes of this length are worth a reservation.
+/// Shortest write for which space is reserved.
 const LARGE: usize = 64 << 10;
 
 impl Unsynced {
@@ -39,7 +39,7 @@ impl Filter for Unsynced {
 
     fn write(&self, offset: u64, src: &dyn Source, at: usize, len: usize) -> io::Result<()> {
         if self.reserves && len >= LARGE {
-            // Should there be no space, the write itself says so.
+            // If there is no space, the write returns the error.
             let _ = rustix::fs::fallocate(
                 self.file.file(),
                 FallocateFlags::KEEP_SIZE,

@@ -1,4 +1,4 @@
-//! `amend`: options of an image's format, changed after the fact.
+//! `amend`: changes format options of an existing image.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         matches.flag("progress") && !matches.flag("quiet"),
         1.0,
     ));
-    // Its line ends however far it came.
+    // The progress line ends after an error, too.
     let outcome = amend_named(matches, &list, &progress);
     progress.end();
     outcome
@@ -135,7 +135,7 @@ fn help(format: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Options that exist only for creation are told apart from those that do not exist.
+/// Parses the option list; the error for an option that only `create` takes has a hint.
 fn parse(list: &str) -> Result<FormatOptions> {
     let mut options = FormatOptions::new(amendable());
     let Err(error) = options.parse(list) else {
@@ -153,16 +153,16 @@ fn parse(list: &str) -> Result<FormatOptions> {
     Err(error)
 }
 
-/// What is asked for, as far as it differs from what is.
+/// Applies the options that differ from the image's.
 fn amend(opened: &Opened, options: &FormatOptions, progress: &Progress) -> Result<()> {
     let image = &opened.image;
-    let told = |error: qcow::Error| anyhow!("{}", describe(&error, image.path()));
+    let describe_error = |error: qcow::Error| anyhow!("{}", describe(&error, image.path()));
     let info = opened.info()?;
     let qcow2 = info.qcow2.as_ref().ok_or_else(|| anyhow!("Not qcow2"))?;
     let version = version(options.text("compat"))?.unwrap_or(qcow2.version);
     check(options, opened)?;
     if version > qcow2.version {
-        image.set_version(version).map_err(told)?;
+        image.set_version(version).map_err(describe_error)?;
     }
     if let Some(bits) = options.number("refcount_bits") {
         let bits = u32::try_from(bits)
@@ -175,13 +175,13 @@ fn amend(opened: &Opened, options: &FormatOptions, progress: &Progress) -> Resul
             version >= 3 || bits == 16,
             "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
         );
-        image.set_refcount_bits(bits).map_err(told)?;
+        image.set_refcount_bits(bits).map_err(describe_error)?;
     }
     if qcow2.data_file_raw && options.boolean("data_file_raw") == Some(false) {
-        image.clear_data_file_raw().map_err(told)?;
+        image.clear_data_file_raw().map_err(describe_error)?;
     }
     if let Some(name) = options.text("data_file") {
-        image.set_data_file_name(name).map_err(told)?;
+        image.set_data_file_name(name).map_err(describe_error)?;
     }
     if let Some(lazy) = options.boolean("lazy_refcounts") {
         ensure!(
@@ -189,10 +189,10 @@ fn amend(opened: &Opened, options: &FormatOptions, progress: &Progress) -> Resul
             "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)"
         );
         if version >= 3 {
-            image.set_lazy_refcounts(lazy).map_err(told)?;
+            image.set_lazy_refcounts(lazy).map_err(describe_error)?;
         }
     }
-    // A size of nothing is as good as none: that is no way to lose a disk.
+    // A size of 0 is ignored, so that it cannot discard the disk.
     if let Some(size) = options.number("size").filter(|&size| size > 0) {
         resize(opened, size, Preallocation::Off)?;
     }
@@ -205,7 +205,7 @@ fn amend(opened: &Opened, options: &FormatOptions, progress: &Progress) -> Resul
                     report::error(what);
                     anyhow!("Failed to turn zero into data clusters: {why}")
                 }
-                None => told(error),
+                None => describe_error(error),
             })?;
     }
     Ok(())
@@ -220,7 +220,7 @@ fn version(compat: Option<&str>) -> Result<Option<u32>> {
     }
 }
 
-/// What cannot be changed, before anything is.
+/// Refuses what cannot be changed, before anything is changed.
 fn check(options: &FormatOptions, opened: &Opened) -> Result<()> {
     let info = opened.info()?;
     let wanted = (options.text("backing_file"), options.text("backing_fmt"));
@@ -228,7 +228,7 @@ fn check(options: &FormatOptions, opened: &Opened) -> Result<()> {
         info.backing_filename.as_deref(),
         info.backing_format.as_deref(),
     );
-    // One of them without the other asks for the other to go.
+    // Giving only one of the two asks for the removal of the other.
     if wanted != (None, None) && wanted != recorded {
         return Err(Hinted {
             message: "Cannot amend the backing file".to_owned(),

@@ -1,4 +1,4 @@
-//! `bench`: a row of equal requests, timed.
+//! `bench`: times a number of equal requests.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,7 +106,7 @@ pub(crate) fn command() -> Command {
         .arg(options::operand("FILENAME", "the image"))
 }
 
-/// What QEMU can do only past the page cache is refused with it, although it is the same here.
+/// Refuses `aio=native` with the page cache, as QEMU does, although `aio` has no effect here.
 fn check_aio(matches: &Matches, name: &std::ffi::OsStr) -> Result<()> {
     let past_the_cache = |mode: String| matches!(mode.as_str(), "none" | "off" | "directsync");
     let is_native =
@@ -120,7 +120,7 @@ fn check_aio(matches: &Matches, name: &std::ffi::OsStr) -> Result<()> {
     Ok(())
 }
 
-/// What to run.
+/// The parameters of a run.
 #[derive(Debug)]
 struct Run {
     write: bool,
@@ -170,7 +170,7 @@ impl Run {
         Ok(run)
     }
 
-    /// Where the requests go, in order: at the end of the image they begin anew, and one that goes beyond it fails.
+    /// The offset of a request: offsets wrap at the end of the image, and a request that crosses it fails.
     fn offset_of(&self, index: u64, image_size: u64) -> u64 {
         match (index, image_size) {
             (0, _) => self.offset,
@@ -254,7 +254,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// As many threads as processors, and no more than requests at once.
+/// Sends the requests, with a thread for each processor but not more than the queue depth.
 fn requests(run: &Run, image: &Image) -> Result<()> {
     let processors = workers::processors() as u64;
     let next = AtomicU64::new(0);

@@ -1,4 +1,4 @@
-//! `bitmap`: the persistent dirty bitmaps of an image.
+//! `bitmap`: changes the persistent dirty bitmaps of an image.
 
 use std::process::ExitCode;
 
@@ -75,7 +75,7 @@ pub(crate) fn command() -> Command {
         .arg(options::operand("BITMAP", "name of the bitmap"))
 }
 
-/// One thing to do; they are done in the order of the command line.
+/// One change; changes are made in the order of the command line.
 #[derive(Debug)]
 enum Action {
     Add,
@@ -186,7 +186,7 @@ fn apply(
     bitmap: &str,
     granularity: Option<u64>,
 ) -> Result<()> {
-    let told = |error: qcow::Error| match error.kind() {
+    let describe_error = |error: qcow::Error| match error.kind() {
         ErrorKind::NotFound => not_found(bitmap),
         _ => anyhow!("{}", describe(&error, image.path())),
     };
@@ -201,14 +201,14 @@ fn apply(
         Action::Disable => image.bitmap_enable(bitmap, false),
         Action::Merge(source) => return merge(image, bitmap, other, source),
     }
-    .map_err(told)
+    .map_err(describe_error)
 }
 
 fn not_found(bitmap: &str) -> anyhow::Error {
     anyhow!("Dirty bitmap '{bitmap}' not found")
 }
 
-/// Whether an image has a bitmap of that name.
+/// Whether the image has a bitmap of that name.
 fn has(image: &Image, bitmap: &str) -> Result<bool> {
     let info = open::info(image)?;
     let bitmaps = info.qcow2.map(|qcow2| qcow2.bitmaps).unwrap_or_default();
@@ -237,7 +237,7 @@ fn add(image: &Image, bitmap: &str, granularity: Option<u64>) -> Result<()> {
         .map_err(|error| anyhow!("{}", describe(&error, image.path())))
 }
 
-/// Marks as dirty in `bitmap` what `source` of another image (or of the same) does.
+/// Marks in `bitmap` what is dirty in the bitmap `source` of another image or of the same.
 pub(crate) fn merge(image: &Image, bitmap: &str, other: &Image, source: &str) -> Result<()> {
     if !has(image, bitmap)? {
         return Err(not_found(bitmap));
@@ -250,11 +250,12 @@ pub(crate) fn merge(image: &Image, bitmap: &str, other: &Image, source: &str) ->
         size == from,
         "Bitmaps are of different sizes (destination size is {size}, source size is {from}) and can't be merged"
     );
-    let told = |error: qcow::Error, image: &Image| anyhow!("{}", describe(&error, image.path()));
+    let describe_error =
+        |error: qcow::Error, image: &Image| anyhow!("{}", describe(&error, image.path()));
     let ranges = other
         .bitmap_ranges(source)
-        .map_err(|error| told(error, other))?;
+        .map_err(|error| describe_error(error, other))?;
     image
         .bitmap_merge(bitmap, ranges)
-        .map_err(|error| told(error, image))
+        .map_err(|error| describe_error(error, image))
 }

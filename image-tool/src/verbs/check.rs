@@ -1,4 +1,4 @@
-//! `check`: whether an image's metadata is consistent.
+//! `check`: checks and repairs the metadata of an image.
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ use crate::verbs::close;
 
 pub(crate) const NAME: &str = "check";
 
-/// The format has no checks.
+/// The status for a format without checks.
 const UNSUPPORTED: u8 = 63;
 const CORRUPT: u8 = 2;
 const LEAKS: u8 = 3;
@@ -120,8 +120,8 @@ fn repair(matches: &Matches) -> Result<Repair> {
     }
 }
 
-/// Checks, and once more when something was repaired: what then remains is the result.
-fn check(opened: &Opened, repair: Repair, tell: bool) -> Result<CheckResult> {
+/// Checks, and checks again if something was repaired; the result is what then remains.
+fn check(opened: &Opened, repair: Repair, prints: bool) -> Result<CheckResult> {
     let first = check_once(opened, repair)?;
     if first.corruptions_fixed == 0 && first.leaks_fixed == 0 {
         return Ok(first);
@@ -131,13 +131,13 @@ fn check(opened: &Opened, repair: Repair, tell: bool) -> Result<CheckResult> {
          Double checking the fixed image now...",
         first.leaks_fixed, first.corruptions_fixed
     );
-    // What is no terminal gets it when all findings have been told, as C's standard output does it.
+    // Unless it is a terminal, standard output gets it after all findings, as from qemu-img, whose output is buffered.
     let at_once = std::io::stdout().is_terminal();
-    if tell && at_once {
+    if prints && at_once {
         output::line(&repaired);
     }
     let second = check_once(opened, Repair::None);
-    if tell && !at_once {
+    if prints && !at_once {
         output::line(&repaired);
     }
     let second = second?;
@@ -156,7 +156,7 @@ fn check_once(opened: &Opened, repair: Repair) -> Result<CheckResult> {
         )
     })?;
     for message in &result.messages {
-        // What QEMU says as an error of the program, and not as a finding.
+        // QEMU prints these as errors with the program's name, not as findings.
         if message.starts_with("ERROR failed to read the snapshot table")
             || message.starts_with("ERROR snapshot table")
         {

@@ -1,4 +1,4 @@
-//! `commit`: the content of an overlay into an image below it.
+//! `commit`: writes the content of an overlay to an image of its backing chain.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::verbs::close;
 
 pub(crate) const NAME: &str = "commit";
 
-/// The most data in one piece.
+/// The longest piece of data.
 const PIECE: u64 = 1 << 20;
 
 pub(super) const MANUAL: Manual = Manual {
@@ -101,7 +101,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     confine::enter(&[]);
     signals.handle_in_thread(progress.clone())?;
     progress.set(0.0);
-    // Committing to an image further down leaves those between as they are, and so the overlay.
+    // After a commit to a deeper image, the images between may hide the data, so the overlay must keep it.
     let keep = matches.flag("drop") || matches.flag("base");
     let outcome = commit(top, depth, rate, keep, &progress);
     if outcome.is_ok() {
@@ -113,7 +113,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How far below the overlay the base is.
+/// The depth of the base in the overlay's chain.
 fn depth_of_base(source: &Source, opened: &Opened, base: Option<&str>) -> Result<usize> {
     let chain = chain(opened);
     let Some(base) = base else {
@@ -143,8 +143,8 @@ fn depth_of_base(source: &Source, opened: &Opened, base: Option<&str>) -> Result
 /// The images of a chain, from the top.
 fn chain(opened: &Opened) -> Vec<&Image> {
     let mut images = vec![&*opened.image];
-    while let Some(below) = images.last().and_then(|image| image.backing()) {
-        images.push(below);
+    while let Some(backing) = images.last().and_then(|image| image.backing()) {
+        images.push(backing);
     }
     images
 }
@@ -191,7 +191,7 @@ fn commit(
         Failure::Status(_, error) | Failure::Read(_, error) => failed(&top.image, &error),
         Failure::Write(_, error) => failed(base, &error),
     })?;
-    // The base has everything on the medium before the overlay loses it.
+    // The data must be durable in the base before it is removed from the overlay.
     base.flush().map_err(|error| failed(base, &error))?;
     drop(input);
     if !keep && top.image.format().has_backing() {

@@ -1,4 +1,4 @@
-//! `create`: a new, empty image.
+//! `create`: creates an empty image.
 
 use std::ffi::OsStr;
 use std::io;
@@ -108,7 +108,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         ));
     }
     let filename = name.to_string_lossy();
-    let asked = Asked {
+    let request = Request {
         matches,
         format_name: &format_name,
         list: list.as_deref(),
@@ -117,7 +117,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         size,
         secrets: &secrets,
     };
-    create(&asked).map_err(|error| match error.downcast::<Hinted>() {
+    create(&request).map_err(|error| match error.downcast::<Hinted>() {
         Ok(hinted) => Hinted {
             message: format!("{filename}: {}", hinted.message),
             ..hinted
@@ -128,12 +128,12 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `-o help` prints: of the format, or with a file name of the format on a file.
+/// What `-o help` prints: options of the format, and with a file name those of the file, too.
 pub(crate) fn help(format_name: &str, on_file: bool) -> Result<String> {
     let Some(format) = format_options::new_format(format_name) else {
         return Err(format_options::not_creatable(format_name));
     };
-    // Of a format, what lies below it may add to its own options.
+    // Without a file name, the options of the file are left out.
     let known = if on_file || format_name == format_options::FILE {
         format_options::creatable(format)
     } else {
@@ -151,8 +151,8 @@ pub(crate) fn help(format_name: &str, on_file: bool) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
-/// What the command line says.
-struct Asked<'a> {
+/// The values of the command line.
+struct Request<'a> {
     matches: &'a Matches,
     format_name: &'a str,
     list: Option<&'a str>,
@@ -163,8 +163,8 @@ struct Asked<'a> {
     secrets: &'a [String],
 }
 
-fn create(asked: &Asked<'_>) -> Result<()> {
-    let Asked {
+fn create(request: &Request<'_>) -> Result<()> {
+    let Request {
         matches,
         format_name,
         list,
@@ -172,7 +172,7 @@ fn create(asked: &Asked<'_>) -> Result<()> {
         filename,
         size,
         secrets,
-    } = *asked;
+    } = *request;
     let format = format_options::new_format(format_name)
         .ok_or_else(|| format_options::not_creatable(format_name))?;
     let path = local_path(name)?;
@@ -240,13 +240,13 @@ fn create(asked: &Asked<'_>) -> Result<()> {
         .create(&create)
         .map_err(|error| match error.raw_os_error() {
             Some(libc::EFBIG) => anyhow!("{}", too_large(format)),
-            _ => anyhow!("{}", create_reason(&error, format, &target)),
+            _ => anyhow!("{}", describe_create_error(&error, format, &target)),
         })?;
     target.check_written()?;
     target.finish()
 }
 
-/// What QEMU's `create` says of an image that is longer than a file may be, or than the format has tables for.
+/// QEMU's message for an image that is too long for a file, or for the tables of the format.
 fn too_large(format: Format) -> String {
     let hint = match format.has_metadata() {
         true => " (try using a larger cluster size)",
@@ -255,8 +255,12 @@ fn too_large(format: Format) -> String {
     format!("The image size is too large for file format '{format}'{hint}")
 }
 
-/// Why the image that a command is to fill could not be created.
-pub(crate) fn create_reason(error: &qcow::Error, format: Format, target: &Target) -> String {
+/// The message for an error of creating the image that a command fills.
+pub(crate) fn describe_create_error(
+    error: &qcow::Error,
+    format: Format,
+    target: &Target,
+) -> String {
     if !format.has_metadata() {
         return match error.raw_os_error() {
             Some(number @ (libc::EFBIG | libc::EINVAL)) => {
@@ -277,7 +281,7 @@ pub(crate) fn create_reason(error: &qcow::Error, format: Format, target: &Target
     }
 }
 
-/// `-b` and `-F` beside `-o backing_file` and `-o backing_fmt`.
+/// Sets `-b` and `-F`, which replace `-o backing_file` and `-o backing_fmt`.
 pub(crate) fn set_backing(
     options: &mut FormatOptions,
     format: Format,
@@ -299,7 +303,7 @@ pub(crate) fn set_backing(
     Ok(())
 }
 
-/// Looks whether the backing file is there, and takes the size from it when none was given.
+/// Opens the backing file to check it, and takes the size from it if none was given.
 fn check_backing(
     options: &mut FormatOptions,
     filename: &str,

@@ -1,4 +1,4 @@
-//! `dd`: a range of an image into a new one.
+//! `dd`: copies a range of an image to a new one.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -27,9 +27,9 @@ pub(crate) const NAME: &str = "dd";
 
 /// The largest block.
 const MAX_BLOCK: u64 = i32::MAX as u64;
-/// Blocks can be that many, and are numbers without a suffix.
+/// The largest number of blocks, which has no suffix.
 const MAX_COUNT: u64 = i64::MAX as u64;
-/// How much is copied at a time, whatever the block is.
+/// Bytes that are copied at a time, whatever the block size.
 const CHUNK: u64 = 1 << 20;
 
 pub(super) const MANUAL: Manual = Manual {
@@ -162,7 +162,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         .map_err(|error| {
             failed(anyhow!(
                 "{}",
-                create::create_reason(&error, format, &target)
+                create::describe_create_error(&error, format, &target)
             ))
         })?;
     let written = target.open(&shown, format, false)?;

@@ -1,4 +1,4 @@
-//! `info`: what an image is. Only the named file is opened; with `--backing-chain` also those below it.
+//! `info`: describes an image. Only the named file is opened; with `--backing-chain` also those of its backing chain.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -83,21 +83,21 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is told of one image.
-struct Told {
+/// The description of one image.
+struct ImageInfo {
     source: Source,
     info: Info,
-    /// Length of the whole file, of which the image may be a part.
+    /// Length of the file, of which the image may be a part.
     file_size: u64,
-    /// How much space the file system reserves for the file at a time, if that is set.
+    /// The file's extent size hint, if it has one.
     extent_size_hint: Option<u32>,
-    /// The image that it lies in.
-    under: Option<Box<Told>>,
+    /// The image that is its `file` node.
+    file_node: Option<Box<ImageInfo>>,
 }
 
-/// The facts of the image, then of those below it.
-fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
-    let mut told = Vec::new();
+/// The descriptions of the image and, with `chain`, of its backing chain.
+fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<ImageInfo>> {
+    let mut infos = Vec::new();
     let mut names = HashSet::new();
     let mut next = Some(first);
     while let Some(source) = next.take() {
@@ -107,27 +107,29 @@ fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<Told>> {
                 source.path.display()
             );
         }
-        let image_above = told.last().map(|told: &Told| told.source.path.clone());
-        let facts = facts(&source, share).map_err(|error| match &image_above {
+        let overlay = infos
+            .last()
+            .map(|image: &ImageInfo| image.source.path.clone());
+        let described = describe(&source, share).map_err(|error| match &overlay {
             Some(image) => open::named_by(error, image),
             None => error,
         })?;
-        let info = &facts.info;
+        let info = &described.info;
         if chain && let Some(name) = &info.backing_filename {
-            let below = Source::recorded(&source.path, name, info.backing_format.as_deref());
-            next = Some(below.map_err(|why| {
+            let backing = Source::recorded(&source.path, name, info.backing_format.as_deref());
+            next = Some(backing.map_err(|why| {
                 anyhow!(
                     "Could not determine absolute backing filename, but backing filename '{name}' present: {why}"
                 )
             })?);
         }
-        told.push(facts);
+        infos.push(described);
     }
-    Ok(told)
+    Ok(infos)
 }
 
-/// The facts of one image, of the file it lies in, and of the image that takes that file's place.
-fn facts(source: &Source, share: bool) -> Result<Told> {
+/// Describes one image, and its `file` node if that is an image.
+fn describe(source: &Source, share: bool) -> Result<ImageInfo> {
     let opening = Opening {
         share,
         alone: true,
@@ -136,18 +138,18 @@ fn facts(source: &Source, share: bool) -> Result<Told> {
     };
     let opened = open::open(source, &opening)?;
     let mut info = opened.info()?;
-    if let Some(under) = &source.file_node {
-        let inner = facts(under, share)?;
+    if let Some(node) = &source.file_node {
+        let inner = describe(node, share)?;
         if info.cluster_size.is_none() {
-            // raw shows that of what it lies in.
+            // raw shows the cluster size of its file node.
             info.cluster_size = inner.info.cluster_size;
         }
-        return Ok(Told {
+        return Ok(ImageInfo {
             source: source.clone(),
             info,
             file_size: inner.info.virtual_size,
             extent_size_hint: None,
-            under: Some(Box::new(inner)),
+            file_node: Some(Box::new(inner)),
         });
     }
     let files = opened.image.files();
@@ -157,20 +159,20 @@ fn facts(source: &Source, share: bool) -> Result<Told> {
     if !source.windows.is_empty() {
         let mut whole = qcow::open_file(&source.path, false)?;
         extent_size_hint = extent_size::hint(&whole);
-        // Not from its metadata: the size of a device is where its end is.
+        // By its end, since a device's metadata has no size.
         file_size = whole.seek(SeekFrom::End(0))?;
     }
-    Ok(Told {
+    Ok(ImageInfo {
         source: source.clone(),
         info,
         file_size,
         extent_size_hint,
-        under: None,
+        file_node: None,
     })
 }
 
-impl Told {
-    /// The name of the format, or `file` where there is none.
+impl ImageInfo {
+    /// The name of the format, or of the protocol if there is no format node.
     fn format(&self) -> &'static str {
         match self.source.is_protocol {
             true => protocol(&self.source.path),
@@ -186,7 +188,7 @@ impl Told {
 const FILE: &str = "file";
 const HOST_DEVICE: &str = "host_device";
 
-/// The driver that reaches what has this path.
+/// The protocol driver of a path.
 fn protocol(path: &Path) -> &'static str {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.file_type().is_block_device() => HOST_DEVICE,
@@ -194,52 +196,52 @@ fn protocol(path: &Path) -> &'static str {
     }
 }
 
-/// One node under an image, down to the file.
-struct Under {
+/// A child node between an image and its file, or the file.
+struct ChildNode {
     name: String,
     /// `file` or `host_device` for the file itself.
     format: &'static str,
     size: u64,
 }
 
-/// The nodes under an image, the nearest first; the last is the file.
-fn under(told: &Told) -> Vec<Under> {
-    if told.source.is_protocol {
+/// The child nodes of an image, the nearest first; the last is the file.
+fn child_nodes(image: &ImageInfo) -> Vec<ChildNode> {
+    if image.source.is_protocol {
         return Vec::new();
     }
-    let mut nodes = vec![Under {
-        name: told.source.path.to_string_lossy().into_owned(),
-        format: protocol(&told.source.path),
-        size: told.file_size,
+    let mut nodes = vec![ChildNode {
+        name: image.source.path.to_string_lossy().into_owned(),
+        format: protocol(&image.source.path),
+        size: image.file_size,
     }];
-    let mut size = told.file_size;
-    for window in &told.source.windows {
+    let mut size = image.file_size;
+    for window in &image.source.windows {
         size = window.size.unwrap_or(size.saturating_sub(window.offset));
-        nodes.push(Under {
+        nodes.push(ChildNode {
             name: format!("json:{}", window.shown.compact()),
             format: "raw",
             size,
         });
     }
-    if told.info.format == qcow::Format::Raw && nodes.len() > 1 {
-        // The last of them is the image.
+    if image.info.format == qcow::Format::Raw && nodes.len() > 1 {
+        // The last one is the image.
         nodes.pop();
     }
-    if told.under.is_some() {
-        // It is told of as an image.
+    if image.file_node.is_some() {
+        // It is printed as an image.
         nodes.remove(0);
     }
     nodes.reverse();
     nodes
 }
 
-fn human(told: &Told, local: &LocalTime, path: &str) -> String {
+fn human(image: &ImageInfo, local: &LocalTime, path: &str) -> String {
     let mut text = String::new();
-    let (info, name) = (&told.info, told.shown());
+    let (info, name) = (&image.info, image.shown());
     let _ = write!(
         text,
         "image: {name}\nfile format: {}\nvirtual size: {} ({} bytes)\ndisk size: {}\n",
-        told.format(),
+        image.format(),
         size::human(whole_sectors(info.virtual_size)),
         whole_sectors(info.virtual_size),
         size::human(info.actual_size),
@@ -264,14 +266,14 @@ fn human(told: &Told, local: &LocalTime, path: &str) -> String {
         text.push_str("Format specific information:\n");
         human_object(&mut text, &specific(qcow2), 1);
     }
-    if let (true, Some(hint)) = (told.source.is_protocol, told.extent_size_hint) {
+    if let (true, Some(hint)) = (image.source.is_protocol, image.extent_size_hint) {
         let _ = write!(
             text,
             "Format specific information:\n    extent size hint: {hint}\n"
         );
     }
     let (mut path, mut indent) = (path.to_owned(), String::new());
-    for node in under(told) {
+    for node in child_nodes(image) {
         path.push_str("/file");
         let _ = writeln!(text, "{indent}Child node '{path}':");
         indent.push_str("    ");
@@ -288,17 +290,17 @@ fn human(told: &Told, local: &LocalTime, path: &str) -> String {
             size::human(size),
             size::human(info.actual_size),
         );
-        if let (FILE | HOST_DEVICE, Some(hint)) = (node.format, told.extent_size_hint) {
+        if let (FILE | HOST_DEVICE, Some(hint)) = (node.format, image.extent_size_hint) {
             let _ = write!(
                 text,
                 "{indent}Format specific information:\n{indent}    extent size hint: {hint}\n"
             );
         }
     }
-    if let Some(under) = &told.under {
+    if let Some(node) = &image.file_node {
         path.push_str("/file");
         let _ = writeln!(text, "{indent}Child node '{path}':");
-        for line in human(under, local, &path).lines() {
+        for line in human(node, local, &path).lines() {
             let _ = writeln!(text, "{indent}    {line}");
         }
     }
@@ -325,7 +327,7 @@ fn human_backing(info: &Info, backing: &str) -> String {
     text
 }
 
-/// An object, one member a line, with spaces for the dashes of names.
+/// An object with one member on a line, and spaces for the dashes of names.
 fn human_object(text: &mut String, object: &Object, depth: usize) {
     for (name, value) in object.in_order() {
         human_member(text, &name.replace('-', " "), value, depth);
@@ -360,7 +362,7 @@ fn human_member(text: &mut String, label: &str, value: &Value, depth: usize) {
     }
 }
 
-/// What only qcow2 has.
+/// The part that only qcow2 has.
 fn specific(info: &Qcow2Info) -> Object {
     let v3 = info.version >= 3;
     let bitmaps: Vec<Value> = info
@@ -437,34 +439,38 @@ fn encryption(encryption: &Encryption) -> Object {
         .with("slots", luks.slots.iter().map(slot).collect::<Vec<_>>())
 }
 
-/// The nodes from this one on, as the list of an image's children.
-fn json_children(nodes: &[Under], told: &Told) -> Vec<Value> {
-    let Some((node, below)) = nodes.split_first() else {
-        let child = |under: &Told| Object::new().with("name", "file").with("info", json(under));
-        return told.under.iter().map(|under| child(under).into()).collect();
+/// The `children` member of an image: the first node, which contains the others.
+fn json_children(nodes: &[ChildNode], image: &ImageInfo) -> Vec<Value> {
+    let Some((node, rest)) = nodes.split_first() else {
+        let child = |node: &ImageInfo| Object::new().with("name", "file").with("info", json(node));
+        return image
+            .file_node
+            .iter()
+            .map(|node| child(node).into())
+            .collect();
     };
     let is_file = matches!(node.format, FILE | HOST_DEVICE);
-    let specific = file_specific(told);
+    let specific = file_specific(image);
     let info = Object::new()
         .with("filename", node.name.as_str())
         .with("format", node.format)
         .with("dirty-flag", false)
-        .with("actual-size", told.info.actual_size)
+        .with("actual-size", image.info.actual_size)
         .with("virtual-size", whole_sectors(node.size))
         .with_some("format-specific", is_file.then_some(specific))
-        .with("children", json_children(below, told));
+        .with("children", json_children(rest, image));
     vec![Object::new().with("name", "file").with("info", info).into()]
 }
 
-/// What only a file has.
-fn file_specific(told: &Told) -> Object {
-    let hint = told.extent_size_hint.map(u64::from);
+/// The part that only a file has.
+fn file_specific(image: &ImageInfo) -> Object {
+    let hint = image.extent_size_hint.map(u64::from);
     let data = Object::new().with_some("extent-size-hint", hint);
     Object::new().with("type", "file").with("data", data)
 }
 
-fn json(told: &Told) -> Value {
-    let (info, filename) = (&told.info, told.shown());
+fn json(image: &ImageInfo) -> Value {
+    let (info, filename) = (&image.info, image.shown());
     let full_backing = info
         .full_backing_filename
         .as_ref()
@@ -475,13 +481,13 @@ fn json(told: &Told) -> Value {
             .with("type", "qcow2")
             .with("data", specific(qcow2))
     });
-    let format_specific = match told.source.is_protocol {
-        true => Some(file_specific(told)),
+    let format_specific = match image.source.is_protocol {
+        true => Some(file_specific(image)),
         false => format_specific,
     };
     Object::new()
         .with("filename", filename)
-        .with("format", told.format())
+        .with("format", image.format())
         .with(
             "dirty-flag",
             info.qcow2.as_ref().is_some_and(|qcow2| qcow2.dirty),
@@ -495,6 +501,6 @@ fn json(told: &Told) -> Value {
         .with_some("backing-filename-format", info.backing_format.as_deref())
         .with_some("snapshots", (!snapshots.is_empty()).then_some(snapshots))
         .with_some("format-specific", format_specific)
-        .with("children", json_children(&under(told), told))
+        .with("children", json_children(&child_nodes(image), image))
         .into()
 }

@@ -1,4 +1,4 @@
-//! `map`: where the content of an image lies.
+//! `map`: lists the extents of a disk.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -94,15 +94,15 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         Format::Human => human(&mut out, extents, &source),
         Format::Json => json(&mut out, extents),
     };
-    // What is known is printed, whatever came then.
+    // The extents before an error are printed, too.
     let flushed = out.flush().map_err(|error| output::not_written(&error));
     printed.and(flushed).map(|()| ExitCode::SUCCESS)
 }
 
-/// What the extents of a range have in common with their neighbours is joined; each comes with its successor.
+/// The extents of a range; neighbours that differ only in their place are joined.
 struct Extents<'a> {
     image: &'a Image,
-    /// Data that ends within a sector takes all of it, as whoever reads past the page cache sees it.
+    /// Data is extended to whole sectors, as with `cache.direct=on`.
     whole_sectors: bool,
     next: u64,
     end: u64,
@@ -110,7 +110,7 @@ struct Extents<'a> {
 }
 
 impl Extents<'_> {
-    fn look(&mut self) -> Result<Option<Extent>> {
+    fn map_next(&mut self) -> Result<Option<Extent>> {
         if self.next >= self.end {
             return Ok(None);
         }
@@ -126,15 +126,15 @@ impl Extents<'_> {
         Ok(Some(extent))
     }
 
-    /// The next extent that differs from the one after it.
+    /// The next extent, joined with those after it that do not differ.
     fn next(&mut self) -> Result<Option<Extent>> {
         let Some(mut current) = (match self.pending.take() {
             Some(pending) => Some(pending),
-            None => self.look()?,
+            None => self.map_next()?,
         }) else {
             return Ok(None);
         };
-        while let Some(next) = self.look()? {
+        while let Some(next) = self.map_next()? {
             if !joinable(&current, &next) {
                 self.pending = Some(next);
                 break;
@@ -145,7 +145,7 @@ impl Extents<'_> {
     }
 }
 
-/// Zeroes because a backing file is too short count as nobody's here, although they hide what is further down.
+/// Zeroes past the end of a short backing file are listed as not present, although they hide deeper images.
 fn as_listed(top: &Image, mut extent: Extent) -> Result<Extent> {
     if !(extent.present && extent.zero) {
         return Ok(extent);
@@ -153,7 +153,7 @@ fn as_listed(top: &Image, mut extent: Extent) -> Result<Extent> {
     let mut layer = top;
     for _ in 0..extent.depth {
         match layer.backing() {
-            Some(below) => layer = below,
+            Some(backing) => layer = backing,
             None => return Ok(extent),
         }
     }
@@ -203,7 +203,7 @@ fn human(out: &mut impl std::io::Write, mut extents: Extents<'_>, source: &Sourc
             continue;
         }
         let file = match (&extent.file, source.windows.last()) {
-            // Offsets of a qcow2 image are offsets in the part of the file it lies in.
+            // Offsets of a qcow2 image are relative to its window of the file.
             (Some(file), Some(window)) if *file == source.path && image.format().has_metadata() => {
                 format!("json:{}", window.shown.compact())
             }
@@ -222,7 +222,7 @@ fn human(out: &mut impl std::io::Write, mut extents: Extents<'_>, source: &Sourc
     Ok(())
 }
 
-/// C's `%#x`, in which zero has no prefix.
+/// C's `%#x`: zero has no prefix.
 fn hex(value: u64) -> String {
     if value == 0 {
         "0".to_owned()
@@ -246,8 +246,8 @@ fn json(out: &mut impl std::io::Write, mut extents: Extents<'_>) -> Result<()> {
         line.clear();
     }
     if !any {
-        // An empty range is one entry that says nothing.
-        let nothing = Extent {
+        // As in qemu-img, an empty range has one empty entry.
+        let empty = Extent {
             start,
             length: 0,
             depth: 0,
@@ -258,7 +258,7 @@ fn json(out: &mut impl std::io::Write, mut extents: Extents<'_>) -> Result<()> {
             offset: None,
             file: None,
         };
-        entry(&mut line, &nothing);
+        entry(&mut line, &empty);
     }
     writeln!(out, "{line}]").map_err(|error| output::not_written(&error))?;
     Ok(())

@@ -1,4 +1,4 @@
-//! `measure`: how large a file a new image will need.
+//! `measure`: computes the size of the file of a new image.
 
 use std::process::ExitCode;
 
@@ -144,7 +144,7 @@ fn open_input(
     open::open(&source, &opening)
 }
 
-/// The answer, in bytes.
+/// The sizes, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Measured {
     required: u64,
@@ -199,7 +199,7 @@ fn qcow2(
     let create = format_options::measured(options)?;
     let cluster = create.cluster_size;
     let round = |size: u64| size.checked_next_multiple_of(cluster).ok_or_else(too_large);
-    // Only LUKS takes space of its own.
+    // Of the encryptions, only LUKS needs a header.
     let keys = match options.text("encrypt.format") {
         Some("luks") => {
             let len = format_options::luks_header_len(options)?;
@@ -268,7 +268,7 @@ fn metadata(create: &CreateOptions, virtual_size: u64) -> u64 {
     let before = cluster + l2 + l1;
     let clusters = (before + virtual_size) / cluster;
     let per_block = cluster * 8 / u64::from(create.refcount_bits);
-    // Refcounts are counted, too: repeat until the number holds.
+    // Refcount blocks and the table are counted, too: repeat until their number stays the same.
     let (mut blocks, mut table) = (0, 0);
     loop {
         let total = clusters + table + blocks;
@@ -280,7 +280,7 @@ fn metadata(create: &CreateOptions, virtual_size: u64) -> u64 {
     }
 }
 
-/// Bytes the bitmaps of the input would need, if it can have any.
+/// Bytes that the bitmaps of the input need; `None` if its format has none.
 fn bitmaps(input: &Opened, cluster: u64) -> Result<Option<u64>> {
     let Some(qcow2) = input.info()?.qcow2.filter(|qcow2| qcow2.version >= 3) else {
         return Ok(None);

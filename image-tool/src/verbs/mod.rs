@@ -1,4 +1,4 @@
-//! The verbs: one file each, and the one list of them.
+//! The verbs: a file or folder for each, and the list of them.
 
 pub(crate) mod amend;
 mod bench;
@@ -40,7 +40,7 @@ pub(crate) struct Verb {
     pub(crate) run: fn(&Matches) -> Result<ExitCode>,
 }
 
-/// A verb whose file is named as it is.
+/// The verb in the module of the same name.
 macro_rules! verb {
     ($module:ident, $order:ident) => {
         Verb {
@@ -76,7 +76,7 @@ pub(crate) fn find(name: &OsStr) -> Option<&'static Verb> {
     VERBS.iter().find(|verb| verb.name == name)
 }
 
-/// Closes an image that was written, and says what was wrong with that.
+/// Closes an image that was written, and returns the error if that fails.
 pub(crate) fn close(opened: Opened) -> Result<()> {
     let path = opened.image.path().to_owned();
     match opened.into_image() {
@@ -87,7 +87,7 @@ pub(crate) fn close(opened: Opened) -> Result<()> {
     }
 }
 
-/// The program itself: what stands before the verb.
+/// The options before the verb.
 pub(crate) fn program() -> Command {
     Command::new("image-tool")
         .about("Make, copy, check and change disk images")

@@ -1,4 +1,4 @@
-//! `rebase`: another backing file for an overlay, whose content stays the same (or with `-u`, is not looked at).
+//! `rebase`: gives an overlay another backing file and keeps its content, or with `-u` changes only the name.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use crate::verbs::close;
 
 pub(crate) const NAME: &str = "rebase";
 
-/// How much one thread looks at in one go.
+/// Bytes that a thread compares at a time.
 const CHUNK: u64 = 1 << 20;
 
 pub(super) const MANUAL: Manual = Manual {
@@ -142,7 +142,7 @@ fn rebase(
         bail!("Invalid format name: '{format}'");
     }
     let backing = backing.filter(|name| !name.is_empty());
-    let below = match backing {
+    let new_backing = match backing {
         Some(name) if !unsafe_ => Some(open_backing(
             matches,
             &source,
@@ -154,7 +154,7 @@ fn rebase(
     confine::enter(&[]);
     signals.handle_in_thread(progress.clone())?;
     if !unsafe_ && overlay.image.format().has_backing() {
-        Rebase::new(&overlay, below.as_ref(), compress, progress)?.run()?;
+        Rebase::new(&overlay, new_backing.as_ref(), compress, progress)?.run()?;
     }
     change(&overlay.image, backing, backing_format.as_deref())?;
     progress.set(100.0);
@@ -196,7 +196,7 @@ fn change(image: &Image, backing: Option<&str>, format: Option<&str>) -> Result<
     image
         .record_backing_file(backing, format.filter(|_| backing.is_some()))
         .map_err(|error| match error.kind() {
-            // A raw data file shows the disk without any other.
+            // An image with a raw data file cannot have a backing file.
             ErrorKind::InvalidInput if backing.is_some() && is_raw_outside(image) => {
                 failed("Invalid argument")
             }
@@ -206,19 +206,19 @@ fn change(image: &Image, backing: Option<&str>, format: Option<&str>) -> Result<
 }
 
 fn is_raw_outside(image: &Image) -> bool {
-    let facts = image.info().ok().and_then(|info| info.qcow2);
-    facts.is_some_and(|facts| facts.data_file_raw)
+    let qcow2 = image.info().ok().and_then(|info| info.qcow2);
+    qcow2.is_some_and(|qcow2| qcow2.data_file_raw)
 }
 
-/// Copies into the overlay what the new backing file does not show as the old one does.
+/// Copies into the overlay what differs between the old and the new backing file.
 struct Rebase<'a> {
     overlay: &'a Image,
-    below: Option<&'a Image>,
-    /// Index of the new backing file in the old chain, if it is part of it.
+    new_backing: Option<&'a Image>,
+    /// Depth of the new backing file in the old chain, if it is in it.
     kept_depth: Option<u32>,
     /// Size of the old backing file.
     old_size: u64,
-    /// The unit of what is written.
+    /// The unit of writes.
     unit: u64,
     compress: bool,
     progress: &'a Progress,
@@ -230,7 +230,7 @@ struct Rebase<'a> {
 impl<'a> Rebase<'a> {
     fn new(
         overlay: &'a Opened,
-        below: Option<&'a Opened>,
+        new_backing: Option<&'a Opened>,
         compress: bool,
         progress: &'a Progress,
     ) -> Result<Self> {
@@ -241,8 +241,8 @@ impl<'a> Rebase<'a> {
         } else {
             cluster
         };
-        let kept_depth = below.and_then(|below| {
-            let wanted = std::fs::canonicalize(below.image.path()).ok()?;
+        let kept_depth = new_backing.and_then(|backing| {
+            let wanted = std::fs::canonicalize(backing.image.path()).ok()?;
             let same = |path: &std::path::PathBuf| {
                 std::fs::canonicalize(path).ok().as_ref() == Some(&wanted)
             };
@@ -254,7 +254,7 @@ impl<'a> Rebase<'a> {
         });
         Ok(Self {
             overlay: &overlay.image,
-            below: below.map(|below| &*below.image),
+            new_backing: new_backing.map(|backing| &*backing.image),
             kept_depth,
             old_size: overlay.image.backing().map_or(0, |old| Disk(old).size()),
             unit,
@@ -322,7 +322,7 @@ impl<'a> Rebase<'a> {
                 .overlay
                 .map(at, own.length)
                 .map_err(|error| unreadable(&error))?;
-            // What is decided at or below the image that stays in the chain does not change.
+            // Data of the images that stay in the chain does not change.
             let kept = self.kept_depth.is_some_and(|kept| old.depth >= kept);
             if !kept {
                 self.range(at, at + old.length, reads_zero(&old), buffers)?;
@@ -332,7 +332,7 @@ impl<'a> Rebase<'a> {
         Ok(())
     }
 
-    /// A range that the overlay does not hold and that one extent of the old chain shows.
+    /// Copies what differs in a range that the overlay does not hold, and that is one extent of the old chain.
     fn range(
         &self,
         start: u64,
@@ -343,7 +343,7 @@ impl<'a> Rebase<'a> {
         if old_zero && self.new_reads_zero(start, end) {
             return Ok(());
         }
-        // Whole units: a part of one would be filled up from the backing file.
+        // Whole units, since the rest of a partly written one would be copied from the backing file.
         let start = start - start % self.unit;
         let end = end
             .next_multiple_of(self.unit)
@@ -367,7 +367,7 @@ impl<'a> Rebase<'a> {
             let run = 1 + units.take_while(|pair| differs(pair) == first).count();
             let run = (run * unit).min(old.len());
             if first {
-                // Within the old backing file zeroes are data, as in QEMU; beyond its end they are nothing.
+                // As in QEMU, zeroes in the old backing file are written as data, and those past its end are not.
                 let at = start + done as u64;
                 let beyond = old_zero && at >= self.old_size;
                 self.write(at, old.get(..run).unwrap_or_default(), beyond)?;
@@ -378,11 +378,13 @@ impl<'a> Rebase<'a> {
     }
 
     fn new_reads_zero(&self, start: u64, end: u64) -> bool {
-        let Some(below) = self.below else { return true };
-        let end = end.min(Disk(below).size());
+        let Some(backing) = self.new_backing else {
+            return true;
+        };
+        let end = end.min(Disk(backing).size());
         let mut at = start;
         while at < end {
-            match Disk(below).map(at, end - at) {
+            match Disk(backing).map(at, end - at) {
                 Ok(extent) if reads_zero(&extent) => at += extent.length,
                 _ => return false,
             }
@@ -391,11 +393,11 @@ impl<'a> Rebase<'a> {
     }
 
     fn read_new(&self, offset: u64, buffer: &mut [u8]) -> qcow::Result<()> {
-        let Some(below) = self.below else {
+        let Some(backing) = self.new_backing else {
             buffer.fill(0);
             return Ok(());
         };
-        let inside = Disk(below)
+        let inside = Disk(backing)
             .size()
             .saturating_sub(offset)
             .min(buffer.len() as u64) as usize;
@@ -404,11 +406,11 @@ impl<'a> Rebase<'a> {
         if data.is_empty() {
             Ok(())
         } else {
-            Disk(below).read(offset, data)
+            Disk(backing).read(offset, data)
         }
     }
 
-    /// Writes what the old backing file showed: a hole as zeroes, anything else as data.
+    /// Writes content of the old backing file: a hole as zeroes, anything else as data.
     fn write(&self, offset: u64, data: &[u8], is_hole: bool) -> Result<()> {
         let written = if is_hole && is_zero(data) {
             self.overlay.write_zeroes(offset, data.len() as u64, true)

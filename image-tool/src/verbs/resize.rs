@@ -1,4 +1,4 @@
-//! `resize`: another size for the disk.
+//! `resize`: changes the size of the disk.
 
 use std::process::ExitCode;
 
@@ -22,7 +22,7 @@ use crate::verbs::close;
 
 pub(crate) const NAME: &str = "resize";
 
-/// The size is read as an option of that name would be.
+/// The size, parsed as a format option.
 const SIZE: Spec = Spec {
     name: "size",
     kind: Kind::Size,
@@ -111,7 +111,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Changes the size, in QEMU's words if that cannot be.
+/// Changes the size; errors have QEMU's words.
 pub(crate) fn resize(opened: &Opened, size: u64, preallocation: Preallocation) -> Result<()> {
     if size > MAX_DISK {
         bail!("offset({size}) exceeds maximum({MAX_DISK})");
@@ -128,7 +128,7 @@ pub(crate) fn resize(opened: &Opened, size: u64, preallocation: Preallocation) -
             return anyhow!("Could not resize file: {why}");
         }
         match (error.kind(), error.raw_os_error()) {
-            // The host's limit, where the table was long enough.
+            // The host's limit of file sizes.
             (_, Some(libc::EFBIG)) => anyhow!("Allocating clusters failed: File too large"),
             (ErrorKind::TooLarge, _) => anyhow!("Failed to grow the L1 table: File too large"),
             _ => anyhow!("{}", describe(&error, opened.image.path())),
@@ -136,7 +136,7 @@ pub(crate) fn resize(opened: &Opened, size: u64, preallocation: Preallocation) -
     })
 }
 
-/// The size that was asked for.
+/// The new size, absolute or relative.
 #[derive(Debug, Clone, Copy)]
 enum Change {
     To(u64),
@@ -156,7 +156,7 @@ impl Change {
         Ok(make(options.number("size").unwrap_or(0)))
     }
 
-    /// The new size, if there is one.
+    /// The new size, unless it is out of range.
     fn from(self, current: u64) -> Option<u64> {
         let wanted = match self {
             Self::To(size) => Some(size),

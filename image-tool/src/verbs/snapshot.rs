@@ -1,4 +1,4 @@
-//! `snapshot`: the internal snapshots of an image.
+//! `snapshot`: lists and changes the internal snapshots of an image.
 
 use std::process::ExitCode;
 
@@ -72,7 +72,7 @@ pub(crate) fn command() -> Command {
         .arg(options::operand("FILENAME", "the image"))
 }
 
-/// What to do, and with which snapshot.
+/// The action, with the name of the snapshot.
 enum Action {
     List,
     Create(String),
@@ -151,7 +151,7 @@ fn create(image: &Image, name: &str) -> Result<()> {
     if !image.format().has_snapshots() {
         return Err(failed("Operation not supported"));
     }
-    // As long as QEMU's names may be.
+    // QEMU's limit of names.
     let kept: String = name
         .char_indices()
         .take_while(|(at, c)| at + c.len_utf8() < 256)
@@ -171,15 +171,15 @@ fn apply(image: &Image, name: &str) -> Result<()> {
     if !image.format().has_snapshots() {
         return Err(failed("Block driver does not support snapshots"));
     }
-    // They would not tell what is different then.
-    let facts = open::info(image)?.qcow2;
-    if facts
+    // Applying a snapshot would make the bitmaps wrong.
+    let qcow2 = open::info(image)?.qcow2;
+    if qcow2
         .as_ref()
-        .is_some_and(|facts| !facts.bitmaps.is_empty())
+        .is_some_and(|qcow2| !qcow2.bitmaps.is_empty())
     {
         return Err(failed("Device has active dirty bitmaps"));
     }
-    if facts.is_some_and(|facts| facts.data_file.is_some()) {
+    if qcow2.is_some_and(|qcow2| qcow2.data_file.is_some()) {
         return Err(failed("Failed to load snapshot: Operation not supported"));
     }
     image
@@ -201,7 +201,7 @@ fn delete(image: &Image, name: &str) -> Result<()> {
     let snapshots = image
         .snapshots()
         .map_err(|error| failed(&cause(&error, image.path())))?;
-    // By its name only: an id is not one.
+    // As in qemu-img, only by name, not by id.
     let found = snapshots.iter().find(|snapshot| snapshot.name == name);
     let id = &found.ok_or_else(|| failed("snapshot not found"))?.id;
     image

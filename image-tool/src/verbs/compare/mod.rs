@@ -1,4 +1,4 @@
-//! `compare`: whether two images show the same disk.
+//! `compare`: compares the disks of two images.
 
 mod sides;
 
@@ -66,7 +66,7 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let quiet = matches.flag("quiet");
     if let Err(error) = options::secrets(matches) {
-        let status = tell(Verdict::Failed(NOT_OPENED, error.to_string()), quiet);
+        let status = report(Verdict::Failed(NOT_OPENED, error.to_string()), quiet);
         return Ok(ExitCode::from(status));
     }
     let [first, second] = matches.operands() else {
@@ -102,12 +102,12 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         }
         Err(error) => Verdict::Failed(NOT_OPENED, error.to_string()),
     };
-    let status = tell(outcome, quiet);
+    let status = report(outcome, quiet);
     progress.end();
     Ok(ExitCode::from(status))
 }
 
-/// How a comparison ends.
+/// The result of a comparison.
 #[derive(Debug)]
 enum Verdict {
     Same { sizes_differ: bool },
@@ -115,7 +115,8 @@ enum Verdict {
     Failed(u8, String),
 }
 
-fn tell(verdict: Verdict, quiet: bool) -> u8 {
+/// Prints a verdict and returns its status.
+fn report(verdict: Verdict, quiet: bool) -> u8 {
     match verdict {
         Verdict::Same { sizes_differ } => {
             warn_of_sizes(sizes_differ, quiet);

@@ -1,4 +1,4 @@
-//! The comparison itself: one walk over the extents of both disks, and threads that read what may differ.
+//! The comparison: one walk over the extents of both disks, and threads that read the ranges that may differ.
 
 use std::ffi::OsStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use crate::output::progress::Progress;
 const NO_STATUS: u8 = 3;
 const NOT_READ: u8 = 4;
 
-/// How much is read at a time. Shorter, the calls take more than staying in the processor's cache gives.
+/// Bytes of one read. With shorter ones, system calls cost more than the processor's cache saves.
 const CHUNK: u64 = 1 << 20;
 
 /// One of the disks.
@@ -62,23 +62,23 @@ pub(super) struct Sides<'a> {
     pub(super) progress: &'a Progress,
 }
 
-/// A range that has to be read.
+/// A range to read.
 #[derive(Debug, Clone, Copy)]
 struct Range {
     offset: u64,
     len: u64,
-    /// The sides that may hold data there; the other reads as zeroes.
+    /// Whether each side may hold data; if not, it reads as zeroes.
     a: bool,
     b: bool,
 }
 
-/// How far the walk is, and what it found.
+/// The state of the walk.
 #[derive(Debug, Default)]
 struct Walk {
     offset: u64,
     a: Option<Extent>,
     b: Option<Extent>,
-    /// The verdict with the lowest offset so far.
+    /// The verdict with the lowest offset.
     found: Option<(u64, Verdict)>,
 }
 
@@ -96,7 +96,7 @@ impl Sides<'_> {
             .unwrap_or_else(PoisonError::into_inner)
             .found
         {
-            // The warning comes when the end of the shorter disk is passed.
+            // qemu-img warns of different sizes when it reaches the end of the shorter disk.
             Some((offset, Verdict::Different { why, .. })) => Verdict::Different {
                 sizes_differ: offset >= self.shared_size(),
                 why,
@@ -136,7 +136,7 @@ impl Sides<'_> {
         }
     }
 
-    /// The next range that has to be read.
+    /// The next range to read.
     fn next(&self, walk: &mut Walk) -> Result<Option<Range>, Verdict> {
         let end = self.whole_size();
         while walk.offset < end {
@@ -161,7 +161,7 @@ impl Sides<'_> {
         Ok(None)
     }
 
-    /// Compares one range. The verdict comes with the offset it is about.
+    /// Compares one range. A verdict has its offset.
     fn range(&self, range: Range, buffers: &mut (Buffer, Buffer)) -> Result<(), (u64, Verdict)> {
         let Range { offset, len, a, b } = range;
         let failed = |verdict| (offset, verdict);
@@ -202,8 +202,8 @@ fn keep_lowest(walk: &mut Walk, offset: u64, verdict: Verdict) {
     }
 }
 
-/// The extent of a side at `offset` and where it ends; asked for only when the last one has been used up. Beyond the
-/// end of the disk there are zeroes without end.
+/// The extent of a side at `offset`, and its end; looked up only when the known one ends before. Past the end of the disk are
+/// zeroes.
 fn extent(
     known: &mut Option<Extent>,
     side: &Side<'_>,
@@ -218,11 +218,11 @@ fn extent(
     }
     match known {
         Some(extent) if offset < size => Ok((extent.clone(), extent.start + extent.length)),
-        _ => Ok((nothing(offset), u64::MAX)),
+        _ => Ok((past_the_end(offset), u64::MAX)),
     }
 }
 
-fn nothing(start: u64) -> Extent {
+fn past_the_end(start: u64) -> Extent {
     Extent {
         start,
         length: u64::MAX - start,
@@ -236,7 +236,7 @@ fn nothing(start: u64) -> Extent {
     }
 }
 
-/// What must be the same in strict mode.
+/// What is compared in strict mode.
 fn kind(extent: &Extent) -> [bool; 5] {
     let known = extent.offset.is_some();
     [

@@ -1,4 +1,4 @@
-//! The image that `convert` writes: a new one, or with `-n` one that exists.
+//! The target of `convert`: a new image, or with `-n` an existing one.
 
 use std::ffi::OsStr;
 use std::io;
@@ -25,7 +25,7 @@ use crate::verbs::{close, create};
 #[derive(Debug)]
 pub(crate) struct Destination {
     opened: Opened,
-    /// The file that has yet to get its name.
+    /// The new file; `None` with `-n`.
     target: Option<Target>,
     pub(crate) has_backing: bool,
     pub(crate) backing_len: Option<u64>,
@@ -96,14 +96,14 @@ impl Destination {
         target.create(&creation).map_err(|error| {
             failed(anyhow!(
                 "{}",
-                create::create_reason(&error, format, &target)
+                create::describe_create_error(&error, format, &target)
             ))
         })?;
-        // In place nothing hides what is unfinished: there it is locked as everywhere, and durable in the end.
+        // A target that is written in place is synced all the same.
         let unsynced = settings.target_cache()? == Cache::Unsafe;
         let opened = target.open(&shown, format, unsynced)?;
         let backing_len = opened.image.backing().map(|backing| Disk(backing).size());
-        // Preallocated space is zeroes, too. On a device only the clusters of qcow2 are.
+        // Preallocated space reads as zeroes; a device does not, but unallocated clusters of qcow2 on it do.
         let reads_zero = format.has_metadata() || !target.is_device();
         let is_zero = !has_backing && settings.sparse.is_some() && reads_zero;
         Ok(Self {
@@ -116,7 +116,7 @@ impl Destination {
     }
 
     fn existing(settings: &Settings, name: &OsStr, sources: &[Opened]) -> Result<Self> {
-        // Never guessed: what is written into a raw image must not decide what it is.
+        // Never probed: what a guest wrote to a raw image must not decide its format.
         let format = if settings.target_image_opts {
             None
         } else {
@@ -168,18 +168,18 @@ impl Destination {
         &self.opened.image
     }
 
-    /// Whether it takes one byte after the other.
+    /// Whether it is a pipe, socket or character device.
     pub(crate) fn is_stream(&self) -> bool {
         self.target.as_ref().is_some_and(Target::is_stream)
     }
 
-    /// Folders in which a name will change.
+    /// The folders in which names change, for the confinement.
     pub(crate) fn folders(&self) -> Vec<PathBuf> {
         self.target.iter().flat_map(Target::folders).collect()
     }
 
-    /// Marks an image that is written in place as incomplete, where it can say so: nothing else hides what a failure or a
-    /// crash leaves of it.
+    /// Marks an image that is written in place as incomplete, if its format has such a mark, for the case of a failure or a
+    /// crash.
     pub(crate) fn mark(&self) -> Result<bool> {
         if self.target.as_ref().is_some_and(Target::is_staged) {
             return Ok(false);
@@ -189,7 +189,7 @@ impl Destination {
         marked.map_err(|error| anyhow!("{}", describe(&error, path)))
     }
 
-    /// What was marked is whole again, and on the medium.
+    /// Flushes the complete image and clears the mark.
     pub(crate) fn unmark(&self) -> Result<()> {
         let path = self.image().path();
         let unmarked =
@@ -197,7 +197,7 @@ impl Destination {
         unmarked.map_err(|error| anyhow!("{}", describe(&error, path)))
     }
 
-    /// The copy is complete: closes the image and gives it its name.
+    /// Closes the complete image and gives it its name.
     pub(crate) fn finish(self) -> Result<()> {
         let path = self.image().path().to_owned();
         if let Some(target) = &self.target {
@@ -212,7 +212,7 @@ impl Destination {
     }
 }
 
-/// A raw file that ends within a sector is one of whole sectors once it is written.
+/// Extends a raw file to whole sectors, as qemu-img does.
 pub(super) fn make_whole(image: &Image) -> Result<()> {
     let size = Disk(image).size();
     if image.format().has_metadata() || size == image.virtual_size() {
@@ -223,7 +223,7 @@ pub(super) fn make_whole(image: &Image) -> Result<()> {
         .map_err(|error| anyhow!("{}", describe(&error, image.path())))
 }
 
-/// What does not go together in a new target.
+/// Refuses options of a new target that do not go together.
 fn check(
     settings: &Settings,
     format: Format,
@@ -272,11 +272,11 @@ fn check_sources(settings: &Settings, has_backing: bool, sources: &[Opened]) -> 
     Ok(())
 }
 
-/// Bitmaps that were not saved properly cannot be copied.
+/// Refuses bitmaps that were not saved properly, unless they are skipped.
 fn check_broken(source: &Opened, skip: bool) -> Result<()> {
     match super::bitmaps_of(source)?
         .iter()
-        // QEMU's list of them has the last first.
+        // QEMU's list of bitmaps is in reverse order.
         .rfind(|bitmap| bitmap.in_use)
     {
         Some(bitmap) if !skip => Err(Hinted {

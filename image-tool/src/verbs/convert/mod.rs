@@ -1,4 +1,4 @@
-//! `convert`: the content of one or more images into another.
+//! `convert`: copies the disks of one or more images to another.
 
 mod destination;
 mod settings;
@@ -184,7 +184,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     }
     let target_name = target_name.ok_or_else(|| anyhow!("Must specify image file name"))?;
     settings.check_caches()?;
-    // Neither is there; that no image of the format can be made is what does not depend on what is in the source.
+    // If neither format is supported, report the target's: that it cannot be created does not depend on the source.
     let is_foreign = |name: &String| {
         format_options::is_driver(name) && format_options::known_format(name).is_none()
     };
@@ -280,7 +280,7 @@ fn convert(
             _ if compressed => Order::Parallel,
             _ if destination.is_stream() => Order::Sequential,
             Some(_) if !settings.any_order => Order::Sequential,
-            // In a raw file each byte has its place, whatever the order.
+            // In a raw file, the order of writes does not decide where data lies.
             _ => Order::Any,
         },
         threads: settings.threads(),
@@ -295,7 +295,7 @@ fn convert(
     destination.finish()
 }
 
-/// Copies the disk and what belongs to it, under a mark if the target has its name already.
+/// Copies the disk and its bitmaps. A target that is written in place is marked incomplete meanwhile.
 fn fill(
     settings: &Settings,
     sources: &[Opened],
@@ -309,7 +309,7 @@ fn fill(
         true => copy_bitmaps(sources, target, settings.skip_broken_bitmaps),
         false => Ok(()),
     };
-    // Without its bitmaps, too, the disk is whole.
+    // The disk is complete even if the bitmaps could not be copied.
     let unmarked = match is_marked {
         true => destination.unmark(),
         false => Ok(()),
@@ -317,12 +317,12 @@ fn fill(
     bitmaps.and(unmarked)
 }
 
-/// How much there is to do, when somebody is told how far it is.
+/// The bytes to copy, counted only if progress is printed.
 fn total(settings: &Settings, input: &Input, plan: &Plan) -> Result<u64> {
     if !settings.progress {
         return Ok(input.len());
     }
-    // What cannot be read is said when the turn comes to it.
+    // The copy itself warns of ranges that cannot be read.
     let mut plan = plan.quiet();
     let mut total = 0;
     while let Some(piece) = plan
@@ -385,7 +385,7 @@ fn copy_bitmaps(sources: &[Opened], target: &Image, skip_broken: bool) -> Result
                 )
             })?;
         if let Err(error) = bitmap::merge(target, name, &source.image, name) {
-            // Left there, it would say that nothing has changed.
+            // An empty bitmap would claim that nothing has changed.
             let _ = target.bitmap_remove(name);
             return Err(anyhow!("Failed to populate bitmap {name}: {error}"));
         }

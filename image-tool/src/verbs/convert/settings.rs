@@ -1,4 +1,4 @@
-//! What the options of `convert` say.
+//! The options of `convert`.
 
 use anyhow::{Result, anyhow, bail};
 
@@ -11,7 +11,7 @@ use crate::copy::workers;
 use crate::copy::zero::{SECTOR, Sparse};
 use crate::open::snapshot_param::SnapshotParam;
 
-/// The most data in one piece of a copy: large enough for few system calls, small enough for the processor's cache.
+/// The longest piece of data: long enough for few system calls, short enough for the processor's cache.
 pub(crate) const PIECE: u64 = 1 << 20;
 
 /// The largest `-S`.
@@ -20,7 +20,7 @@ const MAX_SPARSE: u64 = 16 << 20;
 /// The largest `-m`.
 const MAX_PARALLEL: u64 = 16;
 
-/// The options, read.
+/// The values of the options.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) progress: bool,
@@ -88,7 +88,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// What does not go together.
+    /// Refuses options that do not go together.
     fn check(&self, explicit_sparse: bool, explicit_format: bool) -> Result<()> {
         if self.skip_broken_bitmaps && !self.bitmaps {
             bail!("Use of --skip-broken-bitmaps requires --bitmaps");
@@ -117,7 +117,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Cache modes that do not exist; told after the operands were counted.
+    /// Refuses unknown cache modes. As in qemu-img, a wrong number of operands is reported first.
     pub(crate) fn check_caches(&self) -> Result<()> {
         if let Some(mode) = self
             .source_cache
@@ -137,7 +137,7 @@ impl Settings {
         }
     }
 
-    /// As many threads as processors, and not more than requests at once: while one reads, another writes.
+    /// The number of threads: one for each processor, at most `-m`.
     pub(crate) fn threads(&self) -> usize {
         workers::processors().min(usize::try_from(self.parallel).unwrap_or(1))
     }
