@@ -61,10 +61,7 @@ impl Client {
             None,
         )
         .map_err(|e| Error::io("cannot open a socket", e))?;
-        for timeout in [Timeout::Recv, Timeout::Send] {
-            set_socket_timeout(&socket, timeout, Some(REPLY_TIMEOUT))
-                .map_err(|e| Error::io("cannot limit how long to wait", e))?;
-        }
+        set_timeouts(&socket, REPLY_TIMEOUT)?;
         connect(&socket, &address).map_err(|e| Error::connect(path, e))?;
         Ok(Client {
             channel: Channel::new(socket),
@@ -80,8 +77,8 @@ impl Client {
 
     /// Requests a TAP device and waits for the reply, for at most 10 seconds.
     pub fn request_tap(self, request: &TapRequest) -> Result<Lease, Error> {
-        send_request(&self.channel, &Request::Tap(request.clone()))?;
-        let packet = receive_reply(&self.channel)?;
+        send_request(&self.channel, &Request::Tap(request.clone()), REPLY_TIMEOUT)?;
+        let packet = receive_reply(&self.channel, REPLY_TIMEOUT)?;
         match decode::<Reply>(&packet.bytes)? {
             Reply::Tap(info) if packet.files.len() == usize::from(request.queues) => Ok(Lease {
                 info,
@@ -100,7 +97,7 @@ impl Client {
 
     /// Requests a hold, and does not wait for the reply.
     pub fn request_hold(self) -> Result<PendingHold, Error> {
-        send_request(&self.channel, &Request::Hold)?;
+        send_request(&self.channel, &Request::Hold, REPLY_TIMEOUT)?;
         Ok(PendingHold(self.channel))
     }
 }
@@ -108,7 +105,7 @@ impl Client {
 impl PendingHold {
     /// Waits for the reply.
     pub fn finish(self) -> Result<Hold, Error> {
-        match decode(&receive_reply(&self.0)?.bytes)? {
+        match decode(&receive_reply(&self.0, REPLY_TIMEOUT)?.bytes)? {
             Reply::Held => Ok(Hold(self.0)),
             reply => Err(unexpected(reply)),
         }
@@ -117,17 +114,17 @@ impl PendingHold {
 
 impl Hold {
     /// Ends the hold. If this was the last one and the helper ends, waits until it has removed everything and its
-    /// process is gone, each for at most `timeout`. Returns whether the helper ends.
+    /// process is gone. Each of the three waits, the first for the reply, is for at most `timeout`, which must not be
+    /// zero. Returns whether the helper ends.
     pub fn release(self, timeout: Duration) -> Result<bool, Error> {
         let process = peer_process(&self.0);
-        send_request(&self.0, &Request::Release)?;
-        let Reply::Released { ends } = decode(&receive_reply(&self.0)?.bytes)? else {
+        set_timeouts(&self.0, timeout)?;
+        send_request(&self.0, &Request::Release, timeout)?;
+        let Reply::Released { ends } = decode(&receive_reply(&self.0, timeout)?.bytes)? else {
             return Err(Error::protocol("another answer than was asked for".into()));
         };
         if ends {
-            set_socket_timeout(&self.0, Timeout::Recv, Some(timeout))
-                .map_err(|e| Error::io("cannot limit how long to wait", e))?;
-            match receive_reply(&self.0) {
+            match receive_reply(&self.0, timeout) {
                 Err(error) if error.kind() == ErrorKind::Closed => {}
                 Err(error) => return Err(error),
                 Ok(_) => return Err(Error::protocol("more answers than were asked for".into())),
@@ -156,21 +153,29 @@ fn peer_process(socket: impl AsFd) -> Option<OwnedFd> {
     pidfd_open(peer, PidfdFlags::empty()).ok()
 }
 
-/// Sends a request. A helper that has ended before it reads the request is as one that closes the connection without a
-/// reply.
-fn send_request(channel: &Channel, request: &Request) -> Result<(), Error> {
-    channel
-        .send(request, &[])
-        .map_err(|error| match errno(&error) {
-            Some(Errno::PIPE | Errno::CONNRESET) => Error::closed(),
-            _ => error,
-        })
+/// Limits how long to wait for the helper, in each direction.
+fn set_timeouts(socket: impl AsFd, timeout: Duration) -> Result<(), Error> {
+    for direction in [Timeout::Recv, Timeout::Send] {
+        set_socket_timeout(&socket, direction, Some(timeout))
+            .map_err(|e| Error::io("cannot limit how long to wait", e))?;
+    }
+    Ok(())
 }
 
-fn receive_reply(channel: &Channel) -> Result<Packet, Error> {
-    channel
-        .receive()
-        .map_err(timed_out)?
+/// Sends a request. A helper that has ended before it reads the request is as one that closes the connection without a
+/// reply.
+fn send_request(channel: &Channel, request: &Request, timeout: Duration) -> Result<(), Error> {
+    let sent = channel.send(request, &[]);
+    sent.map_err(|error| match errno(&error) {
+        Some(Errno::PIPE | Errno::CONNRESET) => Error::closed(),
+        _ => timed_out(error, timeout),
+    })
+}
+
+fn receive_reply(channel: &Channel, timeout: Duration) -> Result<Packet, Error> {
+    let received = channel.receive();
+    received
+        .map_err(|error| timed_out(error, timeout))?
         .ok_or_else(Error::closed)
 }
 
@@ -186,10 +191,10 @@ fn errno(error: &Error) -> Option<Errno> {
     source.and_then(Errno::from_io_error)
 }
 
-fn timed_out(error: Error) -> Error {
+fn timed_out(error: Error, timeout: Duration) -> Error {
     match errno(&error) {
         Some(Errno::AGAIN) => Error::protocol(format!(
-            "bulkhead-net-helper has not answered for {REPLY_TIMEOUT:?}"
+            "bulkhead-net-helper has not answered for {timeout:?}"
         )),
         _ => error,
     }

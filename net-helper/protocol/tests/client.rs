@@ -206,9 +206,44 @@ fn a_helper_that_ends_instead_of_an_answer_is_told_from_one_that_answers_nonsens
         .unwrap()
         .finish()
         .unwrap();
-    let error = hold.release(std::time::Duration::ZERO).unwrap_err();
+    let error = hold
+        .release(std::time::Duration::from_secs(60))
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
 
     let pending = replying(vec![Reply::Tap(info())]).request_hold().unwrap();
     assert_eq!(pending.finish().unwrap_err().kind(), ErrorKind::Protocol);
+}
+
+#[test]
+fn a_helper_that_is_stopped_keeps_no_client_that_releases_its_hold() {
+    let (ours, theirs) = pair();
+    let helper = Channel::new(theirs);
+    let pending = Client::from_socket(ours).request_hold().unwrap();
+    helper.send(&Reply::Held, &[]).unwrap();
+    let hold = pending.finish().unwrap();
+
+    // It reads no more, and its connection stays open.
+    let error = hold.release(std::time::Duration::from_millis(50));
+
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol);
+    assert!(
+        error.to_string().contains("has not answered for 50ms"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_helper_that_is_stopped_while_it_ends_keeps_no_client() {
+    let (ours, theirs) = pair();
+    let helper = Channel::new(theirs);
+    let pending = Client::from_socket(ours).request_hold().unwrap();
+    helper.send(&Reply::Held, &[]).unwrap();
+    let hold = pending.finish().unwrap();
+    helper.send(&Reply::Released { ends: true }, &[]).unwrap();
+
+    let error = hold.release(std::time::Duration::from_millis(50));
+
+    assert!(error.unwrap_err().to_string().contains("has not answered"));
 }
