@@ -34,6 +34,10 @@ pub(crate) enum Next {
     End,
 }
 
+/// How many messages that a client has sent and nobody will read are discarded before its connection is closed. A
+/// client can send hundreds, which takes milliseconds.
+const MAX_DISCARDED: usize = 4;
+
 /// How long a client has to receive its last reply before its connection is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -83,7 +87,8 @@ fn is_truncated(connection: &impl AsFd, buffer: &mut [MaybeUninit<u8>]) -> Resul
     received.map(|message| message.flags.contains(ReturnFlags::CTRUNC))
 }
 
-/// The sockets with files in their messages, by user: one thread for each user closes them one after the other.
+/// The sockets with files in their messages or with many messages, by user: one thread for each user closes them one
+/// after the other.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Closing(Arc<Mutex<BTreeMap<u32, Queue>>>);
 
@@ -104,13 +109,17 @@ struct Waiting {
 }
 
 impl Closing {
-    /// Closes a connection, without blocking.
+    /// Closes a connection, without blocking. Of its messages only the first few are looked at: with more of them, or
+    /// with a file in them, the user's thread closes it.
     pub(crate) fn close(&self, channel: Channel, user: u32) {
         let socket = OwnedFd::from(channel);
         // From here on the client can send nothing more.
         let _ = shutdown(&socket, Shutdown::Read);
         let mut next = peek(&socket);
-        while let Next::Message = next {
+        for _ in 0..MAX_DISCARDED {
+            if next != Next::Message {
+                break;
+            }
             // A message that is longer than the buffer is discarded.
             next = match recv(&socket, &mut [0u8; 0], RecvFlags::DONTWAIT) {
                 Ok(_) | Err(Errno::INTR) => peek(&socket),
@@ -118,7 +127,7 @@ impl Closing {
             };
         }
         let mut queues = self.queues();
-        if next == Next::Files {
+        if matches!(next, Next::Files | Next::Message) {
             let deadline = Instant::now() + CLOSE_TIMEOUT;
             let waiting = &mut queues.entry(user).or_default().waiting;
             waiting.push_back(Waiting { socket, deadline });

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bulkhead_net_protocol::TapRequest;
+use bulkhead_net_protocol::{Request, TapRequest, encode};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, connect, send, sendmsg, socket_with,
@@ -34,6 +34,8 @@ enum Manner {
     SendsFiles,
     /// Keeps the last few hundred.
     Keeps,
+    /// Sends requests until there is no room for more, reads no reply, and keeps the last few dozen.
+    Fills,
     /// Only computes, for comparison.
     Computes,
 }
@@ -60,7 +62,12 @@ impl Flood {
                         connected.fetch_add(1, Ordering::Relaxed);
                         kept.push_back(socket);
                     }
-                    if kept.len() > 300 || !matches!(manner, Manner::Keeps) {
+                    let most = match manner {
+                        Manner::Keeps => 300,
+                        Manner::Fills => 60,
+                        _ => 0,
+                    };
+                    if kept.len() > most {
                         kept.pop_front();
                     }
                 }
@@ -92,6 +99,10 @@ fn visit(address: &SocketAddrUnix, manner: Manner) -> Option<OwnedFd> {
     connect(&socket, address).ok()?;
     if let Manner::Sends = manner {
         let _ = send(&socket, b"nonsense", SendFlags::NOSIGNAL);
+    }
+    if let Manner::Fills = manner {
+        let request = encode(&Request::Tap(TapRequest::on("default"))).unwrap();
+        while send(&socket, &request, SendFlags::NOSIGNAL).is_ok() {}
     }
     if let Manner::SendsFiles = manner {
         let files = [socket.as_fd()];
@@ -149,6 +160,7 @@ fn a_user_who_floods_the_socket_keeps_others_waiting_for_moments_only() {
                 Manner::Sends,
                 Manner::SendsFiles,
                 Manner::Keeps,
+                Manner::Fills,
             ] {
                 let is_fair = || {
                     let usual = median(&waits(&helper, Manner::Computes));
