@@ -52,11 +52,14 @@ mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bulkhead_process::broker::Broker;
 use bulkhead_process::{notify, signals};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -107,16 +110,18 @@ fn run(mut config: Config) -> Result<ExitCode> {
         .then(listen::connection_on_stdin)
         .transpose()?;
     raise_file_limit(serve::MAX_OPEN_FILES)?;
+    // Before anything is created: a signal that comes from here on ends the helper in order.
+    let signals = signals::block_termination().context("cannot block signals")?;
     let mut links = Links::open().context("cannot open a netlink socket")?;
     let mut broker = Broker::start().context("cannot start the process that removes files")?;
-    let (mut state, mut record) = StateDir::open(&config.state, &config.socket)?;
+    let wait = |time| is_to_go_on(&signals, time);
+    let Some((mut state, mut record)) = StateDir::open(&config.state, &config.socket, wait)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
     let is_first = record == Record::default();
     previous_run::assign_owner(&mut links, &state, &mut record)
         .context("cannot take over what an older version has left")?;
     config.networks = previous_run::with_networks_in_use(&mut links, &config.networks, &record)?;
-    // Supervisors are started before signals are blocked, since they and the programs that they start inherit the
-    // signal mask.
-    signals::unblock_termination();
     let dhcp = match start_supervisors(&config.networks, state.path()) {
         Ok(dhcp) => dhcp,
         Err(error) => {
@@ -128,7 +133,6 @@ fn run(mut config: Config) -> Result<ExitCode> {
         }
     };
     state.hand_folders_to(&mut broker)?;
-    let signals = signals::block_termination().context("cannot block signals")?;
     let mut host = Host::new(links, state, record, dhcp);
     let mut server = Server::new(config.exit_idle);
     if let Some(connection) = first_client {
@@ -147,6 +151,17 @@ fn run(mut config: Config) -> Result<ExitCode> {
     match errors.len() {
         0 => Ok(ExitCode::SUCCESS),
         _ => bail!("not everything could be undone"),
+    }
+}
+
+/// Waits for a time. Returns false when a signal that ends the program has come.
+fn is_to_go_on(signals: &signals::SignalFd, time: Duration) -> Result<bool> {
+    let time = Timespec::try_from(time).context("too long a time")?;
+    let mut fds = [PollFd::new(signals, PollFlags::IN)];
+    match poll(&mut fds, Some(&time)) {
+        Ok(signals) => Ok(signals == 0),
+        Err(Errno::INTR) => Ok(true),
+        Err(error) => Err(error).context("poll"),
     }
 }
 
@@ -171,14 +186,21 @@ fn bind_and_serve(
     // Listening comes first: if another program listens on the socket, nothing has been changed yet. Clients that
     // connect now wait.
     let mut listener = Listener::bind(&config.socket, config.group)?;
-    listener.hand_file_to(broker)?;
-    broker.seal()?;
+    let handed = listener.hand_file_to(broker).and_then(|()| broker.seal());
+    handed.with_context(|| cannot_remove(config))?;
     let served = create_and_serve(config, &listener, signals, host, server);
     // The socket's file is removed before anything else, so that a client that comes now finds no helper, and not one
     // that is ending.
     listener.end();
-    broker.remove_now()?;
-    served
+    let removed = broker.remove_now();
+    served.and(removed.with_context(|| cannot_remove(config)))
+}
+
+fn cannot_remove(config: &Config) -> String {
+    let (socket, state) = (config.socket.display(), config.state.display());
+    format!(
+        "cannot remove {socket} and {state}: the broker, the process that does it, has been killed"
+    )
 }
 
 fn create_and_serve(

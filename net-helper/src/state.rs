@@ -78,7 +78,12 @@ impl StateDir {
     ///
     /// If another helper has the folder and does not listen on `socket`, it is about to end or to begin, and this
     /// function waits for that.
-    pub(crate) fn open(path: &Path, socket: &Path) -> Result<(Self, Record)> {
+    /// `wait` waits for a time, and returns false when the program is to end; then the result is `None`.
+    pub(crate) fn open(
+        path: &Path,
+        socket: &Path,
+        mut wait: impl FnMut(Duration) -> Result<bool>,
+    ) -> Result<Option<(Self, Record)>> {
         let deadline = Instant::now() + LOCK_TIMEOUT;
         let state = loop {
             if let Some(state) = Self::try_lock(path)? {
@@ -88,10 +93,12 @@ impl StateDir {
                 let shown = path.display();
                 bail!("another bulkhead-net-helper is running with the state folder {shown}");
             }
-            std::thread::sleep(LOCK_RETRY_INTERVAL);
+            if !wait(LOCK_RETRY_INTERVAL)? {
+                return Ok(None);
+            }
         };
         let record = state.read().inspect_err(|_| state.remove_if_unused())?;
-        Ok((state, record))
+        Ok(Some((state, record)))
     }
 
     /// Creates and locks the folder; `None` while another helper has it.
@@ -247,9 +254,15 @@ mod tests {
 
     use super::*;
 
+    fn sleep(time: Duration) -> Result<bool> {
+        std::thread::sleep(time);
+        Ok(true)
+    }
+
     /// Opens the folder with a socket path that nobody listens on.
     fn open(path: &Path) -> Result<(StateDir, Record)> {
-        StateDir::open(path, &path.with_file_name("no.sock"))
+        let opened = StateDir::open(path, &path.with_file_name("no.sock"), sleep)?;
+        Ok(opened.expect("it is not to end"))
     }
 
     fn record() -> Record {
@@ -291,11 +304,22 @@ mod tests {
         let _first = open(&path).unwrap();
         let socket = dir.path().join("helper.sock");
         let _listener = Listen::default().seqpacket().at(&socket).unwrap();
-        let error = StateDir::open(&path, &socket).unwrap_err().to_string();
+        let error = StateDir::open(&path, &socket, sleep)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("another bulkhead-net-helper is running"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_helper_that_is_to_end_waits_for_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("net-helper");
+        let _first = open(&path).unwrap();
+        let opened = StateDir::open(&path, &dir.path().join("no.sock"), |_| Ok(false));
+        assert!(opened.unwrap().is_none());
     }
 
     #[test]

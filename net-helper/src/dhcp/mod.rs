@@ -73,8 +73,7 @@ pub(crate) struct Dhcp {
 }
 
 impl Dhcp {
-    /// Starts the supervisor, which waits for [`Dhcp::start`]. Must be called before signals are blocked: programs
-    /// inherit the signal mask.
+    /// Starts the supervisor, which waits for [`Dhcp::start`].
     pub(crate) fn prepare(network: &Network, subnet: Ipv4Subnet, state: &Path) -> Result<Self> {
         let dnsmasq = dnsmasq::program().ok_or_else(|| {
             anyhow!("dnsmasq is not installed and {network} needs it for DHCP: install dnsmasq-base, or say dhcp=off")

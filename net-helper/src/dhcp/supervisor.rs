@@ -14,6 +14,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use bulkhead_process::signals;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal};
@@ -34,6 +35,8 @@ pub(super) fn run(args: &[OsString]) -> io::Result<()> {
     let [lock] = args else {
         return Err(invalid());
     };
+    // The helper blocks these signals. A program inherits the mask of the one that starts it, and dnsmasq stops by SIGTERM.
+    signals::unblock_termination();
     if read_command()?.is_none() {
         return Ok(());
     }

@@ -1,11 +1,14 @@
 //! dnsmasq and the processes that start it are killed in every order: DHCP comes back, and no process stays.
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use bulkhead_net_protocol::TapRequest;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::host::{DhcpProcesses, Guest, Helper, dnsmasqs, eventually, on_own_host};
+use crate::host::{
+    DhcpProcesses, Guest, Helper, command, dnsmasqs, eventually, on_own_host, run, traces,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Victim {
@@ -165,5 +168,58 @@ fn a_supervisor_that_is_stopped_keeps_no_helper_from_its_end() {
         let _ = signal(Signal::CONT);
         eventually("dnsmasq ends", || dnsmasqs().is_empty());
         Helper::start(folder.path(), &options).stop();
+    });
+}
+
+#[test]
+fn a_helper_that_is_told_to_end_while_it_starts_leaves_nothing() {
+    let test = "deaths::a_helper_that_is_told_to_end_while_it_starts_leaves_nothing";
+    on_own_host(test, || {
+        let folder = tempfile::tempdir().unwrap();
+        let before = traces(folder.path());
+        // At many moments of a start. Before it has blocked the signals, it ends by them and has created nothing.
+        for moment in (0..120).step_by(4) {
+            for signal in [Signal::TERM, Signal::HUP] {
+                let mut helper = command(folder.path(), "").spawn().unwrap();
+                std::thread::sleep(Duration::from_millis(moment));
+                kill_process(Pid::from_child(&helper), signal).unwrap();
+
+                let status = helper.wait().unwrap();
+
+                let by_signal = status.signal() == Some(signal.as_raw());
+                assert!(status.success() || by_signal, "{moment} ms: {status}");
+                assert_eq!(traces(folder.path()), before, "{moment} ms: {status}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_helper_whose_broker_was_killed_ends_and_names_what_it_leaves() {
+    let test = "deaths::a_helper_whose_broker_was_killed_ends_and_names_what_it_leaves";
+    on_own_host(test, || {
+        let folder = tempfile::tempdir().unwrap();
+        let said = folder.path().join("said");
+        let mut helper = Helper::start_writing(&said, folder.path(), "");
+        let pid = helper.child.id();
+        let children = run(&format!("cat /proc/{pid}/task/{pid}/children"));
+        let is_broker = |pid: &&str| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap() == "bulkhead-broker\n"
+        };
+        let broker = children.split_whitespace().find(is_broker).unwrap();
+        run(&format!("kill -9 {broker}"));
+
+        helper.signal(Signal::TERM);
+
+        assert_eq!(helper.child.wait().unwrap().code(), Some(1));
+        let said = std::fs::read_to_string(said).unwrap();
+        let (socket, state) = (helper.socket.display(), folder.path().join("net-helper"));
+        let named = format!("error: cannot remove {socket} and {}: ", state.display());
+        assert!(said.starts_with(&named), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(dnsmasqs().is_empty() && !run("ip -o link").contains("bulkhead0"));
+        // The next one takes both over.
+        Helper::start(folder.path(), "").stop();
+        assert!(!state.exists());
     });
 }

@@ -329,7 +329,7 @@ pub(crate) fn refused(folder: &Path, options: &str, status: i32) -> String {
     text
 }
 
-fn command(folder: &Path, options: &str) -> Command {
+pub(crate) fn command(folder: &Path, options: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-net-helper"));
     command.arg("--socket-path").arg(folder.join("helper.sock"));
     command.args(options.split_whitespace());
