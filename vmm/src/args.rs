@@ -9,17 +9,17 @@ use crate::config::{
     SerialConfig, VhostUserConfig, VmConfig,
 };
 
-/// Runs one guest. Its disks, network cards and other devices are vhost-user backends, processes of their own.
+/// Runs one guest. Its disks, network cards and other devices are vhost-user backends in processes of their own.
 ///
-/// Exit status: 0 when the guest powers off or the monitor is told to end, 1 when something is wrong, 2 when the
-/// command line is wrong, 3 when the guest resets, 4 when it crashes.
+/// Exit status: 0 when the guest powers off, or a signal or an API request ends the monitor; 1 for an error; 2 when the
+/// command line is wrong; 3 when the guest resets; 4 when it crashes.
 #[derive(Debug, Parser)]
 #[command(name = "bulkhead-vmm", version)]
 pub(crate) struct Args {
     /// Kernel: an x86-64 bzImage, or an ELF image with or without a PVH note
     #[arg(long, value_name = "PATH", required_unless_present = "api_socket")]
     pub(crate) kernel: Option<PathBuf>,
-    /// Initramfs
+    /// Initial RAM file system
     #[arg(long, value_name = "PATH")]
     pub(crate) initramfs: Option<PathBuf>,
     /// The kernel's command line
@@ -30,59 +30,59 @@ pub(crate) struct Args {
         allow_hyphen_values = true
     )]
     pub(crate) cmdline: String,
-    /// vCPUs
+    /// Number of virtual CPUs
     #[arg(long, value_name = "boot=N[,max=N]", default_value = "boot=1")]
     pub(crate) cpus: CpusConfig,
-    /// Memory
+    /// Guest memory
     #[arg(
         long,
         value_name = "size=SIZE[,hugepages=on|off]",
         default_value = "size=512M"
     )]
     pub(crate) memory: MemoryConfig,
-    /// A disk
+    /// Disk, served by a vhost-user-blk backend
     #[arg(
         long,
         value_name = "vhost_user=on,socket=PATH[,readonly=on,num_queues=N,queue_size=N,id=ID]"
     )]
     pub(crate) disk: Vec<DiskConfig>,
-    /// A network card
+    /// Network card, served by a vhost-user-net backend
     #[arg(
         long,
         value_name = "vhost_user=on,socket=PATH[,mac=MAC,mtu=N,num_queues=N,queue_size=N,id=ID]"
     )]
     pub(crate) net: Vec<NetConfig>,
-    /// A shared folder
+    /// Shared folder, served by a vhost-user-fs backend
     #[arg(
         long,
         value_name = "tag=TAG,socket=PATH[,num_queues=N,queue_size=N,id=ID]"
     )]
     pub(crate) fs: Vec<FsConfig>,
-    /// A device of any type
+    /// Device of any virtio type, served by a vhost-user backend
     #[arg(
         long,
         value_name = "type=blk|net|fs|NUMBER,socket=PATH[,tag=TAG,num_queues=N,queue_size=N,id=ID]"
     )]
     pub(crate) vhost_user: Vec<VhostUserConfig>,
-    /// Where the first serial port goes
+    /// Where the serial port's input and output go
     #[arg(
         long,
         value_name = "tty|socket=PATH|file=PATH|off|null",
         default_value = "tty"
     )]
     pub(crate) serial: SerialConfig,
-    /// Serve the API on a Unix socket; without a kernel, wait there for a guest to be created
+    /// Serve the API on this Unix socket. Without --kernel, wait there for a guest to be created
     #[arg(long, value_name = "path=PATH")]
     pub(crate) api_socket: Option<ApiSocketConfig>,
 }
 
 impl Args {
-    /// Where to serve the API.
+    /// The path of the API's socket.
     pub(crate) fn api_socket(&self) -> Option<&Path> {
         self.api_socket.as_ref().map(|api| api.path.as_path())
     }
 
-    /// The guest asked for; none when it is to be created through the API.
+    /// The guest's configuration. `None`: the API creates the guest.
     pub(crate) fn into_config(self) -> Option<VmConfig> {
         Some(VmConfig {
             payload: PayloadConfig {

@@ -1,7 +1,7 @@
 //! Warnings about backends, so that people see why a guest's disk does not answer.
 //!
-//! They are written after a delay: when a guest and its backends are ended together, a backend may end before the monitor gets its signal,
-//! and that needs no warning.
+//! They are written after a delay: when a guest and its backends are ended together, a backend may end before the
+//! monitor gets its signal, and that needs no warning.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,5 +1,5 @@
-//! What the monitor leaves to its broker: connecting to backends, opening what a guest boots, removing sockets at the end. So the
-//! confined monitor knows no path.
+//! What the broker process does for the confined monitor: it connects to backends, opens the kernel and the initramfs,
+//! and removes sockets at the end.
 
 use std::fs::File;
 use std::io;
@@ -10,18 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bulkhead_process::broker;
 use bulkhead_process::listen::SocketFile;
 
-/// The broker, until the end. Threads that are not waited for have it, too.
+/// The broker, until it is ended. Threads that outlive that have clones of this.
 #[derive(Clone)]
 pub(crate) struct Broker(Arc<Mutex<Option<broker::Broker>>>);
 
 impl Broker {
-    /// Starts it. To be called before there is a second thread.
+    /// Starts the broker. This is called before a second thread is started.
     pub(crate) fn start() -> io::Result<Self> {
         let broker = broker::Broker::start()?;
         Ok(Self(Arc::new(Mutex::new(Some(broker)))))
     }
 
-    /// None at all: what is to be removed stays.
+    /// No broker: files are not removed.
     #[cfg(test)]
     pub(crate) fn none() -> Self {
         Self(Arc::default())
@@ -38,12 +38,12 @@ impl Broker {
         }
     }
 
-    /// Has it remove the file of a socket at the end.
+    /// Has the broker remove a socket's file at the end.
     pub(crate) fn remove_at_end(&self, file: SocketFile) -> io::Result<()> {
         match &mut *self.lock() {
             Some(broker) => broker.remove_at_end(file),
             None => {
-                // Dropping it would remove it.
+                // Dropping it would remove the file now.
                 std::mem::forget(file);
                 Ok(())
             }
@@ -55,7 +55,7 @@ impl Broker {
         self.ask(|broker| broker.open(path))
     }
 
-    /// How to connect to the socket at `path`, now and later.
+    /// A function that connects to the socket at `path`, now and later.
     pub(crate) fn connector(
         &self,
         path: &Path,
@@ -65,22 +65,22 @@ impl Broker {
         Ok(move || broker.ask(|broker| broker.connect(peer)))
     }
 
-    /// What it learnt so far stays after a [`Self::rollback`].
+    /// What the broker has learnt so far stays after a [`Self::rollback`].
     pub(crate) fn checkpoint(&self) -> io::Result<()> {
         self.ask(|broker| broker.checkpoint())
     }
 
-    /// Has it forget what it learnt since the checkpoint, and remove the files among that.
+    /// Has the broker forget what it has learnt since the checkpoint, and remove those files.
     pub(crate) fn rollback(&self) -> io::Result<()> {
         self.ask(|broker| broker.rollback())
     }
 
-    /// From now on it learns of nothing more.
+    /// From now on the broker accepts no new paths.
     pub(crate) fn seal(&self) -> io::Result<()> {
         self.ask(broker::Broker::seal)
     }
 
-    /// An orderly end: files are removed.
+    /// Ends the broker, which removes the files.
     pub(crate) fn end(&self) {
         if let Some(broker) = self.lock().take() {
             broker.end();

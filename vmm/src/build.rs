@@ -1,5 +1,5 @@
-//! Building the machine on a thread of its own: backends' first answers, the kernel and guest memory may take their time, and whoever
-//! wants to end the monitor, or has a question, does not wait for them.
+//! Builds the machine on a thread of its own, since backends, the kernel's file and guest memory may take their time.
+//! Meanwhile the main thread serves the API and handles signals.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,29 +41,29 @@ impl Build {
         Ok(Self { thread, done })
     }
 
-    /// Becomes readable when the thread is at its end.
+    /// Becomes readable when the thread ends.
     pub(crate) fn done(&self) -> BorrowedFd<'_> {
         self.done.as_fd()
     }
 
-    /// What came of it, once it is done.
+    /// The result, once it is done.
     pub(crate) fn finish(self) -> anyhow::Result<(VmConfig, Machine)> {
         let ended = self.thread.join();
         ended.map_err(|_| anyhow!("building the guest failed"))?
     }
 }
 
-/// Signals the end of the thread, however that comes.
+/// Signals the end of the thread, even if it panics.
 struct Signal(Arc<OwnedFd>);
 
 impl Drop for Signal {
     fn drop(&mut self) {
-        // The counter is not full: this happens once.
+        // This happens once, so the counter is not full.
         let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
     }
 }
 
-/// The guests asked for by the API's clients, one after the other until one is built.
+/// Builds the guests of the API's clients, one after the other until one succeeds.
 pub(crate) struct Builder<'a> {
     broker: &'a Broker,
     build: Option<Build>,
@@ -78,7 +78,7 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// Starts building a guest; there is none being built.
+    /// Starts building a guest. No other is being built.
     pub(crate) fn start(&mut self, config: &VmConfig) -> anyhow::Result<()> {
         let started = Console::open(&config.serial, self.broker)
             .and_then(|console| Build::start(config.clone(), console, self.broker.clone()));
@@ -91,12 +91,12 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Becomes readable when there is something to [`Self::take`].
+    /// Becomes readable when [`Self::take`] has a result.
     pub(crate) fn done(&self) -> Option<BorrowedFd<'_>> {
         self.build.as_ref().map(Build::done)
     }
 
-    /// The guest, if it is built. A failure leaves nothing.
+    /// The guest, if it is built. A failure leaves no sockets or files.
     pub(crate) fn take(&mut self) -> anyhow::Result<Option<(VmConfig, Machine)>> {
         match self.build.take().map(Build::finish) {
             None => Ok(None),

@@ -7,7 +7,7 @@ use bulkhead_kvm::{Crash, Platform};
 
 use crate::stop::{Stop, StopReason};
 
-/// The two address spaces that devices are in.
+/// The two buses, and why the VM stopped.
 pub(crate) struct Buses {
     pub(crate) ports: Bus,
     pub(crate) memory: Bus,

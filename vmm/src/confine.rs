@@ -1,5 +1,5 @@
-//! What the monitor may do while it builds the guest, and while it runs it: then it opens no file, starts no program and connects to
-//! nothing.
+//! What the monitor may do while it builds the guest, and while it runs it: then it opens no file, starts no program
+//! and connects to nothing.
 
 use std::path::Path;
 
@@ -76,8 +76,9 @@ const BUILDING_IOCTLS: &[u64] = &[
     0x540f,      // TIOCGPGRP
 ];
 
-/// Begins the first stage, in which the machine is built of a kernel and an initramfs that the broker opens. Only /dev/kvm is visible
-/// and, when the API creates the guest later, the folder in which its serial port may write (`folder`).
+/// Begins the first stage, in which the machine is built of a kernel and an initramfs that the broker opens. Only
+/// /dev/kvm is visible and, when the API creates the guest later, the folder in which its serial port may write
+/// (`folder`).
 pub(crate) fn begin(folder: Option<&Path>) -> anyhow::Result<First> {
     let running = Confinement::new()
         .isolate()
@@ -115,7 +116,8 @@ pub(crate) fn enter_vcpu() {
     );
 }
 
-/// Confines the thread that talks to a backend: messages with descriptors, and a channel for the requests of a new backend.
+/// Confines the thread that talks to a backend: messages with descriptors, and a channel for the requests of a new
+/// backend.
 pub(crate) fn enter_reconnect_thread() {
     enter(
         Confinement::for_thread()

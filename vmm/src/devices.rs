@@ -1,4 +1,5 @@
-//! The machine's devices, in the order of their dependencies (see [`Lifecycle`]), and what it takes to add and remove one.
+//! The machine's devices, in the order of their dependencies (see [`Lifecycle`]), and what it takes to add and remove
+//! one.
 
 use std::path::Path;
 use std::sync::Arc;

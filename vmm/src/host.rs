@@ -1,11 +1,11 @@
-//! What the host has.
+//! Facts about the host.
 
 use anyhow::Context;
 
 /// The host's memory in bytes.
 pub(crate) fn memory() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    total(&text).context("/proc/meminfo does not tell MemTotal")
+    total(&text).context("/proc/meminfo has no MemTotal")
 }
 
 fn total(meminfo: &str) -> Option<u64> {

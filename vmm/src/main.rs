@@ -1,7 +1,8 @@
 //! `bulkhead-vmm`: a thin virtual machine monitor: vCPUs, guest RAM, PCI and one vhost-user frontend.
 //!
-//! It may touch `/dev/kvm`, guest RAM, the kernel and initramfs, and its sockets. It must not know image formats, taps or routes, and
-//! depends on no backend. It reads its arguments into a config, builds the machine that this describes, confines itself, and runs it.
+//! It may touch `/dev/kvm`, guest RAM, the kernel and initramfs, and its sockets. It must not know image formats, taps
+//! or routes, and depends on no backend. It reads its arguments into a config, builds the machine that this describes,
+//! confines itself, and runs it.
 
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without

@@ -30,8 +30,8 @@ enum Event {
 
 type Source<'a> = (Event, PollFd<'a>);
 
-/// Builds the machine, and serves the API meanwhile. Returns `None` when a signal or a request ends the monitor first, which does not wait
-/// for a backend.
+/// Builds the machine, and serves the API meanwhile. Returns `None` when a signal or a request ends the monitor first,
+/// which does not wait for a backend.
 pub(crate) fn build(
     config: VmConfig,
     console: Option<Console>,

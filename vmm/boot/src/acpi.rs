@@ -26,8 +26,8 @@ const OEM: [u8; 6] = *b"BLKHED";
 const OEM_TABLE: [u8; 8] = *b"BULKHEAD";
 const OEM_REVISION: u32 = 1;
 
-/// What the FADT's boot architecture flags say is not there: VGA (bit 2), ASPM (4), a real-time clock (5). A keyboard
-/// controller (1) and other ISA devices (0) would be announced.
+/// The FADT's boot architecture flags: no VGA (bit 2), no ASPM (4), no real-time clock (5), and neither ISA devices (0)
+/// nor a keyboard controller (1).
 const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 4 | 1 << 5;
 
 struct Bytestream(Vec<u8>);
@@ -87,7 +87,7 @@ fn fadt(dsdt: u64) -> Vec<u8> {
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::Wbinvd)
         .flag(Flags::ResetRegSup)
-        // The flags of these two say that the fixed hardware buttons are absent.
+        // These two flags mean that there are no fixed hardware buttons.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = BOOT_ARCHITECTURE.into();
@@ -130,7 +130,7 @@ fn dsdt(layout: &Layout) -> Vec<u8> {
     bytes_of(&dsdt)
 }
 
-/// The PCI Express root, with the windows its devices' registers may be in.
+/// The PCI Express root, with the windows for BARs.
 struct PciRoot<'a>(&'a Layout);
 
 impl Aml for PciRoot<'_> {
@@ -198,7 +198,7 @@ impl Aml for SerialPort {
     }
 }
 
-/// The place of PCI configuration space, which firmware has to reserve apart from announcing it in MCFG.
+/// Reserves the addresses of PCI configuration space, as firmware has to do beside the MCFG.
 struct ConfigurationSpace;
 
 impl Aml for ConfigurationSpace {

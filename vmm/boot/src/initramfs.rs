@@ -18,7 +18,7 @@ pub struct Initramfs {
 }
 
 impl Initramfs {
-    /// Loads `file` as high as `kernel` allows below the hole, where it is least in the way.
+    /// Loads `file` at the highest address that `kernel` accepts in RAM below the hole.
     ///
     /// # Errors
     /// When it is empty, cannot be read, or does not fit beside the kernel.

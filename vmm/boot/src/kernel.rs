@@ -1,4 +1,4 @@
-//! The kernel: which format it has, where it goes, how it is entered.
+//! The kernel: detects its format, loads it, and prepares its entry.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -14,14 +14,15 @@ use crate::entry::{Entry, Prepared};
 use crate::layout::{CMDLINE, HIGH_START, HOLE, Layout};
 use crate::{Error, Initramfs, elf, linux, pvh};
 
-/// Where the magic of a bzImage's header is, and what it is.
+/// The offset and the value of the magic in a bzImage's header.
 const BZIMAGE_MAGIC: (u64, &[u8; 4]) = (0x202, b"HdrS");
 /// The kernel has a 64-bit entry point, [`ENTRY_64`] bytes after its beginning.
 const XLF_KERNEL_64: u16 = 1;
 const ENTRY_64: u64 = 0x200;
-/// What kernels that do not tell take: Linux's `COMMAND_LINE_SIZE` without the final zero.
+/// The longest command line of kernels whose header does not have the length: Linux's `COMMAND_LINE_SIZE` without the
+/// final zero.
 const CMDLINE_MAX: usize = 2047;
-/// The longest there is room for in the layout.
+/// The longest command line that the layout has room for.
 const CMDLINE_ROOM: usize = 0xffff;
 
 enum Protocol {
@@ -98,7 +99,7 @@ impl Kernel {
             0 => header.code32_start.into(),
             _ => header.pref_address,
         };
-        // It is decompressed in place, so it needs more than it has.
+        // The kernel decompresses itself in place, so it needs more memory than the file has bytes.
         let end = start
             .checked_add(u64::from(header.init_size).max(size))
             .ok_or(Error::KernelTooLarge(u64::MAX))?;
@@ -123,19 +124,20 @@ impl Kernel {
         })
     }
 
-    /// The first address behind what the kernel needs to start.
+    /// The end of the memory that the kernel needs to start.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.end
     }
 
-    /// The first address behind where it takes an initramfs.
+    /// The end of the addresses at which the kernel accepts an initramfs.
     #[must_use]
     pub fn initramfs_limit(&self) -> u64 {
         self.initramfs_limit
     }
 
-    /// Writes what the kernel is told, and tells how to enter it. `rsdp` is what [`crate::acpi::write`] returned.
+    /// Writes command line and boot parameters, and returns how the kernel is entered. `rsdp` is what
+    /// [`crate::acpi::write`] returned.
     ///
     /// # Errors
     /// When the command line is too long or has a zero byte, or guest memory is too small.
@@ -177,7 +179,7 @@ fn fits(layout: &Layout, end: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// The header of a bzImage, all of which is in the file.
+/// Reads the header of a bzImage, and checks that the file is as long as it says.
 fn read_bzimage_header(file: &File, size: u64) -> Result<setup_header, Error> {
     use vm_memory::ByteValued;
 

@@ -1,4 +1,4 @@
-//! Where everything is in the guest's physical address space.
+//! The layout of the guest's physical address space.
 //!
 //! ```text
 //! 0                 boot tables (below 640 KiB)
@@ -14,20 +14,20 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// What every kernel expects as the granularity of RAM.
+/// The granularity of RAM that every kernel expects.
 pub const PAGE_SIZE: u64 = 4 * KIB;
-/// Less has no room for a kernel, which begins at 16 MiB.
+/// With less there is no room for a kernel, which begins at 16 MiB.
 pub const MIN_RAM: u64 = 2 * MIB;
-/// More would reach into the addresses that processors with 46 bits of them do not have.
+/// With more, addresses would have more than 46 bits, which many processors do not have.
 pub const MAX_RAM: u64 = 32 << 40;
 
 /// Global descriptor table of the 64-bit boot protocol.
 pub const GDT: u64 = 0x500;
-/// `hvm_start_info` and what it points to.
+/// `hvm_start_info`.
 pub const PVH_START_INFO: u64 = 0x6000;
-/// Its list of modules.
+/// The list of modules that it points to.
 pub const PVH_MODULES: u64 = 0x6100;
-/// Its memory map.
+/// The memory map that it points to.
 pub const PVH_MEMORY_MAP: u64 = 0x6200;
 /// `struct boot_params`.
 pub const BOOT_PARAMS: u64 = 0x7000;
@@ -39,11 +39,11 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const LOW_END: u64 = 0x9_fc00;
 /// ACPI tables, the first of which is the RSDP.
 pub const ACPI: u64 = 0xe_0000;
-/// The end of the ACPI tables' room.
+/// The end of the space for ACPI tables.
 pub const ACPI_END: u64 = 0xf_0000;
-/// Where a processor in real mode looks for the BIOS.
+/// The BIOS's reset vector, as a processor in real mode addresses it.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
-/// Where RAM that is the kernel's to use begins.
+/// The start of the RAM that kernels are loaded to.
 pub const HIGH_START: u64 = MIB;
 
 /// The end of RAM below 4 GiB.
@@ -64,22 +64,22 @@ const PCI_64_SIZE: u64 = 16 * GIB;
 pub const PCI_CONFIG_PORTS: (u16, u16) = (0xcf8, 8);
 /// I/O ports of the first serial port.
 pub const COM1_PORTS: (u16, u16) = (0x3f8, 8);
-/// Its interrupt: a pin of the I/O APIC.
+/// The serial port's interrupt: a pin of the I/O APIC.
 pub const COM1_GSI: u32 = 4;
 /// I/O ports of the power management registers, one byte each: sleep control, sleep status, reset.
 pub const POWER_PORTS: (u16, u16) = (0x600, 3);
-/// What the guest writes to the third of them.
+/// The value that the guest writes to the reset register.
 pub const RESET_VALUE: u8 = 1;
 /// The sleep type of the power-off state, S5.
 pub const SLEEP_TYPE_S5: u8 = 5;
 
-/// How an address range is used; numbered as in the e820 and the PVH memory map.
+/// The type of an address range, numbered as in the e820 and PVH memory maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Use {
     /// RAM, free to use.
     Ram = 1,
-    /// Not to be touched or given to a device.
+    /// Reserved: neither to be used nor given to a device.
     Reserved = 2,
 }
 
@@ -124,7 +124,7 @@ impl Layout {
         (start, PCI_64_SIZE)
     }
 
-    /// What the guest is told about its address space, sorted: (address, length, use).
+    /// The memory map that the guest gets, sorted: (address, length, use).
     #[must_use]
     pub fn memory_map(&self) -> Vec<(u64, u64, Use)> {
         let mut map = vec![

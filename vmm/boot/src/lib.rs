@@ -1,8 +1,8 @@
-//! `bulkhead-boot`: what lies in guest RAM before the first instruction: kernel, initramfs, command line, boot
-//! parameters, ACPI tables.
+//! `bulkhead-boot`: writes what is in guest RAM before the first instruction: kernel, initramfs, command line, boot
+//! parameters and ACPI tables.
 //!
-//! Pure functions over guest memory: it may touch the files it is handed, to read, and guest RAM. It must not open
-//! anything, and knows neither KVM nor any device; where things are is in [`layout`].
+//! Its functions are pure ones over guest memory: it may touch guest RAM, and read the files that it gets. It must not
+//! open a file, and depends on neither KVM nor devices. [`layout`] has all addresses.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without
 #![forbid(unsafe_code)]
@@ -26,7 +26,7 @@ use std::io;
 
 use thiserror::Error;
 
-/// Why a guest cannot be prepared. The messages go on from the name of the file they are about.
+/// Why a guest cannot be prepared. The messages follow the name of the file they are about.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The kernel file has no bytes.
@@ -38,9 +38,9 @@ pub enum Error {
     /// The kernel file ends before what its header announces.
     #[error("is truncated: its header announces {announced} bytes, the file has {actual}")]
     TruncatedKernel {
-        /// What the header tells.
+        /// The length in the header.
         announced: u64,
-        /// What the file has.
+        /// The length of the file.
         actual: u64,
     },
     /// The kernel does not fit.

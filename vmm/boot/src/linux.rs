@@ -12,10 +12,10 @@ use crate::{Error, layout};
 
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = 0x5372_6448; // "HdrS"
-/// A boot loader without a number of its own.
+/// The type of a boot loader that has no number assigned.
 const LOADER_UNDEFINED: u8 = 0xff;
 
-/// Null, null, code at 0x10, data at 0x18, TSS at 0x20; the third is 64-bit, the fourth a flat one.
+/// The GDT: two null descriptors, 64-bit code at 0x10, flat data at 0x18, and a TSS at 0x20.
 const DESCRIPTORS: [u64; 5] = [
     0,
     0,
@@ -29,7 +29,7 @@ const LARGE_PAGE: u64 = 1 << 7;
 const LARGE_PAGE_SIZE: u64 = 2 << 20;
 const ENTRIES: u64 = 512;
 
-/// A header for kernels that have none of their own.
+/// The header for ELF kernels, which have none of their own.
 pub(crate) fn default_header() -> setup_header {
     setup_header {
         boot_flag: BOOT_FLAG,
@@ -39,7 +39,7 @@ pub(crate) fn default_header() -> setup_header {
     }
 }
 
-/// Writes boot parameters, page tables and GDT, and tells how to enter the kernel at `entry`.
+/// Writes boot parameters, page tables and GDT, and returns how the kernel is entered.
 pub(crate) fn prepare(
     memory: &GuestMemoryMmap,
     layout: &Layout,
@@ -82,7 +82,7 @@ pub(crate) fn prepare(
     })
 }
 
-/// Maps the first 4 GiB to themselves, in pages of 2 MiB.
+/// Writes an identity mapping of the first 4 GiB in pages of 2 MiB.
 fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), Error> {
     let pointers = PAGE_TABLES + PAGE_SIZE;
     let directories = pointers + PAGE_SIZE;

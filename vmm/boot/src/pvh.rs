@@ -12,10 +12,10 @@ use crate::entry::{Entry, Prepared};
 use crate::layout::{CMDLINE, Layout, PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO};
 
 const MAGIC: u32 = 0x336e_c578;
-/// The version that brought the memory map.
+/// The first version that has the memory map.
 const VERSION: u32 = 1;
 
-/// Writes the start information, and tells how to enter the kernel at `entry`.
+/// Writes the start information, and returns how the kernel is entered.
 pub(crate) fn prepare(
     memory: &GuestMemoryMmap,
     layout: &Layout,

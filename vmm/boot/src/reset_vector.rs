@@ -1,7 +1,7 @@
-//! What little of a BIOS is needed: instructions at its reset vector.
+//! The instructions at the BIOS's reset vector, the only part of a BIOS that is needed.
 //!
-//! Linux resets a hardware-reduced machine through EFI and, there being none, by a jump to the BIOS, without a look at
-//! the reset register. So the register is written from there.
+//! Linux resets a hardware-reduced machine through EFI or, without it, by a jump to the reset vector. It does not use
+//! the reset register, so the instructions there write it.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 

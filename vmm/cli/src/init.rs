@@ -1,4 +1,4 @@
-//! The first process of a container, which must take in orphans: not `bulkhead run` itself, but this one above it.
+//! The first process of a container, which has to wait for orphans. It runs `bulkhead` again as a second process.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -9,12 +9,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, wait};
 
-/// Whether this process is the first.
+/// Whether this process is the first one of its process namespace.
 pub(crate) fn is_needed() -> bool {
     getpid().is_init()
 }
 
-/// Runs this program again, as a second process, until that ends. With the first, all others end.
+/// Runs this program again, and waits for its end. All other processes end with the first one.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     const SIGNALS: &str = "cannot wait for signals";
     let signals = signals::block(&[libc::SIGCHLD]).context(SIGNALS)?;
@@ -47,14 +47,14 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
 fn pass_on(ends: &SignalFd, child: Pid) -> anyhow::Result<()> {
     while let Some(signal) = ends.take()? {
         if let Some(signal) = Signal::from_named_raw(signal) {
-            // It is not waited for yet, so that its number is its own.
+            // The child is not waited for yet, so its process id is not used again.
             let _ = kill_process(child, signal);
         }
     }
     Ok(())
 }
 
-/// As a shell says it.
+/// The status, as a shell converts it.
 fn exit_code(status: WaitStatus) -> ExitCode {
     let by_signal = || Some(status.terminating_signal()? + 128);
     let code = status.exit_status().or_else(by_signal).unwrap_or(1);

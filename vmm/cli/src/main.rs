@@ -1,7 +1,7 @@
 //! `bulkhead`: the command people type.
 //!
-//! It starts and watches the other programs. It may touch their sockets and the runtime folder. It opens no image, no tap and no
-//! /dev/kvm, and depends on no code of the other programs but protocol types.
+//! It starts and watches the other programs. It may touch their sockets and the runtime folder. It opens no image, no
+//! tap and no /dev/kvm, and depends on no code of the other programs but protocol types.
 
 #![deny(unsafe_code)]
 

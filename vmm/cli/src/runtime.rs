@@ -1,4 +1,5 @@
-//! The runtime folder: `/run/bulkhead` for root, `$XDG_RUNTIME_DIR/bulkhead` for a user, with one folder per guest in it.
+//! The runtime folder, `/run/bulkhead` for root and `$XDG_RUNTIME_DIR/bulkhead` for a user, and the folder of each
+//! guest in it.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -8,10 +9,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 
-/// How often a folder is made anew that others remove meanwhile.
+/// The number of attempts to make a folder that other runs remove meanwhile.
 const TRIES: usize = 100;
 
-/// The folder all guests' folders and the helper's socket are in.
+/// The folder with all guests' folders and the helper's socket.
 pub(crate) fn base() -> anyhow::Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/run/bulkhead"));
@@ -23,32 +24,33 @@ pub(crate) fn base() -> anyhow::Result<PathBuf> {
     Ok(user.join("bulkhead"))
 }
 
-/// Where it is for a user who has logged in properly.
+/// The folder of this user in a login session.
 pub(crate) fn usual_base() -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
     PathBuf::from(format!("/run/user/{user}/bulkhead"))
 }
 
-/// What `sockaddr_un` holds, less the zero at the end.
+/// The length of the path in `sockaddr_un`, without the zero at the end.
 const LONGEST_SOCKET_PATH: usize = 107;
-/// No socket in a guest's folder has a longer name.
+/// The longest name of a socket in a guest's folder.
 const LONGEST_NAME: &str = "notify.sock";
 
-/// The file in it whose lock is the name.
+/// The file in a guest's folder whose lock reserves the guest's name.
 const LOCK: &str = "lock";
 
-/// A running guest's folder. It holds its name, and goes away with it.
+/// A running guest's folder, which reserves its name. Dropping it removes the folder.
 #[derive(Debug)]
 pub(crate) struct GuestFolder {
     path: PathBuf,
-    // Locked as long as the guest runs. Not the folder itself: whoever listens in it locks that for a moment.
+    // Locked as long as the guest runs. The folder itself cannot serve: a process that listens in it locks it for a
+    // moment.
     _lock: File,
-    /// A descriptor less of those that there may be, for looking into the folder at the end.
+    /// A reserved descriptor, so that the folder can be read at the end even if the process has no others left.
     spare: Option<File>,
 }
 
 impl GuestFolder {
-    /// Takes the name. What a run that was killed has left under it is removed.
+    /// Reserves the name, and removes the sockets that a killed run of it has left.
     pub(crate) fn claim(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
         if path.join(LONGEST_NAME).as_os_str().len() > LONGEST_SOCKET_PATH {
@@ -65,7 +67,8 @@ impl GuestFolder {
             check_own(path)?;
             check_entries(path)?;
             let lock = match make_folder(path).and_then(|()| open_lock(&path.join(LOCK))) {
-                // Another run of this name, or the last guest of all, may just have removed the folder.
+                // Another run of this name may just have removed the guest's folder, or the last guest the runtime
+                // folder.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && tries.next().is_some() => {
                     continue;
                 }
@@ -80,7 +83,7 @@ impl GuestFolder {
                 }
                 return Err(error).with_context(|| format!("cannot lock {shown}/{LOCK}"));
             }
-            // What is locked may be the file of one that has removed it since.
+            // The locked file may be that of a run which has removed it meanwhile.
             if !is_same(&lock, &path.join(LOCK)) {
                 continue;
             }
@@ -100,7 +103,7 @@ impl GuestFolder {
         &self.path
     }
 
-    /// Removes the sockets. There is nothing else of a guest's but the lock.
+    /// Removes the sockets. The only other file is the lock.
     fn clear(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
@@ -112,14 +115,15 @@ impl GuestFolder {
     }
 }
 
-/// Whoever can move the folders in it can put sockets of their own where this guest's are looked for.
+/// Checks the runtime folder: a user who can rename the folders in it could put sockets of their own in the place of
+/// this guest's.
 fn check_base(base: &Path) -> anyhow::Result<()> {
     const STICKY: u32 = 0o1000;
     const ALL_WRITE: u32 = 0o002;
     let shown = base.display();
     let metadata = match std::fs::metadata(base) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // Another guest's run may just have made it.
+            // Another run may just have created it.
             return match std::fs::symlink_metadata(base) {
                 Ok(there) if there.is_symlink() => {
                     bail!("the link {shown} leads nowhere: remove it")
@@ -144,7 +148,7 @@ fn check_base(base: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What has the name of the guest's folder must be one, of this user's.
+/// Checks that the guest's path, if it exists, is a folder of this user's.
 fn check_own(path: &Path) -> anyhow::Result<()> {
     const ADVICE: &str = "remove it, or choose another --name";
     const GROUP_OR_ALL_WRITE: u32 = 0o022;
@@ -165,7 +169,7 @@ fn check_own(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is in it must be a guest's: what a run that was killed has left is removed, and nobody's files with it.
+/// Checks that only a guest's files are in the folder, since they are going to be removed.
 fn check_entries(path: &Path) -> anyhow::Result<()> {
     let shown = path.display();
     let entries = match std::fs::read_dir(path) {
@@ -177,7 +181,7 @@ fn check_entries(path: &Path) -> anyhow::Result<()> {
         let is_ours = match entry.file_type() {
             Ok(kind) if entry.file_name() == LOCK => kind.is_file(),
             Ok(kind) => kind.is_socket(),
-            // Somebody has just removed it.
+            // It has just been removed.
             Err(_) => true,
         };
         if !is_ours {
@@ -191,7 +195,8 @@ fn check_entries(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the folder for its user alone, and the one above, where that is missing, for all to pass through, whatever the umask is.
+/// Creates the guest's folder with mode 0700, and the runtime folder, if it is missing, with mode 0755, whatever the
+/// umask is.
 fn make_folder(path: &Path) -> io::Result<()> {
     let make = |path: &Path, mode| match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -206,7 +211,7 @@ fn make_folder(path: &Path) -> io::Result<()> {
     if !std::fs::symlink_metadata(path)?.is_dir() {
         return Err(io::ErrorKind::NotADirectory.into());
     }
-    // Fails for a folder of somebody else's.
+    // This fails for another user's folder.
     std::fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
@@ -216,7 +221,7 @@ fn open_lock(path: &Path) -> io::Result<File> {
         .create(true)
         .truncate(false)
         .mode(0o600)
-        // A FIFO would have it wait for a reader.
+        // Without O_NONBLOCK, opening a FIFO would wait for a reader.
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
 }
@@ -232,14 +237,14 @@ fn is_same(file: &File, path: &Path) -> bool {
 impl Drop for GuestFolder {
     fn drop(&mut self) {
         drop(self.spare.take());
-        // What cannot be removed now is removed by the next run of this name.
+        // The next run of this name removes what cannot be removed now.
         let _ = self.clear();
         let _ = std::fs::remove_file(self.path.join(LOCK));
         remove_if_empty(&self.path);
     }
 }
 
-/// Removes a guest's folder, and the one above unless other guests are in it.
+/// Removes a guest's folder, and the runtime folder unless it has other files.
 fn remove_if_empty(path: &Path) {
     let _ = std::fs::remove_dir(path);
     let _ = path.parent().map(std::fs::remove_dir);

@@ -1,9 +1,9 @@
-//! Words as a POSIX shell reads them back.
+//! Quotes words for a POSIX shell.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// The word, quoted where a shell would otherwise change it.
+/// Quotes `word` if a shell would change it otherwise.
 pub(crate) fn quote(word: &OsStr) -> OsString {
     let bytes = word.as_bytes();
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./=,:+@%".contains(byte);

@@ -6,8 +6,8 @@ use thiserror::Error;
 
 /// A device on a bus. Accesses come from any vCPU thread, of any width and at any alignment.
 pub trait BusDevice: Send + Sync {
-    /// Reads `data.len()` bytes at `offset` from the start of the device's range. Bytes that it leaves unchanged read as ones, with which
-    /// [`Bus::read`] fills `data`.
+    /// Reads `data.len()` bytes at `offset` from the start of the device's range. Bytes that it leaves unchanged read
+    /// as ones, with which [`Bus::read`] fills `data`.
     fn read(&self, offset: u64, data: &mut [u8]);
 
     /// Writes `data` at `offset` from the start of the device's range.
@@ -70,7 +70,8 @@ impl Bus {
         Some(slots.remove(at).device)
     }
 
-    /// Reads `data.len()` bytes at `address`. Where no device is, they are ones, as on real buses. Returns whether a device is there.
+    /// Reads `data.len()` bytes at `address`. Where no device is, they are ones, as on real buses. Returns whether a
+    /// device is there.
     pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
         data.fill(0xff);
         match self.find(address) {
@@ -93,7 +94,8 @@ impl Bus {
         }
     }
 
-    /// The device at `address` and the offset in its range. It is called without the lock, so a device may change the bus.
+    /// The device at `address` and the offset in its range. It is called without the lock, so a device may change the
+    /// bus.
     fn find(&self, address: u64) -> Option<(u64, Arc<dyn BusDevice>)> {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
         let slot = slots.get(slots.partition_point(|slot| slot.last < address))?;

@@ -7,8 +7,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// One message-signalled interrupt, which an eventfd triggers without the monitor.
 pub trait MsiVector: Send + Sync {
-    /// The eventfd by which a backend raises the interrupt while a route is set. It stays the same for the vector's whole life, so that a
-    /// backend can keep it. While no route is set, signals stay in its counter, and setting a route delivers them.
+    /// The eventfd by which a backend raises the interrupt while a route is set. It stays the same for the vector's
+    /// whole life, so that a backend can keep it. While no route is set, signals stay in its counter, and setting a
+    /// route delivers them.
     ///
     /// A backend can fill it and make it block, so the monitor neither reads nor writes it.
     fn eventfd(&self) -> &EventFd;
@@ -40,7 +41,8 @@ pub trait Hypervisor: Send + Sync {
     /// When the hypervisor has no more interrupt routes, or the process no more descriptors.
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>>;
 
-    /// Binds a doorbell: a guest's write of any length at guest physical `address` signals `fd`, and does not reach the bus.
+    /// Binds a doorbell: a guest's write of any length at guest physical `address` signals `fd`, and does not reach the
+    /// bus.
     ///
     /// # Errors
     /// When the address has a doorbell, or the hypervisor refuses.

@@ -1,8 +1,8 @@
 //! `bulkhead-devices`: buses, serial port, PCI, virtio-pci and the one vhost-user frontend.
 //!
-//! It may touch guest RAM (the rings' indices and entries, never the data), eventfds and the sockets of the configured backends.
-//! It must not depend on KVM, on a backend or on image code: what it needs of a hypervisor is the trait [`Hypervisor`], which the machine
-//! implements.
+//! It may touch guest RAM (the rings' indices and entries, never the data), eventfds and the sockets of the configured
+//! backends. It must not depend on KVM, on a backend or on image code: what it needs of a hypervisor is the trait
+//! [`Hypervisor`], which the machine implements.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without
 #![forbid(unsafe_code)]

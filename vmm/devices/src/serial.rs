@@ -58,8 +58,8 @@ type Uart = vm_superio::Serial<Irq, SpaceEvent, Box<dyn Write + Send>>;
 
 /// A 16550 serial port.
 ///
-/// Output is written byte by byte; a writer that blocks holds the guest up, so that nothing is lost. [`Self::enqueue`] takes as
-/// much input as the receive FIFO has space for, and [`Self::space_event`] signals when there is space again.
+/// Output is written byte by byte; a writer that blocks holds the guest up, so that nothing is lost. [`Self::enqueue`]
+/// takes as much input as the receive FIFO has space for, and [`Self::space_event`] signals when there is space again.
 pub struct Serial {
     state: Mutex<State>,
     irq: Arc<EventFd>,
@@ -91,10 +91,11 @@ impl Serial {
         })
     }
 
-    /// Puts as many of `bytes` into the receive FIFO as it has space for, and returns their number. If some are left, wait for
-    /// [`Self::space_event`] and enqueue them again.
+    /// Puts as many of `bytes` into the receive FIFO as it has space for, and returns their number. If some are left,
+    /// wait for [`Self::space_event`] and enqueue them again.
     pub fn enqueue(&self, bytes: &[u8]) -> usize {
-        // The event is cleared before the FIFO is filled, so that whatever the guest reads from here on signals it again.
+        // The event is cleared before the FIFO is filled, so that whatever the guest reads from here on signals it
+        // again.
         self.space.clear();
         let State { uart, paused } = &mut *self.state();
         let fits = match paused {
@@ -108,8 +109,8 @@ impl Serial {
         }
     }
 
-    /// Becomes readable when the receive FIFO may have space: the guest has emptied it or left loop-back mode, or the port was reset or
-    /// resumed.
+    /// Becomes readable when the receive FIFO may have space: the guest has emptied it or left loop-back mode, or the
+    /// port was reset or resumed.
     pub fn space_event(&self) -> BorrowedFd<'_> {
         self.space.0.as_fd()
     }

@@ -1,4 +1,5 @@
-//! A backend that keeps no notes of its requests dies, and the next one does those that were not answered: no other, and none is left out.
+//! A backend that keeps no notes of its requests dies, and the next one does those that were not answered: no other,
+//! and none is left out.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test says so when something is wrong
 
@@ -155,7 +156,7 @@ fn where_it_is_not_known_the_driver_is_to_reset_the_device() {
     }
     let enabled = rings.fake.count(SET_VRING_ENABLE);
     rings.fake.cut();
-    // The driver is told first.
+    // The driver is interrupted first.
     wait("the fault", || !rings.events.unusable().is_empty());
     assert_eq!(rings.events.resets_needed(), 1);
     let unusable = rings.events.unusable();

@@ -1,4 +1,5 @@
-//! The frontend against a backend that is not ours: QEMU's storage daemon, with vrings laid out in guest memory by the test.
+//! The frontend against a backend that is not ours: QEMU's storage daemon, with vrings laid out in guest memory by the
+//! test.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says so when something is wrong
 
@@ -80,8 +81,8 @@ fn monitor(folder: &Path) -> PathBuf {
     folder.join("monitor")
 }
 
-/// A connection to the daemon's monitor (QEMU Machine Protocol). One for each daemon: it takes one at a time, and may close the next with
-/// the last.
+/// A connection to the daemon's monitor (QEMU Machine Protocol). One for each daemon: it takes one at a time, and may
+/// close the next with the last.
 struct Monitor(BufReader<UnixStream>);
 
 impl Monitor {
@@ -120,8 +121,8 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until the daemon has taken the queue: it dies of a resize that comes while it is about to watch one (a null context in
-/// `aio_set_fd_handler`).
+/// Waits until the daemon has taken the queue: it dies of a resize that comes while it is about to watch one (a null
+/// context in `aio_set_fd_handler`).
 fn settle(guest: &mut BlockGuest) {
     assert_eq!(guest.read(1), sector(1));
 }
@@ -290,7 +291,7 @@ fn a_successor_that_offers_less_is_refused_and_the_next_one_taken() {
 }
 
 #[test]
-fn a_disk_that_grows_tells_the_guest() {
+fn a_guest_is_notified_of_a_disk_that_grows() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(folder.path());
     let events = Arc::<Events>::default();
@@ -310,7 +311,7 @@ fn a_disk_that_grows_tells_the_guest() {
     }
     assert_eq!(guest.read(5000), [0; 512]);
 
-    // It tells of changes after it came back, too.
+    // A backend that came back notifies of changes, too.
     daemon.kill();
     let _daemon = Daemon::start(folder.path());
     wait("the return", || events.back() == 1);

@@ -116,8 +116,9 @@ fn message_entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {
     entry
 }
 
-/// One message-signalled interrupt, which either of two eventfds raises: one that a backend gets, and one of the monitor's own. A backend can
-/// fill the first and make it block, so the monitor never writes to it, and reads it only without waiting.
+/// One message-signalled interrupt, which either of two eventfds raises: one that a backend gets, and one of the
+/// monitor's own. A backend can fill the first and make it block, so the monitor never writes to it, and reads it only
+/// without waiting.
 pub struct Interrupt {
     all: Arc<Interrupts>,
     gsi: u32,
@@ -126,8 +127,8 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// The eventfd that raises the interrupt while a route is set. While none is set, signals stay in its counter, and setting a route
-    /// delivers them.
+    /// The eventfd that raises the interrupt while a route is set. While none is set, signals stay in its counter, and
+    /// setting a route delivers them.
     #[must_use]
     pub fn eventfd(&self) -> &EventFd {
         &self.shared
@@ -158,8 +159,9 @@ impl Interrupt {
         let former = messages.insert(self.gsi, Some(Message { address, data }));
         self.all.install(&messages)?;
         if former.flatten().is_none() {
-            // Pending signals are cleared, and made again once there is a route, so that each vector starts with empty counters. A signal
-            // that comes in between stays in its counter, and KVM delivers it when it binds the eventfd.
+            // Pending signals are cleared, and made again once there is a route, so that each vector starts with empty
+            // counters. A signal that comes in between stays in its counter, and KVM delivers it when it binds the
+            // eventfd.
             let pending = self.is_pending();
             self.fds().into_iter().for_each(clear);
             for fd in self.fds() {
@@ -201,7 +203,8 @@ fn is_readable(fd: &EventFd) -> bool {
         events: libc::POLLIN,
         revents: 0,
     };
-    // SAFETY: `poll` outlives the call, which does not wait. (rustix cannot be used, since `EventFd` does not implement `AsFd`.)
+    // SAFETY: `poll` outlives the call, which does not wait. (rustix cannot be used, since `EventFd` does not implement
+    // `AsFd`.)
     unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLIN != 0 }
 }
 
@@ -212,8 +215,8 @@ fn clear(fd: &EventFd) {
         iov_base: (&raw mut counter).cast(),
         iov_len: size_of::<u64>(),
     };
-    // SAFETY: `part` is `counter`, which outlives the call. Only this system call can read without waiting. When it fails, the counter
-    // is zero.
+    // SAFETY: `part` is `counter`, which outlives the call. Only this system call can read without waiting. When it
+    // fails, the counter is zero.
     unsafe { libc::preadv2(fd.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) };
 }
 

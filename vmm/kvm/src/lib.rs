@@ -1,10 +1,11 @@
 //! `bulkhead-kvm`: a VM of KVM: guest RAM, vCPUs, interrupt routes and doorbells.
 //!
-//! It may touch `/dev/kvm` and its descriptors, guest RAM and eventfds, and is the only user of `kvm-ioctls`. It must not know any device,
-//! configuration or socket: a [`Platform`] handles the vCPUs' accesses. Of the boot protocols it knows only how a kernel is entered.
+//! It may touch `/dev/kvm` and its descriptors, guest RAM and eventfds, and is the only user of `kvm-ioctls`. It must
+//! not know any device, configuration or socket: a [`Platform`] handles the vCPUs' accesses. Of the boot protocols it
+//! knows only how a kernel is entered.
 //!
-//! `unsafe` is needed for four things that no safe wrapper offers: reading an eventfd without waiting, giving guest RAM to KVM, reading the
-//! union in `kvm_run`, and making a running vCPU return, in its signal handler.
+//! `unsafe` is needed for four things that no safe wrapper offers: reading an eventfd without waiting, giving guest RAM
+//! to KVM, reading the union in `kvm_run`, and making a running vCPU return, in its signal handler.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without
 mod cpuid;

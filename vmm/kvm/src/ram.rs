@@ -12,8 +12,8 @@ use crate::Error;
 
 /// Guest RAM with the given `(guest physical address, length in bytes)` ranges, sorted and page-aligned.
 ///
-/// It is one memfd, whose size is sealed: a process that shares it can write to it, but cannot truncate it and so make the monitor's
-/// accesses fault. With `hugepages` it uses the host's pool of 2 MiB pages.
+/// It is one memfd, whose size is sealed: a process that shares it can write to it, but cannot truncate it and so make
+/// the monitor's accesses fault. With `hugepages` it uses the host's pool of 2 MiB pages.
 ///
 /// # Errors
 /// When the host refuses the memory.

@@ -254,8 +254,8 @@ thread_local! {
     static KVM_RUN: Cell<*mut kvm_run> = const { Cell::new(null_mut()) };
 }
 
-/// The handler of the signal that makes `KVM_RUN` return. A signal that comes just before `KVM_RUN` would have no effect, so the handler
-/// sets `immediate_exit`.
+/// The handler of the signal that makes `KVM_RUN` return. A signal that comes just before `KVM_RUN` would have no
+/// effect, so the handler sets `immediate_exit`.
 extern "C" fn interrupt_run(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     let run = KVM_RUN.get();
     if !run.is_null() {

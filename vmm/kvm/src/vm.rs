@@ -117,8 +117,8 @@ impl Vm {
         Doorbells::new(self.fd.clone())
     }
 
-    /// Creates `count` vCPUs, with APIC identifiers from 0. The first enters the kernel as `entry` says, and the others wait for a start-up
-    /// IPI.
+    /// Creates `count` vCPUs, with APIC identifiers from 0. The first enters the kernel as `entry` says, and the others
+    /// wait for a start-up IPI.
     ///
     /// # Errors
     /// When KVM supports fewer, or refuses.

@@ -24,7 +24,7 @@ enum Seen {
 struct Recorder(Mutex<Sender<Seen>>);
 
 impl Recorder {
-    fn tell(&self, seen: Seen) {
+    fn record(&self, seen: Seen) {
         // The test may have ended: nobody is interested then.
         let _ = self.0.lock().unwrap().send(seen);
     }
@@ -36,20 +36,20 @@ impl Platform for Recorder {
     }
 
     fn port_write(&self, port: u16, data: &[u8]) {
-        self.tell(Seen::PortWrite(port, data.to_vec()));
+        self.record(Seen::PortWrite(port, data.to_vec()));
     }
 
     fn memory_read(&self, address: u64, data: &mut [u8]) {
         data.copy_from_slice(&0x1234_5678_u32.to_le_bytes());
-        self.tell(Seen::MemoryRead(address));
+        self.record(Seen::MemoryRead(address));
     }
 
     fn memory_write(&self, address: u64, data: &[u8]) {
-        self.tell(Seen::MemoryWrite(address, data.to_vec()));
+        self.record(Seen::MemoryWrite(address, data.to_vec()));
     }
 
     fn crashed(&self, vcpu: u8, crash: Crash) {
-        self.tell(Seen::Crashed(vcpu, crash));
+        self.record(Seen::Crashed(vcpu, crash));
     }
 }
 
@@ -70,8 +70,8 @@ fn start(code: &[u8], paused: bool) -> Machine {
         start_info: 0,
     };
     let vcpus = vm.create_vcpus(2, &boot).unwrap();
-    let (tell, seen) = channel();
-    let platform = Arc::new(Recorder(Mutex::new(tell)));
+    let (sender, seen) = channel();
+    let platform = Arc::new(Recorder(Mutex::new(sender)));
     let vcpus = Vcpus::start(vcpus, &platform, paused, || ()).unwrap();
     Machine {
         vcpus,

@@ -1,20 +1,21 @@
-//! HTTP/1.1 messages, as far as the API needs them: requests in, bounded; answers out, as Cloud Hypervisor's client reads them.
+//! The part of HTTP/1.1 that the API needs: requests of limited length, and responses as Cloud Hypervisor's client
+//! reads them.
 
 use serde_json::Value;
 
 const MAX_HEADERS: usize = 32;
-/// The longest head of a request.
+/// The longest request line with headers.
 const MAX_HEAD: usize = 16 << 10;
-/// The longest request, head and body.
+/// The longest request with its body.
 pub(super) const MAX_REQUEST: usize = 256 << 10;
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) body: Vec<u8>,
-    /// Whether the client wants to ask more.
+    /// Whether the client may send more requests.
     pub(super) keep_alive: bool,
 }
 
@@ -30,34 +31,35 @@ impl Request {
     }
 }
 
-/// Why a request is not done.
+/// The status of a request that is refused or has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// The request makes no sense.
+    /// The request is not valid.
     BadRequest = 400,
-    /// There is nothing of that name, or no guest.
+    /// There is no such request, or no guest.
     NotFound = 404,
-    /// The guest is not in the state the request is for.
+    /// The guest is in the wrong state.
     NotAllowed = 405,
-    /// What was asked for failed.
+    /// The request failed.
     Failed = 500,
-    /// The contract has the request, this monitor does not.
+    /// Cloud Hypervisor's API has the request, and this monitor does not implement it.
     NotImplemented = 501,
 }
 
-/// The answer.
+/// The response.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Response {
     /// 200.
     Json(Value),
     /// 204.
     Done,
-    /// The body is a list of one message.
+    /// A status with a body that is a list of one message.
     Error(Status, String),
 }
 
 impl Response {
-    /// The message. Its status line has no reason: Cloud Hypervisor's client reads all that follows the version as the number.
+    /// The message. Its status line has no reason phrase, because Cloud Hypervisor's client takes all after the version
+    /// for the number.
     pub(super) fn to_bytes(&self, keep_alive: bool) -> Vec<u8> {
         let (status, body) = match self {
             Self::Json(value) => (200, Some(ascii(value))),
@@ -80,7 +82,7 @@ impl Response {
     }
 }
 
-/// JSON without bytes above 127: that client decodes what it reads piece by piece, and a piece may end within a character.
+/// JSON in ASCII: that client decodes what it reads in pieces, and a piece could end within a character.
 fn ascii(value: &Value) -> String {
     let mut text = String::new();
     for character in value.to_string().chars() {
@@ -95,12 +97,12 @@ fn ascii(value: &Value) -> String {
     text
 }
 
-/// What has come of a request.
+/// The result of parsing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
-    /// More is to come. `expects`: the client waits for "100 Continue" before it sends the body.
+    /// The request is not complete. `expects`: the client waits for "100 Continue" before it sends the body.
     Partial { expects: bool },
-    /// A request, and how many bytes it has.
+    /// A request and its length in bytes.
     Complete(Request, usize),
 }
 
@@ -134,7 +136,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, String> {
         method: method.to_owned(),
         path: path(head.path.unwrap_or_default()).to_owned(),
         body: body.to_vec(),
-        // The client of a HEAD expects no body after the error that this is: nothing may come after it.
+        // HEAD is refused with a body, which its client does not expect, so the connection ends after that.
         keep_alive: modern && method != "HEAD" && !headers.has("connection", "close"),
     };
     Ok(Parsed::Complete(request, len))
@@ -148,7 +150,7 @@ impl<'h> Headers<'h> {
             .0
             .iter()
             .filter(move |header| header.name.eq_ignore_ascii_case(name));
-        // What is not UTF-8 is none of the values looked for.
+        // A value that is not UTF-8 is none of those looked for.
         named.map(|header| std::str::from_utf8(header.value).unwrap_or_default().trim())
     }
 
@@ -269,8 +271,8 @@ mod tests {
         }
     }
 
-    /// How Cloud Hypervisor's client reads an answer: the number is all between the version and the end of the line, the header's
-    /// name is spelled so, the body is as long as it says, and each piece read is UTF-8.
+    /// How Cloud Hypervisor's client reads an answer: the number is all between the version and the end of the line,
+    /// the header's name is spelled so, the body is as long as it says, and each piece read is UTF-8.
     fn read_as_its_client(bytes: &[u8]) -> (u16, Option<String>) {
         let pieces = bytes
             .chunks(256)

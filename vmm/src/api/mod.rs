@@ -1,4 +1,4 @@
-//! The API: Cloud Hypervisor's REST over a Unix socket, as far as it goes here.
+//! The API: a part of Cloud Hypervisor's REST API, on a Unix socket.
 //!
 //! | request | what it does |
 //! |---|---|
@@ -12,8 +12,8 @@
 //! | `PUT vm.pause`, `PUT vm.resume` | pauses and resumes vCPUs and devices |
 //! | `PUT vm.shutdown` | ends the guest, and the monitor with it |
 //!
-//! Status codes are those of Cloud Hypervisor's OpenAPI document: 404 without a guest, 405 in the wrong state. What that document has
-//! and this monitor has not is answered with 501.
+//! Status codes are those of Cloud Hypervisor's OpenAPI document: 404 without a guest, 405 in the wrong state, and 501
+//! for requests of that document that this monitor does not implement.
 
 mod http;
 mod server;
@@ -41,7 +41,7 @@ const PUT: &[&str] = &[
     "vm.resume",
     "vm.shutdown",
 ];
-/// What Cloud Hypervisor does with a guest, and this monitor does not.
+/// Requests of that document that need a guest and are not implemented.
 const NOT_IMPLEMENTED: &[&str] = &[
     "vm.reboot",
     "vm.power-button",
@@ -63,10 +63,10 @@ const NOT_IMPLEMENTED: &[&str] = &[
     "vm.coredump",
     "vm.send-migration",
 ];
-/// What makes a guest, likewise.
+/// Requests of that document that make a guest and are not implemented.
 const NOT_IMPLEMENTED_WITHOUT_GUEST: &[&str] = &["vm.restore", "vm.receive-migration"];
 
-/// The name of a request that can be answered, or the answer that says why it cannot.
+/// The name of a request that is implemented, or the response that says why it is refused.
 fn name(request: &Request, has_guest: bool) -> Result<&str, Response> {
     let unknown = || error(Status::NotFound, "there is no such request");
     let name = request.path.strip_prefix(PREFIX).ok_or_else(unknown)?;
@@ -131,11 +131,11 @@ pub(crate) struct Waiting {
     config: Option<VmConfig>,
     /// The guest is being built.
     boots: bool,
-    /// The monitor was told to end.
+    /// A request has ended the monitor.
     ends: bool,
 }
 
-/// What the monitor is to do when a request was taken.
+/// What the monitor does after a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Wait,
@@ -152,13 +152,14 @@ impl Waiting {
         }
     }
 
-    /// The guest cannot be built: the answer to whoever wanted it.
+    /// The response to `vm.boot` when the guest cannot be built.
     pub(crate) fn boot_failed(&mut self, why: &str) -> Response {
         self.boots = false;
         failed(why)
     }
 
-    /// Answers a request; `start` has the guest built. Meanwhile a guest can be ended as one that runs, and the monitor with it.
+    /// Answers a request. `start` begins to build the guest. While it is built, a request can end the guest and the
+    /// monitor, as while it runs.
     pub(crate) fn answer(
         &mut self,
         request: &Request,
@@ -210,7 +211,7 @@ impl Waiting {
     }
 }
 
-/// The API while the guest runs, and from its end to the monitor's.
+/// The API while the guest runs, and between the guest's end and the monitor's.
 pub(crate) struct Running<'a> {
     config: &'a VmConfig,
     vcpus: &'a Vcpus,

@@ -1,5 +1,5 @@
-//! Who is connected to the API, and what each waits for. Nobody is waited for: a client has its time, and there is always room for
-//! another.
+//! The API's socket and its clients. The server waits for no client: each has a time limit, and the one idle for
+//! longest makes room for a new one.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -14,34 +14,34 @@ use rustix::event::PollFlags;
 use super::http::{MAX_REQUEST, Parsed, Request, Response, Status, parse};
 use crate::broker::Broker;
 
-/// More than are served at once make the one that has been idle for longest go.
+/// With more clients, the one idle for longest is disconnected.
 const MAX_CLIENTS: usize = 16;
-/// A client that has been idle for so long makes room when there are no descriptors for another.
+/// When the process has no descriptor for a new client, one that has been idle for so long is disconnected.
 const IDLE: Duration = Duration::from_secs(1);
 /// How long a client may take for a request and for reading its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 \r\n\r\n";
 
-/// What is to be done with a request.
+/// The answer to a request.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Reply {
-    /// It has happened, or cannot.
+    /// The request is done, or refused.
     Now(Response),
-    /// It is happening: [`Server::resolve`] has the answer. Until then no request is answered.
+    /// [`Server::resolve`] gets the response later. Until then the client's next requests wait.
     Later,
 }
 
-/// What the event loop is to wait for.
+/// An event of the API's sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ApiEvent {
-    /// Somebody connects.
+    /// A client connects.
     Connection,
-    /// This client has sent something, or can be sent more.
+    /// This client has sent data, or can receive more.
     Client(usize),
 }
 
-/// The API's socket and who is connected to it.
+/// The API's socket and its clients.
 pub(crate) struct Server {
     listener: UnixListener,
     clients: Vec<Client>,
@@ -50,18 +50,18 @@ pub(crate) struct Server {
 
 struct Client {
     stream: UnixStream,
-    /// What has come of the next request.
+    /// The beginning of the next request, as far as it was received.
     partial: Vec<u8>,
-    /// What is yet to be sent. While there is any, nothing is read.
+    /// The rest of a response. Nothing is read until it is sent.
     unsent: Vec<u8>,
-    /// When it connected or was last answered.
+    /// When it connected or got its last response.
     since: Instant,
-    /// Its request is being done.
+    /// Its request is not answered yet.
     waits: bool,
-    /// It was told to go on with its body.
-    encouraged: bool,
-    /// Its last answer is made. Once that is sent, what the client still sends is thrown away until it closes: a socket
-    /// closed with bytes in it would look broken to the client.
+    /// It got the status 100 for the request's body.
+    continued: bool,
+    /// The response just made is the last. Once it is sent, all that the client sends is discarded until it closes:
+    /// closing a socket with unread bytes would reset the connection.
     last: bool,
     gone: bool,
 }
@@ -78,7 +78,7 @@ impl Server {
         })
     }
 
-    /// Calls `add` for everything to wait for.
+    /// Calls `add` for each event source.
     pub(crate) fn sources<'a>(&'a self, mut add: impl FnMut(ApiEvent, BorrowedFd<'a>, PollFlags)) {
         if self.pause.until().is_none() {
             add(ApiEvent::Connection, self.listener.as_fd(), PollFlags::IN);
@@ -94,15 +94,15 @@ impl Server {
         }
     }
 
-    /// When [`Self::tidy`] has something to do even if nothing happens.
+    /// When [`Self::tidy`] has to be called even without an event.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let clients = self.clients.iter().filter(|client| !client.waits);
         let ends = clients.map(|client| client.since + PATIENCE);
         ends.chain(self.pause.until()).min()
     }
 
-    /// Does what `event` asks for; `answer` answers requests. To be followed by [`Self::tidy`], which changes the
-    /// clients' numbers, once all events at hand are handled.
+    /// Handles an event. `answer` answers requests. After the last event of a round, [`Self::tidy`] is called, which
+    /// changes the clients' numbers.
     pub(crate) fn handle(&mut self, event: ApiEvent, answer: impl FnMut(&Request) -> Reply) {
         match event {
             ApiEvent::Connection => self.accept(),
@@ -114,7 +114,7 @@ impl Server {
         }
     }
 
-    /// Gives the answer that was to come later, and answers what its client asked after it.
+    /// Sends a response that was [`Reply::Later`], and answers the client's next requests.
     pub(crate) fn resolve(
         &mut self,
         response: &Response,
@@ -130,12 +130,12 @@ impl Server {
         }
     }
 
-    /// Forgets the clients that have gone, or that took too long.
+    /// Removes the clients that have disconnected or exceeded their time.
     pub(crate) fn tidy(&mut self) {
         let now = Instant::now();
         let late = |client: &Client| !client.waits && client.since + PATIENCE <= now;
         self.clients.retain(|client| !client.gone && !late(client));
-        // The newest have just come.
+        // The last in the list have just connected.
         while self.clients.len() > MAX_CLIENTS {
             match self.longest_idle() {
                 Some(number) => drop(self.clients.remove(number)),
@@ -162,7 +162,7 @@ impl Server {
                 unsent: Vec::new(),
                 since: Instant::now(),
                 waits: false,
-                encouraged: false,
+                continued: false,
                 last: false,
                 gone: false,
             }),
@@ -180,7 +180,8 @@ impl Server {
 }
 
 impl Client {
-    /// Sends what is unsent, or else reads and answers what has come. `None` when this client is done with.
+    /// Sends the rest of a response, or else reads and answers requests. Returns `None` when the client is to be
+    /// removed.
     fn serve(&mut self, mut answer: impl FnMut(&Request) -> Reply) -> Option<()> {
         if !self.unsent.is_empty() {
             self.flush()?;
@@ -198,13 +199,13 @@ impl Client {
         self.answer_all(&mut answer)
     }
 
-    /// Answers the requests that have come, as long as the client takes the answers.
+    /// Answers the requests received, as long as the client receives the responses.
     fn answer_all(&mut self, answer: &mut impl FnMut(&Request) -> Reply) -> Option<()> {
         while self.unsent.is_empty() && !self.last {
             match parse(&self.partial) {
                 Ok(Parsed::Complete(request, len)) => {
                     self.partial.drain(..len);
-                    self.encouraged = false;
+                    self.continued = false;
                     match answer(&request) {
                         Reply::Now(response) => self.respond(&response, request.keep_alive)?,
                         Reply::Later => {
@@ -219,7 +220,7 @@ impl Client {
                     self.respond(&Response::Error(Status::BadRequest, error), false)?;
                 }
                 Ok(Parsed::Partial { expects }) => {
-                    if expects && !std::mem::replace(&mut self.encouraged, true) {
+                    if expects && !std::mem::replace(&mut self.continued, true) {
                         self.unsent.extend(CONTINUE);
                         self.flush()?;
                     }
@@ -242,7 +243,7 @@ impl Client {
         self.flush()
     }
 
-    /// Sends what the client takes now.
+    /// Sends as much as the socket accepts now.
     fn flush(&mut self) -> Option<()> {
         while !self.unsent.is_empty() {
             match self.stream.write(&self.unsent) {

@@ -1,4 +1,4 @@
-//! The devices of a guest: each is a backend's socket and what the driver is to see.
+//! The configuration of devices: each has a backend's socket, and options for what the driver sees.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::value;
 
 const QUEUE_SIZE: u16 = 256;
-/// Some backends of devices without much traffic end when they are asked for more.
+/// Some backends of other types end when a queue is larger.
 const OTHER_QUEUE_SIZE: u16 = 128;
 const FS_QUEUE_SIZE: u16 = 1024;
 const MAX_QUEUE_SIZE: u16 = 1 << 15;
@@ -44,7 +44,7 @@ pub(crate) struct DiskConfig {
     pub(super) vhost_user: bool,
     #[serde(alias = "socket", deserialize_with = "value::path")]
     vhost_socket: PathBuf,
-    /// Only a backend that offers a disk for reading will do.
+    /// Whether the backend must offer a read-only disk.
     #[serde(default, deserialize_with = "value::switch")]
     readonly: bool,
     #[serde(default = "one", deserialize_with = "value::number")]
@@ -77,7 +77,7 @@ pub(crate) struct NetConfig {
     queue_size: u16,
 }
 
-/// `tag=TAG,socket=PATH[,num_queues=N,queue_size=N,id=ID]`. The queues are those for requests.
+/// `tag=TAG,socket=PATH[,num_queues=N,queue_size=N,id=ID]`. `num_queues` is the number of request queues.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct FsConfig {
@@ -102,14 +102,14 @@ pub(crate) struct VhostUserConfig {
     device_type: DeviceType,
     #[serde(deserialize_with = "value::path")]
     socket: PathBuf,
-    /// A file system's name.
+    /// A file system's tag.
     #[serde(default)]
     tag: Option<String>,
     #[serde(default, deserialize_with = "value::optional_number")]
     num_queues: Option<u16>,
     #[serde(default, deserialize_with = "value::optional_number")]
     queue_size: Option<u16>,
-    /// One for each queue, instead of the two above.
+    /// The size of each queue, instead of the two fields above.
     #[serde(default, deserialize_with = "value::optional_numbers")]
     queue_sizes: Option<Vec<u16>>,
 }
@@ -176,7 +176,7 @@ impl FsConfig {
         FrontendConfig {
             socket: self.socket.clone(),
             device_type: TYPE_FS,
-            // One more, for requests that overtake.
+            // The first queue is the high priority queue.
             num_queues: Some(self.num_queues.saturating_add(1)),
             queue_sizes: vec![self.queue_size],
             options: DeviceOptions {
@@ -230,7 +230,7 @@ impl VhostUserConfig {
     }
 }
 
-/// Checks what is alike for all devices.
+/// Checks what all devices have in common.
 pub(super) fn check(device: &FrontendConfig) -> Result<(), String> {
     if device.num_queues == Some(0) {
         return Err("num_queues: a device has at least one".to_owned());

@@ -1,13 +1,13 @@
-//! `key=value,key=value`: the form of arguments with parts.
+//! `key=value,key=value`: the form of options with several values.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::contract::{self, Field};
 
-/// Reads a list into the same type that its JSON form is read into, so that keys and their values are defined once.
+/// Reads a list into the type of its JSON form, so that keys and values are defined once.
 ///
-/// A value with a comma in it is put in double quotes. `foreign` are fields that may be there without being the type's.
+/// A value with a comma is put in double quotes. `foreign` are fields of Cloud Hypervisor that the type does not have.
 pub(super) fn parse<T: DeserializeOwned>(
     text: &str,
     foreign: &[&'static [Field]],

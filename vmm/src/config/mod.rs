@@ -1,5 +1,5 @@
-//! What a guest consists of: one definition for the command line and for the API's JSON, whose names are Cloud
-//! Hypervisor's.
+//! The configuration of a guest. The command line and the API's JSON have one definition, with Cloud Hypervisor's
+//! names.
 
 mod contract;
 mod device;
@@ -21,7 +21,7 @@ const MAX_VCPUS: u32 = 255;
 const LOCAL: &str = "this monitor opens no image and no tap itself: start a backend and give vhost_user=on,socket=PATH";
 const HUGE_PAGE_SIZE: u64 = 2 << 20;
 
-/// Everything about a guest.
+/// The configuration of a guest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VmConfig {
@@ -42,7 +42,7 @@ pub(crate) struct VmConfig {
     pub(crate) serial: SerialConfig,
 }
 
-/// What the guest boots.
+/// Kernel, initramfs and command line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PayloadConfig {
@@ -60,7 +60,7 @@ pub(crate) struct PayloadConfig {
 pub(crate) struct CpusConfig {
     #[serde(alias = "boot", deserialize_with = "value::number")]
     pub(crate) boot_vcpus: u32,
-    /// How many there could be later. Adding them is not possible yet.
+    /// The most there could be later. They cannot be added yet.
     #[serde(default, alias = "max", deserialize_with = "value::optional_number")]
     pub(crate) max_vcpus: Option<u32>,
 }
@@ -96,7 +96,7 @@ pub(crate) struct MemoryConfig {
     pub(crate) size: u64,
     #[serde(default, deserialize_with = "value::switch")]
     pub(crate) hugepages: bool,
-    /// With the backends. It always is.
+    /// Whether the backends share it. They always do.
     #[serde(default = "yes", deserialize_with = "value::switch")]
     shared: bool,
 }
@@ -143,18 +143,18 @@ pub(crate) enum SerialConfig {
     /// Standard input and output.
     #[default]
     Tty,
-    /// A Unix socket that is made there.
+    /// A Unix socket that the monitor creates.
     Socket { socket: PathBuf },
-    /// A file that is written anew.
+    /// A file, which is truncated.
     File { file: PathBuf },
     /// No serial port.
     Off,
-    /// A serial port that goes nowhere.
+    /// A serial port whose output is discarded.
     Null,
 }
 
 impl SerialConfig {
-    /// A mode without fields is read without a look at what else there is.
+    /// Refuses fields of other modes, which serde ignores in a mode without fields.
     fn check_fields(serial: Option<&Value>) -> Result<(), String> {
         let fields = serial.and_then(Value::as_object);
         let mode = fields.and_then(|fields| fields.get("mode")?.as_str());
@@ -219,7 +219,7 @@ from_list!(
 );
 
 impl VmConfig {
-    /// Reads what Cloud Hypervisor's `vm.create` takes, checked as by [`Self::check`].
+    /// Reads the body of `vm.create`, and checks it as [`Self::check`] does.
     pub(crate) fn from_json(text: &[u8]) -> Result<Self, String> {
         let mut value: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         contract::remove_nulls(&mut value);
@@ -231,7 +231,7 @@ impl VmConfig {
         config.check()
     }
 
-    /// Checks what can be checked without the host: ranges, and what is not supported. Names what has no name.
+    /// Checks ranges and unsupported values, without asking the host, and names the devices that have no name.
     pub(crate) fn check(mut self) -> Result<Self, String> {
         let named = |what: &str| {
             let what = what.to_owned();
@@ -262,7 +262,7 @@ impl VmConfig {
         Ok(self)
     }
 
-    /// Gives devices without an identifier one, as Cloud Hypervisor's are: `_disk0`, `_net1`.
+    /// Gives devices without an identifier one in Cloud Hypervisor's form: `_disk0`, `_net1`.
     fn name_devices(&mut self) -> Result<(), String> {
         let disks = self.disks.iter_mut().map(|disk| ("disk", &mut disk.id));
         let nets = self.net.iter_mut().map(|net| ("net", &mut net.id));
@@ -280,7 +280,7 @@ impl VmConfig {
         Ok(())
     }
 
-    /// All devices, in the order in which they are on the bus, and what people asked for them with.
+    /// All devices in the order of the PCI bus, with the option of each.
     pub(crate) fn devices(&self) -> Vec<(&'static str, FrontendConfig)> {
         let disks = self.disks.iter().map(|disk| ("--disk", disk.frontend()));
         let nets = self.net.iter().map(|net| ("--net", net.frontend()));

@@ -1,4 +1,4 @@
-//! Values as people write them on a command line and programs write them in JSON: `4` or `"4"`, `1G`, `on`.
+//! Values of the command line and of JSON: `4` or `"4"`, `1G`, `on`.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ where
         .ok_or_else(|| de::Error::custom("a number is expected, and not so large a one"))
 }
 
-/// [`number`], where one may be missing.
+/// An optional [`number`].
 pub(crate) fn optional_number<'de, D, T>(input: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -37,7 +37,7 @@ where
     number(input).map(Some)
 }
 
-/// Numbers, in a list.
+/// An optional list of numbers.
 pub(crate) fn optional_numbers<'de, D: Deserializer<'de>>(
     input: D,
 ) -> Result<Option<Vec<u16>>, D::Error> {
@@ -46,7 +46,7 @@ pub(crate) fn optional_numbers<'de, D: Deserializer<'de>>(
     sizes.map(Some).map_err(de::Error::custom)
 }
 
-/// A text, or a number as one.
+/// A text, or a number as a text.
 pub(crate) fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
     match Loose::deserialize(input)? {
         Loose::Number(number) => Ok(number.to_string()),
@@ -89,7 +89,7 @@ pub(crate) fn switch<'de, D: Deserializer<'de>>(input: D) -> Result<bool, D::Err
     }
 }
 
-/// A path with something in it.
+/// A path that is not empty.
 pub(crate) fn path<'de, D: Deserializer<'de>>(input: D) -> Result<PathBuf, D::Error> {
     let path = PathBuf::deserialize(input)?;
     if path.as_os_str().is_empty() {

@@ -16,14 +16,14 @@ use rustix::termios::isatty;
 
 use super::output::Output;
 
-/// How long to leave a terminal to another job, or a listener alone that has no connection to give.
+/// The pause while another job has the terminal, or no client can be accepted.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Where input comes from.
+/// The source of input.
 pub(super) enum Input {
     /// One stream, until its end.
     Stream(OwnedFd),
-    /// One client after the other, who gets the output, too.
+    /// One client after the other, which gets the output, too.
     Socket(UnixListener),
 }
 
@@ -55,7 +55,7 @@ fn serve(listener: &UnixListener, serial: &Serial, output: &Output) {
         let client: OwnedFd = match listener.accept() {
             Ok((client, _)) => client.into(),
             Err(error) => {
-                // Without descriptors nobody is served, for a while.
+                // Without descriptors no client can be accepted, for a while.
                 if pause.note("a client of the serial port", &error) {
                     thread::sleep(PAUSE);
                 }
@@ -69,7 +69,7 @@ fn serve(listener: &UnixListener, serial: &Serial, output: &Output) {
         output.connect(Some(writer));
         read_all(&client, serial);
         output.connect(None);
-        // The thread that writes may be waiting for this client.
+        // This ends a write that waits for the client.
         let _ = rustix::net::shutdown(&client, Shutdown::Both);
     }
 }
@@ -83,7 +83,7 @@ fn read_all(stream: &OwnedFd, serial: &Serial) {
             Ok(len) => enqueue_all(serial, bytes.get(..len).unwrap_or_default()),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => wait(stream),
-            // The terminal is another job's for now.
+            // Another job has the terminal.
             Err(Errno::IO) if isatty(stream) => thread::sleep(PAUSE),
             Err(_) => return,
         }
@@ -103,6 +103,6 @@ fn enqueue_all(serial: &Serial, mut bytes: &[u8]) {
 }
 
 fn wait(fd: &impl AsFd) {
-    // The next attempt shows what it was.
+    // The next read returns an error, if there is one.
     let _ = poll(&mut [PollFd::new(fd, PollFlags::IN)], None);
 }

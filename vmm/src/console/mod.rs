@@ -1,7 +1,7 @@
-//! What is on the other side of the guest's serial port: a terminal, a file, a socket or nothing.
+//! The other end of the guest's serial port: a terminal, a file, a socket or nothing.
 //!
-//! Each direction has a thread of its own, which alone waits for the other side. A vCPU only puts bytes in a buffer, so a guest whose
-//! output nobody reads runs on.
+//! Each direction has a thread, which alone waits for the other end. A vCPU only puts bytes into a buffer, so the guest
+//! runs on when nobody reads its output.
 
 mod input;
 mod output;
@@ -24,18 +24,18 @@ use input::Input;
 use output::{Output, Writer};
 use terminal::RawTerminal;
 
-/// The serial port's surroundings.
+/// The other end of the serial port.
 pub(crate) struct Console {
     output: Arc<Output>,
-    /// Where input comes from, until a thread takes it over.
+    /// The source of input, until the thread that reads it is started.
     input: Option<Input>,
-    /// Whether anything is done with output.
+    /// Whether output is written anywhere.
     writes: bool,
     raw: Option<RawTerminal>,
 }
 
 impl Console {
-    /// Opens what `config` names. `None` when there is to be no serial port.
+    /// Opens what `config` names. Returns `None` when the guest has no serial port.
     pub(crate) fn open(config: &SerialConfig, broker: &Broker) -> anyhow::Result<Option<Self>> {
         let mut console = Self {
             output: Arc::default(),
@@ -47,7 +47,7 @@ impl Console {
             SerialConfig::Off => return Ok(None),
             SerialConfig::Null => console.writes = false,
             SerialConfig::Tty => {
-                // A descriptor that is closed is as good as one at its end.
+                // A closed descriptor is treated as one at its end.
                 let input = io::stdin().as_fd().try_clone_to_owned().ok();
                 console.input = input.map(Input::Stream);
                 console
@@ -69,14 +69,14 @@ impl Console {
         Ok(Some(console))
     }
 
-    /// Takes the terminal out of line mode, if input is one and it is ours. Ctrl-C goes on to interrupt.
+    /// Puts the terminal into raw mode, if input is one and this is its foreground job. Ctrl-C still interrupts.
     pub(crate) fn make_raw(&mut self) {
         if let Some(Input::Stream(input)) = &self.input {
             self.raw = RawTerminal::new(input);
         }
     }
 
-    /// Where the guest's output goes.
+    /// The writer for the guest's output.
     pub(crate) fn writer(&self) -> Box<dyn Write + Send> {
         Box::new(Writer(self.output.clone()))
     }
@@ -96,19 +96,19 @@ impl Console {
         Ok(())
     }
 
-    /// Waits until the guest's last words are written, as long as somebody takes them.
+    /// Waits until the guest's output is written, or the other end takes no more.
     pub(crate) fn finish(&self) {
         self.output.drain();
     }
 }
 
-/// Opens a file to be written anew. It may be a FIFO that nobody reads yet.
+/// Opens a file for writing and truncates it. It may be a FIFO without a reader.
 fn open_output(path: &Path) -> io::Result<OwnedFd> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
     options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     let opened = match options.open(path) {
-        // A FIFO without a reader. With one, namely ourselves, it is as good as one that is read slowly.
+        // A FIFO without a reader cannot be opened for writing alone.
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) && is_fifo(path) => {
             options.read(true).open(path)
         }

@@ -11,18 +11,18 @@ use bulkhead_process::warn;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-/// How much output waits for a reader at most; the oldest is lost first.
+/// How many bytes of output are kept for a slow reader. Beyond that, the oldest are lost.
 pub(super) const PENDING_MAX: usize = 1 << 20;
-/// How much is written at once.
+/// The most that is written at once.
 const CHUNK: usize = 4096;
-/// How long the end waits for a reader that takes nothing.
+/// How long the end of the monitor waits for a reader that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Where output goes, and what has yet to go there.
+/// The output that is not written yet, and its target.
 #[derive(Default)]
 pub(super) struct Output {
     state: Mutex<State>,
-    /// There is more to write, somewhere else to write, or less left to write.
+    /// Signalled when `state` changes.
     changed: Condvar,
 }
 
@@ -30,13 +30,13 @@ pub(super) struct Output {
 struct State {
     target: Option<Arc<OwnedFd>>,
     pending: VecDeque<u8>,
-    /// What the thread has taken and not yet written.
-    in_hand: usize,
+    /// The number of bytes that the thread has taken and not written yet.
+    taken: usize,
     /// Whether output is kept while there is no target.
-    keeps: bool,
-    /// Output was lost, and all that is pending was written after it.
+    keep: bool,
+    /// Output was lost since the buffer was last empty, and a warning was written.
     lossy: bool,
-    /// How much was written, ever.
+    /// The number of bytes written so far.
     written: u64,
 }
 
@@ -47,7 +47,7 @@ impl Output {
 
     /// From now on output is kept while nobody is connected.
     pub(super) fn keep_while_alone(&self) {
-        self.lock().keeps = true;
+        self.lock().keep = true;
     }
 
     /// From now on output goes to `target`.
@@ -59,13 +59,13 @@ impl Output {
     /// Puts `bytes` in the buffer. Never waits.
     fn put(&self, bytes: &[u8]) {
         let mut state = self.lock();
-        if state.target.is_none() && !state.keeps {
+        if state.target.is_none() && !state.keep {
             return;
         }
         state.pending.extend(bytes);
         let excess = state.pending.len().saturating_sub(PENDING_MAX);
         state.pending.drain(..excess);
-        // That nobody is connected yet is no news.
+        // Without a client, no warning is needed.
         if excess > 0 && !state.lossy && state.target.is_some() {
             state.lossy = true;
             warn("--serial: the guest's output is not read fast enough: the oldest is lost");
@@ -74,10 +74,10 @@ impl Output {
         self.changed.notify_all();
     }
 
-    /// Waits until all is written, or nobody takes any more.
+    /// Waits until all is written, or the target takes no more.
     pub(super) fn drain(&self) {
         let mut state = self.lock();
-        while state.target.is_some() && state.pending.len() + state.in_hand > 0 {
+        while state.target.is_some() && state.pending.len() + state.taken > 0 {
             let before = state.written;
             let waited = self.changed.wait_timeout(state, PATIENCE);
             let (now, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +88,7 @@ impl Output {
         }
     }
 
-    /// Takes the next piece to write, and where to.
+    /// Takes the next chunk to write, and its target.
     fn take(&self) -> (Arc<OwnedFd>, Vec<u8>) {
         let mut state = self.lock();
         loop {
@@ -97,7 +97,7 @@ impl Output {
             {
                 let len = state.pending.len().min(CHUNK);
                 let chunk: Vec<u8> = state.pending.drain(..len).collect();
-                state.in_hand = chunk.len();
+                state.taken = chunk.len();
                 return (target, chunk);
             }
             let waited = self.changed.wait(state);
@@ -105,19 +105,19 @@ impl Output {
         }
     }
 
-    /// So much of what was taken has been written.
+    /// Notes that `len` bytes of the chunk were written.
     fn wrote(&self, len: usize) {
         let mut state = self.lock();
-        state.in_hand = state.in_hand.saturating_sub(len);
+        state.taken = state.taken.saturating_sub(len);
         state.written += len as u64;
         state.lossy &= !state.pending.is_empty();
         self.changed.notify_all();
     }
 
-    /// `target` takes no more. `rest` is for the next, if output is kept.
+    /// Notes that `target` takes no more. `rest` of the chunk goes to the next target, if output is kept.
     fn lose(&self, target: &Arc<OwnedFd>, rest: &[u8]) {
         let mut state = self.lock();
-        state.in_hand = 0;
+        state.taken = 0;
         if state
             .target
             .as_ref()
@@ -125,7 +125,7 @@ impl Output {
         {
             state.target = None;
         }
-        if state.keeps {
+        if state.keep {
             rest.iter()
                 .rev()
                 .for_each(|byte| state.pending.push_front(*byte));
@@ -150,7 +150,7 @@ pub(super) fn start(output: Arc<Output>, enter: impl FnOnce() + Send + 'static) 
     Ok(())
 }
 
-/// Writes a piece. It may wait for ever.
+/// Writes a chunk. It may wait for ever.
 fn write_all(output: &Output, target: &Arc<OwnedFd>, mut chunk: &[u8]) {
     while !chunk.is_empty() {
         match rustix::io::write(target, chunk) {
@@ -160,10 +160,10 @@ fn write_all(output: &Output, target: &Arc<OwnedFd>, mut chunk: &[u8]) {
             }
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
-                // The next attempt shows what it was.
+                // The next write returns an error, if there is one.
                 let _ = poll(&mut [PollFd::new(target, PollFlags::OUT)], None);
             }
-            // A disk that is full, or a medium that is broken, may be better later.
+            // The chunk is dropped. A full disk may have space later.
             Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
                 output.wrote(chunk.len());
                 return;

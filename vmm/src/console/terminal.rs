@@ -1,4 +1,4 @@
-//! The terminal the monitor runs on.
+//! The terminal that the serial port is on.
 
 use std::os::fd::OwnedFd;
 
@@ -6,14 +6,14 @@ use rustix::termios::{
     LocalModes, OptionalActions, SpecialCodeIndex, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr,
 };
 
-/// A terminal out of line mode, which is put back when this is dropped.
+/// A terminal in raw mode. Dropping this restores its settings.
 pub(super) struct RawTerminal {
     terminal: OwnedFd,
     before: Termios,
 }
 
 impl RawTerminal {
-    /// `None` when it is no terminal, or not this process's to change.
+    /// Returns `None` when it is not a terminal, or another job has it.
     pub(super) fn new(terminal: &OwnedFd) -> Option<Self> {
         if !isatty(terminal) || tcgetpgrp(terminal).ok()? != rustix::process::getpgrp() {
             return None;
@@ -22,7 +22,7 @@ impl RawTerminal {
         let mut raw = before.clone();
         raw.make_raw();
         raw.local_modes |= LocalModes::ISIG;
-        // Ctrl-Z and Ctrl-\ are the guest's.
+        // Ctrl-Z and Ctrl-\ go to the guest.
         raw.special_codes[SpecialCodeIndex::VSUSP] = 0;
         raw.special_codes[SpecialCodeIndex::VQUIT] = 0;
         let terminal = terminal.try_clone().ok()?;
@@ -33,7 +33,7 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // A terminal that has gone away needs no restoring.
+        // It fails when the terminal is gone.
         let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
 }

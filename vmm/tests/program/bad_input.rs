@@ -1,4 +1,4 @@
-//! What is wrong is told in one line, and nothing is left behind.
+//! Bad input is reported in one line, and nothing is left behind.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;

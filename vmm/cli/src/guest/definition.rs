@@ -36,9 +36,9 @@ pub(crate) struct Definition {
         rustdoc::broken_intra_doc_links,
         reason = "the brackets are of the help"
     )]
-    /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off][,allow-path=FOLDER]…; a comma in a path is written twice. Without format=, the
-    /// format is that of the ending (.raw, .img, .qcow2); the content is never looked at. The image's backing and data files must be in the
-    /// image's folder or in an allowed one
+    /// Disk image: PATH[,format=raw|qcow2][,readonly=on|off][,allow-path=FOLDER]…; a comma in a path is written twice.
+    /// Without format=, the format is that of the ending (.raw, .img, .qcow2); the content is never looked at. The
+    /// image's backing and data files must be in the image's folder or in an allowed one
     #[arg(
         long = "disk",
         value_name = "PATH[,…]",

@@ -1,4 +1,5 @@
-//! A guest is described once, by its [`Definition`]. [`Plan`] derives its processes from that, and asks the host nothing.
+//! A guest is described once, by its [`Definition`]. [`Plan`] derives its processes from that, and asks the host
+//! nothing.
 
 mod definition;
 mod options;

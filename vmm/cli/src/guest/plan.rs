@@ -1,7 +1,7 @@
 //! Derives a guest's processes from its definition: which programs, with which arguments, started after which others.
 //!
-//! This is a pure function of the definition and the [`Site`]: it reads no file, no environment and no identity. So `run`, `--dry-run` and
-//! whatever starts guests later get the same processes.
+//! This is a pure function of the definition and the [`Site`]: it reads no file, no environment and no identity. So
+//! `run`, `--dry-run` and whatever starts guests later get the same processes.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -192,8 +192,8 @@ fn disk_name(index: usize) -> String {
     format!("vd{}", String::from_utf8_lossy(&letters))
 }
 
-/// The card's configured address, or one in QEMU's and libvirt's range (52:54:00) that depends only on the guest's name, the network and
-/// the card's number.
+/// The card's configured address, or one in QEMU's and libvirt's range (52:54:00) that depends only on the guest's
+/// name, the network and the card's number.
 fn mac(guest: &Definition, net: &Net, index: usize) -> MacAddr {
     net.mac.unwrap_or_else(|| {
         let [a, b, c, ..] = fnv1a(format!("{}/{}/{index}", guest.name, net.network).as_bytes());

@@ -1,13 +1,13 @@
-//! The one list of verbs. A verb is a folder here and a line below.
+//! The list of verbs. Each verb is a folder here and a line below.
 
 mod run;
 
 use std::process::ExitCode;
 
-/// What `bulkhead` can be asked to do.
+/// The verbs of `bulkhead`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
-    /// Run a guest in the foreground, its console on this terminal, until it ends.
+    /// Run a guest in the foreground, with its console on this terminal
     Run(run::Args),
 }
 

@@ -1,4 +1,5 @@
-//! The two ways to configuration space: ECAM (PCI Express 5.0 §7.2.2) and the ports 0xcf8 and 0xcfc (PCI Local Bus 3.0 §3.2.2.3.2).
+//! The two ways to configuration space: ECAM (PCI Express 5.0 §7.2.2) and the ports 0xcf8 and 0xcfc (PCI Local Bus 3.0
+//! §3.2.2.3.2).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,7 +1,8 @@
-//! A function's 256 bytes of configuration space (PCI Local Bus 3.0 §6): bytes, and which of their bits the guest may write.
+//! A function's 256 bytes of configuration space (PCI Local Bus 3.0 §6): bytes, and which of their bits the guest may
+//! write.
 //!
-//! A BAR needs no code of its own: since its address bits are writable and its size bits are not, a guest that writes ones and reads the
-//! register back gets the size.
+//! A BAR needs no code of its own: since its address bits are writable and its size bits are not, a guest that writes
+//! ones and reads the register back gets the size.
 
 use thiserror::Error;
 
@@ -116,8 +117,8 @@ impl ConfigSpace {
         Ok(())
     }
 
-    /// Appends a capability: its id, then `body`, of which the guest may write the bits in `writable` (missing bytes: none).
-    /// Returns the offset of `body`'s first byte.
+    /// Appends a capability: its id, then `body`, of which the guest may write the bits in `writable` (missing bytes:
+    /// none). Returns the offset of `body`'s first byte.
     ///
     /// # Errors
     /// When it does not fit.

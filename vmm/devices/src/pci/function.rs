@@ -47,8 +47,8 @@ pub trait PciFunction: Send + Sync {
     /// Its BARs, as the registers are.
     fn bars(&self) -> Vec<Bar>;
 
-    /// The bus now routes accesses at this address to BAR `index`, or (`None`) no longer does. Called only when that changes, and by one
-    /// thread at a time.
+    /// The bus now routes accesses at this address to BAR `index`, or (`None`) no longer does. Called only when that
+    /// changes, and by one thread at a time.
     fn bar_mapped(&self, index: usize, address: Option<u64>);
 
     /// Reads at `offset` in BAR `index`.

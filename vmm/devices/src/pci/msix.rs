@@ -1,8 +1,8 @@
 //! MSI-X (PCI Local Bus 3.0 §6.8.2): the capability's control bits, the table and the pending bits.
 //!
-//! Each vector is an eventfd. While the vector is enabled and not masked, the hypervisor turns signals of its eventfd into interrupts
-//! without the monitor. Otherwise signals stay in the eventfd's counter, which is the pending bit. So no interrupt is lost and no state is
-//! copied, whichever process signals the eventfd, and whenever.
+//! Each vector is an eventfd. While the vector is enabled and not masked, the hypervisor turns signals of its eventfd
+//! into interrupts without the monitor. Otherwise signals stay in the eventfd's counter, which is the pending bit. So
+//! no interrupt is lost and no state is copied, whichever process signals the eventfd, and whenever.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -95,8 +95,8 @@ impl Msix {
         }
     }
 
-    /// Sets everything to its state after power-on. Interrupts that are pending stay so, since a backend may signal at any time: a driver
-    /// must expect interrupts that come for nothing.
+    /// Sets everything to its state after power-on. Interrupts that are pending stay so, since a backend may signal at
+    /// any time: a driver must expect interrupts that come for nothing.
     pub fn reset(&self) {
         self.set_control(0);
         let mut state = self.state();

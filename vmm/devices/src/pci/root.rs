@@ -108,7 +108,8 @@ impl PciRoot {
         Ok(Arc::new(root))
     }
 
-    /// Puts a function at the first free device number, and its BARs in the windows. They decode once the guest enables that.
+    /// Puts a function at the first free device number, and its BARs in the windows. They decode once the guest enables
+    /// that.
     ///
     /// # Errors
     /// When no device number is free or no window has room.
@@ -201,7 +202,8 @@ impl PciRoot {
         for (device, slot) in slots.slots.iter().enumerate() {
             for bar in slot.iter().flat_map(|slot| slot.function.bars()) {
                 let Some(slot) = slot else { continue };
-                // Of BARs that the guest lets overlap, only the first one is routed, so that no doorbell is bound twice.
+                // Of BARs that the guest lets overlap, only the first one is routed, so that no doorbell is bound
+                // twice.
                 let overlaps = |other: &Route| {
                     bar.address < other.bar.address + other.bar.size
                         && other.bar.address < bar.address + bar.size
@@ -250,7 +252,8 @@ impl PciRoot {
 }
 
 impl Lifecycle for PciRoot {
-    /// The machine resets the functions before the bus. As there is no firmware, the bus gives each BAR its first address again.
+    /// The machine resets the functions before the bus. As there is no firmware, the bus gives each BAR its first
+    /// address again.
     fn reset(&self) {
         self.config_address.store(0, Ordering::Release);
         self.host_bridge.reset();

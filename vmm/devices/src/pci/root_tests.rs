@@ -12,7 +12,7 @@ const HIGH: Window = Window {
     len: 1 << 30,
 };
 
-/// A function with one BAR that answers with its own number, and hypervisor what the bus tells it.
+/// A function with one BAR that reads as its own number, and records what the bus maps.
 struct Probe {
     number: u8,
     config: Mutex<ConfigSpace>,

@@ -17,8 +17,9 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 
 /// Bits 0–23 and 50–63 are the device type's own (virtio 1.2 §2.2).
 const DEVICE_FEATURES: u64 = 0x00ff_ffff | !0 << 50;
-/// Of the others, those that are passed through. Left out are RING_PACKED (a packed ring does not hold how far a backend that died had
-/// come), NOTIFICATION_DATA (an eventfd carries no data), and what this transport does not implement.
+/// Of the others, those that are passed through. Left out are RING_PACKED (a packed ring does not hold how far a
+/// backend that died had come), NOTIFICATION_DATA (an eventfd carries no data), and what this transport does not
+/// implement.
 const QUEUE_FEATURES: u64 = F_VERSION_1
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_RING_F_EVENT_IDX
@@ -38,7 +39,8 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// Connects and negotiates. `slots`: guest RAM has too many regions for one memory table, and is added region by region.
+    /// Connects and negotiates. `slots`: guest RAM has too many regions for one memory table, and is added region by
+    /// region.
     pub(super) fn establish(socket: &Path, connector: &Connector, slots: bool) -> Result<Self> {
         let mut connection = Connection::open(socket, connector)?;
         let features = connection.features()?;

@@ -1,4 +1,5 @@
-//! The channel for requests of the backend (VHOST_USER_SET_BACKEND_REQ_FD). The only request served is CONFIG_CHANGE_MSG.
+//! The channel for requests of the backend (VHOST_USER_SET_BACKEND_REQ_FD). The only request served is
+//! CONFIG_CHANGE_MSG.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -36,11 +37,13 @@ impl BackendChannel {
         })
     }
 
-    /// Reads what the backend has sent. Returns whether the configuration has changed. After an error the channel cannot be used.
+    /// Reads what the backend has sent. Returns whether the configuration has changed. After an error the channel
+    /// cannot be used.
     pub(super) fn read(&mut self) -> Result<bool> {
         let mut changed = false;
         let mut bytes = [0; 512];
-        // At most one message of the maximum length is read, so that a backend that keeps sending does not hold the caller.
+        // At most one message of the maximum length is read, so that a backend that keeps sending does not hold the
+        // caller.
         for _ in 0..8 {
             match self.socket.read(&mut bytes) {
                 Ok(0) => return Err(Fault::Closed),

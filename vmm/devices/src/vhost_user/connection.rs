@@ -1,7 +1,8 @@
 //! A connection to a backend: sends requests and receives replies, before a deadline.
 //!
-//! The message structures are those of the `vhost` crate. Its `Frontend` is not used, because it waits for ever for a backend that has
-//! stopped answering (it tries again when the socket times out), and checks replies less than a hostile backend requires.
+//! The message structures are those of the `vhost` crate. Its `Frontend` is not used, because it waits for ever for a
+//! backend that has stopped answering (it tries again when the socket times out), and checks replies less than a
+//! hostile backend requires.
 
 use std::cell::Cell;
 use std::io::{self, IoSliceMut};
@@ -63,8 +64,8 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
 
 pub(super) struct Connection {
     socket: UnixStream,
-    /// When the current step must be over. It is one deadline for all replies of the step, so that a backend that is slow at each of
-    /// them cannot take longer.
+    /// When the current step must be over. It is one deadline for all replies of the step, so that a backend that is
+    /// slow at each of them cannot take longer.
     deadline: Cell<Instant>,
     /// REPLY_ACK was negotiated: the backend replies to every request.
     reply_ack: bool,

@@ -1,7 +1,8 @@
-//! The device that vCPU threads and the reconnect thread share: what the driver wants, and what is still to be done about it.
+//! The device that vCPU threads and the reconnect thread share: what the driver wants, and what is still to be done
+//! about it.
 //!
-//! A vCPU thread takes the lock for a moment only, because nobody holds it while talking to a backend. The copy of the configuration
-//! space has a lock of its own.
+//! A vCPU thread takes the lock for a moment only, because nobody holds it while talking to a backend. The copy of the
+//! configuration space has a lock of its own.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::Shutdown;
@@ -353,8 +354,8 @@ impl Device {
         }
     }
 
-    /// What to start at a backend that has just connected, if anything. Configuration writes that wait are dropped: the backend gets
-    /// [`Self::written_config`].
+    /// What to start at a backend that has just connected, if anything. Configuration writes that wait are dropped: the
+    /// backend gets [`Self::written_config`].
     pub(super) fn setup_to_start(&self) -> Option<DriverSetup> {
         let state = &mut *self.state();
         state.writes.clear();

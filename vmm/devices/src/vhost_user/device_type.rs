@@ -1,5 +1,5 @@
-//! What differs between the types of device: the length of the configuration space, the usual number of queues, and the fields and
-//! features that depend on the configuration. Everything else is the same for all types.
+//! What differs between the types of device: the length of the configuration space, the usual number of queues, and the
+//! fields and features that depend on the configuration. Everything else is the same for all types.
 
 use bulkhead_mac::MacAddr;
 use virtio_bindings::{virtio_blk as blk, virtio_ids as ids, virtio_net as net};
@@ -62,8 +62,8 @@ const NET_FIELDS: u64 = bits(&[
 
 /// It needs the control queues and a pair for the second port.
 const CONSOLE_F_MULTIPORT: u64 = 1 << 1;
-/// The features of the balloon's third to fifth queue, in that order (virtio 1.2 §5.5.2): statistics, free pages, reporting. Each queue
-/// exists if its feature was negotiated.
+/// The features of the balloon's third to fifth queue, in that order (virtio 1.2 §5.5.2): statistics, free pages,
+/// reporting. Each queue exists if its feature was negotiated.
 const BALLOON_QUEUES: [u64; 3] = [1 << 1, 1 << 3, 1 << 5];
 /// The notification queue of a file system (virtio 1.2 §5.11.2), which is its second.
 const FS_F_NOTIFICATION: u64 = 1 << 0;
@@ -179,7 +179,8 @@ pub(super) fn queue_count(device_type: u16, wanted: Option<u16>, has: Option<u64
     Ok(wanted)
 }
 
-/// The features offered to drivers: those of the backend, without those that need more queues or (`config`) a configuration space.
+/// The features offered to drivers: those of the backend, without those that need more queues or (`config`) a
+/// configuration space.
 pub(super) fn features(
     device_type: u16,
     backend: u64,
@@ -238,8 +239,8 @@ pub(super) fn features(
     Ok(features)
 }
 
-/// Whether the backend gets the driver's write. Other writes only change the copy of the configuration space: backends do not need
-/// them, and some end when they get one.
+/// Whether the backend gets the driver's write. Other writes only change the copy of the configuration space: backends
+/// do not need them, and some end when they get one.
 pub(super) fn is_written_to_backend(device_type: u16, offset: u32, len: usize) -> bool {
     match device_type {
         TYPE_BLOCK => (offset, len) == (BLK_WCE, 1),

@@ -19,10 +19,12 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// Connects to a backend and negotiates. It fails at once when no backend listens, and waits for answers for a limited time.
+    /// Connects to a backend and negotiates. It fails at once when no backend listens, and waits for answers for a
+    /// limited time.
     ///
     /// # Errors
-    /// When no backend listens at the socket, the peer does not speak vhost-user, or it does not offer what `config` asks for.
+    /// When no backend listens at the socket, the peer does not speak vhost-user, or it does not offer what `config`
+    /// asks for.
     pub fn connect(
         config: FrontendConfig,
         memory: GuestMemoryMmap,
@@ -46,8 +48,8 @@ impl Lifecycle for Frontend {
         self.device.reset();
     }
 
-    /// The backend completes what it has taken from the vrings, and takes no more. A backend that does not answer in time loses its
-    /// connection, and with it guest RAM.
+    /// The backend completes what it has taken from the vrings, and takes no more. A backend that does not answer in
+    /// time loses its connection, and with it guest RAM.
     fn pause(&self) {
         self.device.pause();
     }

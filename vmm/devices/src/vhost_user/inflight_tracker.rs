@@ -1,10 +1,11 @@
 //! Tracks which requests are in flight at a backend that does not record them itself.
 //!
-//! A backend without INFLIGHT_SHMFD that dies leaves only the rings. The used index is the number of requests it completed, not
-//! which: a disk completes in any order. A backend that began at that index would do some completed requests again, into memory
-//! that the driver uses for something else by now, and omit others for ever. So such a backend signals an eventfd of the monitor's
-//! (the relay) in place of the interrupt, and at each signal the tracker reads the new ring entries before they are overwritten. When
-//! the backend has died, the tracker rewrites the available ring so that the next one begins with the requests in flight.
+//! A backend without INFLIGHT_SHMFD that dies leaves only the rings. The used index is the number of requests it
+//! completed, not which: a disk completes in any order. A backend that began at that index would do some completed
+//! requests again, into memory that the driver uses for something else by now, and omit others for ever. So such a
+//! backend signals an eventfd of the monitor's (the relay) in place of the interrupt, and at each signal the tracker
+//! reads the new ring entries before they are overwritten. When the backend has died, the tracker rewrites the
+//! available ring so that the next one begins with the requests in flight.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -23,7 +24,8 @@ const ENTRIES: u64 = 4;
 
 /// Tracks all queues of a device.
 pub(super) struct InflightTracker {
-    /// An epoll instance with all relays. It is edge-triggered, so that no relay is read: the backend could make that block.
+    /// An epoll instance with all relays. It is edge-triggered, so that no relay is read: the backend could make that
+    /// block.
     interrupts: OwnedFd,
     queues: Vec<TrackedQueue>,
 }
@@ -79,8 +81,8 @@ impl InflightTracker {
         }
     }
 
-    /// Reads the new entries of all queues, since a driver may disable interrupts for a while, and raises the interrupts of those whose
-    /// relay was signalled. Returns whether there was anything new.
+    /// Reads the new entries of all queues, since a driver may disable interrupts for a while, and raises the
+    /// interrupts of those whose relay was signalled. Returns whether there was anything new.
     pub(super) fn pass_on(&mut self, memory: &GuestMemoryMmap) -> bool {
         let mut space = [MaybeUninit::<epoll::Event>::uninit(); 32];
         let no_wait = Timespec::default();
@@ -99,8 +101,8 @@ impl InflightTracker {
         news
     }
 
-    /// Rewrites the available rings so that the next backend begins with the requests in flight. Returns `false`, and changes nothing, if
-    /// they are not known because entries were overwritten before they were read.
+    /// Rewrites the available rings so that the next backend begins with the requests in flight. Returns `false`, and
+    /// changes nothing, if they are not known because entries were overwritten before they were read.
     pub(super) fn restore(&mut self, memory: &GuestMemoryMmap) -> bool {
         for tracked in &mut self.queues {
             tracked.requests.read_new(memory, &tracked.queue);
@@ -176,7 +178,8 @@ impl Requests {
         news
     }
 
-    /// Reads the entries up to these indices. Returns `None` if some were overwritten before they were read, or contradict each other.
+    /// Reads the entries up to these indices. Returns `None` if some were overwritten before they were read, or
+    /// contradict each other.
     fn read_entries(
         &mut self,
         memory: &GuestMemoryMmap,
@@ -216,7 +219,8 @@ impl Requests {
         self.by_head.iter().all(sound).then_some(())
     }
 
-    /// Writes the requests in flight into the entries of the available ring from the used index on, where the next backend begins.
+    /// Writes the requests in flight into the entries of the available ring from the used index on, where the next
+    /// backend begins.
     fn restore(&self, memory: &GuestMemoryMmap, queue: &ActiveQueue) -> bool {
         let heads = (0_u16..).zip(&self.by_head);
         let mut in_flight: Vec<(u64, u16)> = heads

@@ -1,7 +1,8 @@
 //! Shares guest RAM with the backend.
 //!
-//! In vhost-user, vring addresses are in "the frontend's address space". Any numbering is right as long as memory table and vrings
-//! use the same, so this one is guest physical addresses with an offset. The backend never learns where the monitor's memory is.
+//! In vhost-user, vring addresses are in "the frontend's address space". Any numbering is right as long as memory table
+//! and vrings use the same, so this one is guest physical addresses with an offset. The backend never learns where the
+//! monitor's memory is.
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;

@@ -24,8 +24,9 @@ pub(super) fn connect(establish: &dyn Fn() -> Result<Backend>) -> Result<Backend
     establish()
 }
 
-/// Reduces `sizes` until the backend accepts them, one for each queue. vhost-user has no request for the maximum, so sizes are tried.
-/// A backend that refuses one often ends the connection or dies: better now than when there is a driver.
+/// Reduces `sizes` until the backend accepts them, one for each queue. vhost-user has no request for the maximum, so
+/// sizes are tried. A backend that refuses one often ends the connection or dies: better now than when there is a
+/// driver.
 pub(super) fn find_queue_sizes(
     mut backend: Backend,
     establish: &dyn Fn() -> Result<Backend>,

@@ -1,5 +1,5 @@
-//! The thread that talks to a device's backend. It passes on what the driver asks for, watches the connection, and reconnects when the
-//! backend dies. No other thread waits for a backend.
+//! The thread that talks to a device's backend. It passes on what the driver asks for, watches the connection, and
+//! reconnects when the backend dies. No other thread waits for a backend.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -221,8 +221,8 @@ impl ReconnectThread {
         started
     }
 
-    /// Whether the monitor has to track the requests in flight, because the backend does not. Network devices need no tracker: they
-    /// complete buffers in order.
+    /// Whether the monitor has to track the requests in flight, because the backend does not. Network devices need no
+    /// tracker: they complete buffers in order.
     fn needs_tracker(&self, backend: &Backend) -> bool {
         self.device.device_type() != TYPE_NET
             && !backend.has(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
@@ -250,7 +250,8 @@ impl ReconnectThread {
             _ => Ok(()),
         };
         if stopped.is_err() {
-            // A backend that does not stop them loses its connection before anybody is notified that the vrings are stopped.
+            // A backend that does not stop them loses its connection before anybody is notified that the vrings are
+            // stopped.
             self.drop_backend();
         }
         self.started = false;

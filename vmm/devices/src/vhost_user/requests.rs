@@ -146,7 +146,8 @@ impl Connection {
         self.send_vring_state(FrontendReq::SET_VRING_BASE, vring, base.into())
     }
 
-    /// Stops the vring, and returns the index of the next available entry. When the backend replies, it accesses the vring no more.
+    /// Stops the vring, and returns the index of the next available entry. When the backend replies, it accesses the
+    /// vring no more.
     pub(super) fn vring_base(&self, vring: u16) -> Result<u16> {
         let request = FrontendReq::GET_VRING_BASE;
         let body = self.request(request, &vring_state(vring, 0))?.body;

@@ -1,5 +1,5 @@
-//! Signals eventfds that a backend shares. The backend may have filled the counter and made the descriptor block, so a plain write
-//! could wait for ever.
+//! Signals eventfds that a backend shares. The backend may have filled the counter and made the descriptor block, so a
+//! plain write could wait for ever.
 
 use std::io;
 use std::os::fd::AsRawFd;

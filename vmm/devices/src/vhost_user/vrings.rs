@@ -65,9 +65,9 @@ pub(super) fn start(
     Ok(())
 }
 
-/// Repeats kicks and calls that may be lost. The driver does not wait for the start, many backends discard kicks that come between
-/// SET_VRING_KICK and SET_VRING_ENABLE, and a backend that died may have taken kicks and owed calls. One too many is harmless, since
-/// both sides look at the rings when they are woken.
+/// Repeats kicks and calls that may be lost. The driver does not wait for the start, many backends discard kicks that
+/// come between SET_VRING_KICK and SET_VRING_ENABLE, and a backend that died may have taken kicks and owed calls. One
+/// too many is harmless, since both sides look at the rings when they are woken.
 fn signal_again(memory: &GuestMemoryMmap, queue: &ActiveQueue, start: Start) {
     if start == Start::Resumed {
         signal(&queue.kick);
@@ -77,7 +77,8 @@ fn signal_again(memory: &GuestMemoryMmap, queue: &ActiveQueue, start: Start) {
     }
 }
 
-/// Stops the vrings. When this returns, the backend has completed what it had taken from them and accesses them no more.
+/// Stops the vrings. When this returns, the backend has completed what it had taken from them and accesses them no
+/// more.
 pub(super) fn stop(backend: &Backend, setup: &DriverSetup) -> Result<()> {
     backend.connection.set_deadline(DRAIN_TIMEOUT);
     for queue in &setup.queues {

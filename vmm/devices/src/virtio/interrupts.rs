@@ -1,5 +1,5 @@
-//! Configuration change interrupts, which the transport raises itself. Those of queues are raised by the backend, through the
-//! vectors' eventfds.
+//! Configuration change interrupts, which the transport raises itself. Those of queues are raised by the backend,
+//! through the vectors' eventfds.
 
 use std::io;
 use std::sync::Arc;

@@ -31,7 +31,8 @@ const CAP_MSIX: u8 = 0x11;
 pub(super) struct Offsets {
     /// MSI-X message control, 2 bytes.
     pub(super) msix_control: u16,
-    /// The BAR number in the PCI configuration access capability. Offset, length and data are 4, 8 and 12 bytes after it.
+    /// The BAR number in the PCI configuration access capability. Offset, length and data are 4, 8 and 12 bytes after
+    /// it.
     pub(super) pci_cfg: u16,
 }
 

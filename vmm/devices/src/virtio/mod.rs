@@ -1,7 +1,7 @@
 //! Virtio (1.2): a device as its transport sees it, and the one transport, PCI.
 //!
-//! The transport has the registers, the queues' addresses and the interrupts. A [`VirtioDevice`] has the features, the configuration space,
-//! and works on the queues once the driver is ready. Requests pass through neither.
+//! The transport has the registers, the queues' addresses and the interrupts. A [`VirtioDevice`] has the features, the
+//! configuration space, and works on the queues once the driver is ready. Requests pass through neither.
 
 mod interrupts;
 mod layout;
@@ -20,7 +20,8 @@ pub use pci::VirtioPci;
 /// `VIRTIO_F_VERSION_1`: the device is modern. This transport supports no others.
 pub const F_VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
-/// A virtqueue the driver has set up. Addresses are guest physical; the whole of each part lies within one region of guest RAM.
+/// A virtqueue the driver has set up. Addresses are guest physical; the whole of each part lies within one region of
+/// guest RAM.
 #[derive(Clone)]
 pub struct ActiveQueue {
     /// Its number.
@@ -48,9 +49,9 @@ pub trait DeviceEvents: Send + Sync {
     fn needs_reset(&self);
 }
 
-/// A virtio device, as its transport sees it. The transport calls [`Self::activate`], [`Self::set_call`] and [`Self::reset`] from one
-/// thread at a time, and the first not again before a reset is complete. The other methods may be called at any time. A vCPU waits for each
-/// call to return, so none of them waits for anything.
+/// A virtio device, as its transport sees it. The transport calls [`Self::activate`], [`Self::set_call`] and
+/// [`Self::reset`] from one thread at a time, and the first not again before a reset is complete. The other methods may
+/// be called at any time. A vCPU waits for each call to return, so none of them waits for anything.
 pub trait VirtioDevice: Send + Sync {
     /// Its type (virtio 1.2 §5): 1 is a network card, 2 a block device.
     fn device_type(&self) -> u16;
@@ -70,7 +71,8 @@ pub trait VirtioDevice: Send + Sync {
     /// Sets where the device reports events.
     fn attach(&self, events: Arc<dyn DeviceEvents>);
 
-    /// The driver is ready (DRIVER_OK): it has accepted `features` and set up `queues`. The device begins to work on the queues.
+    /// The driver is ready (DRIVER_OK): it has accepted `features` and set up `queues`. The device begins to work on
+    /// the queues.
     fn activate(&self, features: u64, queues: Vec<ActiveQueue>);
 
     /// The device signals `call` for the active queue `index` from now on.
@@ -79,7 +81,8 @@ pub trait VirtioDevice: Send + Sync {
     /// The driver has notified queue `index` by a write that no doorbell took.
     fn notify(&self, index: u16);
 
-    /// The driver resets the device, which may have no active queues. [`Self::is_stopped`] returns when that is complete.
+    /// The driver resets the device, which may have no active queues. [`Self::is_stopped`] returns when that is
+    /// complete.
     fn reset(&self);
 
     /// Whether the last reset is complete: the device accesses the queues no more.

@@ -1,4 +1,5 @@
-//! The transport: a virtio device as a PCI function (virtio 1.2 §4.1), modern only, with MSI-X and without legacy interrupts.
+//! The transport: a virtio device as a PCI function (virtio 1.2 §4.1), modern only, with MSI-X and without legacy
+//! interrupts.
 
 use std::io;
 use std::ops::Range;
@@ -82,8 +83,8 @@ impl VirtioPci {
         registers
     }
 
-    /// Completes a reset once the device accesses the queues no more. Until then the driver reads a status other than 0, and waits
-    /// (virtio 1.2 §4.1.4.3.2).
+    /// Completes a reset once the device accesses the queues no more. Until then the driver reads a status other than
+    /// 0, and waits (virtio 1.2 §4.1.4.3.2).
     fn try_complete_reset(&self, registers: &mut Registers) {
         if registers.is_resetting() && self.device.is_stopped() {
             self.interrupts.reset();
@@ -262,7 +263,8 @@ impl PciFunction for VirtioPci {
 }
 
 impl Lifecycle for VirtioPci {
-    /// The driver's reset, and with it that of configuration space and MSI-X. The bus then gives the BAR its first address again.
+    /// The driver's reset, and with it that of configuration space and MSI-X. The bus then gives the BAR its first
+    /// address again.
     fn reset(&self) {
         self.reset_device(&mut self.registers());
         self.interrupts.msix.reset();

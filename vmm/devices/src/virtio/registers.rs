@@ -123,7 +123,8 @@ impl Registers {
         image
     }
 
-    /// Writes. Drivers must use each field's width, or two halves for the 64-bit fields (§4.1.3.1). Other writes have no effect.
+    /// Writes. Drivers must use each field's width, or two halves for the 64-bit fields (§4.1.3.1). Other writes have
+    /// no effect.
     pub(super) fn write(&mut self, interrupts: &Interrupts, offset: u64, data: &[u8]) -> Action {
         match *data {
             _ if self.resetting => {}

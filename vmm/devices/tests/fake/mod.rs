@@ -1,4 +1,4 @@
-//! A backend that does as the test says: it answers what a sound one answers, until it is told otherwise.
+//! A backend that a test controls: it answers as a correct one, unless the test's rule says otherwise.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSliceMut, Read, Write};
@@ -115,7 +115,8 @@ impl Fake {
         seen.iter().filter(|(seen, _)| *seen == request).count()
     }
 
-    /// Whether a kick of this queue waits to be served. Those before the queue was enabled are thrown away, as `vhost-user-backend` does.
+    /// Whether a kick of this queue waits to be served. Those before the queue was enabled are thrown away, as
+    /// `vhost-user-backend` does.
     #[allow(dead_code)] // as above
     pub(crate) fn is_kicked(&self, queue: u8) -> bool {
         let kicks = self.kicks.lock().unwrap();

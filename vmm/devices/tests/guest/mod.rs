@@ -1,4 +1,4 @@
-//! The guest's side of a block device: a driver of few words, and eventfds in place of KVM's.
+//! The guest's side of a block device: a minimal driver, and eventfds in place of KVM's.
 
 use std::fs::File;
 use std::io;
@@ -274,7 +274,7 @@ impl BlockGuest {
         self.kick.write(1).unwrap();
     }
 
-    /// Waits for an interrupt that tells of the answer.
+    /// Waits for the interrupt of the answer.
     fn finish(&mut self) {
         let start = Instant::now();
         loop {

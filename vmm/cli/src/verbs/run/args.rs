@@ -18,8 +18,8 @@ pub(crate) struct Args {
     /// Report how each process ends
     #[arg(long, short)]
     pub(crate) verbose: bool,
-    /// Start nothing. Print the command of every process, in the order of their start, and warn about each part of their confinement
-    /// that this host refuses
+    /// Start nothing. Print the command of every process, in the order of their start, and warn about each part of
+    /// their confinement that this host refuses
     #[arg(long)]
     pub(crate) dry_run: bool,
 }

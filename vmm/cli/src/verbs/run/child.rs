@@ -1,4 +1,5 @@
-//! One running process: started so that it ends with us, watched to its end, told to stop by a handle that never names another.
+//! A running process. It ends when this process does, a thread waits for its end, and signals go through a pidfd, which
+//! never names another process.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -25,7 +26,7 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts it. Its end becomes [`Event::Ended`] with `index`.
+    /// Starts a process. Its end is sent as [`Event::Ended`] with `index`.
     pub(crate) fn start(
         process: &Process,
         index: usize,
@@ -38,7 +39,7 @@ impl Child {
         command
             .args(&process.args)
             .env("NOTIFY_SOCKET", notify)
-            // Ctrl-C reaches us alone; we end the others in order.
+            // Ctrl-C reaches only this process, which ends the others in order.
             .process_group(0)
             .stdin(match monitor {
                 true => Stdio::piped(),
@@ -51,20 +52,21 @@ impl Child {
             .stderr(Stdio::piped());
         end_with_parent(&mut command);
         let ready = Arc::new(AtomicBool::new(false));
-        let (name, events, told) = (process.name.clone(), events.clone(), ready.clone());
+        let (name, events, is_ready) = (process.name.clone(), events.clone(), ready.clone());
         let (sender, started) = bounded(1);
         std::thread::Builder::new()
             .name(format!("watch-{name}"))
             .spawn(move || {
-                // It is a thread's, and where it cannot be had (it is root's) the others are seen and no more.
-                let _ = number_processes_anew();
+                // This is a setting of the thread. Users other than root may not make it: then the child sees other
+                // processes.
+                let _ = unshare_processes();
                 let Some(mut child) = started_for(&sender, command.spawn()) else {
                     return;
                 };
                 let (pid, stderr) = (child.id(), child.stderr.take());
-                let last_words = stderr.and_then(|stderr| listen(stderr, &name, &told));
-                let ended = child.wait().map(|status| Ended { status, last_words });
-                // Nobody listens any more once the run is over.
+                let last_line = stderr.and_then(|stderr| listen(stderr, &name, &is_ready));
+                let ended = child.wait().map(|status| Ended { status, last_line });
+                // It fails when the run is over.
                 let _ = events.send(Event::Ended(index, pid, ended));
             })?;
         let lost = |_| io::Error::other("lost track of it");
@@ -83,13 +85,14 @@ impl Child {
         self.ready.store(true, Ordering::Relaxed);
     }
 
-    /// Fails only when it has ended already, which is as well.
+    /// Sends a signal, which fails only when the process has ended.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.handle, signal);
     }
 }
 
-/// Standard input or output of a process that needs none. Opened here: the standard library would not name it in an error.
+/// Standard input or output of a process that needs none. It is opened here because an error of the standard library
+/// would not name it.
 fn null() -> io::Result<Stdio> {
     const NULL: &str = "/dev/null";
     let opened = File::options().read(true).write(true).open(NULL);
@@ -97,16 +100,16 @@ fn null() -> io::Result<Stdio> {
     opened.map(Stdio::from).map_err(named)
 }
 
-/// What the supervisor has of a process: its number, a handle, what writes to its standard input.
+/// The process id, the pidfd and the standard input of a process.
 type Started = (u32, OwnedFd, Option<ChildStdin>);
 
-/// Gives the supervisor its part of what was started.
+/// Sends the supervisor its part of a started process.
 fn started_for(
     supervisor: &Sender<io::Result<Started>>,
     spawned: io::Result<process::Child>,
 ) -> Option<process::Child> {
     let parts = spawned.and_then(|mut child| {
-        // Our own child: until it is waited for, its number is its own.
+        // The process id of a child is not used again until it is waited for.
         let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
         let stdin = child.stdin.take();
         Ok(((child.id(), handle, stdin), child))
@@ -119,10 +122,11 @@ fn started_for(
     child
 }
 
-/// The longest line that is passed on, in bytes.
+/// The number of bytes of a line that are passed on.
 const LONGEST_LINE: usize = 1024;
 
-/// Passes on what it says; keeps the last line said before it is ready, for the error that its end will be.
+/// Passes on the lines that a process writes to standard error. Returns the last one before it was ready, which says
+/// why it ended.
 pub(super) fn listen(stderr: ChildStderr, name: &str, ready: &AtomicBool) -> Option<String> {
     let mut last = None;
     let mut stderr = BufReader::new(stderr);
@@ -138,7 +142,7 @@ pub(super) fn listen(stderr: ChildStderr, name: &str, ready: &AtomicBool) -> Opt
     last
 }
 
-/// The next line, as much of it as is passed on. A process that has been taken over may say anything, of any length.
+/// The next line, cut to the longest length. A process that was taken over may write anything, of any length.
 fn next_line(from: &mut impl BufRead) -> Option<String> {
     let mut line = Vec::new();
     let mut start = from.by_ref().take(LONGEST_LINE as u64);
@@ -152,27 +156,27 @@ fn next_line(from: &mut impl BufRead) -> Option<String> {
     Some(String::from_utf8_lossy(&line).into_owned())
 }
 
-/// Even when we are killed, nothing of this guest runs on.
+/// Has the child end when this process is killed.
 #[allow(unsafe_code)]
 fn end_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();
     let arrange = move || {
-        // As the first process of its namespace it would not heed the signal before it has said how.
+        // The first process of a namespace gets SIGTERM only once it handles it, so it stays blocked until then.
         begin(Some(libc::SIGTERM));
-        heed_termination();
+        restore_sigterm();
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
-        // We may have been killed before that. From a namespace of its own that is not seen.
+        // The parent may have been killed before that. (In a namespace of its own, a child cannot see it.)
         if rustix::process::getppid().is_some_and(|now| now != parent) {
             return Err(rustix::io::Errno::OWNERDEAD.into());
         }
         Ok(())
     };
-    // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken. Needed because the standard
-    // library has no safe way to do this for a child.
+    // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken. Needed
+    // because the standard library has no safe way to do this for a child.
     unsafe { command.pre_exec(arrange) };
 }
 
-/// What this process is told by its terminal is not for the child, and what becomes of this process is nothing to it.
+/// Puts the child into a session of its own, so that it gets no signal of this terminal and outlives this process.
 #[allow(unsafe_code)]
 pub(super) fn detach(command: &mut Command) {
     let arrange = || {
@@ -184,24 +188,24 @@ pub(super) fn detach(command: &mut Command) {
     unsafe { command.pre_exec(arrange) };
 }
 
-/// What this thread starts from now on, one process and what that starts, has process numbers of its own: it sees no other process, and can
-/// signal none. All of it ends with that process.
+/// Puts the next child of this thread into a process namespace of its own: it sees and signals no other process, and
+/// all that it starts ends with it.
 #[allow(unsafe_code)]
-fn number_processes_anew() -> io::Result<()> {
-    // SAFETY: it changes nothing but what the next fork of this thread does. rustix has it as unsafe, too.
+fn unshare_processes() -> io::Result<()> {
+    // SAFETY: it changes only what the next fork of this thread does. (rustix's function is unsafe, too.)
     match unsafe { libc::unshare(libc::CLONE_NEWPID) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// A child begins with no signal blocked but perhaps one, unlike this process, which reads signals as a descriptor, and with standard input, output and error alone: what this
-/// process has inherited is nothing to it.
+/// Sets the child's signal mask, in which `blocked` alone may be, since this process blocks the signals that it reads
+/// by a descriptor. The child gets no descriptors but standard input, output and error.
 #[allow(unsafe_code)]
 fn begin(blocked: Option<libc::c_int>) {
     const FIRST: libc::c_uint = 3;
-    // SAFETY: the set is initialised by sigemptyset before it is read. The calls are async-signal-safe, and touch no memory but the set. Without
-    // close_range(2) (Linux 5.11) nothing is lost but this.
+    // SAFETY: the set is initialised by sigemptyset before it is read. The calls are async-signal-safe and access no
+    // memory but the set. A kernel without close_range(2) (before 5.11) leaves the descriptors open.
     unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&mut set);
@@ -214,9 +218,9 @@ fn begin(blocked: Option<libc::c_int>) {
     }
 }
 
-/// A child ends when this process has it end, or is killed, also where this one itself was started so that it ignores SIGTERM.
+/// Has SIGTERM end the child even if this process was started with SIGTERM ignored.
 #[allow(unsafe_code)]
-fn heed_termination() {
+fn restore_sigterm() {
     // SAFETY: signal(2) is async-signal-safe, and installs no handler.
     unsafe { libc::signal(libc::SIGTERM, libc::SIG_DFL) };
 }

@@ -76,7 +76,8 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// Begins to pass on standard input. A terminal is set up for the guest: now, or when this job comes to the foreground.
+    /// Begins to pass on standard input. A terminal is set up for the guest: now, or when this job comes to the
+    /// foreground.
     pub(crate) fn attach() -> io::Result<Self> {
         let terminal = Terminal::of_stdin()?;
         if let Some(terminal) = &terminal {
@@ -112,7 +113,8 @@ impl Drop for Console {
 const PAUSE: Duration = Duration::from_millis(200);
 
 fn pass_on(target: &Input) {
-    // With SIGTTIN blocked, a read in the background fails. Otherwise the signal would stop the whole process, supervisor included.
+    // With SIGTTIN blocked, a read in the background fails. Otherwise the signal would stop the whole process,
+    // supervisor included.
     let blocked: io::Result<SignalFd> = signals::block(&[libc::SIGTTIN]);
     let Ok(_blocked) = blocked else { return };
     let mut keys = [0; 4096];

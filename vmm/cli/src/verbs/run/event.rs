@@ -1,47 +1,47 @@
-//! What the threads of a run tell its supervisor.
+//! The events that the threads of a run send to its supervisor.
 
 use std::process::ExitStatus;
 
-/// What the supervisor waits for.
+/// An event that the supervisor waits for.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The process with this id does its work.
+    /// The process with this id is ready.
     Ready(u32),
-    /// The process at this index, with this id, is gone.
+    /// The process at this index of the plan, with this id, has ended.
     Ended(usize, u32, std::io::Result<Ended>),
-    /// What has become of the helper.
+    /// The state of the helper has changed.
     Helper(Helper),
-    /// We were told to end.
+    /// A signal ends the run.
     Stop,
 }
 
-/// What has become of the helper.
+/// The state of the network helper.
 #[derive(Debug)]
 pub(crate) enum Helper {
-    /// It is there, and stays as long as we need it.
+    /// It is held, and stays as long as the run needs it.
     Held,
-    /// It is gone, for that reason if it was ours; another is looked for or started.
+    /// It is gone, and another is looked for or started. `Some`: how the one that this run has started ended.
     Gone(Option<Ended>),
-    /// There is none, and none could be started. After the first time, that is tried again and again.
+    /// None runs and none could be started. Once a helper was held, this is tried again.
     Failed(anyhow::Error),
 }
 
-/// How a process ended, and what it last said if that was before it was ready.
+/// How a process ended, and the last line it wrote if it was not ready yet.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
-    pub(crate) last_words: Option<String>,
+    pub(crate) last_line: Option<String>,
 }
 
 impl Ended {
-    /// What it last said, or else its status.
+    /// The last line it wrote, or else its status.
     pub(crate) fn why(&self) -> String {
-        self.last_words
+        self.last_line
             .clone()
             .unwrap_or_else(|| self.status.to_string())
     }
 
-    /// What kept a process from beginning, as an error of ours. An argument it refused is one we were given.
+    /// The error of the run for a process that never got ready. A usage error of it is one of the run.
     pub(crate) fn never_began(&self, name: &str) -> anyhow::Error {
         let message = format!("{name}: {}", self.why());
         match self.status.code() {

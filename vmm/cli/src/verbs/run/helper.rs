@@ -1,7 +1,7 @@
-//! The network helper, as a guest needs it: found or started, held as long as the guest runs, and found or started again when it goes away.
+//! Holds a network helper while a guest runs: finds or starts one, and does so again when it ends.
 //!
-//! The helper is nobody's child in spirit: it runs in a session of its own and stays as long as anybody holds it or has a lease, whoever
-//! started it. Its standard input is a connection that holds it from its first moment on, so that one whose starter is killed ends, too.
+//! A helper runs in a session of its own and stays as long as any client has a hold or a lease, whoever started it. Its
+//! standard input is its first hold, so that a helper whose starter is killed before it serves ends, too.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,22 +26,22 @@ use super::child::{detach, listen};
 use super::event::{Ended, Event, Helper as News};
 use crate::guest::{DEFAULT_NETWORK, Helper as Wanted, Process};
 
-/// How long a helper may take to make its networks or to undo them, on a busy host.
+/// How long a helper may take to create its networks or to remove them, on a busy host.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is tried to have a helper, while others come and go.
+/// The number of attempts to get a helper while other runs start and end theirs.
 const TRIES: usize = 5;
-/// The pause before a helper is looked for again, where none can be had.
+/// The pause between attempts after all of them have failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The helper, until it is released.
+/// The thread that holds a helper, until it is released.
 pub(crate) struct Helper {
-    /// Closed when it is needed no more.
+    /// Closing it ends the hold.
     needed: OwnedFd,
     thread: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Helper {
-    /// Begins to look for a helper, and to start one if that is possible and there is none. What becomes of it is sent to `events`.
+    /// Begins to find or start a helper. Changes of its state are sent to `events`.
     pub(crate) fn need(wanted: Wanted, verbose: bool, events: Sender<Event>) -> io::Result<Self> {
         let (over, needed) = pipe_with(PipeFlags::CLOEXEC)?;
         let thread = std::thread::Builder::new()
@@ -50,7 +50,7 @@ impl Helper {
         Ok(Self { needed, thread })
     }
 
-    /// Needs it no more. If nobody else does, this waits for its end.
+    /// Ends the hold. If it is the last, this waits for the helper's end.
     pub(crate) fn release(self) -> anyhow::Result<()> {
         drop(self.needed);
         match self.thread.join() {
@@ -90,18 +90,18 @@ pub(super) fn missing(wanted: &Wanted) -> anyhow::Error {
 /// A helper that we hold.
 struct Held {
     hold: Hold,
-    /// If we have started it.
+    /// `Some` if this run has started it.
     started: Option<Started>,
 }
 
-/// A helper that we have started.
+/// A helper that this run has started.
 struct Started {
-    /// Its end is sent here.
+    /// Receives its end.
     end: Receiver<io::Result<Ended>>,
     ready: Arc<AtomicBool>,
 }
 
-/// The thread: holds one helper after the other, until `over` is closed at its other end.
+/// The thread's work: holds one helper after the other, until the other end of `over` is closed.
 fn keep(
     wanted: &Wanted,
     verbose: bool,
@@ -112,7 +112,7 @@ fn keep(
         let news = match acquire(wanted, verbose, over) {
             Ok(None) => return Ok(()),
             Ok(Some(held)) => {
-                // Nobody listens any more once the run is over.
+                // It fails when the run is over.
                 let _ = events.send(Event::Helper(News::Held));
                 if closes_first(over, &held.hold, None)? {
                     return release(held);
@@ -129,18 +129,18 @@ fn keep(
     }
 }
 
-/// Holds the helper that runs, or one that it starts. None if it is not needed any more.
+/// Holds the helper that runs, or one that it starts. Returns `None` if `over` closes meanwhile.
 fn acquire(wanted: &Wanted, verbose: bool, over: &OwnedFd) -> anyhow::Result<Option<Held>> {
     let mut last = None;
     for _ in 0..TRIES {
         match hold(Client::connect(&wanted.socket), over) {
             Err(error) if error.kind() == ErrorKind::NotRunning => {
-                // If one of ours has failed, and nobody else's has made it fail, there is no more to try.
+                // The helper that this run has started has failed, and not because another one runs.
                 if let Some(why) = last.take() {
                     return Err(why);
                 }
             }
-            // It has just ended, or has failed to begin.
+            // The helper has just ended, or has failed to start.
             Err(error) if error.kind() == ErrorKind::Closed => {}
             Err(error) => return Err(error.into()),
             Ok(hold) => {
@@ -161,12 +161,12 @@ fn acquire(wanted: &Wanted, verbose: bool, over: &OwnedFd) -> anyhow::Result<Opt
                 let started = Some(started);
                 return Ok(Some(Held { hold, started }));
             }
-            // The connection is closed now, so it ends.
+            // The connection is closed now, so the helper ends.
             Ok(None) => {
                 started.ended();
                 return Ok(None);
             }
-            // Somebody else's may have been faster.
+            // Another run may have started one first.
             Err(error) => {
                 last = Some(match started.ended() {
                     Some(ended) => ended.never_began("net-helper"),
@@ -178,13 +178,13 @@ fn acquire(wanted: &Wanted, verbose: bool, over: &OwnedFd) -> anyhow::Result<Opt
     Err(last.unwrap_or_else(|| missing(wanted)))
 }
 
-/// Asks for a hold and waits for it; none if `over` closes before.
+/// Requests a hold and waits for it. Returns `None` if `over` closes before.
 fn hold(client: Result<Client, Error>, over: &OwnedFd) -> Result<Option<Hold>, Error> {
     let pending = client?.request_hold()?;
     match closes_first(over, &pending, Some(PATIENCE)) {
         Ok(true) => return Ok(None),
         Ok(false) => {}
-        // None in time is the error that follows.
+        // If it does not come in time, receiving it fails.
         Err(_) => {
             let _ = set_socket_timeout(&pending, Timeout::Recv, Some(Duration::from_millis(1)));
         }
@@ -192,7 +192,7 @@ fn hold(client: Result<Client, Error>, over: &OwnedFd) -> Result<Option<Hold>, E
     pending.finish().map(Some)
 }
 
-/// Starts a helper; its standard input is the connection that is returned.
+/// Starts a helper, and returns the other end of its standard input, which is its first hold.
 fn start(process: &Process, verbose: bool) -> anyhow::Result<(Client, Started)> {
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
@@ -211,17 +211,17 @@ fn start(process: &Process, verbose: bool) -> anyhow::Result<(Client, Started)> 
         .stderr(Stdio::piped());
     detach(&mut command);
     let mut child = command.spawn()?;
-    // It has our end of its standard input, too.
+    // The command still has this process's end of the standard input.
     drop(command);
     let (sender, end) = bounded(1);
     let ready = Arc::new(AtomicBool::new(false));
-    let told = ready.clone();
+    let is_ready = ready.clone();
     std::thread::Builder::new()
         .name("watch-net-helper".into())
         .spawn(move || {
             let stderr = child.stderr.take();
-            let last_words = stderr.and_then(|stderr| listen(stderr, "net-helper", &told));
-            let ended = child.wait().map(|status| Ended { status, last_words });
+            let last_line = stderr.and_then(|stderr| listen(stderr, "net-helper", &is_ready));
+            let ended = child.wait().map(|status| Ended { status, last_line });
             if let (true, Ok(ended)) = (verbose, &ended) {
                 let how = format!("(process {}) ended by itself, {}", child.id(), ended.status);
                 say("net-helper", &how);
@@ -232,16 +232,16 @@ fn start(process: &Process, verbose: bool) -> anyhow::Result<(Client, Started)> 
 }
 
 impl Started {
-    /// Waits for its end.
+    /// Waits for the helper's end.
     fn ended(self) -> Option<Ended> {
         self.end.recv_timeout(PATIENCE).ok()?.ok()
     }
 }
 
-/// Gives the hold back, and waits for the helper's end if that was the last.
+/// Releases the hold, and waits for the helper's end if that was the last.
 fn release(held: Held) -> anyhow::Result<()> {
     let ends = match held.hold.release(PATIENCE) {
-        // It has ended meanwhile, by itself.
+        // The helper has ended meanwhile.
         Err(error) if error.kind() == ErrorKind::Closed => true,
         other => other.context("net-helper")?,
     };

@@ -1,4 +1,4 @@
-//! Readiness: one socket on which each process says, as to a service manager, that it does its work.
+//! The socket on which processes report that they are ready, as to a service manager (sd_notify(3)).
 
 use std::fs::Permissions;
 use std::io::{self, IoSliceMut};
@@ -13,11 +13,11 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 
 use super::event::Event;
 
-/// The socket to name in `$NOTIFY_SOCKET`. What arrives on it becomes [`Event::Ready`].
+/// Listens on a socket for `$NOTIFY_SOCKET`, and sends [`Event::Ready`] for each process that reports there.
 pub(crate) fn listen(folder: &Path, events: Sender<Event>) -> io::Result<PathBuf> {
     let path = folder.join("notify.sock");
     let socket = UnixDatagram::bind(&path)?;
-    // Whatever the umask: who may not write to it does not become ready.
+    // A process needs write permission to report, whatever the umask is.
     std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     set_socket_passcred(&socket, true)?;
     std::thread::Builder::new()
@@ -35,7 +35,7 @@ pub(crate) fn listen(folder: &Path, events: Sender<Event>) -> io::Result<PathBuf
     Ok(path)
 }
 
-/// The sender of the next message, if that says it is ready. The kernel vouches for the process id.
+/// The process id of the next message's sender, if that is ready. The id comes from the kernel.
 fn receive(socket: &UnixDatagram) -> io::Result<Option<u32>> {
     let mut text = [0; 1024];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];

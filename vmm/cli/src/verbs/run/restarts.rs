@@ -1,32 +1,33 @@
-//! How soon a process that has ended is started again.
+//! When a process that has ended is started again.
 
 use std::time::{Duration, Instant};
 
-/// A backend ends when its monitor does; so long we wait for the monitor's end before we take its end for a failure.
+/// How long the monitor's end may come after that of a backend with status 0. Without it, the backend has failed.
 const SETTLE: Duration = Duration::from_secs(2);
-/// The longest pause before a process that dies again and again is started once more.
+/// The longest pause before a process that keeps dying is started again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A process that has worked for so long is well: what was before says nothing about its next death.
-const WELL: Duration = Duration::from_secs(60);
+/// A process that has been ready for so long is stable: its earlier deaths no longer count.
+const STABLE: Duration = Duration::from_secs(60);
 
 /// The restarts of one process.
 #[derive(Debug, Default)]
 pub(super) struct Restarts {
     count: u32,
-    /// When the process that runs began to work.
+    /// When the running process got ready.
     working_since: Option<Instant>,
 }
 
 impl Restarts {
-    /// The process does its work from now on.
+    /// The process is ready.
     pub(super) fn works(&mut self, now: Instant) {
         self.working_since = Some(now);
     }
 
-    /// When to start the process again that has ended now: at once after a first death, later and later if it goes on.
+    /// When to start a process again that ends now: at once after its first death, and after growing pauses if it keeps
+    /// dying.
     pub(super) fn after(&mut self, ended_well: bool, now: Instant) -> Instant {
         let since = self.working_since.take();
-        if since.is_some_and(|since| now.saturating_duration_since(since) >= WELL) {
+        if since.is_some_and(|since| now.saturating_duration_since(since) >= STABLE) {
             self.count = 0;
         }
         let pause = match (ended_well, self.count) {
@@ -73,13 +74,13 @@ mod tests {
     fn a_process_that_was_well_for_long_is_started_at_once() {
         let mut restarts = Restarts::default();
         assert!(
-            pauses(&mut restarts, 10, WELL)
+            pauses(&mut restarts, 10, STABLE)
                 .iter()
                 .all(Duration::is_zero)
         );
-        let short = pauses(&mut restarts, 10, WELL - Duration::from_millis(1));
+        let short = pauses(&mut restarts, 10, STABLE - Duration::from_millis(1));
         assert_eq!(short[9], LONGEST_PAUSE);
-        assert_eq!(pauses(&mut restarts, 1, WELL), [Duration::ZERO]);
+        assert_eq!(pauses(&mut restarts, 1, STABLE), [Duration::ZERO]);
     }
 
     #[test]
@@ -87,7 +88,7 @@ mod tests {
         let (mut restarts, start) = (Restarts::default(), Instant::now());
         let mut now = start;
         for _ in 0..10 {
-            now = restarts.after(false, now + WELL);
+            now = restarts.after(false, now + STABLE);
         }
         assert_eq!(restarts.after(false, now), now + LONGEST_PAUSE);
     }

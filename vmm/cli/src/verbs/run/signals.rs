@@ -1,4 +1,4 @@
-//! Signals: those that end the run, and those of a shell's job control.
+//! The signals that end the run, and those of a shell's job control.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -11,17 +11,18 @@ use rustix::process::{Signal, getpid, kill_process};
 use super::console::Terminal;
 use super::event::Event;
 
-/// A container's first process passes on what a terminal sends to all: the same signal twice in this time is one.
+/// A terminal's signal reaches this process twice in a container, since the first process passes it on. Within this
+/// time it counts once.
 const ONE: Duration = Duration::from_millis(500);
 
-/// The signals, blocked.
+/// The blocked signals.
 pub(crate) struct Signals {
     end: SignalFd,
     job: SignalFd,
 }
 
 impl Signals {
-    /// To be called before any thread is started, so that none of them takes the signals.
+    /// Blocks the signals. This is called before any thread is started, since threads inherit the mask.
     pub(crate) fn block() -> io::Result<Self> {
         Ok(Self {
             end: block_termination()?,
@@ -29,7 +30,8 @@ impl Signals {
         })
     }
 
-    /// Begins to heed them: ends are sent to `events`; for a stop the terminal is given back.
+    /// Starts the thread that handles them: it sends [`Event::Stop`], and restores the terminal when the job is
+    /// stopped.
     pub(crate) fn serve(self, terminal: Option<Terminal>, events: Sender<Event>) -> io::Result<()> {
         std::thread::Builder::new()
             .name("signals".into())
@@ -54,7 +56,7 @@ impl Signals {
             while let Some(signal) = self.job.take().ok()? {
                 match (signal, terminal) {
                     (libc::SIGTSTP, _) => stop(terminal),
-                    // Whoever had the terminal meanwhile has set it up for itself.
+                    // Another job may have changed the terminal's settings meanwhile.
                     (_, Some(terminal)) => terminal.set_up(),
                     _ => {}
                 }
@@ -63,12 +65,12 @@ impl Signals {
     }
 }
 
-/// Stops this process, as it would have been by itself; the guest runs on. This may return a moment before: what is to be done when it
-/// continues waits for SIGCONT.
+/// Stops this process, as SIGTSTP does if it is not blocked. The guest runs on. It may return before the process is
+/// stopped, so all that is to be done afterwards waits for SIGCONT.
 fn stop(terminal: Option<&Terminal>) {
     if let Some(terminal) = terminal {
         terminal.give_back();
     }
-    // Cannot fail for oneself.
+    // A process can always signal itself.
     let _ = kill_process(getpid(), Signal::STOP);
 }

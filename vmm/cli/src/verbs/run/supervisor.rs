@@ -1,4 +1,5 @@
-//! Starts the processes of a guest, in order and in parallel where it can; starts a backend that dies again; ends them all in order.
+//! Starts the processes of a guest, those that do not depend on each other in parallel. Starts a backend that dies
+//! again, and ends all processes in order.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use super::signals::Signals;
 use crate::guest::{Plan, Process, Role};
 use crate::runtime::GuestFolder;
 
-/// How long the others may take to end by themselves once the guest has ended, and again once they were told to.
+/// How long the other processes may take to end by themselves after the guest, and again after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How a run ended.
@@ -27,11 +28,11 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(crate) enum Outcome {
     /// The monitor ended with this status.
     Ended(i32),
-    /// We were told to end.
+    /// A signal ended the run.
     Stopped,
 }
 
-/// One process of the plan, and its life.
+/// A process of the plan and its state.
 struct Slot {
     process: Process,
     child: Option<Child>,
@@ -48,11 +49,11 @@ pub(crate) struct Supervisor {
     input: Input,
     verbose: bool,
     slots: Vec<Slot>,
-    /// From when the first guest needs it to the end of the last.
+    /// The network helper, from the first guest that needs it to the end of the run.
     helper: Option<Helper>,
     helper_held: bool,
     helper_was_held: bool,
-    /// What was last said about its absence, so that it is said once.
+    /// The last warning about its absence, so that none is written twice.
     helper_missed: Option<String>,
 }
 
@@ -83,7 +84,7 @@ impl Supervisor {
         })
     }
 
-    /// Runs the processes until the monitor ends or we are told to end. None of them is left when this returns.
+    /// Runs the processes until the monitor ends or a signal ends the run. All of them have ended when this returns.
     pub(crate) fn run(&mut self, plan: Plan) -> anyhow::Result<Outcome> {
         if let (Some(wanted), None) = (plan.helper, &self.helper) {
             let helper = Helper::need(wanted, self.verbose, self.sender.clone());
@@ -105,7 +106,7 @@ impl Supervisor {
         outcome.and_then(|outcome| ended.map(|()| outcome))
     }
 
-    /// Gives the helper back, once no guest is to be run any more.
+    /// Releases the helper, after the last guest.
     pub(crate) fn close(self) -> anyhow::Result<()> {
         self.helper.map_or(Ok(()), Helper::release)
     }
@@ -134,7 +135,7 @@ impl Supervisor {
         }
     }
 
-    /// Starts each process that does not run, has no pause to sit out, and needs nobody who is not ready.
+    /// Starts each process that does not run, whose pause is over, and whose dependencies are ready.
     fn start_what_can_be(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         let ready: Vec<bool> = self.slots.iter().map(|slot| slot.was_ready).collect();
@@ -172,7 +173,7 @@ impl Supervisor {
                 )
             }
         };
-        // The guest goes on, as do those on its network.
+        // The guest and its network go on without a helper.
         self.helper_held = false;
         if self.helper_missed.replace(said.clone()).as_ref() != Some(&said) {
             warn(&said);
@@ -194,19 +195,20 @@ impl Supervisor {
         }
     }
 
-    /// The monitor's status, once it has ended. Anyone else is started again, unless it never began.
+    /// Handles the end of a process: returns the monitor's status, and has any other process started again, unless it
+    /// never got ready.
     fn ended(&mut self, index: usize, pid: u32, ended: Ended) -> anyhow::Result<Option<i32>> {
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(None);
         };
-        // A straggler of an earlier run has nothing to say here.
+        // The event is of a process that was replaced already.
         let Some(child) = slot.child.take_if(|child| child.pid == pid) else {
             return Ok(None);
         };
         let name = slot.process.name.clone();
         let began = child.is_ready();
         if slot.process.role == Role::Monitor {
-            self.told(&name, pid, &ended, true);
+            self.log_end(&name, pid, &ended, true);
             return monitor_ended(ended, began).map(Some);
         }
         if !slot.was_ready {
@@ -214,23 +216,24 @@ impl Supervisor {
         }
         let again = slot.restarts.after(ended.status.success(), Instant::now());
         slot.restart_at = Some(again);
-        // Ending with the monitor is what a backend should do; whether that is so, we know in a moment.
+        // A backend with status 0 has probably ended with its monitor, whose end comes in a moment.
         if !ended.status.success() {
             warn(&format!("{name} died ({}): starting it again", ended.why()));
         } else {
-            self.told(&name, pid, &ended, true);
+            self.log_end(&name, pid, &ended, true);
         }
         Ok(None)
     }
 
-    /// Waits for everybody's end: by itself if the guest has ended, told to otherwise, and killed if nothing else helps.
+    /// Ends all processes. After the guest's end they end by themselves; otherwise, or if they do not, by SIGTERM and
+    /// then SIGKILL.
     fn end(&mut self, outcome: &anyhow::Result<Outcome>) -> anyhow::Result<()> {
         let by_itself = matches!(outcome, Ok(Outcome::Ended(_)));
         let mut failures = Vec::new();
         if by_itself {
             failures.extend(self.wait_for(|_| true, true));
         } else {
-            // The monitor first: it would miss a backend that ends before it, and say so.
+            // The monitor ends first, since it would warn about a backend that ends before it.
             let monitor = |role| role == Role::Monitor;
             self.signal(monitor, Signal::TERM);
             failures.extend(self.wait_for(monitor, false));
@@ -252,7 +255,7 @@ impl Supervisor {
         }
     }
 
-    /// Waits for the end of those of a role, and returns who ended badly meanwhile.
+    /// Waits for the end of the processes with such a role. Returns the failures among all that end meanwhile.
     fn wait_for(&mut self, whom: impl Fn(Role) -> bool, by_itself: bool) -> Vec<String> {
         let deadline = Instant::now() + GRACE;
         let mut failures = Vec::new();
@@ -266,14 +269,14 @@ impl Supervisor {
                         continue;
                     }
                     let name = slot.process.name.clone();
-                    self.told(&name, pid, &ended, by_itself);
-                    // One that had only just begun ends by the signal itself.
-                    let as_told = !by_itself && ended.status.signal() == Some(libc::SIGTERM);
-                    if !ended.status.success() && !as_told {
+                    self.log_end(&name, pid, &ended, by_itself);
+                    // A process that has just been started does not handle the signal yet.
+                    let by_signal = !by_itself && ended.status.signal() == Some(libc::SIGTERM);
+                    if !ended.status.success() && !by_signal {
                         failures.push(format!("{name}: {}", ended.why()));
                     }
                 }
-                // Told again: no more waiting.
+                // A second signal ends the wait.
                 Ok(Event::Stop) | Err(_) => break,
                 Ok(_) => {}
             }
@@ -297,7 +300,7 @@ impl Supervisor {
         }
     }
 
-    fn told(&self, name: &str, pid: u32, ended: &Ended, by_itself: bool) {
+    fn log_end(&self, name: &str, pid: u32, ended: &Ended, by_itself: bool) {
         if self.verbose {
             let how = if by_itself { "by itself" } else { "as told" };
             let words = format!("(process {pid}) ended {how}, {}", ended.status);
@@ -306,7 +309,8 @@ impl Supervisor {
     }
 }
 
-/// The monitor's status is the run's. Only a signal, or an end before the guest began, is an error of ours to tell.
+/// The monitor's status, which becomes the run's. A death by signal, or an end before the guest began, is an error of
+/// the run.
 fn monitor_ended(ended: Ended, began: bool) -> anyhow::Result<i32> {
     match ended.status.code() {
         Some(0) => Ok(0),
