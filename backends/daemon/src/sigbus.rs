@@ -1,24 +1,24 @@
-//! Memory that the frontend shares and then takes away.
+//! Shared memory that the frontend truncates.
 //!
-//! Guest memory and the in-flight area are files of the frontend, which it can truncate unless they are sealed; and QEMU, for one,
-//! does not seal them. To touch what is mapped beyond the end of a file is a SIGBUS (to the kernel, EFAULT). Instead of ending the
-//! process it is answered here with fresh pages, so that whatever was about to touch them goes on; and it is noted that memory
-//! [is lost](is_lost), after which no request is completed and the frontend is disconnected.
+//! Guest memory and the in-flight area are files of the frontend, which it can truncate unless they are sealed, and QEMU, for one, does
+//! not seal them. An access beyond the end of a mapped file raises SIGBUS (a system call fails with EFAULT). The handler here maps fresh
+//! pages in place of the lost ones, so that the thread goes on, and records that memory [is lost](is_lost). From then on no request is
+//! completed, and the frontend is disconnected.
 
 use std::any::Any;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// As many mappings as may be there at once: all regions of guest memory, twice while they are replaced, and in-flight areas.
+/// The most mappings at a time: all regions of guest memory, twice while they are replaced, and the in-flight areas.
 const MAX_MAPPINGS: usize = 2048;
 
-/// Alignment of mappings, but for those of huge pages.
+/// The alignment of mappings other than those of huge pages.
 const PAGE: usize = 4096;
 
-/// A mapping, for the signal handler: it can take no lock.
-struct Place {
-    /// 0 if there is none.
+/// A mapping, as the signal handler needs it. All fields are atomic because a signal handler cannot take a lock.
+struct Entry {
+    /// 0 if the entry is free.
     start: AtomicUsize,
     end: AtomicUsize,
     /// The size of its pages.
@@ -26,8 +26,8 @@ struct Place {
     lost: AtomicBool,
 }
 
-static PLACES: [Place; MAX_MAPPINGS] = [const {
-    Place {
+static ENTRIES: [Entry; MAX_MAPPINGS] = [const {
+    Entry {
         start: AtomicUsize::new(0),
         end: AtomicUsize::new(0),
         page: AtomicUsize::new(PAGE),
@@ -38,14 +38,14 @@ static PLACES: [Place; MAX_MAPPINGS] = [const {
 /// How many mappings have lost memory.
 static LOST: AtomicUsize = AtomicUsize::new(0);
 
-/// What keeps the mappings in place until the handler no longer knows them.
-static KEPT: Mutex<Vec<(&Place, Arc<dyn Any + Send + Sync>)>> = Mutex::new(Vec::new());
+/// Keeps each mapping mapped for as long as it has an entry.
+static MAPPINGS: Mutex<Vec<(&Entry, Arc<dyn Any + Send + Sync>)>> = Mutex::new(Vec::new());
 
-fn kept() -> MutexGuard<'static, Vec<(&'static Place, Arc<dyn Any + Send + Sync>)>> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+fn mappings() -> MutexGuard<'static, Vec<(&'static Entry, Arc<dyn Any + Send + Sync>)>> {
+    MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where something is mapped.
+/// The addresses of a mapping.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mapped {
     pub(crate) start: *const u8,
@@ -59,38 +59,38 @@ pub(crate) fn is_lost() -> bool {
     LOST.load(Ordering::Acquire) != 0
 }
 
-/// Has `mapping` survive its file's end. It stays mapped until it is used nowhere else and [`sweep`] is called.
+/// Has accesses to `mapping` survive truncation of its file. It stays mapped until it is used nowhere else and [`sweep`] is called.
 pub(crate) fn watch(mapping: Arc<dyn Any + Send + Sync>, at: Mapped) -> Result<(), String> {
-    let mut kept = kept();
-    sweep_all(&mut kept);
+    let mut mappings = mappings();
+    sweep_all(&mut mappings);
     let start = at.start.addr();
     let page = usize::try_from(at.block).unwrap_or(PAGE).max(PAGE);
     let end = start + at.length.next_multiple_of(PAGE);
-    let free = |place: &&Place| place.start.load(Ordering::Relaxed) == 0;
-    let place = PLACES
+    let free = |entry: &&Entry| entry.start.load(Ordering::Relaxed) == 0;
+    let entry = ENTRIES
         .iter()
         .find(free)
         .ok_or("too much memory is mapped")?;
-    place.end.store(end, Ordering::Relaxed);
-    place.page.store(page, Ordering::Relaxed);
-    place.lost.store(false, Ordering::Relaxed);
-    place.start.store(start, Ordering::Release);
-    kept.push((place, mapping));
+    entry.end.store(end, Ordering::Relaxed);
+    entry.page.store(page, Ordering::Relaxed);
+    entry.lost.store(false, Ordering::Relaxed);
+    entry.start.store(start, Ordering::Release);
+    mappings.push((entry, mapping));
     Ok(())
 }
 
-/// Unmaps what is not used any more.
+/// Unmaps the mappings that are used nowhere else.
 pub(crate) fn sweep() {
-    sweep_all(&mut kept());
+    sweep_all(&mut mappings());
 }
 
-fn sweep_all(kept: &mut Vec<(&'static Place, Arc<dyn Any + Send + Sync>)>) {
-    kept.retain(|(place, mapping)| {
+fn sweep_all(mappings: &mut Vec<(&'static Entry, Arc<dyn Any + Send + Sync>)>) {
+    mappings.retain(|(entry, mapping)| {
         let used = Arc::strong_count(mapping) > 1;
         if !used {
-            // Before it is unmapped.
-            place.start.store(0, Ordering::Release);
-            if place.lost.swap(false, Ordering::AcqRel) {
+            // The entry must be free before the memory is unmapped.
+            entry.start.store(0, Ordering::Release);
+            if entry.lost.swap(false, Ordering::AcqRel) {
                 LOST.fetch_sub(1, Ordering::AcqRel);
             }
         }
@@ -98,7 +98,7 @@ fn sweep_all(kept: &mut Vec<(&'static Place, Arc<dyn Any + Send + Sync>)>) {
     });
 }
 
-/// Installs the handler. To be called before there are threads.
+/// Installs the handler. Call this before there are threads.
 pub(crate) fn prepare() -> io::Result<()> {
     let handler: extern "C" fn(libc::c_int, *const libc::siginfo_t, *const libc::c_void) = handle;
     // SAFETY: all zeroes is a valid `sigaction`. The handler has the signature that SA_SIGINFO asks for and calls nothing but
@@ -130,7 +130,7 @@ extern "C" fn handle(
         let errno = *libc::__errno_location();
         let is_fault = (*info).si_code > 0;
         if !is_fault || !replace((*info).si_addr().addr()) {
-            // Not ours: the process ends as it would have without a handler, here or when the instruction is tried again.
+            // The address is in none of the mappings: the process ends as without a handler, here or when the instruction repeats.
             libc::signal(signal, libc::SIG_DFL);
             if !is_fault {
                 libc::raise(signal);
@@ -140,30 +140,30 @@ extern "C" fn handle(
     }
 }
 
-/// Puts fresh pages from `address` on to the end of the mapping it is in, if it is in one of ours.
+/// Maps fresh pages from `address` to the end of the mapping that it is in. Returns `false` if no entry has it.
 fn replace(address: usize) -> bool {
-    let within = |place: &&Place| {
-        let start = place.start.load(Ordering::Acquire);
-        start != 0 && (start..place.end.load(Ordering::Relaxed)).contains(&address)
+    let within = |entry: &&Entry| {
+        let start = entry.start.load(Ordering::Acquire);
+        start != 0 && (start..entry.end.load(Ordering::Relaxed)).contains(&address)
     };
-    let Some(place) = PLACES.iter().find(within) else {
+    let Some(entry) = ENTRIES.iter().find(within) else {
         return false;
     };
-    let start = place.start.load(Ordering::Relaxed);
-    let end = place.end.load(Ordering::Relaxed);
-    // Noted first: when another thread sees the fresh pages, it sees this, too.
-    if !place.lost.swap(true, Ordering::AcqRel) {
+    let start = entry.start.load(Ordering::Relaxed);
+    let end = entry.end.load(Ordering::Relaxed);
+    // Recorded first: a thread that sees the fresh pages sees this as well.
+    if !entry.lost.swap(true, Ordering::AcqRel) {
         LOST.fetch_add(1, Ordering::AcqRel);
     }
     // A mapping of huge pages can only be replaced by whole ones.
-    [PAGE, place.page.load(Ordering::Relaxed)]
+    [PAGE, entry.page.load(Ordering::Relaxed)]
         .into_iter()
         .any(|page| {
             let from = (address & !(page - 1)).max(start);
             let flags =
                 libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             let access = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: the pages replaced are those of a mapping of the frontend's memory, which `KEPT` keeps in place. No reference to
+            // SAFETY: the pages replaced are those of a mapping of the frontend's memory, which `MAPPINGS` keeps mapped. No reference to
             // them exists (they are used by volatile access and by the kernel only), and they may change at any time anyway.
             let fresh = unsafe {
                 libc::mmap(

@@ -1,10 +1,9 @@
-//! An io_uring for requests of a guest: data moves between files that were registered at the start and guest memory, many requests at a
-//! time, with no copy on the way.
+//! An io_uring that moves data between files and guest memory without a copy, many operations at a time.
 //!
-//! What the kernel does for a ring it does past the seccomp filter of the process. So a ring of this kind is made before the process
-//! is confined, and is told for good what may be asked of it: to read, write and sync, and only with the files that were registered.
-//! Everything else is refused with EACCES, whoever writes to the ring; and the calls that make or change rings, io_uring_setup(2) and
-//! io_uring_register(2), belong to no list of allowed system calls. io_uring_enter(2) does.
+//! The seccomp filter of the process does not see what the kernel does for an io_uring. So a ring is made before the process is confined,
+//! with its files registered, and is restricted for good: it can read, write and sync the registered files, and the kernel refuses
+//! everything else with EACCES. The confined process may call io_uring_enter(2), but neither io_uring_setup(2) nor
+//! io_uring_register(2), so it can neither make another ring nor change this one.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -20,49 +19,49 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 use crate::chain::{MAX_CHAIN, Segment};
 use crate::error::RingError;
 
-/// All that may be asked of a ring.
+/// The operations that a ring is restricted to.
 const OPERATIONS: [u8; 3] = [
     opcode::Readv::CODE,
     opcode::Writev::CODE,
     opcode::Fsync::CODE,
 ];
 
-/// What the kernel uses until an operation has ended.
-struct Flight {
+/// An operation in flight, with what the kernel uses until it has ended.
+struct InFlight {
     token: u64,
     /// Where in `memory` the data is.
     _iovecs: Box<[libc::iovec]>,
-    /// Keeps that mapped.
+    /// Keeps the memory mapped.
     _memory: Option<Arc<GuestMemoryMmap>>,
 }
 
-// SAFETY: the iovecs are for the kernel, nobody here follows them; what they point to is kept by `_memory`, which may be sent.
-unsafe impl Send for Flight {}
+// SAFETY: only the kernel follows the iovecs. What they point to is kept mapped by `_memory`, which is `Send`.
+unsafe impl Send for InFlight {}
 
-/// The ring, and what is under way in it.
+/// The ring and its operations in flight.
 pub struct Uring {
     ring: IoUring,
-    flights: Vec<Option<Flight>>,
+    in_flight: Vec<Option<InFlight>>,
     free: Vec<usize>,
-    /// Operations that the kernel has not been told of yet.
+    /// Operations that are not submitted yet.
     queued: usize,
     ended: VecDeque<(u64, io::Result<usize>)>,
 }
 
 impl Uring {
-    /// Makes a ring for up to `entries` operations at a time on `files`, which operations name by their position.
+    /// Makes a ring for up to `entries` operations at a time on `files`. An operation names a file by its index.
     ///
     /// # Errors
     /// When there is no io_uring here: an old kernel, or the sysctl `kernel.io_uring_disabled`.
     pub fn new(files: &[BorrowedFd<'_>], entries: u32) -> io::Result<Self> {
-        // Completions are handled when the process enters the kernel anyway, not by interrupting it.
+        // The kernel posts completions when the process enters it anyway, instead of interrupting the process.
         let ring = IoUring::builder()
             .setup_r_disabled()
             .setup_coop_taskrun()
             .dontfork()
             .build(entries)
             .or_else(|_| IoUring::builder().setup_r_disabled().build(entries))?;
-        let files: Vec<File> = files.iter().map(anew).collect::<io::Result<_>>()?;
+        let files: Vec<File> = files.iter().map(reopen).collect::<io::Result<_>>()?;
         let numbers: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
         let submitter = ring.submitter();
         submitter.register_files(&numbers)?;
@@ -77,26 +76,26 @@ impl Uring {
         let room = ring.params().sq_entries() as usize;
         Ok(Self {
             ring,
-            flights: (0..room).map(|_| None).collect(),
+            in_flight: (0..room).map(|_| None).collect(),
             free: (0..room).rev().collect(),
             queued: 0,
             ended: VecDeque::new(),
         })
     }
 
-    /// How many more operations may be begun.
+    /// How many more operations there is room for.
     #[must_use]
     pub fn room(&self) -> usize {
         self.free.len()
     }
 
-    /// Whether no operation is under way, nor one's end untold.
+    /// Whether no operation is in flight, and every completion was taken.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.free.len() == self.flights.len() && self.ended.is_empty()
+        self.free.len() == self.in_flight.len() && self.ended.is_empty()
     }
 
-    /// Begins to fill `segments` of `memory` from file number `file` at `offset`. As with readv(2), less may come.
+    /// Adds an operation that fills `segments` of `memory` from file number `file` at `offset`. Like readv(2), it may read less.
     ///
     /// # Errors
     /// When the segments are not in memory, or there is no room.
@@ -114,7 +113,7 @@ impl Uring {
         self.push(entry, iovecs, Some(Arc::clone(memory)), token)
     }
 
-    /// Begins to write `segments` of `memory` to file number `file` at `offset`. As with writev(2), less may be written.
+    /// Adds an operation that writes `segments` of `memory` to file number `file` at `offset`. Like writev(2), it may write less.
     ///
     /// # Errors
     /// When the segments are not in memory, or there is no room.
@@ -128,8 +127,8 @@ impl Uring {
         self.write_with(0, place, memory, segments, token)
     }
 
-    /// As [`write`](Self::write), but the operation ends with EAGAIN where it had to wait, or where the file system does not write
-    /// to page cache without a thread that may.
+    /// As [`write`](Self::write), but with RWF_NOWAIT: the operation ends with EAGAIN if it had to wait, or with EAGAIN or EOPNOTSUPP if
+    /// the file system cannot write to the page cache without waiting.
     ///
     /// # Errors
     /// When the segments are not in memory, or there is no room.
@@ -159,7 +158,7 @@ impl Uring {
         self.push(entry, iovecs, Some(Arc::clone(memory)), token)
     }
 
-    /// Begins to put the data of file number `file` on the medium, as fdatasync(2) does.
+    /// Adds an operation that puts the data of file number `file` on the medium, as fdatasync(2) does.
     ///
     /// # Errors
     /// When there is no room.
@@ -180,16 +179,16 @@ impl Uring {
         let full = || RingError::Device("more requests than io_uring has room for".to_owned());
         let place = self.free.pop().ok_or_else(full)?;
         let entry = entry.user_data(place as u64);
-        // SAFETY: the entry points to `iovecs`, which is on the heap and stays there in `flights` until the kernel says that the
-        // operation has ended; the iovecs lie in `memory`, which is kept just as long, and that others, the kernel among them, write
-        // to guest memory at any time is known to all who use it: nobody has a reference to it.
+        // SAFETY: the entry points to `iovecs`, which is on the heap and stays in `in_flight` until the operation has completed. The
+        // iovecs point into `memory`, which is kept for as long. The kernel and the guest may write to that memory at any time: no
+        // Rust reference to it exists, only volatile accesses.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
             self.free.push(place);
             return Err(full());
         }
-        if let Some(flight) = self.flights.get_mut(place) {
-            *flight = Some(Flight {
+        if let Some(entry) = self.in_flight.get_mut(place) {
+            *entry = Some(InFlight {
                 token,
                 _iovecs: iovecs,
                 _memory: memory,
@@ -199,7 +198,7 @@ impl Uring {
         Ok(())
     }
 
-    /// Tells the kernel of the operations begun; many of them have ended when this returns.
+    /// Submits the operations that were added. Many of them have ended when this returns.
     ///
     /// # Errors
     /// As io_uring_enter(2).
@@ -207,7 +206,7 @@ impl Uring {
         while self.queued > 0 {
             match self.ring.submit() {
                 Ok(taken) => self.queued -= taken.min(self.queued),
-                Err(error) if is_passing(&error) => {}
+                Err(error) if is_temporary(&error) => {}
                 Err(error) => return Err(error),
             }
             self.collect();
@@ -215,7 +214,7 @@ impl Uring {
         Ok(())
     }
 
-    /// Waits until an operation ends, if one is under way.
+    /// Waits until an operation has ended, if one is in flight.
     ///
     /// # Errors
     /// As io_uring_enter(2).
@@ -225,7 +224,7 @@ impl Uring {
         while self.ended.is_empty() && !self.is_idle() {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
-                Err(error) if is_passing(&error) => {}
+                Err(error) if is_temporary(&error) => {}
                 Err(error) => return Err(error),
             }
             self.collect();
@@ -233,7 +232,7 @@ impl Uring {
         Ok(())
     }
 
-    /// The token of an operation that has ended, and how many bytes it moved.
+    /// Takes a completion: the token of the operation, and how many bytes it moved.
     pub fn take_ended(&mut self) -> Option<(u64, io::Result<usize>)> {
         if self.ended.is_empty() {
             self.collect();
@@ -244,13 +243,13 @@ impl Uring {
     fn collect(&mut self) {
         for entry in self.ring.completion() {
             let place = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
-            let Some(flight) = self.flights.get_mut(place).and_then(Option::take) else {
+            let Some(operation) = self.in_flight.get_mut(place).and_then(Option::take) else {
                 continue;
             };
             self.free.push(place);
             let moved = usize::try_from(entry.result())
                 .map_err(|_| io::Error::from_raw_os_error(-entry.result()));
-            self.ended.push_back((flight.token, moved));
+            self.ended.push_back((operation.token, moved));
         }
     }
 }
@@ -265,11 +264,11 @@ impl AsFd for Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        while self.free.len() < self.flights.len() {
+        while self.free.len() < self.in_flight.len() {
             self.ended.clear();
             if self.wait().is_err() {
-                // The kernel may still use them.
-                std::mem::forget(std::mem::take(&mut self.flights));
+                // The kernel may still use what they own.
+                std::mem::forget(std::mem::take(&mut self.in_flight));
                 return;
             }
         }
@@ -284,10 +283,10 @@ impl std::fmt::Debug for Uring {
     }
 }
 
-/// The same file, opened once more. A ring is taken down some time after its process was killed, and until then what was registered with
-/// it stays open: a lock that belongs to the open file would keep the next process out. (By then nothing is done to the files any more:
-/// the kernel ends what a dying process has under way in page cache before it closes its files.)
-fn anew(fd: &BorrowedFd<'_>) -> io::Result<File> {
+/// Opens the same file again. The kernel tears a ring down some time after its process was killed, and until then the registered files
+/// stay open; if they were those that hold the image's locks, the next process could not open the image. (Nothing writes to the
+/// files by then: the kernel completes a dying process's operations on the page cache before it closes its files.)
+fn reopen(fd: &BorrowedFd<'_>) -> io::Result<File> {
     let flags = rustix::fs::fcntl_getfl(fd)?;
     let writable = flags.contains(OFlags::RDWR);
     OpenOptions::new()
@@ -296,15 +295,15 @@ fn anew(fd: &BorrowedFd<'_>) -> io::Result<File> {
         .open(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// It goes away by itself: a signal, or memory or completions that the kernel has to get rid of first.
-fn is_passing(error: &io::Error) -> bool {
+/// Whether the call can be repeated: a signal interrupted it, or the kernel lacks memory or room for completions at the moment.
+fn is_temporary(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
     )
 }
 
-/// Where `segments` are. What is more than one operation takes is left out: as with readv(2), that is for another one.
+/// The iovecs of `segments`, up to the most that one operation takes. The caller sees a short read or write and adds another operation.
 fn iovecs(memory: &GuestMemoryMmap, segments: &[Segment]) -> Result<Box<[libc::iovec]>, RingError> {
     let mut iovecs = Vec::with_capacity(segments.len());
     for segment in segments {

@@ -1,10 +1,10 @@
-//! A thread that ends what waits too long in another one.
+//! A thread that interrupts calls of other threads that wait too long, and ends the program when it cannot end by itself.
 //!
-//! Of the calls that a frontend can make wait there is one: a write to an eventfd (see [`vring_eventfd`](crate::vring_eventfd)). There is no
-//! time-out for it, but a signal ends it.
+//! A frontend can make one call wait: a write to an eventfd (see [`vring_eventfd`](crate::vring_eventfd)). The call has no timeout, but
+//! a signal interrupts it.
 //!
-//! Storage may wait for ever (a network file system whose server is gone), and with it whoever serves the rings. A program that is told
-//! to end and cannot, because of that, is ended.
+//! Storage may never answer (a network file system whose server is gone), and then the threads that serve the rings wait for ever. If a
+//! termination signal comes and the program does not end within 10 seconds, this thread ends it.
 
 use std::cell::OnceCell;
 use std::io;
@@ -18,13 +18,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::warn;
 
-/// A call lasts as long as this, or twice as long.
+/// A call is interrupted after once to twice this time.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// How long the end of the program may take.
+/// How long the program may take to end after a termination signal.
 const END: Duration = Duration::from_secs(10);
 
-/// The threads that have made such a call.
+/// The threads that have made an interruptible call.
 static CALLERS: Mutex<Vec<Weak<Caller>>> = Mutex::new(Vec::new());
 
 thread_local! {
@@ -33,7 +33,7 @@ thread_local! {
 
 struct Caller {
     thread: i32,
-    /// Begins and ends of calls: odd during one.
+    /// Counts the begin and the end of each call: odd during a call.
     calls: AtomicU64,
 }
 
@@ -41,7 +41,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes a call that fails with EINTR if it lasts too long.
+/// Makes `call`, which fails with EINTR if it takes too long.
 pub(crate) fn interruptible<R>(call: impl FnOnce() -> R) -> R {
     CALLER.with(|caller| {
         let caller = caller.get_or_init(Caller::new);
@@ -65,8 +65,8 @@ impl Caller {
     }
 
     fn interrupt(&self) {
-        // SAFETY: no memory is passed. A thread that has ended, or another that has its number now, takes no harm from a signal whose
-        // handler does nothing. Neither the standard library nor rustix signals a thread.
+        // SAFETY: no memory is passed. If the thread has ended, or another thread has its number now, the signal does no harm: its
+        // handler does nothing. Neither the standard library nor rustix has a function that signals a thread.
         let _ = unsafe {
             libc::syscall(
                 libc::SYS_tgkill,
@@ -78,7 +78,7 @@ impl Caller {
     }
 }
 
-/// Has the signal do nothing but interrupt. To be called before there are threads.
+/// Installs a handler that does nothing, so that the signal only interrupts. Call this before there are threads.
 pub(crate) fn prepare() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
@@ -99,11 +99,11 @@ pub(crate) fn prepare() -> io::Result<()> {
     }
 }
 
-/// What the thread is to know.
+/// What the watchdog needs to know of the program.
 struct State {
-    /// Nobody is served, and the loop only waits for a frontend or a signal.
+    /// There is no frontend: the main thread only waits for one, or for a signal.
     idle: bool,
-    /// The program was told to end.
+    /// The main thread has taken a termination signal.
     ending: bool,
 }
 
@@ -113,25 +113,25 @@ static STATE: Mutex<State> = Mutex::new(State {
 });
 static CHANGED: Condvar = Condvar::new();
 
-/// Says whether the loop only waits for a frontend or a signal.
+/// Sets whether the main thread only waits for a frontend or a signal.
 pub(crate) fn set_idle(idle: bool) {
     locked(&STATE).idle = idle;
     CHANGED.notify_all();
 }
 
-/// Says that the program was told to end, and is about to.
+/// Notes that the main thread has taken a termination signal and is ending the program.
 pub(crate) fn ending() {
     locked(&STATE).ending = true;
     CHANGED.notify_all();
 }
 
-/// Starts the thread, which stays as long as the process. `termination` is readable when the program is told to end.
+/// Starts the thread, which runs as long as the process. `termination` is readable when a termination signal has come.
 pub(crate) fn start(termination: OwnedFd) -> io::Result<()> {
     std::thread::Builder::new()
         .name("watchdog".to_owned())
         .stack_size(64 << 10)
         .spawn(move || {
-            // It reads no byte of a frontend's; what it may do less than others is not missed where it is refused.
+            // The thread reads nothing from a frontend, so it is safe without this confinement, where the host refuses it.
             let _ = Confinement::for_thread().enter_thread();
             watch(&termination);
         })
@@ -158,7 +158,7 @@ fn watch(termination: &OwnedFd) {
     }
 }
 
-/// Interrupts the calls that are still those of `before`, and gives those that are under way now.
+/// Interrupts the calls of `before` that have not ended, and returns the calls that are in progress now.
 fn interrupt_long_calls(before: &[(i32, u64)]) -> Vec<(i32, u64)> {
     let callers: Vec<_> = locked(&CALLERS).iter().filter_map(Weak::upgrade).collect();
     let mut now = Vec::new();
@@ -180,7 +180,7 @@ fn is_readable(fd: &OwnedFd) -> bool {
     poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
-/// Ends the process as it is. That is as safe as a kill: what was not completed is done again by the next process.
+/// Ends the process at once. That is as safe as a kill: the next process repeats the requests that were not completed.
 fn give_up() -> ! {
     let seconds = END.as_secs();
     warn(&format!(
