@@ -1,6 +1,10 @@
 //! Block devices: their size is fixed, and they are written in place, against qemu-img.
 
 #![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+#![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
 )]

@@ -2,6 +2,10 @@
 //! targets, against qemu-img.
 
 #![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+#![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
 )]

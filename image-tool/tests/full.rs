@@ -1,6 +1,10 @@
 //! No space, no quota, a medium with errors: every verb that writes ends with status 1 and says why, and loses nothing that was there.
 
 #![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+#![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
 )]

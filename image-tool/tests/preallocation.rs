@@ -1,6 +1,10 @@
 //! Space that is reserved: where it lies, what a map says of it, and what becomes of more than the host has.
 
 #![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+#![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
 )]

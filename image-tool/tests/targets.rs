@@ -1,6 +1,10 @@
 //! Targets that no new file can replace are written in place, and what replaces a file has its attributes.
 
 #![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+#![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
 )]

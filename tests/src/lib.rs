@@ -4,6 +4,11 @@
 //! bare-metal guest; Linux guests end to end, on the nested bench where KVM cannot run Linux. May touch whatever
 //! the machine has; nothing may depend on it.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "tests, benches and the demo print what they find"
+)]
+
 pub mod demo;
 pub mod e2e;
 pub mod exits;

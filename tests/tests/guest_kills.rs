@@ -1,6 +1,11 @@
 //! A guest whose disk's backend is killed again and again: no data is lost, and no memory of the guest changes but what it asked for.
 //!
 //! `GUEST_KILLS` says how many kills there are for each backend and number of vCPUs.
+
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 use std::ffi::OsString;

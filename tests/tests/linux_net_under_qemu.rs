@@ -1,5 +1,10 @@
 //! An unmodified Linux on `bulkhead-net`, with QEMU between them, on a network of `bulkhead-net-helper`: the driver that most guests have, and
 //! a frontend that is not ours.
+
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -124,7 +129,7 @@ fn take(mut stream: TcpStream, page: &[u8]) -> std::io::Result<()> {
     writeln!(stream, "{same}")
 }
 
-/// Runs a guest with a network card of so many pairs of queues and these options, whose back-end is killed in each round if that is
+/// Runs a guest with a network card of so many pairs of queues and these options, whose backend is killed in each round if that is
 /// wanted.
 fn goes_to_the_network_and_back(test: &str, pairs: u32, options: &str, killed: bool) {
     let workplace = Workplace::find().unwrap();

@@ -1,6 +1,10 @@
 //! The commands of README and CONTRIBUTING are what the programs take and print. (That the four commands by hand run a guest is shown end to end, by
 //! the `dry_run` scenario, which runs what `--dry-run` prints as it is printed.)
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@
 //!
 //! `cargo bench -p bulkhead-block [-- [--json] [--rounds N] [raw|qcow2|new]…]`
 
+#![allow(clippy::disallowed_macros, reason = "it prints what it measures")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../tests/peer/mod.rs"]

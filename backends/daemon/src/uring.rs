@@ -342,6 +342,10 @@ mod tests {
     }
 
     /// `None`, and a line that says so, where there is no io_uring.
+    #[allow(
+        clippy::disallowed_macros,
+        reason = "a test reports to whoever runs it"
+    )]
     fn ring(file: &std::fs::File, test: &str) -> Option<Uring> {
         Uring::new(&[file.as_fd()], 8)
             .inspect_err(|error| eprintln!("skipped: {test}: io_uring: {error}"))

@@ -10,9 +10,6 @@
 //!
 //! It may touch its own process only, and depends on no other part of Bulkhead.
 
-// Nothing waits for whoever reads standard error, and nothing panics without: `warn` and `report` write there.
-#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
-
 pub mod broker;
 pub mod confine;
 mod exit;

@@ -143,7 +143,7 @@ fn what_came_since_the_checkpoint_is_forgotten() {
     assert!(!path("api").exists());
 }
 
-/// A confined program with a socket and a lease. It says when it is there, and ends when it is told to.
+/// A confined program with a socket and a lease. It reports when it is ready, and ends on request.
 fn serve() {
     let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
     let (_socket, file) = listen(&folder.join("s")).unwrap().into_parts();
@@ -286,7 +286,7 @@ fn it_inherits_nothing_and_is_confined_itself() {
     assert_eq!(open, 3);
     assert_eq!(stopped::status(broker, "NoNewPrivs:"), "1");
     assert_eq!(stopped::status(broker, "Seccomp:"), "2");
-    // What it needs for its work has effect only by a path that it was told of; the rest it has not got.
+    // The calls that it may make have effect only on the paths that it was given; the other calls it may not make.
     if let Some(intruded) = stopped::Stopped::attach(broker, "the broker") {
         let its_own = ["socket(AF_UNIX)", "connect"];
         let needless = stopped::NEEDLESS.iter();

@@ -1,4 +1,5 @@
-//! How a program behaves towards whoever has started it: its umask, the signals it is to ignore, and a standard error that nobody reads.
+//! How a program behaves towards whoever has started it: its umask, the signals it is to ignore, and a standard error
+//! that nobody reads.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -73,13 +74,13 @@ fn a_socket_has_its_mode_whatever_the_umask() {
 fn a_signal_that_is_ignored_at_the_start_stays_ignored() {
     // SAFETY: no handler is installed.
     unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
-    let told = signals::block_termination().unwrap();
+    let termination = signals::block_termination().unwrap();
     // SAFETY: it is ignored.
     unsafe { libc::raise(libc::SIGHUP) };
-    assert_eq!(told.take().unwrap(), None);
+    assert_eq!(termination.take().unwrap(), None);
     // SAFETY: it is blocked.
     unsafe { libc::raise(libc::SIGTERM) };
-    assert_eq!(told.take().unwrap(), Some(libc::SIGTERM));
+    assert_eq!(termination.take().unwrap(), Some(libc::SIGTERM));
 }
 
 #[derive(clap::Parser)]
@@ -169,7 +170,8 @@ fn a_warning_that_was_left_out_is_counted() {
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    // The first has been left out once the program reads; there is no telling from outside, so the pipe stays full until it sleeps there.
+    // The first has been left out once the program reads; there is no telling from outside, so the pipe stays full
+    // until it sleeps there.
     while !std::fs::read_to_string(format!("/proc/{}/syscall", child.id()))
         .unwrap()
         .starts_with("0 0x0 ")

@@ -20,6 +20,10 @@
 //! `QCOW_DAMAGE_SEED` begins with another case, `QCOW_DAMAGE_CASES` says how many there are, `QCOW_DAMAGE_KEEP` where to keep those
 //! that fail.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod peer;

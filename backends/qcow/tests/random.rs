@@ -1,5 +1,9 @@
 //! Random work on random kinds of image: what the library wrote, QEMU finds consistent and reads alike, and the other way round.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod peer;

@@ -1,4 +1,9 @@
 //! TAP devices of this kernel, each test in a network namespace of its own.
+
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 use std::process::Command;
 
@@ -139,8 +144,8 @@ fn an_inherited_file_knows_its_interface_and_options() {
 }
 
 #[test]
-fn offloads_the_kernel_cannot_do_are_told_apart() {
-    in_own_namespace("offloads_the_kernel_cannot_do_are_told_apart", || {
+fn offloads_that_the_kernel_lacks_are_refused() {
+    in_own_namespace("offloads_that_the_kernel_lacks_are_refused", || {
         let tap = Tap::open(&name("tap0"), Options::VNET_HDR).unwrap();
         tap.set_vnet_hdr_len(tap::VNET_HDR_LEN).unwrap();
         assert!(tap.supports_offloads(Offloads::CSUM | Offloads::TSO4 | Offloads::TSO6));

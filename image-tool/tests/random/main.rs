@@ -6,6 +6,10 @@
 //! and the seed that repeats it alone.
 
 #![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+#![allow(
     clippy::unwrap_used,
     clippy::panic,
     reason = "a test that cannot be set up has failed"

@@ -1,5 +1,10 @@
 //! As `qemu-bridge-helper`, with QEMU as the caller.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 

@@ -1,5 +1,10 @@
 //! What one client does keeps no other waiting.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+
 use std::time::{Duration, Instant};
 
 use bulkhead_net_protocol::{Lease, TapRequest};

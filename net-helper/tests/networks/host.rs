@@ -1,5 +1,10 @@
 //! A host to try things on: a network namespace, programs in it, and what is to be seen of them.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;

@@ -1,5 +1,10 @@
 //! What remains: after an end in order nothing, after a crash what the next run puts right.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+
 use std::net::UdpSocket;
 use std::path::Path;
 use std::sync::Arc;

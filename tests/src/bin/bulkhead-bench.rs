@@ -1,5 +1,10 @@
 //! Measures the figures and prints them, one line each; writes them as JSON and as a picture too.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "tests, benches and the demo print what they find"
+)]
+
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};

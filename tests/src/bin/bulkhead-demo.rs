@@ -1,5 +1,10 @@
 //! The demo: a Linux guest on Bulkhead's processes, every step observed. Directly where KVM can run Linux, on the nested bench otherwise.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "tests, benches and the demo print what they find"
+)]
+
 use std::process::ExitCode;
 
 use anyhow::Result;

@@ -1,6 +1,11 @@
 //! The end-to-end tests with Linux guests, in the form `cargo test` has: directly where KVM can run Linux, in one outer
 //! host of the nested bench otherwise.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "tests, benches and the demo print what they find"
+)]
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 

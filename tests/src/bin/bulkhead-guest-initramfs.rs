@@ -1,5 +1,10 @@
 //! Makes the initramfs of a small Linux guest, to try a monitor with by hand.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "tests, benches and the demo print what they find"
+)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -1,5 +1,10 @@
 //! Runs a command in an outer host of the nested bench, with its output on standard output and its exit status.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "tests, benches and the demo print what they find"
+)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;

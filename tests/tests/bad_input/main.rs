@@ -4,6 +4,10 @@
 //! A case is a command line, the status it has to end with, and words that its line has to have in it. All of them run
 //! natively, one after the other, in namespaces of this test's own, where whatever is left can be seen.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
 mod case;

@@ -3,6 +3,10 @@
 //! It installs, builds, calls and reports; what is tested is in `bulkhead-tests` and in the crates themselves.
 //! May touch the target folder, and Debian's packages in `setup` alone. It depends on none of them: it calls what they build.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a tool for developers prints what it does"
+)]
 #![forbid(unsafe_code)]
 
 mod bench;

@@ -4,7 +4,6 @@
 //! Its functions are pure ones over guest memory: it may touch guest RAM, and read the files that it gets. It must not
 //! open a file, and depends on neither KVM nor devices. [`layout`] has all addresses.
 
-#![deny(clippy::print_stdout, clippy::print_stderr)] // they wait for whoever reads them, and panic without
 #![forbid(unsafe_code)]
 
 pub mod acpi;

@@ -1,5 +1,6 @@
 //! A frontend and a driver for tests: the `vhost` crate's frontend on one side, split rings in shared memory on the other.
 
+#![allow(clippy::disallowed_macros, reason = "a test reports to whoever runs it")]
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 pub mod killed;

@@ -1,5 +1,10 @@
 //! Cases that each run in a process of their own: this very test binary, started again.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+
 use std::process::Command;
 
 /// What is shown, and the code that shows it.

@@ -1,4 +1,10 @@
-//! A host that runs from its initramfs: its root is the kernel's own file system (rootfs), which no process can leave by `pivot_root`.
+//! A host that runs from its initramfs: its root is the kernel's own file system (rootfs), which no process can leave
+//! by `pivot_root`.
+
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,7 +30,8 @@ pub(crate) struct Rootfs {
 }
 
 impl Rootfs {
-    /// Moves the process there. `None`, and a line that says so, where there is no rootfs below this host's root, or no right to go there.
+    /// Moves the process there. `None`, and a line that says so, where there is no rootfs below this host's root, or no
+    /// right to go there.
     pub(crate) fn enter(test: &str) -> Option<Self> {
         let skipped = |why: &str| {
             eprintln!("skipped: {test}: {why}");

@@ -1,5 +1,10 @@
 //! A process that another one looks into: for tests of what a confined program can still do, in whatever package it is.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+
 use std::io;
 
 /// A process stopped under ptrace, between two instructions of its own.
@@ -12,7 +17,8 @@ impl Stopped {
     /// Stops the process, which waits in a system call. `None`, and a line that says so, where that is not allowed.
     pub(crate) fn attach(pid: u32, test: &str) -> Option<Self> {
         let pid = libc::pid_t::try_from(pid).unwrap();
-        // SAFETY: ptrace(2) and waitpid(2) on a process of this user; `registers` is plain data that PTRACE_GETREGS fills.
+        // SAFETY: ptrace(2) and waitpid(2) on a process of this user; `registers` is plain data that PTRACE_GETREGS
+        // fills.
         let registers = unsafe {
             if libc::ptrace(libc::PTRACE_ATTACH, pid, 0, 0) != 0 {
                 eprintln!("skipped: {test}: ptrace: {}", io::Error::last_os_error());
@@ -34,12 +40,14 @@ impl Stopped {
     /// Has the process make a system call, and gives its result: negative is an error number.
     pub(crate) fn call(&self, number: libc::c_long, arguments: [u64; 4]) -> i64 {
         let mut registers = self.registers;
-        // It was stopped right after a `syscall` instruction, which is two bytes long. A call to be restarted must not be.
+        // It was stopped right after a `syscall` instruction, which is two bytes long. A call to be restarted must not
+        // be.
         registers.rip -= 2;
         registers.orig_rax = u64::MAX;
         registers.rax = number.unsigned_abs();
         [registers.rdi, registers.rsi, registers.rdx, registers.r10] = arguments;
-        // SAFETY: as in `attach`; the registers belong to a process that makes one system call with them and gets its own back after it.
+        // SAFETY: as in `attach`; the registers belong to a process that makes one system call with them and gets its
+        // own back after it.
         unsafe {
             check(libc::ptrace(
                 libc::PTRACE_SETREGS,
@@ -86,8 +94,8 @@ impl Stopped {
         at
     }
 
-    /// The way in works: what is allowed is done. And each of these calls is refused, which without a filter would give a descriptor,
-    /// a process, or another error: the arguments are no good.
+    /// The way in works: what is allowed is done. And each of these calls is refused, which without a filter would give
+    /// a descriptor, a process, or another error: the arguments are no good.
     pub(crate) fn is_refused(&self, calls: &[(&str, libc::c_long, [u64; 4])]) {
         let own_id = self.call(libc::SYS_getpid, [0; 4]);
         assert_eq!(own_id, i64::from(self.pid));

@@ -1,5 +1,10 @@
 //! A random image, and random operations on it.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
+
 use std::sync::Arc;
 
 use qcow::{

@@ -2,6 +2,8 @@
 //!
 //! `replay TARGET INPUT [IMAGE]` also writes the image to a file `IMAGE.0`, and what it is after each step to the next ones.
 
+#![allow(clippy::disallowed_macros, reason = "it prints what it replays")]
+
 use libfuzzer_sys as _;
 
 use std::path::{Path, PathBuf};
