@@ -3,24 +3,26 @@
 /// The unit of all positions and lengths.
 pub(crate) const SECTOR: u64 = 512;
 
-/// Bytes that one discard or write-zeroes segment may cover. They bound how long one request keeps the others waiting.
+/// The most bytes of one discard or write-zeroes segment, so that one request does not keep the others waiting for
+/// long.
 pub(crate) const MAX_DISCARD: u64 = 1 << 30;
 pub(crate) const MAX_WRITE_ZEROES: u64 = 128 << 20;
-/// Segments of one discard or write-zeroes request.
+/// The most segments of one discard or write-zeroes request.
 pub(crate) const MAX_DISCARD_SEGMENTS: u32 = 16;
 pub(crate) const MAX_WRITE_ZEROES_SEGMENTS: u32 = 1;
 
-/// Data buffers of one request: with header and status they fit the shortest ring that frontends use by default (128).
+/// The most data buffers of one request. With header and status they fit the shortest ring that frontends use by
+/// default (128).
 const MAX_SEGMENTS: u32 = 126;
 /// 4 KiB blocks are what host file systems have; 2^3 sectors.
 const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
 
-/// What the configuration space tells.
+/// The variable fields of the configuration space.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Config {
     /// Size of the disk in bytes.
     pub(crate) size: u64,
-    /// The granularity in which space is given back, in bytes.
+    /// The granularity of discards, in bytes.
     pub(crate) granularity: u64,
     /// How many request queues there are.
     pub(crate) queues: u16,

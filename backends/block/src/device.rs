@@ -132,7 +132,8 @@ fn in_flight(image: &Image, options: &Options) -> Result<Vec<InFlight>> {
 impl Device for Block {
     type Event = Event;
 
-    /// `VIRTIO_BLK_F_CONFIG_WCE` is not offered: a backend that is started again would not know what the driver had set.
+    /// `VIRTIO_BLK_F_CONFIG_WCE` is not offered: a backend that is started again would not know what the driver had
+    /// set.
     fn features(&self) -> u64 {
         let mut bits = vec![
             VIRTIO_BLK_F_SEG_MAX,

@@ -1,4 +1,4 @@
-//! The image that the command line names: what it takes to open it, and who removes its journal.
+//! The image that the command line names: opens it, and has the broker remove its journal at the end.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ pub(crate) struct DiskFile {
     pub(crate) path: PathBuf,
     pub(crate) format: Format,
     writable: bool,
-    /// What it may name: files beside it, and those that the command line allows.
+    /// The files that the image may name: those beside it, and those in `--allow-path`.
     allowed: AllowedFiles,
     folders: Vec<PathBuf>,
 }
@@ -48,7 +48,7 @@ impl DiskFile {
         })
     }
 
-    /// What it takes to open the image and what it names.
+    /// The confinement of the stage in which the image and the files that it names are opened.
     pub(crate) fn opening(&self) -> Result<Confinement> {
         let real = std::fs::canonicalize(&self.path).context("cannot open the image")?;
         let links = folders_of(&self.path);
@@ -74,7 +74,8 @@ impl DiskFile {
         })
     }
 
-    /// Who removes the journal once the image is closed, which has made it empty: the confined program itself may not.
+    /// Starts the broker that removes the journal at the end. Closing the image empties the journal, but the confined
+    /// program cannot remove it.
     pub(crate) fn broker(&self) -> Result<Option<Broker>> {
         if !self.format.has_journal() || !self.writable {
             return Ok(None);
@@ -96,9 +97,9 @@ impl DiskFile {
     }
 }
 
-/// The folder that a path is in, and that of each link that it leads over.
+/// The folder that a path is in, and the folder of each symbolic link on the way to its target.
 fn folders_of(path: &Path) -> Vec<PathBuf> {
-    /// As many as the kernel follows (path_resolution(7)).
+    /// The most links that the kernel follows (path_resolution(7)).
     const LINKS: usize = 40;
     let mut folders = Vec::new();
     let mut path = path.to_owned();

@@ -18,7 +18,8 @@ pub(crate) struct Disk {
     pub(crate) limits: Limits,
     /// The driver does not flush, so each write is on the medium before it completes. (virtio 1.2, 5.2.5.2)
     write_through: AtomicBool,
-    /// Where the next process learns that a flush failed. The frontend can change it, and so make this guest's flushes fail, no more.
+    /// Where the next process learns that a flush failed. The frontend can change it, and so make this guest's flushes
+    /// fail, no more.
     recovery: Mutex<Option<RecoveryArea>>,
     /// The user was warned that the frontend shares memory that is gone.
     memory_is_gone: AtomicBool,
@@ -42,8 +43,8 @@ impl Failure for std::io::Error {
     }
 }
 
-/// The first word of the recovery area once a flush has failed ("blkhdfsf"). The kernel reports the failure only once, so the next
-/// process would not learn of it.
+/// The first word of the recovery area once a flush has failed ("blkhdfsf"). The kernel reports the failure only once,
+/// so the next process would not learn of it.
 const FLUSH_FAILED: u64 = 0x626c_6b68_6466_7366;
 
 /// The data of a request.
@@ -125,8 +126,8 @@ impl Disk {
         }
     }
 
-    /// Executes requests. Once the driver sees that a write is completed, it must survive if this process is killed, so the image is
-    /// secured before this returns, once for all of the requests.
+    /// Executes requests. Once the driver sees that a write is completed, it must survive if this process is killed, so
+    /// the image is secured before this returns, once for all of the requests.
     pub(crate) fn execute_all(
         &self,
         jobs: impl Iterator<Item = Job>,

@@ -1,7 +1,7 @@
 //! The requests of one queue that are in flight: admission and completion.
 //!
-//! Requests complete in any order. Of two that overlap and of which one changes the disk, the later waits for the earlier. Which way a
-//! request goes is in [`dispatch`].
+//! Requests complete in any order. Of two that overlap and of which one changes the disk, the later waits for the
+//! earlier. Which way a request goes is in [`dispatch`].
 
 mod dispatch;
 
@@ -287,7 +287,8 @@ impl InFlight {
     ) -> Result<(), RingError> {
         match (operation.kind, moved) {
             (Kind::Sync, Ok(_)) => {}
-            // The end of the file. The image knows whether zeroes follow or data is missing, so the thread pool reads through it.
+            // The end of the file. The image knows whether zeroes follow or data is missing, so the thread pool reads
+            // through it.
             (Kind::Read, Ok(0)) => self.slot(operation.slot)?.redo = true,
             // The file was made shorter. What was read may be zeroes that a later write put where data is lost.
             (Kind::Read, Ok(_)) if shared.disk.image.is_cut() => {

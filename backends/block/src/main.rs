@@ -1,12 +1,13 @@
 //! `bulkhead-block`: a vhost-user-blk server for raw and qcow2 images.
 //!
-//! [`request`] parses a descriptor chain into a plain `Request`. [`in_flight`] has the requests of one queue that are in flight, and
-//! decides which way each goes: by the queue's io_uring ([`operations`]) if the image knows without I/O in which files the data is,
-//! else to the threads of [`pool`], which execute it ([`execute`]) and put it on the queue's list of [`completions`]. [`device`] joins
-//! that to the rings, each of which has a thread of its own if there are several.
+//! [`request`] parses a descriptor chain into a plain `Request`. [`in_flight`] has the requests of one queue that are
+//! in flight, and decides which way each goes: by the queue's io_uring ([`operations`]) if the image knows without I/O
+//! in which files the data is, else to the threads of [`pool`], which execute it ([`execute`]) and put it on the
+//! queue's list of [`completions`]. [`device`] joins that to the rings, each of which has a thread of its own if there
+//! are several.
 //!
-//! It may touch the image files it was given, which it opens before it confines itself, and the guest's memory. It must not depend on
-//! KVM, networking, or the monitor.
+//! It may touch the image files it was given, which it opens before it confines itself, and the guest's memory. It must
+//! not depend on KVM, networking, or the monitor.
 
 #![forbid(unsafe_code)]
 

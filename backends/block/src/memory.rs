@@ -1,4 +1,4 @@
-//! The guest's buffers as the image library wants them: filled from a file, or written to one, without a copy on the way.
+//! The guest's buffers as a source or destination of the image library, without a copy on the way.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -7,14 +7,14 @@ use bulkhead_daemon::{Buffers, RingError, iovec};
 use qcow::{Destination, Source};
 use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
 
-/// Some bytes of a chain's buffers.
+/// A range of the bytes of a chain's buffers.
 pub(crate) struct GuestBuffers<'m> {
     slices: Vec<VolatileSlice<'m>>,
     length: usize,
 }
 
 impl<'m> GuestBuffers<'m> {
-    /// `length` bytes from `offset` on.
+    /// The `length` bytes of `buffers` from `offset` on.
     pub(crate) fn new(
         memory: &'m GuestMemoryMmap,
         buffers: Buffers<'_>,
@@ -27,7 +27,7 @@ impl<'m> GuestBuffers<'m> {
         })
     }
 
-    /// The pieces that make up `length` bytes from `at` on.
+    /// The slices that hold `length` bytes from `at` on.
     fn part(&self, at: usize, length: usize) -> Vec<VolatileSlice<'m>> {
         let (mut skip, mut left) = (at, length);
         let mut parts = Vec::with_capacity(self.slices.len());

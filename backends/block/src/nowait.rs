@@ -1,8 +1,10 @@
-//! Whether writes with RWF_NOWAIT work on the file system, which decides if io_uring or the thread pool does writes in place.
+//! Whether writes with RWF_NOWAIT work on the file system, which decides if io_uring or the thread pool does writes in
+//! place.
 //!
-//! Some file systems (XFS) can write to the page cache without waiting, and then io_uring is fastest. Others (ext4) cannot: the kernel
-//! hands each write of an io_uring to a worker thread, which costs more than our own threads, since they take many requests at a time.
-//! The kernel does not report which it is, so the first writes are sent with RWF_NOWAIT, and those that fail are repeated without.
+//! Some file systems (XFS) can write to the page cache without waiting, and then io_uring is fastest. Others (ext4)
+//! cannot: the kernel hands each write of an io_uring to a worker thread, which costs more than our own threads, since
+//! they take many requests at a time. The kernel does not report which it is, so the first writes are sent with
+//! RWF_NOWAIT, and those that fail are repeated without.
 
 /// How many writes are sent with RWF_NOWAIT.
 const PROBES: u8 = 16;

@@ -117,8 +117,8 @@ impl Operations {
         }
     }
 
-    /// Takes an operation that has ended, and how many bytes it moved. Calls `written` before it returns the first of several
-    /// operations that ended together, if there are writes among them.
+    /// Takes an operation that has ended, and how many bytes it moved. Calls `written` before it returns the first of
+    /// several operations that ended together, if there are writes among them.
     pub(crate) fn take_ended(
         &mut self,
         written: impl FnOnce(),

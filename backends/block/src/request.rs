@@ -1,4 +1,4 @@
-//! From a descriptor chain to a plain request. (virtio 1.2, 5.2.6 "Device Operation")
+//! Parses a descriptor chain into a plain request. (virtio 1.2, 5.2.6 "Device Operation")
 
 use bulkhead_daemon::{Chain, RingError};
 use virtio_bindings::virtio_blk::{
@@ -38,27 +38,27 @@ impl Status {
     }
 }
 
-/// A part of the disk, in bytes; inside it.
+/// A range of the disk, in bytes. It is within the disk.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Range {
     pub(crate) offset: u64,
     pub(crate) length: u64,
 }
 
-/// What the driver wants. Where data goes to or comes from is the chain's matter.
+/// A request of the driver, without its data, which is in the chain.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Request {
     Read(Range),
     Write(Range),
     Flush,
     Discard(Vec<Range>),
-    /// Each with whether its space may be given up.
+    /// Each range with whether it may be deallocated (VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP).
     WriteZeroes(Vec<(Range, bool)>),
     GetId,
 }
 
 impl Request {
-    /// Whether the order matters in which this and `other` are done: one changes what the other touches.
+    /// Whether this and `other` must be executed in order, because one changes what the other reads or writes.
     pub(crate) fn conflicts(&self, other: &Self) -> bool {
         (self.is_change() || other.is_change())
             && self.ranges().any(|a| {
@@ -84,7 +84,7 @@ impl Request {
     }
 }
 
-/// What requests are checked against.
+/// The limits of the disk, which requests are checked against.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// In bytes, whole sectors.
@@ -92,10 +92,10 @@ pub(crate) struct Limits {
     pub(crate) read_only: bool,
 }
 
-/// Where the status of `chain` goes: the last byte that the device may write.
+/// The offset of the status of `chain`: the last byte that the device may write.
 ///
 /// # Errors
-/// When there is none: nobody can be told how the request ended.
+/// When there is none, so that the driver could not learn how the request ended.
 pub(crate) fn status_offset(chain: &Chain) -> Result<u32, RingError> {
     chain
         .writable()
@@ -209,7 +209,7 @@ impl Limits {
         let (known, most) = if zeroes {
             (VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, MAX_WRITE_ZEROES)
         } else {
-            // Discarding is giving space up; the flag says nothing there and is refused. (5.2.6.2)
+            // A discard always deallocates. The specification says to refuse the flag there. (5.2.6.2)
             (0, MAX_DISCARD)
         };
         if flags & !known != 0 {

@@ -1,10 +1,10 @@
-//! The command line that every vhost-user back-end shares ("Backend program conventions" of the vhost-user specification).
+//! The command line that all vhost-user backends share ("Backend program conventions" of the vhost-user specification).
 
 use std::io::{self, Write};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-/// Where the frontend is, and how long to serve. For `#[command(flatten)]`.
+/// The options of the vhost-user socket. For `#[command(flatten)]`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DaemonArgs {
     /// Listen on this Unix socket (created with mode 0600)
@@ -29,7 +29,7 @@ pub struct DaemonArgs {
     pub print_capabilities: bool,
 }
 
-/// What kind of device a back-end is, with the name that the specification's `vhost-user.json` has for it.
+/// The device type of a backend, as the specification's `vhost-user.json` names it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum DeviceType {
     /// virtio-blk
@@ -47,7 +47,8 @@ impl DeviceType {
     }
 }
 
-/// Answers `--print-capabilities`: the device type, and the optional features of the conventions that the program has.
+/// Prints what `--print-capabilities` asks for: the device type, and which optional features of the conventions the
+/// program has.
 ///
 /// # Errors
 /// When standard output cannot be written.

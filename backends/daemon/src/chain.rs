@@ -1,53 +1,54 @@
-//! Descriptor chains: what the driver made available, checked once and then plain data. (virtio 1.2, 2.7.5 "The Virtqueue Descriptor Table")
+//! Descriptor chains, read and checked once, and then plain data. (virtio 1.2, 2.7.5 "The Virtqueue Descriptor Table")
 //!
-//! `virtio_queue::DescriptorChain` is not used for two reasons: it can be made only from the available ring, and a request that is done
-//! again after a crash is no longer there; and it ends silently at a malformed descriptor, where a device should stop serving the ring.
+//! `virtio_queue::DescriptorChain` cannot be used, for two reasons. It is made from the available ring only, where a
+//! request that is repeated after a crash no longer is. And it ends silently at a malformed descriptor, which must put
+//! the ring out of service.
 
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use crate::error::RingError;
 
-/// As many descriptors as a chain may have, direct and indirect together: what QEMU takes, and what one readv(2) takes.
+/// The most descriptors of a chain, direct and indirect together: as many as QEMU takes, and as one readv(2) takes.
 pub const MAX_CHAIN: usize = 1024;
 
 /// One buffer of guest memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Segment {
-    /// Where it starts.
+    /// The address of its first byte.
     pub address: GuestAddress,
     /// Its length in bytes, never 0.
     pub length: u32,
 }
 
-/// A request of the driver: buffers to read, followed by buffers to write, all of them in guest memory when they were taken.
+/// A request of the driver: buffers to read, then buffers to write. All were in guest memory when the chain was taken.
 ///
-/// It goes back to its [`Queue`](crate::Queue) once: by [`complete`](crate::Queue::complete), or by
+/// It must go back to its [`Queue`](crate::Queue), by [`complete`](crate::Queue::complete) or by
 /// [`give_back`](crate::Queue::give_back).
 #[derive(Debug)]
 pub struct Chain {
     pub(crate) head: u16,
-    /// Whether it was found in the in-flight area and not in the available ring.
+    /// Whether it comes from the in-flight area, and not from the available ring.
     pub(crate) resubmitted: bool,
     pub(crate) segments: Vec<Segment>,
     pub(crate) readable: usize,
 }
 
 impl Chain {
-    /// What the driver tells the device.
+    /// The buffers that the device may read.
     #[must_use]
     pub fn readable(&self) -> Buffers<'_> {
         Buffers(self.segments.get(..self.readable).unwrap_or_default())
     }
 
-    /// Where the device answers.
+    /// The buffers that the device may write.
     #[must_use]
     pub fn writable(&self) -> Buffers<'_> {
         Buffers(self.segments.get(self.readable..).unwrap_or_default())
     }
 }
 
-/// Some buffers of a chain, seen as one run of bytes.
+/// Some buffers of a chain, as one sequence of bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers<'a>(&'a [Segment]);
 
@@ -58,7 +59,7 @@ impl<'a> Buffers<'a> {
         self.0
     }
 
-    /// How many bytes there are; a chain holds less than 2^32.
+    /// How many bytes there are: less than 2^32 in a chain.
     #[must_use]
     pub fn length(&self) -> u32 {
         self.0
@@ -66,7 +67,7 @@ impl<'a> Buffers<'a> {
             .fold(0, |sum, segment| sum.saturating_add(segment.length))
     }
 
-    /// The parts of guest memory that hold `length` bytes from `offset` on, to give to a system call or to copy from and to.
+    /// The slices of guest memory that hold `length` bytes from `offset` on, for a system call or to copy from and to.
     ///
     /// # Errors
     /// When there are fewer bytes, or they are not in guest memory.
@@ -196,7 +197,7 @@ impl Table {
             .map_err(|_| RingError::OutsideMemory)
     }
 
-    /// The table that `descriptor` refers to, which is to be read from its first entry on.
+    /// The indirect table that `descriptor` refers to. Its chain starts at its first entry.
     fn indirect(descriptor: &Descriptor) -> Result<Self, RingError> {
         let size = size_of::<Descriptor>() as u32;
         let entries = u16::try_from(descriptor.len() / size).map_err(|_| RingError::Indirect)?;
@@ -210,8 +211,8 @@ impl Table {
     }
 }
 
-/// Reads the chain that starts at `head` into `segments`, and gives the number of readable ones. Each descriptor is read once: what
-/// the driver changes afterwards changes nothing.
+/// Reads the chain that starts at `head` into `segments`, and returns how many of them are readable. Each descriptor is
+/// read once, so that later changes by the driver have no effect.
 pub(crate) fn walk(
     memory: &GuestMemoryMmap,
     table: Table,

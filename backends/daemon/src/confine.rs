@@ -2,18 +2,18 @@
 
 use bulkhead_process::confine::Confinement;
 
-/// The reason for each.
+/// Each with its reason.
 const SYSCALLS: &[libc::c_long] = &[
-    // A frontend connects, with --persist the next one too.
+    // Accept a frontend, with --persist further ones.
     libc::SYS_accept4,
-    // The in-flight area is made, sized and sealed.
+    // Make, size and seal the in-flight area.
     libc::SYS_memfd_create,
     libc::SYS_ftruncate,
-    // The sizes of the files that memory is mapped from.
+    // Get the sizes of the files that memory is mapped from.
     libc::SYS_statx,
 ];
 
-/// The in-flight area is sealed, and a frontend's memory is asked for its seals.
+/// Seal the in-flight area, and get the seals of a frontend's memory.
 const FCNTLS: &[libc::c_int] = &[libc::F_ADD_SEALS, libc::F_GET_SEALS];
 
 pub(crate) fn allow(confinement: Confinement) -> Confinement {
@@ -21,6 +21,6 @@ pub(crate) fn allow(confinement: Confinement) -> Confinement {
         .isolate()
         .allow(SYSCALLS)
         .allow_fcntls(FCNTLS)
-        // Guest memory.
+        // Map guest memory.
         .allow_file_mappings()
 }

@@ -1,9 +1,10 @@
-//! The frontend's connection: whole messages in, replies out, and no call that waits.
+//! The connection to the frontend: receives whole messages and sends replies, and no call waits.
 //!
-//! The `vhost` crate's own server is not used: its receive and send calls wait for the rest of a message and for room without end, and
-//! take every odd error, such as more descriptors than they have space for, for a reason to try again. Its message structures are used.
-//! Here each call has `MSG_DONTWAIT`, which no peer can change as it can `O_NONBLOCK` of a description it shares; what has arrived of a
-//! message, and what could not be sent of a reply, is kept until the socket is ready again.
+//! This uses the message structures of the `vhost` crate, but not its server, whose receive and send calls wait without
+//! a limit for the rest of a message and for room, and retry after errors that do not pass, such as more descriptors
+//! than they have space for. Here each call has `MSG_DONTWAIT`: unlike `O_NONBLOCK`, a peer that shares the open file
+//! cannot change it. A part of a message that has arrived, and the rest of a reply that could not be sent, are kept
+//! until the socket is ready again.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -26,13 +27,13 @@ const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 
-/// What there is to read.
+/// What [`Connection::receive`] found.
 #[derive(Debug)]
 pub(crate) enum Incoming {
     Message(Message),
-    /// Nothing, or not all of a message yet, or no room for the answer to the one before.
+    /// No whole message yet, or no room for the reply to the message before.
     Nothing,
-    /// The frontend has gone.
+    /// The frontend has disconnected.
     End,
 }
 
@@ -40,13 +41,13 @@ pub(crate) enum Incoming {
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) request: FrontendReq,
-    /// The frontend wants to know whether it was done.
+    /// The frontend wants to know whether the request succeeded. (REPLY_ACK)
     pub(crate) needs_reply: bool,
     pub(crate) body: Vec<u8>,
     pub(crate) files: Descriptors,
 }
 
-/// The answer to a message.
+/// The reply to a message.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) body: Vec<u8>,
@@ -66,18 +67,18 @@ impl Reply {
 pub(crate) struct Connection {
     stream: UnixStream,
     partial: Partial,
-    /// What is left of a reply.
+    /// The part of a reply that is not sent yet.
     unsent: Vec<u8>,
-    /// Goes with the first byte of it.
+    /// The reply's descriptor, which is sent with its first byte.
     unsent_file: Option<OwnedFd>,
 }
 
-/// What has arrived of a message.
+/// The part of a message that has arrived.
 #[derive(Debug, Default)]
 struct Partial {
     header: [u8; HEADER],
     body: Vec<u8>,
-    /// How much of both is there.
+    /// How many bytes of both have arrived.
     length: usize,
     files: Descriptors,
 }
@@ -92,10 +93,10 @@ impl Connection {
         }
     }
 
-    /// The next message, if all of it is there and the last one's reply is sent.
+    /// Returns the next message, if all of it has arrived and the last reply is sent.
     ///
     /// # Errors
-    /// What the frontend did that no message may, or why the socket cannot be used. The connection is of no use then.
+    /// What is wrong with the message or the socket. The connection cannot be used any more then.
     pub(crate) fn receive(&mut self) -> Result<Incoming, String> {
         if !self.flush()? {
             return Ok(Incoming::Nothing);
@@ -108,7 +109,8 @@ impl Connection {
                 Err(Errno::AGAIN) => return Ok(Incoming::Nothing),
                 Err(Errno::TOOBIG) => {
                     return Err(format!(
-                        "a message came with more than {MAX_ATTACHED_FD_ENTRIES} descriptors, or more than this process can open"
+                        "a message came with more than {MAX_ATTACHED_FD_ENTRIES} descriptors, \
+                         or more than this process can open"
                     ));
                 }
                 Err(error) => return Err(format!("cannot receive: {error}")),
@@ -119,7 +121,8 @@ impl Connection {
             .map(Incoming::Message)
     }
 
-    /// Takes what is there of the part of the message that is missing. `TOOBIG` if descriptors were lost; those that were not are closed.
+    /// Receives more of the message, as much as has arrived. Fails with `TOOBIG` if descriptors were lost; the others
+    /// are closed.
     fn receive_some(&mut self) -> Result<usize, Errno> {
         const SPACE: usize =
             rustix::cmsg_space!(ScmRights(MAX_ATTACHED_FD_ENTRIES), ScmCredentials(1));
@@ -141,7 +144,7 @@ impl Connection {
         Ok(received.bytes)
     }
 
-    /// Sends the answer to `request`, or as much of it as there is room for.
+    /// Sends the reply to `request`, or as much of it as there is room for now.
     ///
     /// # Errors
     /// Why the socket cannot be used.
@@ -155,7 +158,7 @@ impl Connection {
         self.flush().map(drop)
     }
 
-    /// Says whether `request` was done.
+    /// Replies whether `request` succeeded.
     ///
     /// # Errors
     /// Why the socket cannot be used.
@@ -163,7 +166,7 @@ impl Connection {
         self.reply(request, Reply::new(&u64::from(!done)))
     }
 
-    /// Whether nothing is left to be sent.
+    /// Sends what is left of the reply. Returns whether all of it is sent.
     fn flush(&mut self) -> Result<bool, String> {
         while !self.unsent.is_empty() {
             match self.send_some() {
@@ -173,7 +176,7 @@ impl Connection {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(false),
-                // It will be seen when there is nothing to receive any more.
+                // `receive` returns the end of the connection once all messages were read.
                 Err(Errno::PIPE | Errno::CONNRESET) => self.unsent.clear(),
                 Err(error) => return Err(format!("cannot send: {error}")),
             }
@@ -211,7 +214,7 @@ impl Partial {
         bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
     }
 
-    /// Where the next bytes go, and no byte of the next message.
+    /// The space for the rest of the message, and for no byte of the next one.
     fn missing(&mut self) -> &mut [u8] {
         let missing = match self.length.checked_sub(HEADER) {
             None => self.header.get_mut(self.length..),
@@ -220,7 +223,7 @@ impl Partial {
         missing.unwrap_or_default()
     }
 
-    /// Takes note of `length` more bytes. A header that makes no sense is refused before any of its body is read.
+    /// Counts `length` more bytes. An invalid header is refused before any of its body is read.
     fn grow(&mut self, length: usize) -> Result<(), String> {
         let before = self.length;
         self.length += length;
@@ -370,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_makes_no_sense_is_refused_without_its_body() {
+    fn an_invalid_header_is_refused_without_its_body() {
         let mut long = message(2, VERSION, &[]);
         long[8..12].copy_from_slice(&(MAX_MSG_SIZE as u32 + 1).to_ne_bytes());
         for bytes in [
@@ -400,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_sent_as_there_is_room_and_nothing_is_heard_before() {
+    fn a_reply_is_sent_as_there_is_room_and_no_message_is_received_before() {
         let (mut ours, mut theirs) = pair();
         theirs.write_all(&message(1, VERSION, &[])).unwrap();
         let mut filled = 0;

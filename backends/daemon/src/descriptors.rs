@@ -1,4 +1,4 @@
-//! Descriptors that came with a message and that nobody has taken.
+//! Descriptors that came with a message and were not taken from it yet.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
-/// How many threads may close descriptors at a time.
+/// The most threads that close descriptors at a time.
 const MAX_CLOSING: usize = 16;
 
 static CLOSING: AtomicUsize = AtomicUsize::new(0);
 
-/// Closes what is left in it, on a thread of its own: close(2) may wait as long as the peer likes, for what a TCP socket has not sent
-/// (`SO_LINGER`) or for a file system that the peer serves.
+/// A list that closes its descriptors when it is dropped, on a thread of its own: the peer can make close(2) wait, by a
+/// TCP socket with unsent data (`SO_LINGER`) or a file of a file system that it serves.
 #[derive(Debug, Default)]
 pub(crate) struct Descriptors(Vec<OwnedFd>);
 
@@ -37,7 +37,7 @@ impl Descriptors {
         std::mem::take(&mut self.0)
     }
 
-    /// Whether each is a regular file, which is not waited for to be told.
+    /// Whether each is a regular file. The check itself cannot wait.
     pub(crate) fn are_regular(&self) -> bool {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         self.0.iter().all(|fd| {
@@ -77,7 +77,8 @@ impl Drop for Descriptors {
             return;
         }
         CLOSING.fetch_sub(1, Ordering::Relaxed);
-        // They stay open until the process ends. Where that becomes too many, messages with descriptors are refused.
+        // The descriptors stay open until the process ends. If they become too many, messages with descriptors are
+        // refused.
         if let Ok(mut files) = files.lock() {
             files.drain(..).for_each(std::mem::forget);
         }

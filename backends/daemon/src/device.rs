@@ -1,4 +1,4 @@
-//! What a device is to the daemon.
+//! The trait of a device.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -15,21 +15,22 @@ use crate::rings::Rings;
 use crate::running::Turn;
 use crate::warn;
 
-/// A virtio device: everything that is not the vhost-user protocol.
+/// A part of a virtio device: everything that is not the vhost-user protocol.
 ///
-/// A device is one part or several alike. Ring `i` belongs to part `i` modulo their number, which alone is asked to
-/// [`process`](Self::process) and [`drain`](Self::drain) it and told that it [runs](Self::queue_running). Several parts are served at the
-/// same time, one alone by the thread that hears the frontend. What concerns the device as a whole is asked of the first part. The calls
-/// to a part come one at a time; none may wait for the guest or the frontend, nor in any way for a ring that is not its own.
+/// A device has one part, or several of the same type. Ring `i` belongs to part `i` modulo their number: only that part
+/// has to [`process`](Self::process) and [`drain`](Self::drain) it, and is notified when it [starts or
+/// stops](Self::queue_running). Several parts are served at the same time, each by a thread of its own; a single part
+/// is served by the main thread. The calls that concern the whole device go to the first part. The calls to a part come
+/// one at a time. None may wait for the guest, for the frontend, or for a ring of another part.
 pub trait Device {
-    /// What can happen outside the rings: one value per descriptor of [`events`](Self::events). `std::convert::Infallible` for a device
-    /// that has none.
+    /// The events of the part's own descriptors: one value for each descriptor of [`events`](Self::events).
+    /// `std::convert::Infallible` for a device that has none.
     type Event: Copy + Send;
 
-    /// The device's own feature bits; those of the ring and of virtio 1 are the daemon's.
+    /// The feature bits of the device type. The daemon adds those of the rings and of virtio 1.
     fn features(&self) -> u64;
 
-    /// How many rings there are, of all parts together. Asked once for each frontend.
+    /// How many rings all parts have together. Called once for each frontend.
     fn queues(&self) -> u16;
 
     /// The configuration space, as the driver reads it.
@@ -49,27 +50,28 @@ pub trait Device {
         let _ = features;
     }
 
-    /// A ring has started (`true`) or stopped. Chains that were taken and not completed when it stops, because it broke, are no more:
-    /// nothing may use their memory when this returns.
+    /// A ring has started (`true`) or stopped. If it stopped because it is broken, there may be chains that were taken
+    /// and not completed: the device drops them, and nothing may use their memory when this returns.
     fn queue_running(&mut self, index: u16, running: bool) {
         let _ = (index, running);
     }
 
-    /// The frontend keeps this area if this process dies. The device reads what an earlier process left there before it takes a
-    /// request, and does not use the area after the frontend has disconnected.
+    /// The frontend keeps this area if this process dies. The device reads what an earlier process left there before it
+    /// takes a request, and does not use the area after the frontend has disconnected.
     fn set_recovery_area(&mut self, area: RecoveryArea) {
         let _ = area;
     }
 
-    /// There may be requests: take them until there are none, or until the device can do no more for now. What is left is offered again
-    /// on the next kick, event or turn.
+    /// Takes requests until there are none, or until the device can take no more for now. The daemon calls this again
+    /// for the rest on the next kick, event or turn.
     ///
     /// # Errors
-    /// Takes the ring out of service until the driver sets it up anew. A request that merely fails is no error here.
+    /// What breaks the ring: it is out of service until the frontend sets it up again. A request that fails is no error
+    /// here.
     fn process(&mut self, queue: &mut Queue<'_>) -> Result<(), RingError>;
 
-    /// The ring is about to stop, or the memory of the guest to change: complete or give back every chain that was taken. Nothing is to be
-    /// taken; this may wait for storage.
+    /// Completes or gives back every chain that was taken, since the ring is about to stop, or guest memory to change.
+    /// Takes no chain. This may wait for storage.
     ///
     /// # Errors
     /// As with [`process`](Self::process).
@@ -78,8 +80,8 @@ pub trait Device {
         Ok(())
     }
 
-    /// The descriptors that the part waits for, to be watched while there is a frontend. They are watched edge-triggered: at an event,
-    /// read until there is nothing left, or remember that there was more.
+    /// The descriptors that the daemon watches for the part while there is a frontend. They are watched edge-triggered:
+    /// at an event, read until nothing is left, or remember that there is more.
     fn events(&self) -> Vec<(BorrowedFd<'_>, Self::Event)> {
         Vec::new()
     }
@@ -93,29 +95,31 @@ pub trait Device {
         Ok(())
     }
 
-    /// A descriptor that is watched, edge-triggered, while there is no frontend: when it becomes ready, [`look`](Self::look) is called.
+    /// A descriptor that is watched, edge-triggered, while there is no frontend: when it becomes ready,
+    /// [`look`](Self::look) is called.
     fn watched_without_frontend(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// Looks whether the device could serve a frontend.
+    /// Checks whether the device could serve a frontend.
     ///
     /// # Errors
-    /// When it could not, now or later; the program ends with this error.
+    /// Why it could not; the program ends with this error.
     fn look(&self) -> io::Result<()> {
         Ok(())
     }
 
-    /// The frontend is gone, or the program is about to end: put everything where it lasts, and be ready for another frontend.
+    /// The frontend has disconnected, or the program is about to end: make everything durable, and be ready for another
+    /// frontend.
     ///
     /// # Errors
-    /// When it could not be put away.
+    /// When it could not be made durable.
     fn disconnected(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// The rings of a part, for an event that concerns some of them.
+/// The rings of a part, for a device that handles an event.
 #[derive(Debug)]
 pub struct Queues<'a> {
     pub(crate) rings: &'a mut Rings,
@@ -130,8 +134,8 @@ impl Queues<'_> {
         self.rings.get(index).is_some_and(Ring::is_running)
     }
 
-    /// Lets `serve` take and complete requests of ring `index`, and tells the driver afterwards. `false` if the ring does not run (any
-    /// more); an error of `serve` takes it out of service.
+    /// Has `serve` take and complete requests of ring `index`, then notifies the driver. An error of `serve` takes the
+    /// ring out of service. Returns `false` if the ring does not run, or no longer.
     pub fn run(
         &mut self,
         index: u16,
@@ -154,7 +158,7 @@ impl Queues<'_> {
         }
     }
 
-    /// The same for each of the rings.
+    /// The same for each ring.
     pub fn run_each(&mut self, mut serve: impl FnMut(&mut Queue<'_>) -> Result<(), RingError>) {
         for place in 0..self.rings.len() {
             if let Some(index) = self.rings.index_at(place) {
@@ -164,7 +168,7 @@ impl Queues<'_> {
     }
 }
 
-/// Takes `ring` out of service, with one line that says why.
+/// Takes `ring` out of service and warns of the reason.
 pub(crate) fn out_of_service(ring: &mut Ring, error: &RingError) {
     ring.break_down();
     warn(&format!("ring {} is out of service: {error}", ring.index));

@@ -71,8 +71,8 @@ impl Listener {
     }
 }
 
-/// Takes over a descriptor that the parent process opened for this one and named on the command line. The number stays open;
-/// the descriptor returned is a duplicate that children do not inherit.
+/// Takes over a descriptor that the parent process opened for this one and named on the command line. The number stays
+/// open; the descriptor returned is a duplicate that children do not inherit.
 ///
 /// # Errors
 /// When the number is not open.
@@ -80,8 +80,8 @@ pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(rustix::io::Errno::BADF.into());
     }
-    // SAFETY: the descriptor is borrowed for one fcntl(2), which fails with EBADF if it is not open. Nothing in this process closes a
-    // descriptor it was started with. There is no safe way to name a descriptor by number.
+    // SAFETY: the descriptor is borrowed for one fcntl(2), which fails with EBADF if it is not open. Nothing in this
+    // process closes a descriptor it was started with. There is no safe way to name a descriptor by number.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_dupfd_cloexec(borrowed, 3).map_err(io::Error::from)
 }

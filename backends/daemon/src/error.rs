@@ -1,17 +1,17 @@
-//! Why a back-end could not serve, and why a ring no longer can.
+//! The errors of a backend and of a ring.
 
 use std::io;
 
 use bulkhead_process::confine::ConfineError;
 use bulkhead_process::listen::ListenError;
 
-/// Why a back-end could not serve.
+/// Why a backend could not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The socket on the command line cannot be used.
     #[error("{0}")]
     Socket(String, #[source] Option<io::Error>),
-    /// Nobody can connect to it.
+    /// Nobody can connect to the socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The process could not be confined.
@@ -20,7 +20,7 @@ pub enum Error {
     /// The frontend broke the protocol; the connection is closed.
     #[error("the vhost-user frontend: {0}")]
     Frontend(String),
-    /// The device could not put its data away.
+    /// The device failed, or could not make its data durable.
     #[error("cannot finish")]
     Device(#[source] io::Error),
     /// A system call of the event loop failed.
@@ -34,14 +34,14 @@ impl Error {
     }
 }
 
-/// Why a ring is broken: it is not served until the frontend sets it up anew. (virtio 1.2, 2.7 "Split Virtqueues")
+/// Why a ring is broken. It is not served until the frontend sets it up again. (virtio 1.2, 2.7 "Split Virtqueues")
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RingError {
     /// The driver did not accept VIRTIO_F_VERSION_1.
     #[error("the driver is older than virtio 1.0")]
     Legacy,
-    /// Size or addresses make no ring in guest memory.
+    /// The size is no power of two, or a part of the ring is not in guest memory.
     #[error("its descriptor table, available or used ring is not in guest memory")]
     Addresses,
     /// The index of the available ring moved further than the ring is long.
@@ -71,7 +71,7 @@ pub enum RingError {
     /// The shared in-flight area does not fit the ring.
     #[error("the in-flight area does not fit the ring")]
     Inflight,
-    /// What the device says.
+    /// The device's own reason.
     #[error("{0}")]
     Device(String),
 }

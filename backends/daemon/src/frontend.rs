@@ -56,7 +56,8 @@ impl<'s, 'd, D: Device + Send> Frontend<'s, 'd, D> {
         })
     }
 
-    /// Serves the frontend until it disconnects or a termination signal comes, then has the device write back what it holds.
+    /// Serves the frontend until it disconnects or a termination signal comes, then has the device write back what it
+    /// holds.
     pub(crate) fn serve(
         &mut self,
         poll: &Poll,

@@ -10,8 +10,8 @@
 //!
 //! Behind the regions, if the area has room, is the device's own [`RecoveryArea`].
 //!
-//! A "batch" of the specification is the requests that one update of the used index completes: one request, or the merged buffers of
-//! one packet.
+//! A "batch" of the specification is the requests that one update of the used index completes: one request, or the
+//! merged buffers of one packet.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -153,7 +153,8 @@ impl InflightArea {
                 ring.store(VERSION_AT, VERSION)?;
             }
             VERSION => {
-                // A driver may set up a shorter or longer ring than the one before it, but only with nothing left in flight.
+                // A driver may set up a shorter or longer ring than the one before it, but only with nothing left in
+                // flight.
                 if ring.load::<u16>(DESC_NUM_AT)? != size {
                     ring.forget()?;
                     ring.store(DESC_NUM_AT, size)?;
@@ -165,8 +166,8 @@ impl InflightArea {
     }
 }
 
-/// Memory for the device behind the in-flight records. The frontend keeps it when this process dies, and gives it to the next. It is
-/// an array of 64-bit words, all zero at first.
+/// Memory for the device behind the in-flight records. The frontend keeps it when this process dies, and gives it to
+/// the next. It is an array of 64-bit words, all zero at first.
 #[derive(Clone, Debug)]
 pub struct RecoveryArea {
     mapping: Arc<MmapRegion>,
@@ -246,8 +247,8 @@ impl InflightRing {
         self.store(USED_IDX_AT, used_idx)
     }
 
-    /// Returns the heads of the requests that another process left in flight, in the order in which it took them. `used_idx` is the
-    /// index of the used ring, by which the driver knows what is completed.
+    /// Returns the heads of the requests that another process left in flight, in the order in which it took them.
+    /// `used_idx` is the index of the used ring, by which the driver knows what is completed.
     pub(crate) fn recover(&mut self, used_idx: u16) -> Result<Vec<u16>, RingError> {
         // The process may have died after the used index moved and before it recorded that: the batch is completed.
         let behind = used_idx.wrapping_sub(self.load(USED_IDX_AT)?);
@@ -364,7 +365,7 @@ mod tests {
         for head in [2, 5, 7] {
             ring.take(head).unwrap();
         }
-        // As a back-end does that completes several at once, and dies after the used index moved by two.
+        // A backend completes two requests at once, and dies after it has moved the used index.
         ring.done(5).unwrap();
         ring.done(2).unwrap();
 
@@ -450,8 +451,8 @@ mod tests {
         proptest::collection::vec(step, 1..60)
     }
 
-    /// Takes and completes as `steps` say until the fuse of `ring` blows. Gives what the driver does not know to be done, in the order
-    /// it was taken, and the index of the used ring.
+    /// Takes and completes as `steps` say until the fuse of `ring` blows. Gives what the driver does not know to be
+    /// done, in the order it was taken, and the index of the used ring.
     fn live(ring: &mut InflightRing, steps: &[Step]) -> (Vec<u16>, u16) {
         let mut free: Vec<u16> = (0..ring.size).rev().collect();
         let mut taken: Vec<u16> = Vec::new();

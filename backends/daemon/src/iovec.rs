@@ -1,7 +1,7 @@
 //! System calls that move data between a file and guest memory, without a copy on the way.
 //!
-//! Guest memory changes under our hands at any time, so no `&[u8]` of it may exist, and the standard library and rustix take nothing
-//! else. The kernel does not mind.
+//! The guest can change its memory at any time, so no `&[u8]` of it may exist, and the functions of the standard
+//! library and rustix take nothing else. The system calls themselves do not care.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,7 +10,7 @@ use vm_memory::VolatileSlice;
 
 use crate::chain::MAX_CHAIN;
 
-/// preadv(2): fills `slices` from `file` at `offset`. Gives how many bytes; 0 is the end of the file.
+/// preadv(2): fills `slices` from `file` at `offset`. Returns how many bytes; 0 is the end of the file.
 ///
 /// # Errors
 /// As preadv(2).
@@ -22,7 +22,7 @@ pub fn read_at(file: impl AsFd, slices: &[VolatileSlice<'_>], offset: u64) -> io
     })
 }
 
-/// pwritev(2): writes `slices` to `file` at `offset`. Gives how many bytes.
+/// pwritev(2): writes `slices` to `file` at `offset`. Returns how many bytes.
 ///
 /// # Errors
 /// As pwritev(2).
@@ -34,7 +34,7 @@ pub fn write_at(file: impl AsFd, slices: &[VolatileSlice<'_>], offset: u64) -> i
     })
 }
 
-/// readv(2): fills `slices` from `file`, which may be a device or a socket. Gives how many bytes.
+/// readv(2): fills `slices` from `file`, which may be a device or a socket. Returns how many bytes.
 ///
 /// # Errors
 /// As readv(2).
@@ -45,7 +45,7 @@ pub fn read(file: impl AsFd, slices: &[VolatileSlice<'_>]) -> io::Result<usize> 
     })
 }
 
-/// writev(2): writes `slices` to `file`, which may be a device or a socket. Gives how many bytes.
+/// writev(2): writes `slices` to `file`, which may be a device or a socket. Returns how many bytes.
 ///
 /// # Errors
 /// As writev(2).
@@ -60,9 +60,9 @@ fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
-/// Calls `call` with an array of iovecs that say where `slices` are, and its length, which is one that the kernel takes. The array and
-/// the memory behind it live until `call` returns: the slices are borrowed, and their guards are held. That the memory changes meanwhile,
-/// or is written by the kernel, is what a `VolatileSlice` is for.
+/// Calls `call` with an array of the iovecs of `slices` and its length, which is at most what the kernel takes. The
+/// array and the memory behind it live until `call` returns: the slices are borrowed, and their guards are held. The
+/// kernel and the guest may write to the memory meanwhile, which a `VolatileSlice` allows.
 fn transfer(
     slices: &[VolatileSlice<'_>],
     call: impl FnOnce(*const libc::iovec, libc::c_int) -> libc::ssize_t,

@@ -1,7 +1,8 @@
-//! `bulkhead-daemon`: what every vhost-user back-end shares.
+//! `bulkhead-daemon`: what all vhost-user backends share.
 //!
-//! It is the program conventions of the vhost-user specification, the socket, the serve loop, feature negotiation, guest memory, rings,
-//! and the in-flight record by which a back-end that was killed goes on where it died. A device is the rest:
+//! It has the program conventions of the vhost-user specification, the socket, the serve loop, feature negotiation,
+//! guest memory, rings, and the in-flight record by which a backend that was killed goes on where it died. A device
+//! adds the rest:
 //!
 //! ```no_run
 //! use bulkhead_daemon::{Confinement, DaemonArgs, Device, Queue, RingError, run};
@@ -27,43 +28,50 @@
 //! # #[derive(clap::Parser)]
 //! # struct Args { #[command(flatten)] daemon: DaemonArgs }
 //! fn serve(args: &Args) -> Result<(), bulkhead_daemon::Error> {
-//!     let confinement = Confinement::new().allow(&[libc::SYS_preadv]); // for `iovec::read_at`: what the device needs beyond the loop
+//!     // What the device needs beyond the serve loop: `iovec::read_at`.
+//!     let confinement = Confinement::new().allow(&[libc::SYS_preadv]);
 //!     run(&args.daemon, &mut [Sink], confinement)
 //! }
 //! ```
 //!
-//! A device that also waits for something else (a TAP, an io_uring) names it in [`Device::events`] and is called in
-//! [`Device::handle`] with all its [`Queues`]; [`Queues::run`] gives it one ring, and tells the driver afterwards. A chain that was taken
-//! and is not needed goes back with [`Queue::give_back`] (receive rings: take chains when there is a packet, give back what is too many).
+//! A device that waits for something else (a TAP, an io_uring) returns the descriptor in [`Device::events`]. The daemon
+//! then calls [`Device::handle`] with all [`Queues`] of the part; [`Queues::run`] lends it one ring, and notifies the
+//! driver afterwards. A chain that was taken and is not needed goes back with [`Queue::give_back`]: for a receive ring,
+//! take chains when there is a packet, and give back those that are too many.
 //!
 //! # Threads
 //!
-//! A device of one part has one thread and one epoll: messages, kicks and device events never meet. A device of several parts ([`Device`])
-//! has a thread and an epoll for each, and one for messages. A part belongs to one of the two at a time, by one lock that its own
-//! thread leaves to the messages when they want it; so a ring that is stopped is drained, and no request takes a lock for the other
-//! parts' sake. Threads are started after confinement. A part with several rings serves them fairly, a ring's length of
-//! requests at a time. A device that must not wait (storage that is asynchronous) waits by its events; more threads are its own affair.
+//! A device of one part has one thread and one epoll set, for messages, kicks and device events. A device of several
+//! parts ([`Device`]) has a worker thread with an epoll set for each part, and the main thread for messages. A part and
+//! its rings (a queue group) have one lock, which the worker leaves to the main thread when that has a message to
+//! handle; so a ring that is stopped is drained first, and no request takes a lock that parts share. Threads are
+//! started after confinement. A part with several rings serves them in turn, at most a ring's length of requests at a
+//! time. A device that must not wait, such as asynchronous storage, returns from each call and goes on by its events;
+//! it may have more threads of its own.
 //!
 //! # Hostile input
 //!
-//! Message sizes, numbers of regions, rings, descriptors and bytes are bounded; a message is read when all of it is there and an answer
-//! will fit. A message that makes no sense closes the connection or is refused with one line; a ring that makes no sense is taken out of
-//! service with one line and the others go on. A frontend that truncates memory it shares is disconnected, see `sigbus`.
+//! Message sizes and the numbers of regions, rings, descriptors and bytes are bounded. A message is read once all of it
+//! has arrived and there is room for the reply. An invalid message closes the connection or is refused, with one
+//! warning; an invalid ring is taken out of service, with one warning, and the others go on. A frontend that truncates
+//! memory it shares is disconnected, see `sigbus`.
 //!
 //! # Why not `vhost_user_backend`
 //!
-//! Its handler refuses the in-flight messages and starts a thread per group of rings. Its `VringRwLock` and `VringMutex` do not fit
-//! either: each operation takes a lock and an atomic reference of guest memory for threads there are none of here; `err` can be set
-//! and never used, so that a frontend could not be told of a broken ring; and the next index can be told only by
-//! `set_queue_next_avail` without a look at the record. Its `BitmapMmapRegion` needs a `MmapLogReg`, which only the crate itself can
-//! make. What it wraps, `virtio_queue::Queue`, is used directly, and `vhost` has the messages.
+//! Its handler refuses the in-flight messages and starts a thread per group of rings. Its `VringRwLock` and
+//! `VringMutex` do not fit either: each operation takes a lock and an atomic reference of guest memory for other
+//! threads, of which there are none here; `err` can be set but is never signalled, so a frontend does not learn of a
+//! broken ring; and the next index can be set only by `set_queue_next_avail`, without the in-flight record. Its
+//! `BitmapMmapRegion` needs an `MmapLogReg`, which only that crate can make. This crate uses what it wraps,
+//! `virtio_queue::Queue`, and the messages of `vhost`.
 //!
-//! It may touch its socket, the descriptors the frontend sends, and the memory behind them. It must not depend on a device, on an image
-//! format, or on networking.
+//! It may touch its socket, the descriptors that the frontend sends, and the memory behind them. It must not depend on
+//! a device, an image format, or networking.
 //!
-//! `unsafe` is in six places: [`iovec`], which gives guest memory to system calls, [`uring`], which gives it to the kernel for longer than
-//! a call, [`inherited_fd`], which takes over a descriptor that is named by number, `vring_eventfd`, which asks what a descriptor is, and
-//! `sigbus` and `watchdog`, which handle signals. A device needs none.
+//! `unsafe` is in six places: [`iovec`], which passes guest memory to system calls, [`uring`], which passes it to the
+//! kernel for longer than a call, [`inherited_fd`], which takes over a descriptor by its number, `vring_eventfd`, which
+//! finds out whether a descriptor is an eventfd, and `sigbus` and `watchdog`, which handle signals. A device needs
+//! none.
 
 mod args;
 mod chain;

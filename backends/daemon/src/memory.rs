@@ -1,4 +1,4 @@
-//! Guest memory as the frontend shares it: regions mapped from its file descriptors, and its own addresses for them.
+//! Guest memory as the frontend shares it: regions mapped from its files, and its own addresses of them.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -23,10 +23,10 @@ pub(crate) struct RegionLayout {
     pub(crate) file_offset: u64,
 }
 
-/// The guest's memory, and the addresses the frontend has for it.
+/// Guest memory, and the frontend's addresses of it.
 #[derive(Default)]
 pub(crate) struct Memory {
-    /// Shared with requests that are under way: what they use stays mapped until they end.
+    /// Requests in flight have clones, so that what they use stays mapped until they end.
     guest: Arc<GuestMemoryMmap>,
     layout: Vec<RegionLayout>,
 }
@@ -76,7 +76,7 @@ impl Memory {
 
     /// Unmaps a region. (REM_MEM_REG)
     pub(crate) fn remove(&mut self, layout: RegionLayout) -> Result<(), String> {
-        // The specification has the offset ignored here.
+        // The specification says that the file offset is ignored here.
         let position = self.layout.iter().position(|old| {
             old.guest_address == layout.guest_address
                 && old.user_address == layout.user_address
@@ -97,7 +97,7 @@ impl Memory {
         Ok(())
     }
 
-    /// The guest's address for an address of the frontend, as rings are given.
+    /// The guest address of an address in the frontend's address space, which the frontend uses for rings.
     pub(crate) fn translate(&self, user_address: u64) -> Option<GuestAddress> {
         self.layout.iter().find_map(|region| {
             let offset = user_address.checked_sub(region.user_address)?;

@@ -1,4 +1,4 @@
-//! What each message of the frontend means to the [`Session`].
+//! The messages of the frontend, as the [`Session`] handles them.
 
 use std::fs::File;
 
@@ -20,12 +20,12 @@ use crate::vring_eventfd::VringEventFd;
 /// The largest configuration space that a frontend may ask for (VHOST_USER_MAX_CONFIG_SIZE of QEMU).
 const CONFIG_SPACE: usize = 256;
 
-/// Why a message is not done.
+/// Why a message was refused.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Refusal {
-    /// What it asks for is not possible here. A frontend that learns of that may go on.
+    /// The request cannot be done. If the frontend learns that by an acknowledgement, it may go on.
     Request(String),
-    /// It is no message of the protocol.
+    /// The message breaks the protocol.
     Malformed(FrontendReq),
 }
 
@@ -35,11 +35,11 @@ impl From<String> for Refusal {
     }
 }
 
-/// Of a message that has a reply, the reply.
+/// The reply, if the request has one.
 type Done = Result<Option<Reply>, Refusal>;
 
 impl Message {
-    /// Whether the frontend learns from an acknowledgement what became of this request. Requests with a reply of their own have none.
+    /// Whether the frontend wants an acknowledgement. Requests with a reply of their own have none.
     pub(crate) fn is_acknowledged(&self) -> bool {
         const REPLIED: [FrontendReq; 7] = [
             FrontendReq::GET_FEATURES,
@@ -57,7 +57,7 @@ impl Message {
         Refusal::Malformed(self.request)
     }
 
-    /// The body, which is a `T` and nothing else.
+    /// Reads the body as a `T` and nothing else.
     fn body<T: VhostUserMsgValidator + Default>(&self) -> Result<T, Refusal> {
         self.parse(&self.body)
     }
@@ -74,7 +74,7 @@ impl Message {
         }
     }
 
-    /// The body's first part, which is a `T`, and the rest.
+    /// Reads the first part of the body as a `T`. Also returns the rest.
     fn head<T: VhostUserMsgValidator + Default>(&self) -> Result<(T, &[u8]), Refusal> {
         let (head, rest) = self
             .body
@@ -90,7 +90,7 @@ impl Message {
         }
     }
 
-    /// The files that came with it, each of which is to be mapped.
+    /// Takes the files that came with the message, each of which will be mapped.
     fn take_files(&mut self, number: usize) -> Result<Vec<File>, Refusal> {
         if self.files.len() != number {
             return Err(self.malformed());
@@ -106,9 +106,9 @@ impl Message {
         self.take_files(1)?.pop().ok_or_else(|| self.malformed())
     }
 
-    /// The ring that a message about an eventfd means, and the eventfd, if there is one.
+    /// Takes the ring's index and the eventfd, if there is one, of a SET_VRING_KICK, _CALL or _ERR message.
     fn take_eventfd(&mut self) -> Result<(u32, Option<VringEventFd>), Refusal> {
-        /// Set where no descriptor comes with the message.
+        /// Set if no descriptor comes with the message.
         const NONE: u64 = 0x100;
         let body: VhostUserU64 = self.body()?;
         let index = (body.value & 0xff) as u32;
@@ -128,7 +128,7 @@ impl Message {
         }
     }
 
-    /// Whether descriptors may come with it.
+    /// Whether descriptors may come with the message.
     fn may_have_files(&self) -> bool {
         matches!(
             self.request,
@@ -138,7 +138,7 @@ impl Message {
                 | FrontendReq::SET_VRING_ERR
                 | FrontendReq::SET_INFLIGHT_FD
                 | FrontendReq::ADD_MEM_REG
-                // Of no use there, but old frontends send one.
+                // The request needs none, but old frontends send one.
                 | FrontendReq::REM_MEM_REG
         )
     }
@@ -162,7 +162,7 @@ fn area_layout(message: &VhostUserInflight) -> AreaLayout {
     }
 }
 
-/// The feature without which a request is none.
+/// The protocol feature that a request requires.
 fn needed_feature(request: FrontendReq) -> VhostUserProtocolFeatures {
     match request {
         FrontendReq::RESET_DEVICE => VhostUserProtocolFeatures::RESET_DEVICE,
@@ -179,7 +179,7 @@ fn needed_feature(request: FrontendReq) -> VhostUserProtocolFeatures {
 }
 
 impl<D: Device> Session<'_, '_, D> {
-    /// Does what `message` asks for, and gives the reply, if the request has one.
+    /// Handles `message`, and returns the reply, if the request has one.
     pub(crate) fn handle(&mut self, mut message: Message) -> Done {
         let needed = needed_feature(message.request).bits();
         let unexpected = !message.files.is_empty() && !message.may_have_files();
@@ -267,7 +267,7 @@ impl<D: Device> Session<'_, '_, D> {
                 group.set_enabled(number, state.num == 1);
                 self.start_rings_of(&mut group);
             }
-            // Of protocol features that are not offered.
+            // These need protocol features that are not offered.
             _ => return Err(message.malformed()),
         }
         Ok(None)
@@ -366,7 +366,7 @@ impl<D: Device> Session<'_, '_, D> {
         Ok(())
     }
 
-    /// An empty configuration is the specification's way of a refusal.
+    /// Returns an empty configuration to refuse, as the specification wants it.
     fn get_config(&self, message: &Message) -> Done {
         let (wanted, place): (VhostUserConfig, _) = message.head()?;
         let (start, size) = (wanted.offset as usize, wanted.size as usize);

@@ -57,7 +57,8 @@ impl Token {
     }
 }
 
-/// The descriptors that a thread waits on. All are edge-triggered: a kick costs no read(2), and half a message does not make the loop spin.
+/// The descriptors that a thread waits on. All are edge-triggered: a kick costs no read(2), and half a message does not
+/// make the loop spin.
 #[derive(Debug)]
 pub(crate) struct Poll {
     epoll: OwnedFd,
@@ -78,7 +79,8 @@ impl Poll {
         epoll::add(&self.epoll, fd, token.pack(), flags | EventFlags::ET)
     }
 
-    /// Must be called before the descriptor is closed: while another process has the same open file, closing it leaves it in the set.
+    /// Must be called before the descriptor is closed: while another process has the same open file, closing it leaves
+    /// it in the set.
     pub(crate) fn remove(&self, fd: impl AsFd) {
         // This fails only for a descriptor that is not in the set.
         let _ = epoll::delete(&self.epoll, fd);

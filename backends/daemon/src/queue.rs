@@ -1,4 +1,4 @@
-//! What a device sees of a ring that runs.
+//! A running ring as the device sees it.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::chain::Chain;
 use crate::error::RingError;
 use crate::running::Running;
 
-/// A ring that runs, during one turn of it.
+/// A running ring, during one turn: one call to the device, in which it may take as many requests as the ring is long.
 #[derive(Debug)]
 pub struct Queue<'a> {
     pub(crate) index: u16,
@@ -23,23 +23,23 @@ impl<'a> Queue<'a> {
         self.index
     }
 
-    /// The guest's memory, where the buffers of chains are. Whoever uses it beyond this turn keeps a clone.
+    /// Guest memory, in which the buffers of chains are. To use it after this turn, keep a clone.
     #[must_use]
     pub fn memory(&self) -> &'a Arc<GuestMemoryMmap> {
         self.memory
     }
 
-    /// Whether it is the turn of another ring: nothing more can be taken before the next turn, which comes without a kick.
+    /// Whether the turn is over: no more can be taken before the next turn, which comes without a kick.
     #[must_use]
     pub fn turn_is_over(&self) -> bool {
         self.running.turn_is_over()
     }
 
-    /// Takes the next request: those left by a process that died come first, in their old order. `None` when there is none, or when it
-    /// is the turn of another ring; the daemon comes back in either case.
+    /// Takes the next request. Those that a process left in flight when it died come first, in their old order. Returns
+    /// `None` when there is none, or when the turn is over; the daemon calls again in either case.
     ///
     /// # Errors
-    /// When the ring or the chain makes no sense; hand it on and the ring is taken out of service.
+    /// When the ring or the chain is invalid. Return the error to the daemon, which takes the ring out of service.
     pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
         let Some((head, resubmitted)) = self.running.next_head(self.memory)? else {
             return Ok(None);
@@ -47,23 +47,25 @@ impl<'a> Queue<'a> {
         self.running.chain(self.memory, head, resubmitted).map(Some)
     }
 
-    /// Says that what is there, all of which is taken or given back, is not enough: the next turn comes when the driver adds to it.
+    /// Call this when the available chains, all taken or given back, are too few: the next turn comes when the driver
+    /// adds one.
     pub fn want_more(&mut self) {
         self.running.want_more();
     }
 
-    /// Puts back a request that was taken and not touched, as if it had not been taken. Of several, the last taken goes back first.
+    /// Puts a request back that was taken and not executed, as if it had not been taken. Of several, put the last taken
+    /// back first.
     ///
-    /// The device then comes back by an event of its own: the driver is not asked to tell of more, for there is enough; unless
-    /// [`want_more`](Self::want_more) says otherwise. What was taken counts for the turn all the same.
+    /// The ring's next turn then has to come from an event of the device, since the driver is not asked for a kick;
+    /// unless the device calls [`want_more`](Self::want_more). The request still counts for this turn.
     ///
     /// # Errors
-    /// When the in-flight record cannot be kept.
+    /// When the in-flight record cannot be written.
     pub fn give_back(&mut self, chain: Chain) -> Result<(), RingError> {
         self.running.give_back(chain)
     }
 
-    /// Tells the driver that a request is done and that `written` bytes of its writable buffers were filled. The notification follows
+    /// Puts a request into the used ring, with `written` bytes of its writable buffers filled. The driver is notified
     /// at the end of the turn.
     ///
     /// # Errors
@@ -72,7 +74,8 @@ impl<'a> Queue<'a> {
         self.complete_together([(chain, written)])
     }
 
-    /// The same for several requests, which the driver sees all at once: as a packet in merged buffers wants it (virtio 1.2, 5.1.6.3.2).
+    /// The same for several requests, which the driver sees all at once, as a packet in merged buffers requires (virtio
+    /// 1.2, 5.1.6.3.2).
     ///
     /// # Errors
     /// When the used ring cannot be written.

@@ -45,7 +45,8 @@ pub(crate) struct QueueGroup<'d, D: Device> {
 }
 
 impl<'d, D: Device> QueueGroup<'d, D> {
-    /// Part `number` of `parts`, of a device with `rings`. Adds the part's events to `poll`, and later the rings' kicks.
+    /// Part `number` of `parts`, of a device with `rings`. Adds the part's events to `poll`, and later the rings'
+    /// kicks.
     pub(crate) fn new(
         part: &'d mut D,
         (number, parts): (u16, u16),
@@ -152,7 +153,8 @@ impl<'d, D: Device> QueueGroup<'d, D> {
         self.memory = Arc::clone(memory);
     }
 
-    /// Has later requests use `memory`, which has all that the old memory had; requests in flight need not be completed.
+    /// Has later requests use `memory`, which has all that the old memory had; requests in flight need not be
+    /// completed.
     pub(crate) fn extend_memory(&mut self, memory: &Arc<GuestMemoryMmap>) {
         self.memory = Arc::clone(memory);
     }
@@ -185,7 +187,8 @@ impl<'d, D: Device> QueueGroup<'d, D> {
         });
     }
 
-    /// Starts the rings that have all they need, and processes them once: a process that died may have consumed the kick.
+    /// Starts the rings that have all they need, and processes them once: a process that died may have consumed the
+    /// kick.
     pub(crate) fn start_rings(&mut self, start: &Start<'_>) {
         self.changing(|group| {
             for ring in group.rings.iter_mut() {
@@ -216,7 +219,8 @@ impl<'d, D: Device> QueueGroup<'d, D> {
         Ok(())
     }
 
-    /// Completes what is in flight on ring `index`, stops it, and returns the index in the available ring from which to go on.
+    /// Completes what is in flight on ring `index`, stops it, and returns the index in the available ring from which to
+    /// go on.
     pub(crate) fn stop(&mut self, index: u16) -> u16 {
         self.drain(index);
         self.changing(|group| {

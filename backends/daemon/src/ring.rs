@@ -1,4 +1,4 @@
-//! One ring of the device: what the frontend has said about it, and whether it runs.
+//! One ring of the device: its set-up by the frontend, and its state.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::warn;
 /// The longest ring: as QEMU has it.
 pub const MAX_RING_SIZE: u16 = 1024;
 
-/// The three parts of a ring, as addresses of the frontend.
+/// The three parts of a ring, as addresses in the frontend's address space.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RingAddresses {
     pub(crate) descriptors: u64,
@@ -30,7 +30,7 @@ enum State {
     /// Not set up, or stopped by the frontend.
     Stopped,
     Running(Box<Running>),
-    /// The driver or the frontend broke it; it stays so until the frontend stops it. Keeps the available index to tell.
+    /// Broken by the driver or the frontend, until the frontend stops it. Has the available index for GET_VRING_BASE.
     Broken(u16),
 }
 
@@ -62,18 +62,18 @@ impl Ring {
         }
     }
 
-    /// Takes the descriptor that the driver kicks by, and gives the old one, which may still be watched.
+    /// Sets the kick eventfd, and returns the old one, which may still be watched.
     pub(crate) fn set_kick(&mut self, event: Option<VringEventFd>) -> Option<VringEventFd> {
         std::mem::replace(&mut self.kick, event)
     }
 
-    /// Takes the descriptor to notify the driver by, and uses it at once: completions may have come before it.
+    /// Sets the call eventfd, and signals it at once: there may have been completions before it was set.
     pub(crate) fn set_call(&mut self, event: Option<VringEventFd>) {
         self.call = event;
         self.notify();
     }
 
-    /// Notifies the driver. A descriptor that makes this wait is not used again.
+    /// Notifies the driver. An eventfd that blocks is not used again.
     fn notify(&mut self) {
         if self.call.as_ref().is_some_and(|call| !call.signal()) {
             self.call = None;
@@ -93,7 +93,7 @@ impl Ring {
         matches!(self.state, State::Stopped)
     }
 
-    /// Everything is known that the ring needs to run.
+    /// Whether the ring is stopped and has all that it needs to run.
     pub(crate) fn can_start(&self) -> bool {
         self.is_stopped()
             && self.enabled
@@ -102,7 +102,8 @@ impl Ring {
             && self.addresses.is_some()
     }
 
-    /// Starts the ring. With an in-flight record, the used ring and the record tell where to go on; else the frontend's base does.
+    /// Starts the ring. It goes on where the used ring and the in-flight record say, or where the frontend's base says
+    /// without a record.
     pub(crate) fn start(
         &mut self,
         memory: &Memory,
@@ -138,7 +139,7 @@ impl Ring {
         Ok(queue)
     }
 
-    /// Stops the ring, and gives the index in the available ring from which to go on. (GET_VRING_BASE)
+    /// Stops the ring, and returns the index in the available ring from which to go on. (GET_VRING_BASE)
     pub(crate) fn stop(&mut self) -> u16 {
         if let State::Running(running) = &self.state {
             self.base = running.next_available();
@@ -151,7 +152,7 @@ impl Ring {
         self.base
     }
 
-    /// Stops serving the ring and tells the frontend, if it wants to know.
+    /// Stops serving the ring, and signals the err eventfd if there is one.
     pub(crate) fn break_down(&mut self) {
         let base = match &self.state {
             State::Running(running) => {
@@ -167,7 +168,7 @@ impl Ring {
         }
     }
 
-    /// Lets `serve` take and complete requests, tells the driver, and says whether there is more to do.
+    /// Has `serve` take and complete requests, and notifies the driver. Returns whether there is more to do.
     pub(crate) fn turn(
         &mut self,
         memory: &Arc<GuestMemoryMmap>,
@@ -182,13 +183,13 @@ impl Ring {
             running,
             memory,
         });
-        // What is done is done: the driver is told even if the rest broke the ring.
-        let told = running.take_notification(memory);
+        // The driver is notified of what was completed even if the rest broke the ring.
+        let notify = running.take_notification(memory);
         let ended = served.and_then(|()| running.end(memory));
-        if let Ok(true) = told {
+        if let Ok(true) = notify {
             self.notify();
         }
-        told?;
+        notify?;
         ended
     }
 }

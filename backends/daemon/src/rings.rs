@@ -1,8 +1,8 @@
-//! The rings that belong together.
+//! The rings of a queue group.
 
 use crate::ring::Ring;
 
-/// The rings of a part: every `parts`th of the device's.
+/// The rings of a part: every `parts`th ring of the device.
 #[derive(Debug)]
 pub(crate) struct Rings {
     rings: Vec<Ring>,
@@ -10,7 +10,7 @@ pub(crate) struct Rings {
 }
 
 impl Rings {
-    /// Those of part number `part`, of `total` in all.
+    /// The rings of part number `part`, of the device's `total`.
     pub(crate) fn new(part: u16, parts: u16, total: u16) -> Self {
         let rings = (part..total).step_by(usize::from(parts.max(1)));
         Self {

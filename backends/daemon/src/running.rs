@@ -1,4 +1,4 @@
-//! A ring that runs: what is taken from the available ring, and what is put into the used one. (virtio 1.2, 2.7 "Split Virtqueues")
+//! A running ring: takes from the available ring and puts into the used ring. (virtio 1.2, 2.7 "Split Virtqueues")
 
 use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
@@ -11,42 +11,43 @@ use crate::error::RingError;
 use crate::inflight::InflightRing;
 use crate::sigbus;
 
-/// How many spare chains a ring keeps the memory of.
+/// How many chains' allocations a ring keeps for reuse.
 const SPARE_CHAINS: usize = 64;
 
-/// What a ring does after it was given a turn.
+/// How a ring goes on after a turn.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Turn {
-    /// Wait for the next kick, or for the device to come back to it.
+    /// Wait for the next kick, or for an event of the device.
     Wait,
-    /// There is more; give it another turn.
+    /// There is more: another turn is due.
     Again,
 }
 
-/// How a ring goes on.
+/// The state of a running ring.
 #[derive(Debug)]
 pub(crate) struct Running {
     queue: SplitQueue,
     inflight: Option<InflightRing>,
-    /// Requests that another process took and did not complete, in their order.
+    /// Requests that another process left in flight, in the order in which it took them.
     resubmit: VecDeque<u16>,
+    /// Allocations for reuse.
     spare: Vec<Vec<Segment>>,
-    /// The memory of a list of heads, between uses.
+    /// The allocation of a list of heads, for reuse.
     heads: Vec<u16>,
-    /// Chains that may still be taken before the other rings have their turn.
+    /// How many more chains may be taken in this turn.
     budget: u16,
-    /// The last look at the available ring found nothing.
+    /// The available ring was found empty.
     drained: bool,
-    /// Where in the available ring that was.
+    /// At which index.
     drained_at: u16,
-    /// What is there is not enough: the driver is to tell of more.
+    /// The device needs more chains than there are: the driver has to kick when it adds one.
     wants_more: bool,
-    /// How many requests were completed that the driver may have to be told about.
+    /// How many requests were completed since the driver was last notified.
     completed: u16,
 }
 
 impl Running {
-    /// Goes on where the frontend says (`base`); with an in-flight record, where the used ring and the record say.
+    /// Starts at `base`, as the frontend says, or with an in-flight record where the used ring and the record say.
     pub(crate) fn start(
         mut queue: SplitQueue,
         memory: &GuestMemoryMmap,
@@ -61,7 +62,7 @@ impl Running {
         let (inflight, resubmit) = match inflight {
             Some(mut record) => {
                 let left = record.recover(used_idx)?;
-                // Each request taken so far is either used or still in flight.
+                // Each request taken so far is either in the used ring or still in flight.
                 queue.set_next_avail(used_idx.wrapping_add(left.len() as u16));
                 (Some(record), left.into())
             }
@@ -89,7 +90,7 @@ impl Running {
         self.queue.next_avail()
     }
 
-    /// What the driver broke must not come back after a restart, on a ring set up anew.
+    /// Clears the in-flight record of a broken ring, whose requests must not come back when the ring is set up again.
     pub(crate) fn forget(&self) {
         if let Some(record) = &self.inflight {
             let _ = record.forget();
@@ -120,7 +121,7 @@ impl Running {
         Ok(if more { Turn::Again } else { Turn::Wait })
     }
 
-    /// Has the driver kick when it adds to what was there at the last look, which is not what has been taken.
+    /// Has the driver kick when it adds to the chains that were available, not all of which are taken.
     fn wait_for_more(&mut self, memory: &GuestMemoryMmap) -> Result<Turn, RingError> {
         self.queue
             .enable_notification(memory)
@@ -135,7 +136,8 @@ impl Running {
                 })
                 .ok_or(RingError::OutsideMemory)?;
         }
-        // The wish is visible before it is looked whether it comes too late.
+        // The driver must see the new event index before the available index is read: else a chain added between goes
+        // unnoticed.
         fence(Ordering::SeqCst);
         let available = self
             .queue
@@ -146,9 +148,10 @@ impl Running {
         Ok(if more { Turn::Again } else { Turn::Wait })
     }
 
-    /// Whether the driver wants to be told about what was completed since this was asked before. (virtio 1.2, 2.7.7.2)
+    /// Whether the driver wants a notification for what was completed since the last call of this. (virtio 1.2,
+    /// 2.7.7.2)
     ///
-    /// Not `SplitQueue::needs_notification`: it knows only of what went through `SplitQueue::add_used`.
+    /// `SplitQueue::needs_notification` cannot be used: it counts only what went through `SplitQueue::add_used`.
     pub(crate) fn take_notification(
         &mut self,
         memory: &GuestMemoryMmap,
@@ -157,7 +160,7 @@ impl Running {
         if completed == 0 || !self.queue.event_idx_enabled() {
             return Ok(completed != 0);
         }
-        // What was completed is visible before the driver's wish is read.
+        // The driver must see the used index before its event index is read.
         fence(Ordering::SeqCst);
         let at = 4 + 2 * u64::from(self.queue.size());
         let event = GuestAddress(self.queue.avail_ring())
@@ -169,7 +172,7 @@ impl Running {
         Ok(past_event < completed)
     }
 
-    /// Writes an entry `ahead` places beyond what the driver has seen of the used ring.
+    /// Writes an entry of the used ring, `ahead` places beyond the used index.
     fn write_used(
         &self,
         memory: &GuestMemoryMmap,
@@ -187,8 +190,8 @@ impl Running {
             .ok_or(RingError::OutsideMemory)
     }
 
-    /// Shows the driver `count` more entries of the used ring.
-    fn show_used(&mut self, memory: &GuestMemoryMmap, count: u16) -> Result<(), RingError> {
+    /// Moves the used index by `count`.
+    fn add_used(&mut self, memory: &GuestMemoryMmap, count: u16) -> Result<(), RingError> {
         let used_idx = self.queue.next_used().wrapping_add(count);
         GuestAddress(self.queue.used_ring())
             .checked_add(2)
@@ -199,7 +202,7 @@ impl Running {
         Ok(())
     }
 
-    /// The head of the next request, and whether it is one to be done again.
+    /// The head of the next request, and whether another process left it in flight.
     pub(crate) fn next_head(
         &mut self,
         memory: &GuestMemoryMmap,
@@ -231,12 +234,12 @@ impl Running {
         Ok(Some((head, false)))
     }
 
-    /// Whether it is the turn of another ring.
+    /// Whether no more can be taken in this turn.
     pub(crate) fn turn_is_over(&self) -> bool {
         self.budget == 0
     }
 
-    /// What is there is not enough.
+    /// Has the driver kick when it adds a chain.
     pub(crate) fn want_more(&mut self) {
         self.wants_more = true;
     }
@@ -277,13 +280,13 @@ impl Running {
         Ok(())
     }
 
-    /// Shows the driver all of `chains` at once, as done.
+    /// Completes `chains`, which the driver sees all at once.
     pub(crate) fn complete(
         &mut self,
         memory: &GuestMemoryMmap,
         chains: impl IntoIterator<Item = (Chain, u32)>,
     ) -> Result<(), RingError> {
-        // What was read of it may be no data of the driver, and what was written to it has gone.
+        // What was read may not be the driver's data, and what was written is gone.
         if sigbus::is_lost() {
             return Err(RingError::MemoryLost);
         }
@@ -297,7 +300,7 @@ impl Running {
             heads.push(chain.head);
             self.keep(chain.segments);
         }
-        self.show_used(memory, heads.len() as u16)?;
+        self.add_used(memory, heads.len() as u16)?;
         if let Some(record) = &self.inflight {
             record.used(&heads, self.queue.next_used())?;
         }
@@ -305,7 +308,7 @@ impl Running {
         Ok(())
     }
 
-    /// Keeps the memory of a chain for another.
+    /// Keeps a chain's allocation for reuse.
     fn keep(&mut self, segments: Vec<Segment>) {
         if self.spare.len() < SPARE_CHAINS {
             self.spare.push(segments);

@@ -1,4 +1,4 @@
-//! From the command line to the end: the socket, the confinement, and one frontend after the other.
+//! The life of a backend: its socket, its confinement, and one frontend after the other.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,11 +24,11 @@ use crate::warn;
 use crate::watchdog;
 use crate::workers::{EndOnDrop, Workers, workers_of};
 
-/// Serves the device that `parts` make up to the frontend that `args` name, until it disconnects (with `--persist`: until SIGTERM or SIGINT).
-/// For a device that reads nothing hostile before it serves; others see [`Daemon`].
+/// Serves the device that `parts` make up until the frontend disconnects, or with `--persist` until SIGTERM or SIGINT.
+/// This is for a device that parses nothing hostile before it serves; for others there is [`Daemon`].
 ///
 /// # Errors
-/// See [`Error`]. What the device has acknowledged is put away in any case.
+/// See [`Error`]. What the device has acknowledged is made durable in any case.
 pub fn run<D: Device + Send>(
     args: &DaemonArgs,
     parts: &mut [D],
@@ -39,8 +39,8 @@ pub fn run<D: Device + Send>(
     daemon.run(parts)
 }
 
-/// A back-end from its start to its end: its socket is made first, then the process confines itself, then the service manager is told, and
-/// only then is the first byte of a frontend read.
+/// A backend from its start to its end: it makes its socket, confines itself, notifies the service manager, and only
+/// then reads the first byte of a frontend.
 ///
 /// ```no_run
 /// # use bulkhead_daemon::{Confinement, Daemon, DaemonArgs, Device, Error};
@@ -75,7 +75,7 @@ impl Drop for Orderly {
 }
 
 impl Orderly {
-    /// The broker, which is started when it is first needed.
+    /// Returns the broker, which is started when it is first needed.
     fn broker(&mut self) -> io::Result<&mut Broker> {
         match &mut self.0 {
             Some(broker) => Ok(broker),
@@ -85,7 +85,7 @@ impl Orderly {
 }
 
 impl Daemon {
-    /// Takes SIGTERM, SIGINT and SIGHUP for the order to end, and makes the socket that `args` name.
+    /// Blocks SIGTERM, SIGINT and SIGHUP, to end in order when one comes, and makes the socket that `args` name.
     ///
     /// # Errors
     /// When the socket cannot be made, or a system call fails.
@@ -113,28 +113,29 @@ impl Daemon {
         })
     }
 
-    /// Keeps a descriptor open until the process has ended, where an intruder in it does not reach it: a lease.
+    /// Keeps a descriptor open until the process has ended, such as a lease. The broker has it, so an intruder in this
+    /// process cannot use it.
     ///
     /// # Errors
-    /// When there is no other process to keep it, or the process is confined already.
+    /// When the broker cannot be started, or the process is confined already.
     pub fn keep(&mut self, fd: OwnedFd) -> Result<(), Error> {
         let kept = self.broker.broker().and_then(|broker| broker.keep(fd));
         kept.map_err(no_broker)
     }
 
-    /// Confines the process as `confinement` says plus what the loop needs.
+    /// Confines the process to what `confinement` allows and what the serve loop needs.
     ///
     /// # Errors
-    /// When that is refused. End the process then.
+    /// When the host refuses that. End the process then.
     pub fn confine(&mut self, confinement: Confinement) -> Result<(), Error> {
         self.seal()?;
         Ok(confine::allow(confinement).enter()?)
     }
 
-    /// The same in two stages: until [`Self::run`], what `opening` allows is allowed, too.
+    /// The same in two stages: what `opening` allows is allowed, too, until [`Self::run`].
     ///
     /// # Errors
-    /// When that is refused. End the process then.
+    /// When the host refuses that. End the process then.
     pub fn begin(&mut self, confinement: Confinement, opening: Confinement) -> Result<(), Error> {
         self.seal()?;
         self.first = Some(confine::allow(confinement).begin(opening)?);
@@ -148,11 +149,11 @@ impl Daemon {
         }
     }
 
-    /// Serves the device that `parts` make up until its frontend disconnects; with `--persist` until it is told to end. Several parts have a
-    /// thread each while there is a frontend.
+    /// Serves the device that `parts` make up until the frontend disconnects, or with `--persist` until a termination
+    /// signal comes. While there is a frontend, several parts have a thread each.
     ///
     /// # Errors
-    /// See [`Error`]. What the device has acknowledged is put away in any case.
+    /// See [`Error`]. What the device has acknowledged is made durable in any case.
     pub fn run<D: Device + Send>(mut self, parts: &mut [D]) -> Result<(), Error> {
         if let Some(first) = self.first.take() {
             first.finish()?;
@@ -172,9 +173,10 @@ impl Daemon {
             .poll
             .add(&server.termination, Token::Termination)
             .map_err(Error::system("epoll"))?;
-        // What it waits with is open: from here on, one that has no descriptors left waits for some.
+        // All descriptors that the loop needs are open. If the process has none left later, it waits for some instead
+        // of failing.
         bulkhead_process::notify::ready()
-            .map_err(|error| Error::System("cannot tell the service manager", error))?;
+            .map_err(|error| Error::System("cannot notify the service manager", error))?;
         match self.endpoint {
             Endpoint::Connected(stream) => server.serve(stream).map(drop),
             Endpoint::Listener(listener) if self.persist => server.serve_all(&listener),
@@ -182,7 +184,7 @@ impl Daemon {
                 let Some(stream) = server.accept(&listener)? else {
                     return Ok(());
                 };
-                // Nobody else is served.
+                // No other frontend is served.
                 drop(listener);
                 if let Some(broker) = &self.broker.0 {
                     broker.remove_now().map_err(no_broker)?;
@@ -200,7 +202,7 @@ fn no_broker(error: io::Error) -> Error {
 struct Server<'d, D> {
     parts: &'d mut [D],
     termination: SignalFd,
-    /// The same, for the watchdog, until that is started: after confinement, as all threads are.
+    /// A duplicate for the watchdog, until it is started, which is after confinement like all threads.
     watched: Option<OwnedFd>,
     poll: Arc<Poll>,
 }
@@ -211,7 +213,7 @@ impl<D: Device + Send> Server<'_, D> {
             match self.serve(stream) {
                 Ok(End::Termination) => break,
                 Ok(End::Disconnected) => {}
-                // The next one may know the protocol.
+                // The next frontend may follow the protocol.
                 Err(Error::Frontend(why)) => warn(&format!("the vhost-user frontend: {why}")),
                 Err(error) => return Err(error),
             }
@@ -219,9 +221,9 @@ impl<D: Device + Send> Server<'_, D> {
         Ok(())
     }
 
-    /// Waits for a frontend. `None` if the program is told to end before.
+    /// Waits for a frontend. Returns `None` if a termination signal comes first.
     fn accept(&self, listener: &Listener) -> Result<Option<UnixStream>, Error> {
-        // By fcntl(2): the standard library has an ioctl(2) for it, which confinement does not know.
+        // By fcntl(2), since the standard library uses an ioctl(2), which the confinement does not allow.
         rustix::fs::fcntl_setfl(&listener.socket, OFlags::RDWR | OFlags::NONBLOCK)
             .map_err(Error::system("fcntl"))?;
         watchdog::set_idle(true);
@@ -239,7 +241,7 @@ impl<D: Device + Send> Server<'_, D> {
             let left = pause.until();
             let left = left.map(|until| until.saturating_duration_since(Instant::now()));
             let tokens = self.poll.wait_for(left).map_err(Error::system("epoll"))?;
-            if tokens.contains(&Token::Termination) && self.told_to_end()? {
+            if tokens.contains(&Token::Termination) && self.termination_came()? {
                 break None;
             }
             if tokens.contains(&Token::Device(0)) {
@@ -247,7 +249,7 @@ impl<D: Device + Send> Server<'_, D> {
             }
             match listener.socket.accept() {
                 Ok((stream, _)) => break Some(stream),
-                // The one that waits has been reported, and will not be again.
+                // A frontend that waits is not reported again, so accept it again after the pause.
                 Err(error) => drop(pause.note("a frontend", &error)),
             }
         };
@@ -258,7 +260,7 @@ impl<D: Device + Send> Server<'_, D> {
         Ok(accepted)
     }
 
-    fn told_to_end(&self) -> Result<bool, Error> {
+    fn termination_came(&self) -> Result<bool, Error> {
         self.termination
             .take()
             .map(|signal| signal.is_some())
@@ -275,7 +277,7 @@ impl<D: Device + Send> Server<'_, D> {
         let list = workers_of(self.parts, rings, &self.poll)?;
         let workers = Workers::new(&list, &self.poll)?;
         std::thread::scope(|scope| {
-            // However this ends, the threads do, too.
+            // A guard, so that the threads end however this function does.
             let _end = EndOnDrop(&list);
             workers.start(scope)?;
             let mut frontend = Frontend::new(stream, &list, rings)?;

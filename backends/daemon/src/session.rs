@@ -80,7 +80,8 @@ impl<'s, 'd, D: Device> Session<'s, 'd, D> {
         self.first.pause()
     }
 
-    /// Pauses the groups one after the other. The others go on meanwhile: a request of this group may have to wait for one of theirs.
+    /// Pauses the groups one after the other. The others go on meanwhile: a request of this group may have to wait for
+    /// one of theirs.
     pub(crate) fn groups(&self) -> impl Iterator<Item = Paused<'s, 'd, D>> + use<'s, 'd, D> {
         self.workers.iter().map(Worker::pause)
     }

@@ -1,9 +1,9 @@
 //! Shared memory that the frontend truncates.
 //!
-//! Guest memory and the in-flight area are files of the frontend, which it can truncate unless they are sealed, and QEMU, for one, does
-//! not seal them. An access beyond the end of a mapped file raises SIGBUS (a system call fails with EFAULT). The handler here maps fresh
-//! pages in place of the lost ones, so that the thread goes on, and records that memory [is lost](is_lost). From then on no request is
-//! completed, and the frontend is disconnected.
+//! Guest memory and the in-flight area are files of the frontend, which it can truncate unless they are sealed, and
+//! QEMU, for one, does not seal them. An access beyond the end of a mapped file raises SIGBUS (a system call fails with
+//! EFAULT). The handler here maps fresh pages in place of the lost ones, so that the thread goes on, and records that
+//! memory [is lost](is_lost). From then on no request is completed, and the frontend is disconnected.
 
 use std::any::Any;
 use std::io;
@@ -59,7 +59,8 @@ pub(crate) fn is_lost() -> bool {
     LOST.load(Ordering::Acquire) != 0
 }
 
-/// Has accesses to `mapping` survive truncation of its file. It stays mapped until it is used nowhere else and [`sweep`] is called.
+/// Has accesses to `mapping` survive truncation of its file. It stays mapped until it is used nowhere else and
+/// [`sweep`] is called.
 pub(crate) fn watch(mapping: Arc<dyn Any + Send + Sync>, at: Mapped) -> Result<(), String> {
     let mut mappings = mappings();
     sweep_all(&mut mappings);
@@ -101,8 +102,8 @@ fn sweep_all(mappings: &mut Vec<(&'static Entry, Arc<dyn Any + Send + Sync>)>) {
 /// Installs the handler. Call this before there are threads.
 pub(crate) fn prepare() -> io::Result<()> {
     let handler: extern "C" fn(libc::c_int, *const libc::siginfo_t, *const libc::c_void) = handle;
-    // SAFETY: all zeroes is a valid `sigaction`. The handler has the signature that SA_SIGINFO asks for and calls nothing but
-    // mmap(2), sigaction(2) and raise(3), all of which it may. The set is initialised before it is used.
+    // SAFETY: all zeroes is a valid `sigaction`. The handler has the signature that SA_SIGINFO asks for and calls
+    // nothing but mmap(2), sigaction(2) and raise(3), all of which it may. The set is initialised before it is used.
     let failed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as usize;
@@ -124,13 +125,14 @@ extern "C" fn handle(
     info: *const libc::siginfo_t,
     _context: *const libc::c_void,
 ) {
-    // SAFETY: the kernel gives a valid siginfo_t, and says by a positive code that it is about an address. `errno` is the thread's
-    // own and is put back, as what was interrupted may be about to read it.
+    // SAFETY: the kernel gives a valid siginfo_t, and says by a positive code that it is about an address. `errno` is
+    // the thread's own and is put back, as what was interrupted may be about to read it.
     unsafe {
         let errno = *libc::__errno_location();
         let is_fault = (*info).si_code > 0;
         if !is_fault || !replace((*info).si_addr().addr()) {
-            // The address is in none of the mappings: the process ends as without a handler, here or when the instruction repeats.
+            // The address is in none of the mappings: the process ends as without a handler, here or when the
+            // instruction repeats.
             libc::signal(signal, libc::SIG_DFL);
             if !is_fault {
                 libc::raise(signal);
@@ -163,8 +165,9 @@ fn replace(address: usize) -> bool {
             let flags =
                 libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             let access = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: the pages replaced are those of a mapping of the frontend's memory, which `MAPPINGS` keeps mapped. No reference to
-            // them exists (they are used by volatile access and by the kernel only), and they may change at any time anyway.
+            // SAFETY: the pages replaced are those of a mapping of the frontend's memory, which `MAPPINGS` keeps
+            // mapped. No reference to them exists (they are used by volatile access and by the kernel only), and they
+            // may change at any time anyway.
             let fresh = unsafe {
                 libc::mmap(
                     std::ptr::with_exposed_provenance_mut(from),

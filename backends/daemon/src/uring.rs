@@ -1,9 +1,10 @@
 //! An io_uring that moves data between files and guest memory without a copy, many operations at a time.
 //!
-//! The seccomp filter of the process does not see what the kernel does for an io_uring. So a ring is made before the process is confined,
-//! with its files registered, and is restricted for good: it can read, write and sync the registered files, and the kernel refuses
-//! everything else with EACCES. The confined process may call io_uring_enter(2), but neither io_uring_setup(2) nor
-//! io_uring_register(2), so it can neither make another ring nor change this one.
+//! The seccomp filter of the process does not see what the kernel does for an io_uring. So a ring is made before the
+//! process is confined, with its files registered, and is restricted for good: it can read, write and sync the
+//! registered files, and the kernel refuses everything else with EACCES. The confined process may call
+//! io_uring_enter(2), but neither io_uring_setup(2) nor io_uring_register(2), so it can neither make another ring nor
+//! change this one.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -95,7 +96,8 @@ impl Uring {
         self.free.len() == self.in_flight.len() && self.ended.is_empty()
     }
 
-    /// Adds an operation that fills `segments` of `memory` from file number `file` at `offset`. Like readv(2), it may read less.
+    /// Adds an operation that fills `segments` of `memory` from file number `file` at `offset`. Like readv(2), it may
+    /// read less.
     ///
     /// # Errors
     /// When the segments are not in memory, or there is no room.
@@ -113,7 +115,8 @@ impl Uring {
         self.push(entry, iovecs, Some(Arc::clone(memory)), token)
     }
 
-    /// Adds an operation that writes `segments` of `memory` to file number `file` at `offset`. Like writev(2), it may write less.
+    /// Adds an operation that writes `segments` of `memory` to file number `file` at `offset`. Like writev(2), it may
+    /// write less.
     ///
     /// # Errors
     /// When the segments are not in memory, or there is no room.
@@ -127,8 +130,8 @@ impl Uring {
         self.write_with(0, place, memory, segments, token)
     }
 
-    /// As [`write`](Self::write), but with RWF_NOWAIT: the operation ends with EAGAIN if it had to wait, or with EAGAIN or EOPNOTSUPP if
-    /// the file system cannot write to the page cache without waiting.
+    /// As [`write`](Self::write), but with RWF_NOWAIT: the operation ends with EAGAIN if it had to wait, or with EAGAIN
+    /// or EOPNOTSUPP if the file system cannot write to the page cache without waiting.
     ///
     /// # Errors
     /// When the segments are not in memory, or there is no room.
@@ -179,9 +182,9 @@ impl Uring {
         let full = || RingError::Device("more requests than io_uring has room for".to_owned());
         let place = self.free.pop().ok_or_else(full)?;
         let entry = entry.user_data(place as u64);
-        // SAFETY: the entry points to `iovecs`, which is on the heap and stays in `in_flight` until the operation has completed. The
-        // iovecs point into `memory`, which is kept for as long. The kernel and the guest may write to that memory at any time: no
-        // Rust reference to it exists, only volatile accesses.
+        // SAFETY: the entry points to `iovecs`, which is on the heap and stays in `in_flight` until the operation has
+        // completed. The iovecs point into `memory`, which is kept for as long. The kernel and the guest may write to
+        // that memory at any time: no Rust reference to it exists, only volatile accesses.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
             self.free.push(place);
@@ -283,9 +286,10 @@ impl std::fmt::Debug for Uring {
     }
 }
 
-/// Opens the same file again. The kernel tears a ring down some time after its process was killed, and until then the registered files
-/// stay open; if they were those that hold the image's locks, the next process could not open the image. (Nothing writes to the
-/// files by then: the kernel completes a dying process's operations on the page cache before it closes its files.)
+/// Opens the same file again. The kernel tears a ring down some time after its process was killed, and until then the
+/// registered files stay open; if they were those that hold the image's locks, the next process could not open the
+/// image. (Nothing writes to the files by then: the kernel completes a dying process's operations on the page cache
+/// before it closes its files.)
 fn reopen(fd: &BorrowedFd<'_>) -> io::Result<File> {
     let flags = rustix::fs::fcntl_getfl(fd)?;
     let writable = flags.contains(OFlags::RDWR);
@@ -295,7 +299,8 @@ fn reopen(fd: &BorrowedFd<'_>) -> io::Result<File> {
         .open(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// Whether the call can be repeated: a signal interrupted it, or the kernel lacks memory or room for completions at the moment.
+/// Whether the call can be repeated: a signal interrupted it, or the kernel lacks memory or room for completions at the
+/// moment.
 fn is_temporary(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -303,7 +308,8 @@ fn is_temporary(error: &io::Error) -> bool {
     )
 }
 
-/// The iovecs of `segments`, up to the most that one operation takes. The caller sees a short read or write and adds another operation.
+/// The iovecs of `segments`, up to the most that one operation takes. The caller sees a short read or write and adds
+/// another operation.
 fn iovecs(memory: &GuestMemoryMmap, segments: &[Segment]) -> Result<Box<[libc::iovec]>, RingError> {
     let mut iovecs = Vec::with_capacity(segments.len());
     for segment in segments {

@@ -1,8 +1,9 @@
-//! The eventfds that the frontend sends for a ring: kick, call and err. (vhost-user, SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR)
+//! The eventfds that the frontend sends for a ring: kick, call and err. (vhost-user, SET_VRING_KICK, SET_VRING_CALL,
+//! SET_VRING_ERR)
 //!
-//! The frontend may send any descriptor, and may change its flags at any time: `O_NONBLOCK` too. So only eventfds are taken, and a
-//! full one is not written to, since the write would wait. If the frontend fills it between the check and the write, the
-//! [watchdog](crate::watchdog) interrupts the write.
+//! The frontend may send any descriptor, and may change its flags at any time: `O_NONBLOCK` too. So only eventfds are
+//! taken, and a full one is not written to, since the write would wait. If the frontend fills it between the check and
+//! the write, the [watchdog](crate::watchdog) interrupts the write.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -30,7 +31,8 @@ impl VringEventFd {
         Some(Self(fd))
     }
 
-    /// Adds one to the counter. A full counter is left alone: it is signalled already. Returns `false` if the frontend made the write wait.
+    /// Adds one to the counter. A full counter is left alone: it is signalled already. Returns `false` if the frontend
+    /// made the write wait.
     pub(crate) fn signal(&self) -> bool {
         if !has_room(&self.0) {
             return true;
@@ -54,8 +56,9 @@ fn has_room(fd: &OwnedFd) -> bool {
     }
 }
 
-/// Whether `fd` is an eventfd. A confined process has no /proc to look it up in, so this checks two properties that only eventfds have
-/// together: the inode has no type (it is "anonymous"), and write(2) reads the caller's bytes. Neither check can wait.
+/// Whether `fd` is an eventfd. A confined process has no /proc to look it up in, so this checks two properties that
+/// only eventfds have together: the inode has no type (it is "anonymous"), and write(2) reads the caller's bytes.
+/// Neither check can wait.
 fn is_eventfd(fd: &OwnedFd) -> bool {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let is_anonymous = statx(fd, c"", flags, StatxFlags::TYPE).is_ok_and(|stat| {
@@ -65,7 +68,8 @@ fn is_eventfd(fd: &OwnedFd) -> bool {
 }
 
 fn reads_what_it_writes(fd: &OwnedFd) -> bool {
-    // SAFETY: the kernel checks the address and fails with EFAULT; nothing is read or written. The safe call takes no bad address.
+    // SAFETY: the kernel checks the address and fails with EFAULT; nothing is read or written. The safe call takes no
+    // bad address.
     let written = unsafe { libc::write(fd.as_raw_fd(), std::ptr::null(), size_of::<u64>()) };
     written < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
 }

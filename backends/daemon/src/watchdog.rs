@@ -1,10 +1,11 @@
-//! A thread that interrupts calls of other threads that wait too long, and ends the program when it cannot end by itself.
+//! A thread that interrupts calls of other threads that wait too long, and ends the program when it cannot end by
+//! itself.
 //!
-//! A frontend can make one call wait: a write to an eventfd (see [`vring_eventfd`](crate::vring_eventfd)). The call has no timeout, but
-//! a signal interrupts it.
+//! A frontend can make one call wait: a write to an eventfd (see [`vring_eventfd`](crate::vring_eventfd)). The call has
+//! no timeout, but a signal interrupts it.
 //!
-//! Storage may never answer (a network file system whose server is gone), and then the threads that serve the rings wait for ever. If a
-//! termination signal comes and the program does not end within 10 seconds, this thread ends it.
+//! Storage may never answer (a network file system whose server is gone), and then the threads that serve the rings
+//! wait for ever. If a termination signal comes and the program does not end within 10 seconds, this thread ends it.
 
 use std::cell::OnceCell;
 use std::io;
@@ -65,8 +66,9 @@ impl Caller {
     }
 
     fn interrupt(&self) {
-        // SAFETY: no memory is passed. If the thread has ended, or another thread has its number now, the signal does no harm: its
-        // handler does nothing. Neither the standard library nor rustix has a function that signals a thread.
+        // SAFETY: no memory is passed. If the thread has ended, or another thread has its number now, the signal does
+        // no harm: its handler does nothing. Neither the standard library nor rustix has a function that signals a
+        // thread.
         let _ = unsafe {
             libc::syscall(
                 libc::SYS_tgkill,
@@ -82,8 +84,8 @@ impl Caller {
 pub(crate) fn prepare() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
-    // SAFETY: all zeroes is a valid `sigaction`: no flags, so that calls are not restarted, and no signal blocked in the handler, which
-    // does nothing. The set is initialised before it is used.
+    // SAFETY: all zeroes is a valid `sigaction`: no flags, so that calls are not restarted, and no signal blocked in
+    // the handler, which does nothing. The set is initialised before it is used.
     let failed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as usize;
@@ -131,7 +133,8 @@ pub(crate) fn start(termination: OwnedFd) -> io::Result<()> {
         .name("watchdog".to_owned())
         .stack_size(64 << 10)
         .spawn(move || {
-            // The thread reads nothing from a frontend, so it is safe without this confinement, where the host refuses it.
+            // The thread reads nothing from a frontend, so it is safe without this confinement, where the host refuses
+            // it.
             let _ = Confinement::for_thread().enter_thread();
             watch(&termination);
         })

@@ -1,7 +1,7 @@
 //! A worker: it serves one queue group, and the session pauses it to start, stop or change rings.
 //!
-//! The worker and the session share the group by a mutex. A busy worker would take the mutex again before the session gets it, so the
-//! session announces by `pausing` that it wants the group, and the worker waits for `resumed`.
+//! The worker and the session share the group by a mutex. A busy worker would take the mutex again before the session
+//! gets it, so the session announces by `pausing` that it wants the group, and the worker waits for `resumed`.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -151,7 +151,8 @@ impl<D: Device> DerefMut for Paused<'_, '_, D> {
 
 impl<D: Device> Drop for Paused<'_, '_, D> {
     fn drop(&mut self) {
-        // The group is still locked: the worker reads the flag and begins to wait with the lock held, so it cannot miss this.
+        // The group is still locked: the worker reads the flag and begins to wait with the lock held, so it cannot miss
+        // this.
         self.worker.pausing.store(false, Ordering::Relaxed);
         self.worker.resumed.notify_one();
         if self.group.has_more() {

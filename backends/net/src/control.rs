@@ -3,7 +3,7 @@
 use bulkhead_daemon::{Chain, Queue, RingError};
 use virtio_bindings::virtio_net as net;
 
-/// Answers the driver's commands. `set_pairs` is asked to use that many pairs and says whether it does.
+/// Executes the driver's commands. `set_pairs` sets the number of pairs in use, and returns whether it could.
 pub(crate) fn control(
     queue: &mut Queue<'_>,
     mut set_pairs: impl FnMut(u16) -> bool,
@@ -16,7 +16,7 @@ pub(crate) fn control(
             net::VIRTIO_NET_ERR
         } as u8;
         let buffers = chain.writable();
-        // The answer is the last byte the device may write.
+        // The answer goes into the last byte that the device may write.
         let written = match buffers.length().checked_sub(1) {
             Some(last) => {
                 buffers.write(queue.memory(), last, &[answer])?;

@@ -1,4 +1,4 @@
-//! The device: pairs of rings, each on a queue of the TAP device.
+//! The virtio network device: pairs of rings, each on a queue of the TAP device.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,11 +26,11 @@ pub(crate) struct Net {
     mac: Option<MacAddr>,
     mtu: Option<u16>,
     supported: Offloads,
-    /// What the driver has accepted.
+    /// The features that the driver has accepted.
     accepted: u64,
-    /// Runs while a frame waits.
+    /// Runs while a frame waits for buffers.
     timer: OwnedFd,
-    /// How many pairs the driver has said it uses, where it says so to this device and not to the frontend.
+    /// How many pairs the driver uses, if it says so by the control queue.
     in_use: u16,
 }
 
@@ -45,22 +45,22 @@ struct Pair {
     attached: bool,
 }
 
-/// What can happen outside the rings.
+/// The events of the device beside kicks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
     /// The TAP queue of a pair has frames, or is gone.
     Tap(usize),
-    /// Frames have waited long enough for buffers.
+    /// Frames have waited long enough for buffers and are dropped.
     Patience,
 }
 
-/// How long a frame waits for a driver that has too few buffers for it: longer than a driver is ever away while it works.
+/// How long a frame waits for enough buffers: longer than a driver that works takes to offer them.
 const PATIENCE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
 
-/// What a ring is for. (virtio 1.2, 5.1.2)
+/// The purpose of a ring. (virtio 1.2, 5.1.2)
 enum Role {
     Receive(usize),
     Transmit(usize),
@@ -118,7 +118,7 @@ impl Net {
         }
     }
 
-    /// Has the kernel steer frames to the queues that the guest looks at, and to the first in any case.
+    /// Has the kernel steer frames to the queues that the guest uses, and always to the first.
     fn steer(&mut self) -> Result<(), tap::Error> {
         let controlled = self.accepted & bit(net::VIRTIO_NET_F_CTRL_VQ) != 0;
         let limit = if controlled {
@@ -136,7 +136,7 @@ impl Net {
         Ok(())
     }
 
-    /// The same, where nobody can be told of a failure but the one who looks at standard error.
+    /// The same for callers that cannot return the error: it becomes a warning.
     fn steer_or_warn(&mut self) -> bool {
         let steered = self.steer();
         if let Err(error) = &steered {
@@ -146,7 +146,7 @@ impl Net {
     }
 
     fn set_offloads(&self, offloads: Offloads) {
-        // They belong to the interface; its first queue stands for all.
+        // Offloads belong to the interface, so setting them by one queue is enough.
         if let Some(Err(error)) = self
             .pairs
             .first()
@@ -156,7 +156,7 @@ impl Net {
         }
     }
 
-    /// Receives on a pair, outside the turn of its ring.
+    /// Receives on a pair because of an event, not of a kick.
     fn receive(&mut self, number: usize, queues: &mut Queues<'_>) -> io::Result<()> {
         let mergeable = self.mergeable();
         let Some(pair) = self.pairs.get_mut(number) else {
@@ -171,7 +171,7 @@ impl Net {
         let Ok(ring) = u16::try_from(number * 2) else {
             return Ok(());
         };
-        // A ring that does not run is given its turn when it starts.
+        // If the ring does not run, `process` is called when it starts.
         let (mut removed, mut read) = (false, false);
         queues.run(ring, |queue| {
             let received = receiver.receive(tap, queue, mergeable);
@@ -179,7 +179,7 @@ impl Net {
             read = receiver.has_read();
             received
         });
-        // Without buffers there is nothing to read into, and nothing that would fail.
+        // Without buffers the TAP device was not read, so the read did not fail even if the device is gone.
         if removed || (!read && *attached && is_removed(tap)) {
             return Err(io::Error::other(gone(tap)));
         }
@@ -191,7 +191,7 @@ impl Net {
         self.accepted & bit(net::VIRTIO_NET_F_MRG_RXBUF) != 0
     }
 
-    /// Sets the timer while a frame waits.
+    /// Sets the timer if a frame waits.
     fn watch_the_clock(&self) {
         if !self.pairs.iter().any(|pair| pair.receiver.is_waiting()) {
             return;
@@ -200,7 +200,7 @@ impl Net {
             it_interval: Timespec::default(),
             it_value: PATIENCE,
         };
-        // It fails only for values that are none of these.
+        // It fails only for invalid values.
         let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
     }
 
@@ -227,7 +227,7 @@ impl Device for Net {
 
     fn queues(&self) -> u16 {
         let pairs = u16::try_from(self.pairs.len()).unwrap_or(u16::MAX / 2);
-        // Several pairs have a control queue after them.
+        // Several pairs need a control queue, which comes after them.
         pairs.saturating_mul(2).saturating_add(u16::from(pairs > 1))
     }
 
@@ -299,7 +299,7 @@ impl Device for Net {
         }
     }
 
-    /// The first queue, which is always attached.
+    /// The first TAP queue, which is always attached.
     fn watched_without_frontend(&self) -> Option<BorrowedFd<'_>> {
         self.pairs.first().map(|pair| pair.tap.as_fd())
     }

@@ -4,7 +4,7 @@ use bulkhead_mac::MacAddr;
 use tap::{Offloads, Tap};
 use virtio_bindings::virtio_net as net;
 
-/// A feature of the guest's receiving side, and what the TAP device must leave undone for it.
+/// Each receive feature of the guest, and the offload that the TAP device needs for it.
 const RECEIVING: &[(u32, Offloads)] = &[
     (net::VIRTIO_NET_F_GUEST_CSUM, Offloads::CSUM),
     (net::VIRTIO_NET_F_GUEST_TSO4, Offloads::TSO4),
@@ -14,18 +14,18 @@ const RECEIVING: &[(u32, Offloads)] = &[
     (net::VIRTIO_NET_F_GUEST_USO6, Offloads::USO6),
 ];
 
-/// What the guest may leave undone in any case: the kernel finishes it.
+/// Transmit features that are always offered: the kernel does the work that the guest leaves out.
 const SENDING: u64 = bit(net::VIRTIO_NET_F_CSUM)
     | bit(net::VIRTIO_NET_F_HOST_TSO4)
     | bit(net::VIRTIO_NET_F_HOST_TSO6)
     | bit(net::VIRTIO_NET_F_HOST_ECN);
 
-/// Segmentation of TCP, as every kernel has it that is asked for all of this.
+/// TCP segmentation, which every supported kernel has.
 const TCP: Offloads = Offloads::CSUM
     .union(Offloads::TSO4)
     .union(Offloads::TSO6)
     .union(Offloads::TSO_ECN);
-/// Segmentation of UDP, since Linux 6.2.
+/// UDP segmentation, which Linux has since 6.2.
 const UDP: Offloads = Offloads::USO4.union(Offloads::USO6);
 
 /// The mask of a feature bit.

@@ -1,11 +1,12 @@
 //! `bulkhead-net`: a vhost-user-net server on a TAP device.
 //!
-//! Frames go straight between the TAP device and the guest's buffers: [`receive`] reads them there, [`transmit`] writes them from there,
-//! [`device`] joins the two to the rings, and [`control`] is the driver's wish for more or fewer of them. [`features`] says how virtio-net's
-//! offloads and the TAP device's correspond, [`source`] where the TAP device comes from.
+//! Frames go between the TAP device and the guest's buffers without a copy: [`receive`] reads them into the buffers,
+//! [`transmit`] writes them from there, [`device`] joins the two to the rings, and [`control`] handles the control
+//! queue. [`features`] maps virtio-net's offloads to those of the TAP device, and [`source`] opens the TAP device.
 //!
-//! It may touch one TAP descriptor per queue pair, which it has before it confines itself, and the guest's memory. It must never touch
-//! /dev/kvm or a file, and it depends on `bulkhead-daemon`, `bulkhead-net-protocol`, `bulkhead-process` and `tap`.
+//! It may touch one TAP descriptor per queue pair, which it has before it confines itself, and the guest's memory. It
+//! must never touch /dev/kvm or a file, and it depends on `bulkhead-daemon`, `bulkhead-net-protocol`,
+//! `bulkhead-process` and `tap`.
 
 #![forbid(unsafe_code)]
 
@@ -40,7 +41,8 @@ struct Args {
     #[command(flatten)]
     source: Source,
 
-    /// Where bulkhead-net-helper listens [default: /run/bulkhead/net-helper.sock, for users in $XDG_RUNTIME_DIR/bulkhead]
+    /// Where bulkhead-net-helper listens [default: /run/bulkhead/net-helper.sock, for users in
+    /// $XDG_RUNTIME_DIR/bulkhead]
     #[arg(long, value_name = "PATH", requires = "network")]
     helper_socket: Option<PathBuf>,
 
@@ -86,7 +88,8 @@ fn run(args: Args) -> Result<ExitCode> {
     let mut daemon = Daemon::new(&args.daemon)?;
     let (attachment, lease) = source::open(&args)?;
     if let Some(lease) = lease {
-        // The TAP device goes back when the connection to the helper closes. An intruder here must not reach the helper by it.
+        // The helper takes the TAP device back when this connection closes. The broker has it, so that an intruder in
+        // this process cannot reach the helper.
         daemon.keep(lease.into())?;
     }
     let device = Net::new(attachment).context("cannot make the network device")?;

@@ -1,11 +1,13 @@
 //! From the TAP device to the guest.
 //!
-//! A frame's length is known only once it is read, and then it is gone from the TAP device. So it is read into as many of the guest's
-//! buffers as the frame before it needed, and, what does not fit there, into a buffer of this process's own, from where it is copied into further
-//! buffers. A stream of large segments and a stream of small frames both go without a copy.
+//! The length of a frame is known only when it has been read, and then it is gone from the TAP device. So a frame is
+//! read into as many of the guest's buffers as the frame before it needed. The rest, if it does not fit, goes into a
+//! spill buffer of this process, and is copied from there into further buffers. Thus a stream of large segments goes
+//! without a copy, and a stream of small frames as well.
 //!
-//! A frame for which the guest has buffers, but too few, waits in the spill for more of them, and the frames behind it wait in the TAP
-//! device. It waits until its patience is at an end ([`Receiver::give_up`]): a driver may never offer as many.
+//! If the guest has buffers, but too few, the frame waits in the spill buffer for more, and the frames behind it wait
+//! in the TAP device. Since a driver may never offer enough, the frame is dropped after a while
+//! ([`Receiver::give_up`]).
 
 use std::io;
 
@@ -15,40 +17,40 @@ use vm_memory::VolatileSlice;
 
 use crate::transmit::{gone, is_gone};
 
-/// The longest that a TAP device gives: header, Ethernet with a VLAN tag, and the largest IP packet; rounded up.
+/// The longest frame of a TAP device: header, Ethernet with a VLAN tag, and the largest IP packet; rounded up.
 const LONGEST: usize = VNET_HDR_LEN + 18 + 65_535 + 3;
 
-/// Where `num_buffers` is in `virtio_net_hdr_v1`.
+/// The offset of `num_buffers` in `virtio_net_hdr_v1`.
 const NUM_BUFFERS_AT: u32 = 10;
 
-/// How many frames that the guest has no room for are thrown away before the other rings have their turn.
+/// The most frames that are dropped in one turn because the guest has no room for them.
 const MOST_DROPPED: usize = 1024;
 
 /// The receiving side of one pair of queues.
 #[derive(Debug)]
 pub(crate) struct Receiver {
-    /// What does not fit in the buffers that were taken.
+    /// The part of a frame that does not fit in the buffers that were taken.
     spill: Vec<u8>,
     /// How many buffers the last frame needed.
     ahead: usize,
-    /// Buffers that were taken and hold nothing yet. Empty between turns.
+    /// Buffers that were taken and are not completed. Empty between turns.
     held: Vec<Chain>,
-    /// The length of a frame, all of it in the spill, that could not be delivered in the last turn.
+    /// The length of a frame that could not be delivered in the last turn; all of it is in the spill buffer.
     pending: Option<usize>,
-    /// Whether that was for want of buffers.
+    /// Whether there were too few buffers for it.
     waiting: bool,
     /// Whether the TAP device was read from in the last turn.
     read: bool,
 }
 
-/// What became of a frame.
+/// Whether a frame fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// It fits in the first so many buffers.
+    /// It fits in this many buffers.
     Fits(usize),
     /// There are not enough buffers.
     NoRoom,
-    /// There may be, in the next turn.
+    /// The turn is over; there may be enough in the next.
     NoTurn,
 }
 
@@ -64,12 +66,12 @@ impl Receiver {
         }
     }
 
-    /// Whether the last turn has read from the TAP device; only then would it have failed for one that is gone.
+    /// Whether the last turn has read from the TAP device. If so, the read failed if the device is gone.
     pub(crate) fn has_read(&self) -> bool {
         self.read
     }
 
-    /// Receives until the TAP device has no more, or the guest has no more buffers (then the driver will tell of new ones).
+    /// Receives until the TAP device has no more frames, or the guest has no more buffers (then the driver will kick).
     pub(crate) fn receive(
         &mut self,
         tap: &Tap,
@@ -77,19 +79,19 @@ impl Receiver {
         mergeable: bool,
     ) -> Result<(), RingError> {
         let result = self.receive_all(tap, queue, mergeable);
-        // The last taken goes back first.
+        // The chain taken last must go back first.
         while let Some(chain) = self.held.pop() {
             queue.give_back(chain)?;
         }
         result
     }
 
-    /// Whether a frame waits for the driver to offer more buffers. Until it does, there is nothing to be done for the TAP device.
+    /// Whether a frame waits for more buffers. Until the driver offers them, nothing is read from the TAP device.
     pub(crate) fn is_waiting(&self) -> bool {
         self.waiting
     }
 
-    /// Throws away the frame that waits.
+    /// Drops the frame that waits.
     pub(crate) fn give_up(&mut self) {
         self.pending = None;
         self.waiting = false;
@@ -114,7 +116,7 @@ impl Receiver {
                     Ok(read) => read,
                     Err(ReadError::Ring(error)) => return Err(error),
                     Err(ReadError::Tap(error)) if is_gone(&error) => return Err(gone(tap)),
-                    // Nothing there, or nothing that can be had; the TAP device will tell.
+                    // There is no frame, or none that can be read now; an event of the TAP device follows.
                     Err(ReadError::Tap(_)) => break,
                 },
             };
@@ -178,7 +180,8 @@ impl Receiver {
         Ok((length, length.min(room)))
     }
 
-    /// Finds out how many buffers a frame of `length` bytes needs, and takes what is missing of them where they may be merged.
+    /// Finds out how many buffers a frame of `length` bytes needs, and takes what is missing of them where they may be
+    /// merged.
     fn gather(
         &mut self,
         queue: &mut Queue<'_>,

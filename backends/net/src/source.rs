@@ -10,10 +10,10 @@ use tap::{ErrorKind, InterfaceName, Options, Tap};
 
 use crate::Args;
 
-/// What a device without `VIRTIO_NET_F_MTU` has.
+/// The MTU that a driver assumes without `VIRTIO_NET_F_MTU`.
 const USUAL_MTU: u32 = 1500;
 
-/// A TAP device and what the guest is told about it.
+/// A TAP device and its properties that the guest sees.
 #[derive(Debug)]
 pub(crate) struct Attachment {
     /// One for each pair of queues.
@@ -22,7 +22,7 @@ pub(crate) struct Attachment {
     pub(crate) mtu: Option<u16>,
 }
 
-/// Opens what the command line names. The connection is the lease, where there is one.
+/// Opens the TAP device that the command line names. The connection is its lease, if it comes from the helper.
 pub(crate) fn open(args: &Args) -> Result<(Attachment, Option<Connection>)> {
     let source = &args.source;
     if let Some(network) = &source.network {
@@ -82,7 +82,7 @@ fn lease(args: &Args, network: &str) -> Result<(Attachment, Option<Connection>)>
     ))
 }
 
-/// What a peer says that is no helper does not tell which socket it is at.
+/// Adds the socket's path to the error if what answered there is no bulkhead-net-helper.
 fn from_helper(error: bulkhead_net_protocol::Error, path: &Path) -> anyhow::Error {
     use bulkhead_net_protocol::ErrorKind::Protocol;
     let foreign = error.kind() == Protocol;
@@ -105,7 +105,7 @@ fn by_name(name: &InterfaceName, pairs: u16) -> Result<Vec<Tap>> {
             .as_ref()
             .is_err_and(|e| e.kind() == ErrorKind::Mismatch)
     {
-        // It may have been made for several queues; one of them is enough.
+        // The device may have been made for several queues; one of them is enough.
         first = Tap::open(name, options | Options::MULTI_QUEUE).or(first);
     }
     let mut taps = vec![first?];
@@ -143,7 +143,7 @@ fn inherited(args: &Args) -> Result<Vec<Tap>> {
     }
 }
 
-/// The interface's MTU, where the guest would not guess it. One that cannot be read (it is in another network namespace) is not told.
+/// The interface's MTU if the guest would not assume it. `None` if it cannot be read, as in another network namespace.
 fn unusual_mtu(taps: &[Tap]) -> Option<u16> {
     let mtu = taps.first()?.mtu().ok().filter(|&mtu| mtu != USUAL_MTU)?;
     u16::try_from(mtu).ok()

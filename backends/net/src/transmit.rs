@@ -7,8 +7,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tap::Tap;
 
-/// Sends what the driver has made available. Each chain is a `virtio_net_hdr_v1` and a frame; the kernel judges both, and what it does
-/// not take is lost, as on any wire.
+/// Sends what the driver has made available. Each chain is a `virtio_net_hdr_v1` and a frame. The kernel checks both,
+/// and what it refuses is lost, as on any network.
 pub(crate) fn transmit(tap: &Tap, queue: &mut Queue<'_>) -> Result<(), RingError> {
     while let Some(chain) = queue.pop()? {
         let frame = chain.readable();
@@ -23,7 +23,8 @@ pub(crate) fn transmit(tap: &Tap, queue: &mut Queue<'_>) -> Result<(), RingError
     Ok(())
 }
 
-/// Whether the interface was removed, asked where nothing is read or written. A queue that is not attached looks the same.
+/// Whether the interface was removed, found out without reading or writing. A queue that is not attached looks removed,
+/// too.
 pub(crate) fn is_removed(tap: &Tap) -> bool {
     let mut states = [PollFd::new(tap, PollFlags::empty())];
     let now = Timespec::default();

@@ -1,8 +1,9 @@
-//! A broker: a small confined child that does for a confined program what that may no longer do itself, and nothing else: connect to the
-//! sockets it was told of, remove the files it was told of, hold descriptors open.
+//! A broker: a small confined child that does for a confined program what that may no longer do itself, and nothing
+//! else: connect to the sockets it was told of, remove the files it was told of, hold descriptors open.
 //!
-//! The program itself then needs no `socket`, `connect`, `open` or `unlink`, and no path: an intruder in it reaches its own peers, and no
-//! other guest's, not the helper, not the session bus. A peer that comes back with a new socket file is reached all the same.
+//! The program itself then needs no `socket`, `connect`, `open` or `unlink`, and no path: an intruder in it reaches its
+//! own peers, and no other guest's, not the helper, not the session bus. A peer that comes back with a new socket file
+//! is reached all the same.
 //!
 //! ```no_run
 //! # use bulkhead_process::{broker::Broker, confine::Confinement, listen};
@@ -20,8 +21,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A program that is killed leaves its files, as it always did; the broker ends with it. What the program sends it is one small message
-//! of a fixed form, so an intruder has no more to attack than that.
+//! A program that is killed leaves its files, as it always did; the broker ends with it. What the program sends it is
+//! one small message of a fixed form, so an intruder has no more to attack than that.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -176,7 +177,8 @@ impl Broker {
         self.remove_path_at_end(path, crate::listen::EMPTY)
     }
 
-    /// Hands over a descriptor that is to stay open until the program has ended, and that the program itself must not use: a lease.
+    /// Hands over a descriptor that is to stay open until the program has ended, and that the program itself must not
+    /// use: a lease.
     ///
     /// # Errors
     /// When the broker is sealed.
@@ -201,8 +203,8 @@ impl Broker {
         self.ask(Kind::Checkpoint, &[], None).map(drop)
     }
 
-    /// Forgets what the broker was told of since the checkpoint: its peers' numbers mean nothing any more, its files are removed, its
-    /// descriptors closed.
+    /// Forgets what the broker was told of since the checkpoint: its peers' numbers mean nothing any more, its files
+    /// are removed, its descriptors closed.
     ///
     /// # Errors
     /// When the broker is sealed.

@@ -36,7 +36,8 @@ pub fn main<A: clap::Parser>(body: impl FnOnce(A) -> anyhow::Result<ExitCode>) -
     }
 }
 
-/// Parses `args`. `Err` is the status to end with: help and version have been printed (0), or what is wrong with the arguments (2).
+/// Parses `args`. `Err` is the status to end with: help and version have been printed (0), or what is wrong with the
+/// arguments (2).
 pub fn parse<A: clap::Parser>(
     args: impl IntoIterator<Item = std::ffi::OsString>,
 ) -> Result<A, ExitCode> {
@@ -51,7 +52,8 @@ pub fn parse<A: clap::Parser>(
     })
 }
 
-/// The last line of a program. Standard error may be closed, or nobody may read it: that neither ends the program in a panic nor keeps it.
+/// The last line of a program. Standard error may be closed, or nobody may read it: that neither ends the program in a
+/// panic nor keeps it.
 pub fn report(message: &str) {
     crate::stderr::write_last_line("error", message);
 }

@@ -19,8 +19,8 @@ pub(crate) fn prepare() {
     socket.get_or_insert_with(|| open(std::env::var_os("NOTIFY_SOCKET")?).ok());
 }
 
-/// Tells the service manager, if there is one, that the program does its work from now on. The connection is closed with that: a datagram
-/// socket could send to others than the service manager.
+/// Tells the service manager, if there is one, that the program does its work from now on. The connection is closed
+/// with that: a datagram socket could send to others than the service manager.
 ///
 /// # Errors
 /// When there is one and it cannot be told.

@@ -10,8 +10,8 @@ const TERMINATION: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP
 #[derive(Debug)]
 pub struct SignalFd(OwnedFd);
 
-/// Blocks SIGTERM, SIGINT and SIGHUP for this thread and those it starts, and gives them as a descriptor to poll. Those that were ignored
-/// when the program was started (`nohup`, a shell's background) stay ignored.
+/// Blocks SIGTERM, SIGINT and SIGHUP for this thread and those it starts, and gives them as a descriptor to poll. Those
+/// that were ignored when the program was started (`nohup`, a shell's background) stay ignored.
 ///
 /// # Errors
 /// When the kernel has no descriptor to give.
@@ -32,7 +32,8 @@ pub fn block_unless_ignored(signals: &[libc::c_int]) -> io::Result<SignalFd> {
 
 /// Whether the program ignores the signal, as it does when the one that started it did (`nohup`).
 pub fn is_ignored(signal: libc::c_int) -> bool {
-    // SAFETY: sigaction(2) with no new action only fills `now`, which is plain data. Neither the standard library nor rustix has it.
+    // SAFETY: sigaction(2) with no new action only fills `now`, which is plain data. Neither the standard library nor
+    // rustix has it.
     unsafe {
         let mut now = std::mem::zeroed::<libc::sigaction>();
         libc::sigaction(signal, std::ptr::null(), &mut now) == 0
@@ -40,11 +41,11 @@ pub fn is_ignored(signal: libc::c_int) -> bool {
     }
 }
 
-/// Lets through the signals that [`block_termination`] blocks, before that: what is started now is ended by them, also where this program's
-/// parent has blocked them.
+/// Lets through the signals that [`block_termination`] blocks, before that: what is started now is ended by them, also
+/// where this program's parent has blocked them.
 pub fn unblock_termination() {
-    // SAFETY: the set is initialised by sigemptyset before it is read, and a thread's mask is its own. Neither the standard library nor
-    // rustix has these calls.
+    // SAFETY: the set is initialised by sigemptyset before it is read, and a thread's mask is its own. Neither the
+    // standard library nor rustix has these calls.
     unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&mut set);
@@ -55,14 +56,16 @@ pub fn unblock_termination() {
     }
 }
 
-/// The signals as a program of ours wants them, whatever its parent has left to it. To be called first, and before there is a second thread.
+/// The signals as a program of ours wants them, whatever its parent has left to it. To be called first, and before
+/// there is a second thread.
 ///
-/// * SIGXFSZ is ignored: a write beyond the limit of file sizes (`ulimit -f`) fails with EFBIG then, instead of ending the program.
+/// * SIGXFSZ is ignored: a write beyond the limit of file sizes (`ulimit -f`) fails with EFBIG then, instead of ending
+///   the program.
 /// * SIGCHLD is not ignored: who ignores it is not told how its children ended.
 /// * None is blocked but those that [`block_termination`] takes: what a program starts would not heed them either.
 pub fn prepare() {
-    // SAFETY: no handler is installed; the kernel only stops or begins to deliver a signal. The set is initialised by sigfillset before
-    // it is read. Neither the standard library nor rustix has these calls.
+    // SAFETY: no handler is installed; the kernel only stops or begins to deliver a signal. The set is initialised by
+    // sigfillset before it is read. Neither the standard library nor rustix has these calls.
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
@@ -77,7 +80,8 @@ pub fn prepare() {
 
 /// Does `write`, which a terminal cannot stop the process for (SIGTTOU) although it is in the background.
 pub(crate) fn without_stop<R>(write: impl FnOnce() -> R) -> R {
-    // SAFETY: both sets are initialised before they are read, and live until the last call returns; a thread's mask is its own.
+    // SAFETY: both sets are initialised before they are read, and live until the last call returns; a thread's mask is
+    // its own.
     unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         let mut before = std::mem::zeroed::<libc::sigset_t>();
@@ -95,8 +99,8 @@ pub(crate) fn without_stop<R>(write: impl FnOnce() -> R) -> R {
 /// # Errors
 /// When a number is no signal's, or the kernel has no descriptor to give.
 pub fn block(signals: &[libc::c_int]) -> io::Result<SignalFd> {
-    // SAFETY: `set` is initialised by sigemptyset before anything reads it, and lives until the last call returns. The calls are
-    // needed because neither the standard library nor rustix has them.
+    // SAFETY: `set` is initialised by sigemptyset before anything reads it, and lives until the last call returns. The
+    // calls are needed because neither the standard library nor rustix has them.
     let fd = unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&mut set);

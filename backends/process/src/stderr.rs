@@ -42,7 +42,8 @@ pub(crate) fn prepare() {
     WAY.get_or_init(|| way(io::stderr().as_fd()));
 }
 
-/// Writes `label: message` as one line. Whether it was written: not when that would have to wait, or nobody can read it.
+/// Writes `label: message` as one line. Whether it was written: not when that would have to wait, or nobody can read
+/// it.
 pub(crate) fn write_line(label: &str, message: &str) -> bool {
     prepare();
     let way = WAY.get().unwrap_or(&Way::Shared);
@@ -111,8 +112,8 @@ fn write_shared(stderr: BorrowedFd<'_>, line: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// One line of at most `PIPE_BUF` bytes. What a peer, an image or a guest has put into the message does not reach a terminal as control
-/// characters, and does not look like further lines.
+/// One line of at most `PIPE_BUF` bytes. What a peer, an image or a guest has put into the message does not reach a
+/// terminal as control characters, and does not look like further lines.
 fn line(label: &str, message: &str) -> Vec<u8> {
     let mut line = format!("{label}: ");
     for character in message.chars() {

@@ -1,5 +1,5 @@
-//! Warnings: what a user must know and the program survives. A guest or a frontend can bring many of them about, so that there is a
-//! bound on how many get through.
+//! Warnings: what a user must know and the program survives. A guest or a frontend can bring many of them about, so
+//! that there is a bound on how many get through.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,8 +13,9 @@ const SPAN: Duration = Duration::from_secs(10);
 
 static GATE: Mutex<Gate> = Mutex::new(Gate::new());
 
-/// Writes one `warning:` line to standard error. It never waits and never panics, whatever standard error is: a line that nobody reads is
-/// left out. At most 16 lines pass at once and then one in ten seconds; the next that passes says how many were left out.
+/// Writes one `warning:` line to standard error. It never waits and never panics, whatever standard error is: a line
+/// that nobody reads is left out. At most 16 lines pass at once and then one in ten seconds; the next that passes says
+/// how many were left out.
 pub fn warn(message: &str) {
     let mut gate = GATE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(left_out) = gate.pass(Instant::now()) else {
@@ -32,7 +33,8 @@ pub fn warn(message: &str) {
     }
 }
 
-/// Writes one `label: message` line that was asked for, such as by `--verbose`, as [`warn`] does, without a bound on how many.
+/// Writes one `label: message` line that was asked for, such as by `--verbose`, as [`warn`] does, without a bound on
+/// how many.
 pub fn say(label: &str, message: &str) {
     stderr::write_line(label, message);
 }

@@ -152,7 +152,8 @@ impl Tap {
         request::get_features(&self.fd).is_ok_and(|bits| bits & libc::IFF_MULTI_QUEUE as u32 != 0)
     }
 
-    /// Sets the length of the header before each frame, for the whole interface: 10, or [`VNET_HDR_LEN`] with `num_buffers`.
+    /// Sets the length of the header before each frame, for the whole interface: 10, or [`VNET_HDR_LEN`] with
+    /// `num_buffers`.
     pub fn set_vnet_hdr_len(&self, bytes: usize) -> Result<(), Error> {
         let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX);
         self.done(

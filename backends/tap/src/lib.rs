@@ -4,8 +4,8 @@
 //! written. Each frame may be preceded by a `struct virtio_net_hdr` (virtio 1.3, section 5.1.6), so that
 //! checksums and segmentation can be left to whoever can do them best.
 //!
-//! It may touch `/dev/net/tun` and the interface it is given. It must not depend on any other part of Bulkhead, on netlink, or
-//! on virtqueues: bridges, addresses and rings are its callers' business.
+//! It may touch `/dev/net/tun` and the interface it is given. It must not depend on any other part of Bulkhead, on
+//! netlink, or on virtqueues: bridges, addresses and rings are its callers' business.
 //!
 //! ```no_run
 //! use tap::{InterfaceName, Offloads, Options, Tap};

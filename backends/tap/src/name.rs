@@ -8,7 +8,8 @@ use crate::Error;
 /// The longest name an interface can have, in bytes (`IFNAMSIZ` less the terminating zero).
 const MAX: usize = libc::IFNAMSIZ - 1;
 
-/// The name of a network interface: 1 to 15 bytes, without `/`, `:`, `%`, white space or control characters, and not `.` or `..`.
+/// The name of a network interface: 1 to 15 bytes, without `/`, `:`, `%`, white space or control characters, and not
+/// `.` or `..`.
 ///
 /// The kernel's own rule (`dev_valid_name`) and one addition: `%` would ask the kernel for a name rather than give one.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

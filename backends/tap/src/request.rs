@@ -1,7 +1,7 @@
 //! The `ioctl`s, each as a safe function. The crate's only unsafe code.
 //!
-//! Unsafe is needed because `ioctl` takes any number and any pointer: nothing but this file's pairing of request number and
-//! argument type keeps the kernel within the argument.
+//! Unsafe is needed because `ioctl` takes any number and any pointer: nothing but this file's pairing of request number
+//! and argument type keeps the kernel within the argument.
 
 use std::ffi::c_int;
 use std::os::fd::AsFd;
@@ -56,8 +56,8 @@ macro_rules! requests {
     // In and out: `struct ifreq`.
     (@ ifreq) => {
         pub(crate) fn call(fd: impl AsFd, request: &mut IfReq) -> Result<()> {
-            // SAFETY: the kernel reads and writes one `struct ifreq` for this request; `IfReq` has its size and alignment
-            // (asserted above), any bytes are valid in it, and it outlives the call.
+            // SAFETY: the kernel reads and writes one `struct ifreq` for this request; `IfReq` has its size and
+            // alignment (asserted above), any bytes are valid in it, and it outlives the call.
             unsafe { ioctl(fd, Updater::<OP, IfReq>::new(request)) }
         }
     };

@@ -1,8 +1,8 @@
 //! Which way a request goes: io_uring, the thread pool, or this thread.
 //!
-//! If the image knows without I/O in which files the data is, the data moves between them and guest memory by io_uring, one operation
-//! an extent. The rest goes to the thread pool: clusters to be allocated, tables to be read first or written in order, compressed
-//! clusters.
+//! If the image knows without I/O in which files the data is, the data moves between them and guest memory by io_uring,
+//! one operation an extent. The rest goes to the thread pool: clusters to be allocated, tables to be read first or
+//! written in order, compressed clusters.
 
 use std::sync::Arc;
 
@@ -141,8 +141,9 @@ impl InFlight {
         Ok(())
     }
 
-    /// Submits the requests in line to the thread pool. If the only request in flight is a write that needs no metadata, this thread
-    /// executes it: handing it to the pool and back takes longer than most writes, and no other request has to wait for it.
+    /// Submits the requests in line to the thread pool. If the only request in flight is a write that needs no
+    /// metadata, this thread executes it: handing it to the pool and back takes longer than most writes, and no other
+    /// request has to wait for it.
     pub(super) fn submit_jobs(
         &mut self,
         shared: &Shared,

@@ -17,8 +17,8 @@ const MOST: usize = 4096;
 
 /// Forks the broker, which serves `socket` until the program has ended. Its process id.
 pub(super) fn fork(socket: OwnedFd) -> std::io::Result<i32> {
-    // SAFETY: the child only goes on in `serve`, which never returns and drops nothing of the parent's. glibc keeps its allocator usable
-    // in the child; no other lock is taken there. Neither the standard library nor rustix can fork.
+    // SAFETY: the child only goes on in `serve`, which never returns and drops nothing of the parent's. glibc keeps its
+    // allocator usable in the child; no other lock is taken there. Neither the standard library nor rustix can fork.
     match unsafe { libc::fork() } {
         -1 => Err(std::io::Error::last_os_error()),
         0 => {

@@ -107,8 +107,8 @@ const PROGRAM: &[Group] = &[
     ),
 ];
 
-/// `fcntl` with these does nothing but to descriptors of one's own. Not among them: F_SETOWN and F_SETSIG, by which the kernel sends a
-/// signal to any process of the same user, leases and F_NOTIFY, which do so too, and locks.
+/// `fcntl` with these does nothing but to descriptors of one's own. Not among them: F_SETOWN and F_SETSIG, by which the
+/// kernel sends a signal to any process of the same user, leases and F_NOTIFY, which do so too, and locks.
 const FCNTLS: &[libc::c_int] = &[
     libc::F_GETFL,
     libc::F_GETFD,
@@ -130,7 +130,8 @@ const ADVICE: &[libc::c_int] = &[
     libc::MADV_NOHUGEPAGE,
 ];
 
-/// What pthread_create(3) gives clone(2): a thread, and nothing that is a process or has a namespace. musl adds CLONE_DETACHED.
+/// What pthread_create(3) gives clone(2): a thread, and nothing that is a process or has a namespace. musl adds
+/// CLONE_DETACHED.
 const THREAD_FLAGS: libc::c_int = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -190,7 +191,8 @@ pub(super) fn allow(list: &mut SyscallList) {
     list.when(libc::SYS_seccomp, &[equal(0, filter), equal(1, 0)]);
 }
 
-/// What it takes to go from the first stage to the last: to count threads, to restrict oneself further, and to give up capabilities.
+/// What it takes to go from the first stage to the last: to count threads, to restrict oneself further, and to give up
+/// capabilities.
 pub(super) fn allow_finishing(list: &mut SyscallList) {
     let filter = u64::from(libc::SECCOMP_SET_MODE_FILTER);
     list.when(libc::SYS_seccomp, &[equal(0, filter)]);

@@ -6,8 +6,9 @@ use super::ConfineError;
 use super::namespaces::{self, Access, Network, Visible};
 use super::paths::{Allowed, Rules};
 
-/// The files, programs and TCP ports of a process that starts other programs. Those have what it has, at the most: it has capabilities and a
-/// list of system calls of its own. Any other process is confined by a [`Confinement`](super::Confinement), all at once.
+/// The files, programs and TCP ports of a process that starts other programs. Those have what it has, at the most: it
+/// has capabilities and a list of system calls of its own. Any other process is confined by a
+/// [`Confinement`](super::Confinement), all at once.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
     allowed: Allowed,
@@ -63,8 +64,9 @@ impl Files {
         self
     }
 
-    /// Moves the process to mount and IPC namespaces of its own, with a root folder in which there is nothing but these files. Its network
-    /// stays the host's. `Some` is what the host does not allow; the process sees what it saw before then.
+    /// Moves the process to mount and IPC namespaces of its own, with a root folder in which there is nothing but these
+    /// files. Its network stays the host's. `Some` is what the host does not allow; the process sees what it saw before
+    /// then.
     ///
     /// # Errors
     /// When the process cannot go on.
@@ -80,8 +82,8 @@ impl Files {
         namespaces::enter(&visible, Network::Host)
     }
 
-    /// Restricts the calling thread, and what it starts, to these files and ports, and to signals to each other. Those that are not there are
-    /// left out. Whether the kernel has Landlock.
+    /// Restricts the calling thread, and what it starts, to these files and ports, and to signals to each other. Those
+    /// that are not there are left out. Whether the kernel has Landlock.
     ///
     /// # Errors
     /// When the kernel refuses the rules.

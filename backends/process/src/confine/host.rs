@@ -89,15 +89,15 @@ impl fmt::Display for Refused {
 /// What begins the line that says why it could not be tried.
 const FAILED: &str = "!";
 
-/// Each part of the confinement that programs started by this user would not have, in one line each. To be called before there is a
-/// second thread.
+/// Each part of the confinement that programs started by this user would not have, in one line each. To be called
+/// before there is a second thread.
 ///
 /// # Errors
 /// When there can be no other process, or it does not answer.
 pub fn refused() -> io::Result<Vec<Refused>> {
     let (mut reader, writer) = io::pipe()?;
-    // SAFETY: the process has one thread. The child tries what is to be found out and ends; nothing of the parent's is dropped or
-    // flushed there. Neither the standard library nor rustix can fork.
+    // SAFETY: the process has one thread. The child tries what is to be found out and ends; nothing of the parent's is
+    // dropped or flushed there. Neither the standard library nor rustix can fork.
     let pid = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
         0 => {

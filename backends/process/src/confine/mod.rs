@@ -1,7 +1,8 @@
 //! Confinement: what a process gives up before it meets its first hostile byte.
 //!
-//! In this order: namespaces of its own, with an empty root folder ([`Confinement::isolate`]), Landlock (paths), capabilities, seccomp
-//! (system calls and their arguments). What is not allowed fails with EPERM and has no effect. Nothing can be got back.
+//! In this order: namespaces of its own, with an empty root folder ([`Confinement::isolate`]), Landlock (paths),
+//! capabilities, seccomp (system calls and their arguments). What is not allowed fails with EPERM and has no effect.
+//! Nothing can be got back.
 //!
 //! ```no_run
 //! # use bulkhead_process::confine::Confinement;
@@ -12,7 +13,8 @@
 //! # Ok::<(), bulkhead_process::confine::ConfineError>(())
 //! ```
 //!
-//! A program that must parse hostile files by their names does so in a first stage, in which only what it names can be seen and opened:
+//! A program that must parse hostile files by their names does so in a first stage, in which only what it names can be
+//! seen and opened:
 //!
 //! ```no_run
 //! # use bulkhead_process::confine::Confinement;
@@ -96,8 +98,8 @@ impl Confinement {
         confinement
     }
 
-    /// For one thread of a program that is confined already, which gives up more than the others with [`Self::enter_thread`]: it starts no
-    /// thread, makes no descriptor, and uses no socket.
+    /// For one thread of a program that is confined already, which gives up more than the others with
+    /// [`Self::enter_thread`]: it starts no thread, makes no descriptor, and uses no socket.
     #[must_use]
     pub fn for_thread() -> Self {
         let mut confinement = Self::empty();
@@ -114,9 +116,9 @@ impl Confinement {
         }
     }
 
-    /// Moves the process to mount, network and IPC namespaces of its own, with a root folder in which there is nothing but the paths that
-    /// are allowed, read-only where they are to be read only. Where the host does not allow that, one warning says so, and the rest of
-    /// the confinement holds.
+    /// Moves the process to mount, network and IPC namespaces of its own, with a root folder in which there is nothing
+    /// but the paths that are allowed, read-only where they are to be read only. Where the host does not allow that,
+    /// one warning says so, and the rest of the confinement holds.
     #[must_use]
     pub fn isolate(mut self) -> Self {
         self.isolated = Some(Network::None);
@@ -197,7 +199,8 @@ impl Confinement {
         self
     }
 
-    /// Allows removing files and empty folders in the folder, such as a socket of its own, if the system calls for it are allowed too.
+    /// Allows removing files and empty folders in the folder, such as a socket of its own, if the system calls for it
+    /// are allowed too.
     #[must_use]
     pub fn remove_below(mut self, folder: impl AsRef<Path>) -> Self {
         self.paths.remove.push(folder.as_ref().to_owned());
@@ -214,7 +217,8 @@ impl Confinement {
     /// Confines the process.
     ///
     /// # Errors
-    /// When any part of it is refused, or the process has a second thread already. The process may be half confined then: end it.
+    /// When any part of it is refused, or the process has a second thread already. The process may be half confined
+    /// then: end it.
     pub fn enter(self) -> Result<(), ConfineError> {
         crate::notify::prepare();
         self.enter_silently()
@@ -225,8 +229,8 @@ impl Confinement {
         self.enter_stage(None).map(drop)
     }
 
-    /// Enters a first stage, in which what `opening` allows is allowed, too: its system calls, and the files and folders it names, of which
-    /// those that are not there are left out.
+    /// Enters a first stage, in which what `opening` allows is allowed, too: its system calls, and the files and
+    /// folders it names, of which those that are not there are left out.
     ///
     /// # Errors
     /// See [`Self::enter`].

@@ -1,7 +1,7 @@
 //! Namespaces of a process's own: a root folder with nothing in it but what was named, no network, no System V IPC.
 //!
-//! Root makes them directly; others do in a user namespace of their own, where the host allows that. A process whose work is the host's
-//! network keeps that, and its user namespace, to which that network belongs.
+//! Root makes them directly; others do in a user namespace of their own, where the host allows that. A process whose
+//! work is the host's network keeps that, and its user namespace, to which that network belongs.
 
 use std::ffi::CString;
 use std::fs;
@@ -187,7 +187,8 @@ fn try_in_child() -> Result<(), Missing> {
         map(user, group)?;
         mount(None, "/", libc::MS_REC | libc::MS_PRIVATE)
     };
-    // SAFETY: the process has one thread. The child makes its attempt and ends; nothing of the parent's is dropped or flushed there.
+    // SAFETY: the process has one thread. The child makes its attempt and ends; nothing of the parent's is dropped or
+    // flushed there.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         let status = attempt().map_or_else(|error| error.raw_os_error().unwrap_or(1), |()| 0);
@@ -225,7 +226,8 @@ struct Source {
     is_folder: bool,
 }
 
-/// Copies of what stays visible, by the names that were given and by those without symbolic links; what holds others comes first.
+/// Copies of what stays visible, by the names that were given and by those without symbolic links; what holds others
+/// comes first.
 fn sources(visible: &[Visible]) -> Result<Vec<Source>, Missing> {
     let mut named = Vec::new();
     for Visible { path, access } in visible {
@@ -274,7 +276,8 @@ fn copy(at: PathBuf, access: Access) -> Result<Source, Missing> {
     })
 }
 
-/// Puts what stays visible under the current folder, which is to be the root, and makes `current`, so that relative names still hold.
+/// Puts what stays visible under the current folder, which is to be the root, and makes `current`, so that relative
+/// names still hold.
 fn fill(sources: &[Source], current: &Path) -> Result<(), Missing> {
     // What a user has for new files must not close the folders that lead to what may be seen.
     let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -321,8 +324,8 @@ fn make_folder(path: &Path) -> io::Result<()> {
 /// Makes the current folder, which a file system is mounted on, the root.
 fn pivot() -> io::Result<()> {
     let here = c".";
-    // SAFETY: the paths end in a zero and live until the call returns. The old root is put over the new one and taken away there, as
-    // pivot_root(2) describes.
+    // SAFETY: the paths end in a zero and live until the call returns. The old root is put over the new one and taken
+    // away there, as pivot_root(2) describes.
     let pivoted = unsafe { libc::syscall(libc::SYS_pivot_root, here.as_ptr(), here.as_ptr()) };
     if pivoted == 0 {
         unmount(".")?;
@@ -339,7 +342,8 @@ fn pivot() -> io::Result<()> {
 fn cover() -> io::Result<()> {
     let (here, root) = (c".", c"/");
     let nothing = std::ptr::null();
-    // SAFETY: the paths end in a zero and live until the calls return, and a mount that is moved needs no other argument.
+    // SAFETY: the paths end in a zero and live until the calls return, and a mount that is moved needs no other
+    // argument.
     let covered = unsafe {
         libc::mount(
             here.as_ptr(),

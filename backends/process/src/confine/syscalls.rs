@@ -160,8 +160,8 @@ fn install(program: &BpfProgram, flags: libc::c_ulong) -> std::io::Result<()> {
         len: length.map_err(|_| std::io::Error::from_raw_os_error(libc::EINVAL))?,
         filter: program.as_ptr().cast_mut().cast(),
     };
-    // SAFETY: `program` and the filter that it points to live until the call returns, and the kernel only reads them. seccompiler's own
-    // call sets no_new_privs each time, which a confined process may not do.
+    // SAFETY: `program` and the filter that it points to live until the call returns, and the kernel only reads them.
+    // seccompiler's own call sets no_new_privs each time, which a confined process may not do.
     let result = unsafe {
         libc::syscall(
             libc::SYS_seccomp,

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 /// `SO_PASSRIGHTS`, which libc does not have yet.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
-/// Has the kernel refuse the files that are sent to a Unix socket, or to what is accepted from it later: their sender gets `EPERM`. Before
-/// Linux 6.16 it does not, and nothing changes.
+/// Has the kernel refuse the files that are sent to a Unix socket, or to what is accepted from it later: their sender
+/// gets `EPERM`. Before Linux 6.16 it does not, and nothing changes.
 ///
 /// # Errors
 /// When the kernel says that it is no Unix socket.
@@ -15,7 +15,8 @@ pub fn refuse_files(socket: &impl AsFd) -> io::Result<()> {
     let off: libc::c_int = 0;
     #[allow(clippy::cast_possible_truncation, reason = "the size of an int is 4")]
     let length = size_of_val(&off) as libc::socklen_t;
-    // SAFETY: the kernel reads `length` bytes of `off`, which live until the call returns. Neither the standard library nor rustix has it.
+    // SAFETY: the kernel reads `length` bytes of `off`, which live until the call returns. Neither the standard library
+    // nor rustix has it.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),

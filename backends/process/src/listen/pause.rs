@@ -8,8 +8,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long nothing more is said of it.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// When a listener is to be asked again. Where there are too many open files, say, a connection that waits stays waiting and the listener
-/// stays readable: whoever polls it would never sleep.
+/// When a listener is to be asked again. Where there are too many open files, say, a connection that waits stays
+/// waiting and the listener stays readable: whoever polls it would never sleep.
 #[derive(Debug, Default)]
 pub struct AcceptPause {
     until: Option<Instant>,
@@ -17,8 +17,8 @@ pub struct AcceptPause {
 }
 
 impl AcceptPause {
-    /// Notes an error of accept(2). `true` if the listener is to be left alone for a while; whoever connects waits meanwhile. `whom` is for
-    /// the warning, of which there is one a minute at the most.
+    /// Notes an error of accept(2). `true` if the listener is to be left alone for a while; whoever connects waits
+    /// meanwhile. `whom` is for the warning, of which there is one a minute at the most.
     pub fn note(&mut self, whom: &str, error: &Error) -> bool {
         let (pauses, warns) = self.note_at(error, Instant::now());
         if warns {
