@@ -1,9 +1,10 @@
-//! A broker: a small confined child that does for a confined program what that may no longer do itself, and nothing
-//! else: connect to the sockets it was told of, remove the files it was told of, hold descriptors open.
+//! A broker: a small confined child process that does three things for a confined program, which may not do them
+//! itself: connect to sockets, remove files, and hold descriptors open. The program names the sockets and files before
+//! the broker is sealed.
 //!
 //! The program itself then needs no `socket`, `connect`, `open` or `unlink`, and no path: an intruder in it reaches its
-//! own peers, and no other guest's, not the helper, not the session bus. A peer that comes back with a new socket file
-//! is reached all the same.
+//! own peers, but no other guest's, nor the helper, nor the session bus. The broker connects by path each time, so a
+//! peer that was started again, with a new socket file, is reached, too.
 //!
 //! ```no_run
 //! # use bulkhead_process::{broker::Broker, confine::Confinement, listen};
@@ -14,15 +15,16 @@
 //! broker.remove_at_end(file)?;
 //! // Until the broker is sealed it also opens files: a program whose API names them is confined all the same.
 //! let kernel = broker.open(Path::new("vmlinuz"))?;
-//! broker.seal()?;                              // before the first byte of a guest: from now on only what it was told
+//! // Before the first byte of a guest. What is not named by now stays out of reach.
+//! broker.seal()?;
 //! Confinement::new().enter()?;
 //! let stream = broker.connect(disk)?;          // from any thread, again after each loss
 //! broker.end();                                // an orderly end: the files are removed
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A program that is killed leaves its files, as it always did; the broker ends with it. What the program sends it is
-//! one small message of a fixed form, so an intruder has no more to attack than that.
+//! If the program is killed, its files stay, as without a broker, and the broker ends with it. A request to the broker
+//! is one small message of a fixed form, so that an intruder has little to attack.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -47,35 +49,35 @@ use crate::listen::SocketFile;
 
 mod child;
 
-/// A request is its kind and what follows; the longest is a path.
+/// The most bytes of a request: its kind, and a path.
 const LONGEST_REQUEST: usize = 1 + 4096;
 
-/// The broker waits for nothing itself. Only a file system that hangs can keep it.
+/// How long to wait for a reply. The broker itself waits for nothing but the file system, which may hang.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What may be asked. The content of each is behind its first byte.
+/// The kinds of request. The kind is the first byte; what follows it is said here.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 enum Kind {
-    /// A path to connect to; gives its number.
+    /// A path to connect to. The reply is its number.
     Peer = 1,
     /// A file: device, inode, path.
     Remove,
-    /// A descriptor comes along.
+    /// A descriptor to hold, which comes with the message.
     Keep,
-    /// A path, to be read.
+    /// A path of a file to open for reading.
     Open,
-    /// No more of the above.
+    /// Nothing. None of the above is accepted afterwards.
     Seal,
-    /// The number of a peer; gives a connected stream.
+    /// The number of a peer. The reply is a connected stream.
     Connect,
-    /// Remove the files.
+    /// Nothing. Removes the files.
     RemoveNow,
-    /// The same, and end.
+    /// Nothing. Removes the files and ends.
     End,
-    /// What was named so far stays.
+    /// Nothing. Sets the checkpoint.
     Checkpoint,
-    /// Forget what was named since, and remove its files.
+    /// Nothing. Forgets what was named since the checkpoint, and removes its files.
     Rollback,
 }
 
@@ -110,15 +112,15 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts the broker. To be called before confinement and before a second thread is started.
+    /// Starts the broker. Call this before confinement, and before a second thread is started.
     ///
     /// # Errors
-    /// When there can be no other process, or it cannot be confined.
+    /// When the broker cannot be forked or confined.
     pub fn start() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let pid = child::fork(theirs)?;
-        // Without it the end is told by the connection, a moment earlier.
+        // Without a pidfd the end of the connection has to do, which comes a moment before the end of the process.
         let process = rustix::process::Pid::from_raw(pid).and_then(|pid| {
             rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
         });
@@ -126,7 +128,7 @@ impl Broker {
             socket: Mutex::new(ours),
             process,
         };
-        // It says so when it is confined.
+        // The broker sends a message once it is confined.
         broker.answer(&broker.socket.lock().unwrap_or_else(PoisonError::into_inner))?;
         Ok(broker)
     }
@@ -149,7 +151,8 @@ impl Broker {
         self.remove_path_at_end(&path, identity)
     }
 
-    /// The same for any file, by its device and inode: one that another process has put in its place stays.
+    /// The same for any file, by its device and inode. If another process has put another file in its place, that
+    /// stays.
     ///
     /// # Errors
     /// When the folder cannot be opened, or the broker is sealed.
@@ -160,16 +163,16 @@ impl Broker {
         self.ask(Kind::Remove, &content, None).map(drop)
     }
 
-    /// The same for a folder, if it is empty then. Of several, those in others are to be named first.
+    /// The same for a folder, if it is empty by then. Name a folder before the one that it is in.
     ///
     /// # Errors
-    /// When the folder or the one that it is in cannot be looked at, or the broker is sealed.
+    /// When the folder or the one that it is in cannot be opened, or the broker is sealed.
     pub fn remove_folder_at_end(&mut self, path: &Path) -> io::Result<()> {
         let status = rustix::fs::lstat(path)?;
         self.remove_path_at_end(path, (status.st_dev, status.st_ino))
     }
 
-    /// The same for a file that is not there yet, or not known yet: one of this name that is empty then.
+    /// The same for a file that may not exist yet: whichever has this path and is empty at the end.
     ///
     /// # Errors
     /// When the folder cannot be opened, or the broker is sealed.
@@ -195,7 +198,7 @@ impl Broker {
         fd.map(File::from).ok_or_else(malformed)
     }
 
-    /// What the broker was told of until now stays after a [`Self::rollback`].
+    /// Sets a checkpoint: what was named so far stays after a [`Self::rollback`].
     ///
     /// # Errors
     /// When the broker is sealed.
@@ -203,8 +206,8 @@ impl Broker {
         self.ask(Kind::Checkpoint, &[], None).map(drop)
     }
 
-    /// Forgets what the broker was told of since the checkpoint: its peers' numbers mean nothing any more, its files
-    /// are removed, its descriptors closed.
+    /// Has the broker forget what was named since the checkpoint: the numbers of those peers are invalid, the files are
+    /// removed, the descriptors closed.
     ///
     /// # Errors
     /// When the broker is sealed.
@@ -212,15 +215,15 @@ impl Broker {
         self.ask(Kind::Rollback, &[], None).map(drop)
     }
 
-    /// From now on the broker learns of nothing more, opens nothing, and can do only what it was told of.
+    /// Seals the broker: from now on it opens nothing, and accepts no more names and descriptors.
     ///
     /// # Errors
-    /// When it cannot give up the rest.
+    /// When the broker cannot confine itself further.
     pub fn seal(&mut self) -> io::Result<()> {
         self.ask(Kind::Seal, &[], None).map(drop)
     }
 
-    /// Connects to a peer. The stream does not block. It never waits for a peer that is busy (EAGAIN).
+    /// Connects to a peer. The stream does not block. If the peer's backlog is full, this fails at once (EAGAIN).
     ///
     /// # Errors
     /// Those of connect(2).
@@ -229,7 +232,7 @@ impl Broker {
         fd.map(UnixStream::from).ok_or_else(malformed)
     }
 
-    /// Removes the files now: the program needs them no longer. Folders that are not empty stay until the end.
+    /// Removes the files now, when the program no longer needs them. Folders that are not empty stay until the end.
     ///
     /// # Errors
     /// When the broker has ended.
@@ -239,7 +242,7 @@ impl Broker {
 
     /// An orderly end: the files are removed, the broker ends, and what it holds is closed.
     pub fn end(self) {
-        // One that has gone has nothing left to do.
+        // If the broker has gone, there is nothing left to do.
         let _ = self.ask(Kind::End, &[], None);
     }
 
@@ -261,7 +264,7 @@ impl Broker {
 
     fn answer(&self, socket: &OwnedFd) -> io::Result<(u32, Option<OwnedFd>)> {
         if !is_readable(socket)? {
-            // An answer that comes too late must not be taken for that to a later request.
+            // A reply that comes too late must not be taken for the reply to a later request.
             let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
             return Err(Errno::TIMEDOUT.into());
         }
@@ -281,23 +284,23 @@ impl Broker {
     }
 }
 
-/// A program that gives up before it has begun leaves no process behind either.
+/// A program that fails before it serves leaves no broker behind either.
 impl Drop for Broker {
     fn drop(&mut self) {
         let socket = self
             .socket
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
-        // It ends with the connection.
+        // The broker ends when the connection is closed.
         let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
         if let Some(process) = &self.process {
-            // If it takes longer, it ends on its own.
+            // If the broker takes longer, it still ends on its own.
             let _ = is_readable(process);
         }
     }
 }
 
-/// Waits until there is something to be read. `false` if there is nothing for too long.
+/// Waits until `PATIENCE` has passed or there is something to read. Returns whether there is.
 fn is_readable(fd: &OwnedFd) -> rustix::io::Result<bool> {
     let patience = Timespec::try_from(PATIENCE).unwrap_or_default();
     loop {
@@ -312,7 +315,7 @@ fn malformed() -> io::Error {
     io::Error::other("the broker gave no descriptor")
 }
 
-/// One message, with a descriptor.
+/// Sends one message, with a descriptor.
 fn send(socket: &OwnedFd, parts: &[IoSlice<'_>], fd: Option<&OwnedFd>) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -328,7 +331,7 @@ fn send(socket: &OwnedFd, parts: &[IoSlice<'_>], fd: Option<&OwnedFd>) -> rustix
     }
 }
 
-/// One message, with the descriptor that came along. Its length is 0 when the other side is gone.
+/// Receives one message, with the descriptor that came with it. Its length is 0 when the other side is gone.
 fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> rustix::io::Result<(usize, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

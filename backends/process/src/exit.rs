@@ -1,13 +1,13 @@
-//! From `main` to the exit status: 0, 1 for an error, 2 for a wrong command line.
+//! The `main` of every program, and its exit status: 0, 1 after an error, 2 for a wrong command line.
 
 use std::process::ExitCode;
 
-/// The exit status of a program that met an error.
+/// The exit status after an error.
 pub const ERROR: u8 = 1;
-/// The exit status of a program that was called wrongly.
+/// The exit status for a wrong command line.
 pub const USAGE: u8 = 2;
 
-/// A command line that parses but makes no sense.
+/// The error of a command line that parses but is not valid.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(String);
@@ -17,7 +17,7 @@ pub fn usage(message: impl Into<String>) -> anyhow::Error {
     UsageError(message.into()).into()
 }
 
-/// Parses the command line and runs `body`; what goes wrong becomes one line on standard error and an exit status.
+/// Parses the command line and runs `body`. An error becomes one line on standard error and the exit status.
 pub fn main<A: clap::Parser>(body: impl FnOnce(A) -> anyhow::Result<ExitCode>) -> ExitCode {
     crate::stderr::prepare();
     crate::signals::prepare();
@@ -43,7 +43,7 @@ pub fn parse<A: clap::Parser>(
 ) -> Result<A, ExitCode> {
     A::try_parse_from(args).map_err(|error| {
         if !error.use_stderr() {
-            // Nobody is left to tell when standard output is gone.
+            // If standard output is closed, there is nowhere to report that.
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
@@ -52,13 +52,13 @@ pub fn parse<A: clap::Parser>(
     })
 }
 
-/// The last line of a program. Standard error may be closed, or nobody may read it: that neither ends the program in a
-/// panic nor keeps it.
+/// Prints the last line of a program. If standard error is closed or nobody reads it, that neither causes a panic nor
+/// keeps the program from ending.
 pub fn report(message: &str) {
     crate::stderr::write_last_line("error", message);
 }
 
-/// A panic is a bug of ours: one line says where, and that line waits for nobody either.
+/// Has a panic, which is a bug, print one line that says where it was. Printing it does not wait for a reader either.
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();

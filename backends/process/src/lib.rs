@@ -1,11 +1,11 @@
-//! `bulkhead-process`: what every Bulkhead program does to itself.
+//! `bulkhead-process`: what every Bulkhead program does to itself, from its start to its confinement.
 //!
-//! * [`main`]: command line in, one `error:` line and an exit status out;
+//! * [`main`]: parses the command line, and turns an error into one `error:` line and an exit status;
 //! * [`warn`], [`say`] and [`report`]: lines on standard error that never keep the program waiting;
-//! * [`listen`]: Unix sockets to be connected to;
-//! * [`broker`]: a child that connects and removes files for a program that may no longer do so;
-//! * [`notify`]: readiness, told as a service manager wants it;
-//! * [`signals`]: SIGTERM and SIGINT as something to poll;
+//! * [`listen`]: listening Unix sockets;
+//! * [`broker`]: a child that connects to sockets and removes files for a confined program;
+//! * [`notify`]: notifies a service manager of readiness;
+//! * [`signals`]: SIGTERM, SIGINT and SIGHUP as a descriptor to poll;
 //! * [`confine`]: no_new_privs, capabilities, Landlock and seccomp.
 //!
 //! It may touch its own process only, and depends on no other part of Bulkhead.

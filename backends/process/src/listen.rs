@@ -1,8 +1,8 @@
-//! Unix sockets to be connected to, by a path.
+//! Listening Unix sockets.
 //!
-//! A socket that a killed process has left is replaced, one at which somebody listens is not, and what is no socket is
-//! left alone. The mode is what the caller says, whatever the umask, and never wider for a moment. Programs that start
-//! together settle it by a lock on the folder: one listens, the others say that the path is in use.
+//! If a killed process has left a socket at the path, it is replaced. A socket at which a process listens is left
+//! alone, and so is any other file. The file has the mode that the caller wants from the start, whatever the umask is.
+//! Programs that start at the same time lock the folder: one listens, the others fail because the path is in use.
 
 mod files;
 mod pause;
@@ -25,19 +25,19 @@ pub use pause::AcceptPause;
 /// The longest path of a Unix socket, without its terminator (unix(7)).
 pub const LONGEST_PATH: usize = 107;
 
-/// How many connections may wait to be accepted.
+/// How many connections can wait to be accepted.
 pub const BACKLOG: i32 = 128;
 
-/// How long another program may be at the same folder. It takes microseconds; only one that has stopped takes longer.
+/// How long to wait for the lock of the folder. Another program has it for microseconds, unless it is stopped.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why nobody can be listened to.
+/// Why a program cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The path does not fit in a socket's address.
     #[error("socket path {} has {} bytes, {LONGEST_PATH} are possible", .0.display(), .0.as_os_str().len())]
     TooLong(PathBuf),
-    /// There is something else.
+    /// There is a file that is no socket.
     #[error("{} exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
     /// Another process listens.
@@ -48,7 +48,7 @@ pub enum ListenError {
     System(&'static str, PathBuf, #[source] io::Error),
 }
 
-/// What kind of socket to listen with, and who may connect.
+/// The type of the socket, and who may connect.
 #[derive(Clone, Copy, Debug)]
 pub struct Listen {
     kind: SocketType,
@@ -66,7 +66,7 @@ impl Default for Listen {
     }
 }
 
-/// Listens with a stream socket at `path` that only its owner may connect to.
+/// Listens at `path` with a stream socket to which only its owner can connect.
 ///
 /// # Errors
 /// See [`ListenError`].
@@ -74,7 +74,7 @@ pub fn listen(path: &Path) -> Result<Listener, ListenError> {
     Listen::default().at(path)
 }
 
-/// A listening socket, which does not block, and its file, which goes with it.
+/// A listening socket, which does not block, and its file, which is removed with it.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
@@ -82,7 +82,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The socket, and its file, which is removed when that is dropped.
+    /// Returns the socket and its file, which is removed when it is dropped.
     #[must_use]
     pub fn into_parts(self) -> (OwnedFd, SocketFile) {
         (self.socket, self.file)
@@ -96,21 +96,21 @@ impl AsFd for Listener {
 }
 
 impl Listen {
-    /// A socket that keeps the bounds of messages (`SOCK_SEQPACKET`).
+    /// Has the socket keep the bounds of messages (`SOCK_SEQPACKET`).
     #[must_use]
     pub fn seqpacket(mut self) -> Self {
         self.kind = SocketType::SEQPACKET;
         self
     }
 
-    /// The permission bits of the file.
+    /// Sets the permission bits of the file.
     #[must_use]
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode & 0o777;
         self
     }
 
-    /// The group of the file.
+    /// Sets the group of the file.
     #[must_use]
     pub fn group(mut self, group: Option<u32>) -> Self {
         self.group = group;
@@ -133,8 +133,8 @@ impl Listen {
         let locked = folder.lock().map_err(failed)?;
         self.remove_stale(path, &folder, name, &address)?;
         let socket = self.socket().map_err(failed)?;
-        // The file gets the mode that the socket has (unix(7)), less the umask, which is the whole process's and stays
-        // as it is.
+        // The file gets the mode of the socket (unix(7)) without the bits of the umask, which belongs to the whole
+        // process and is not changed.
         rustix::fs::fchmod(&socket, Mode::from_raw_mode(self.mode & 0o700)).map_err(failed)?;
         rustix::net::bind(&socket, &address).map_err(failed)?;
         let status = folder.status(name).map_err(failed)?;
@@ -142,7 +142,7 @@ impl Listen {
             path: path.to_owned(),
             identity: Some((status.st_dev, status.st_ino)),
         };
-        // Nobody can connect before the call of listen(2), and by then owner, group and mode are right.
+        // Nobody can connect before listen(2), and by then owner, group and mode are set.
         let opened = self
             .give(path)
             .and_then(|()| rustix::net::listen(&socket, BACKLOG));
@@ -166,7 +166,7 @@ impl Listen {
         rustix::net::socket_with(AddressFamily::UNIX, self.kind, flags, None)
     }
 
-    /// Removes a socket at which nobody listens. Anything else is left alone, and is an error.
+    /// Removes a socket at which nobody listens. Fails for anything else, and leaves it alone.
     fn remove_stale(
         &self,
         path: &Path,
@@ -212,7 +212,7 @@ impl Listen {
     }
 }
 
-/// Stands for the device and inode of any regular file that is empty.
+/// In place of a device and inode: any regular file that is empty.
 pub(crate) const EMPTY: (u64, u64) = (0, 0);
 
 /// The folder that a socket is in.
@@ -222,12 +222,12 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// That of a path.
+    /// Opens the folder of a path.
     pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
         let folder = folder_of(path);
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = match rustix::fs::open(folder, flags | OFlags::RDONLY, Mode::empty()) {
-            // One that may be written and not listed cannot be locked either.
+            // A folder that can be written and not read cannot be locked either.
             Err(Errno::ACCESS) => rustix::fs::open(folder, flags | OFlags::PATH, Mode::empty()),
             other => other,
         };
@@ -238,7 +238,7 @@ impl Folder {
         rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Removes the file or the empty folder of this path, unless it is another one by now.
+    /// Removes the file or the empty folder of this path, unless another has taken its place.
     pub(crate) fn remove(&self, path: &Path, identity: (u64, u64)) -> Result<(), Errno> {
         let name = path.file_name().ok_or(Errno::INVAL)?;
         let _locked = self.lock();
@@ -255,7 +255,7 @@ impl Folder {
         }
     }
 
-    /// Keeps other programs from replacing sockets here until the result is dropped.
+    /// Locks the folder, so that no other program replaces sockets here until the result is dropped.
     fn lock(&self) -> Result<FolderLock<'_>, Errno> {
         let start = Instant::now();
         loop {
@@ -264,7 +264,7 @@ impl Folder {
                     sleep(Duration::from_millis(2));
                 }
                 Err(Errno::INTR) => {}
-                // There are file systems without locks, and descriptors that cannot have one.
+                // Some file systems have no locks, and some descriptors cannot be locked.
                 Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::BADF) => {
                     return Ok(FolderLock(self));
                 }
@@ -278,7 +278,7 @@ struct FolderLock<'f>(&'f Folder);
 
 impl Drop for FolderLock<'_> {
     fn drop(&mut self) {
-        // It ends with the descriptor in any case.
+        // The lock ends with the descriptor in any case.
         let _ = rustix::fs::flock(&self.0.fd, FlockOperation::Unlock);
     }
 }
@@ -296,18 +296,18 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode, unless somebody else is to remove it.
+    /// Device and inode; `None` if another process has to remove the file.
     identity: Option<(u64, u64)>,
 }
 
 impl SocketFile {
-    /// Where it is.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Leaves the removal to somebody else: the path, and the file's device and inode.
+    /// Leaves the removal to the caller. Returns the path, and the file's device and inode.
     pub(crate) fn give_away(mut self) -> (PathBuf, (u64, u64)) {
         let identity = self.identity.take().unwrap_or_default();
         (std::mem::take(&mut self.path), identity)
@@ -320,7 +320,7 @@ impl Drop for SocketFile {
             return;
         };
         if let Ok(folder) = Folder::open(&self.path) {
-            // Somebody may have been faster.
+            // Another process may have removed the file already.
             let _ = folder.remove(&self.path, identity);
             return;
         }

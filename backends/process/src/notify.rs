@@ -10,20 +10,20 @@ use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
 };
 
-/// The connection, once it has been looked for; closed when all has been said.
+/// The connection, once `prepare` was called. It is closed after the notification.
 static SOCKET: Mutex<Option<Option<OwnedFd>>> = Mutex::new(None);
 
-/// Opens the connection while sockets may still be opened. Confinement calls it; a second call does nothing.
+/// Opens the connection while the process may still open sockets. Confinement calls this; a second call does nothing.
 pub(crate) fn prepare() {
     let mut socket = SOCKET.lock().unwrap_or_else(PoisonError::into_inner);
     socket.get_or_insert_with(|| open(std::env::var_os("NOTIFY_SOCKET")?).ok());
 }
 
-/// Tells the service manager, if there is one, that the program does its work from now on. The connection is closed
-/// with that: a datagram socket could send to others than the service manager.
+/// Notifies the service manager, if there is one, that the program is ready. Then closes the connection, since a
+/// datagram socket could send to other sockets than the service manager's.
 ///
 /// # Errors
-/// When there is one and it cannot be told.
+/// When there is a service manager and it cannot be notified.
 pub fn ready() -> io::Result<()> {
     prepare();
     let mut socket = SOCKET.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,20 +1,20 @@
-//! SIGTERM, SIGINT and SIGHUP as a file descriptor: a program that is told to end does so from its loop, in order.
+//! SIGTERM, SIGINT and SIGHUP as a file descriptor, so that a program ends in order, from its loop.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// The signals by which a program is told to end.
+/// The signals that end a program.
 const TERMINATION: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
-/// Readable once the program is told to end.
+/// A signalfd: readable once a signal has come.
 #[derive(Debug)]
 pub struct SignalFd(OwnedFd);
 
-/// Blocks SIGTERM, SIGINT and SIGHUP for this thread and those it starts, and gives them as a descriptor to poll. Those
-/// that were ignored when the program was started (`nohup`, a shell's background) stay ignored.
+/// Blocks SIGTERM, SIGINT and SIGHUP for this thread and those it starts, and returns a descriptor to poll for them.
+/// Signals that were ignored when the program was started (`nohup`, a shell's background) stay ignored.
 ///
 /// # Errors
-/// When the kernel has no descriptor to give.
+/// When there is no descriptor left.
 pub fn block_termination() -> io::Result<SignalFd> {
     block_unless_ignored(&TERMINATION)
 }
@@ -22,15 +22,15 @@ pub fn block_termination() -> io::Result<SignalFd> {
 /// As [`block`], for those of `signals` that were not ignored when the program was started.
 ///
 /// # Errors
-/// When a number is no signal's, or the kernel has no descriptor to give.
+/// When a number is no signal's, or there is no descriptor left.
 pub fn block_unless_ignored(signals: &[libc::c_int]) -> io::Result<SignalFd> {
-    // A signal that is blocked is queued even if it is ignored: so it must not be blocked.
+    // A blocked signal is queued even if it is ignored. So an ignored signal must not be blocked.
     let heeded = signals.iter().copied();
     let heeded: Vec<_> = heeded.filter(|&signal| !is_ignored(signal)).collect();
     block(&heeded)
 }
 
-/// Whether the program ignores the signal, as it does when the one that started it did (`nohup`).
+/// Whether the program ignores the signal, which it inherits from the program that started it (`nohup`).
 pub fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: sigaction(2) with no new action only fills `now`, which is plain data. Neither the standard library nor
     // rustix has it.
@@ -97,7 +97,7 @@ pub(crate) fn without_stop<R>(write: impl FnOnce() -> R) -> R {
 /// Blocks `signals` for this thread and those it starts, and gives them as a descriptor to poll.
 ///
 /// # Errors
-/// When a number is no signal's, or the kernel has no descriptor to give.
+/// When a number is no signal's, or there is no descriptor left.
 pub fn block(signals: &[libc::c_int]) -> io::Result<SignalFd> {
     // SAFETY: `set` is initialised by sigemptyset before anything reads it, and lives until the last call returns. The
     // calls are needed because neither the standard library nor rustix has them.

@@ -1,13 +1,16 @@
-//! Lines on standard error that never keep the program waiting, whatever standard error is.
+//! Writes lines to standard error without ever waiting, whatever standard error is.
 //!
-//! | standard error is | a line goes by | that cannot wait, because |
-//! |---|---|---|
-//! | a pipe, a FIFO, a terminal, a device | an open file description of our own, `O_NONBLOCK` | the flag belongs to that description, which nobody shares |
-//! | a socket | `send` with `MSG_DONTWAIT` | the flag belongs to the call |
-//! | a file | `write` | files are written to the page cache |
-//! | one of the first, of another user or without `/proc` | `pwritev2` with `RWF_NOWAIT`; before Linux 6.4 `poll`, then at most `PIPE_BUF` bytes | a pipe that polls as writable has room for that many |
+//! How it does that depends on what standard error is:
 //!
-//! The flags of descriptor 2 stay as they are: its description is shared with whoever started this program.
+//! * A pipe, a FIFO, a terminal or a device is written by an open file description of our own with `O_NONBLOCK`, which
+//!   nobody else shares and can change.
+//! * A socket is written by `send` with `MSG_DONTWAIT`, a flag of the call.
+//! * A file is written by `write`, which goes to the page cache.
+//! * A pipe or device that cannot be opened again, because it is another user's or there is no `/proc`, is written by
+//!   `pwritev2` with `RWF_NOWAIT`; before Linux 6.4 by `write` of at most `PIPE_BUF` bytes after `poll`, since a pipe that
+//!   polls as writable has room for that many.
+//!
+//! The flags of descriptor 2 are not changed: its description is shared with the program that started this one.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,7 +22,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::net::SendFlags;
 
-/// What a pipe takes in one piece or not at all (pipe(7)).
+/// The most bytes that a pipe takes in one piece or not at all (pipe(7)).
 const PIPE_BUF: usize = 4096;
 
 /// How lines are written.
@@ -37,20 +40,20 @@ enum Way {
 
 static WAY: OnceLock<Way> = OnceLock::new();
 
-/// Finds out what standard error is, while files may still be opened. A second call does nothing.
+/// Finds out what standard error is while the process may still open files. A second call does nothing.
 pub(crate) fn prepare() {
     WAY.get_or_init(|| way(io::stderr().as_fd()));
 }
 
-/// Writes `label: message` as one line. Whether it was written: not when that would have to wait, or nobody can read
-/// it.
+/// Writes `label: message` as one line. Returns whether it was written; it is not if that had to wait, or if nobody can
+/// read it.
 pub(crate) fn write_line(label: &str, message: &str) -> bool {
     prepare();
     let way = WAY.get().unwrap_or(&Way::Shared);
     write(way, io::stderr().as_fd(), &line(label, message)).is_ok()
 }
 
-/// The same for the last line of a program, which waits for a slow reader, but not for long.
+/// The same for the last line of a program, for which this waits a second if the reader is slow.
 pub(crate) fn write_last_line(label: &str, message: &str) {
     const PATIENCE: Duration = Duration::from_secs(1);
     prepare();
@@ -79,7 +82,8 @@ fn way(stderr: BorrowedFd<'_>) -> Way {
     }
 }
 
-/// Not for files: a new description would have an offset of its own and write over what others have written.
+/// Opens standard error again. Not for files: the new description would have an offset of its own and overwrite what
+/// others have written.
 fn reopen() -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     rustix::fs::open("/proc/self/fd/2", flags, Mode::empty())
@@ -87,7 +91,7 @@ fn reopen() -> Result<OwnedFd, Errno> {
 
 fn write(way: &Way, stderr: BorrowedFd<'_>, line: &[u8]) -> Result<(), Errno> {
     match way {
-        // In the background of a terminal that stops writers (`stty tostop`) a line must not stop the guest.
+        // A terminal may stop writers in the background (`stty tostop`), and a warning must not stop the guest.
         Way::Own(own) => crate::signals::without_stop(|| rustix::io::write(own, line)).map(drop),
         Way::Socket => {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -99,7 +103,7 @@ fn write(way: &Way, stderr: BorrowedFd<'_>, line: &[u8]) -> Result<(), Errno> {
 }
 
 fn write_shared(stderr: BorrowedFd<'_>, line: &[u8]) -> Result<(), Errno> {
-    // u64::MAX is the offset of what has none.
+    // u64::MAX stands for "no offset".
     let flags = ReadWriteFlags::NOWAIT;
     match rustix::io::pwritev2(stderr, &[IoSlice::new(line)], u64::MAX, flags) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::INVAL) => {}
@@ -112,8 +116,8 @@ fn write_shared(stderr: BorrowedFd<'_>, line: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// One line of at most `PIPE_BUF` bytes. What a peer, an image or a guest has put into the message does not reach a
-/// terminal as control characters, and does not look like further lines.
+/// Makes one line of at most `PIPE_BUF` bytes. A peer, an image or a guest may have chosen parts of the message, so
+/// control characters are escaped, and it cannot look like several lines.
 fn line(label: &str, message: &str) -> Vec<u8> {
     let mut line = format!("{label}: ");
     for character in message.chars() {

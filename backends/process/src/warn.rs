@@ -1,21 +1,21 @@
-//! Warnings: what a user must know and the program survives. A guest or a frontend can bring many of them about, so
-//! that there is a bound on how many get through.
+//! Warnings: one function for what the user must know although the program goes on. A guest or a frontend can cause
+//! many warnings, so their rate is limited.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::stderr;
 
-/// Lines that get through at once.
+/// How many lines can be written at once.
 const BURST: u32 = 16;
-/// After these, one for each of these spans.
+/// After that, one line in each of these spans.
 const SPAN: Duration = Duration::from_secs(10);
 
 static GATE: Mutex<Gate> = Mutex::new(Gate::new());
 
-/// Writes one `warning:` line to standard error. It never waits and never panics, whatever standard error is: a line
-/// that nobody reads is left out. At most 16 lines pass at once and then one in ten seconds; the next that passes says
-/// how many were left out.
+/// Writes one `warning:` line to standard error. This never waits and never panics, whatever standard error is: a line
+/// that nobody reads is left out. At most 16 lines are written at once, then one in ten seconds, which says how many
+/// were left out.
 pub fn warn(message: &str) {
     let mut gate = GATE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(left_out) = gate.pass(Instant::now()) else {
@@ -33,13 +33,13 @@ pub fn warn(message: &str) {
     }
 }
 
-/// Writes one `label: message` line that was asked for, such as by `--verbose`, as [`warn`] does, without a bound on
-/// how many.
+/// Writes one `label: message` line that the user asked for, by `--verbose` for example. Like [`warn`], but without a
+/// limit.
 pub fn say(label: &str, message: &str) {
     stderr::write_line(label, message);
 }
 
-/// A bucket of lines, filled by time.
+/// A token bucket of lines.
 struct Gate {
     used: u32,
     since: Option<Instant>,
@@ -55,7 +55,7 @@ impl Gate {
         }
     }
 
-    /// Whether a line gets through at `now`, and how many were left out before it.
+    /// Returns how many lines were left out before this one if it may be written at `now`; else `None`.
     fn pass(&mut self, now: Instant) -> Option<u64> {
         let since = *self.since.get_or_insert(now);
         let spans = now.saturating_duration_since(since).as_nanos() / SPAN.as_nanos();

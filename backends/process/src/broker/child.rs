@@ -12,10 +12,10 @@ use super::{Kind, LONGEST_REQUEST, path, raw, receive, send};
 use crate::confine::{CapabilitySet, ConfineError, Confinement};
 use crate::listen::{Folder, folder_of};
 
-/// Bounds what a program that was taken over before sealing can make it hold.
+/// The most names and descriptors: a program that is taken over before sealing can make the broker hold no more.
 const MOST: usize = 4096;
 
-/// Forks the broker, which serves `socket` until the program has ended. Its process id.
+/// Forks the broker, which serves `socket` until the program has ended. Returns its process id.
 pub(super) fn fork(socket: OwnedFd) -> std::io::Result<i32> {
     // SAFETY: the child only goes on in `serve`, which never returns and drops nothing of the parent's. glibc keeps its
     // allocator usable in the child; no other lock is taken there. Neither the standard library nor rustix can fork.
@@ -33,7 +33,7 @@ pub(super) fn fork(socket: OwnedFd) -> std::io::Result<i32> {
 fn serve(socket: OwnedFd) -> Result<(), Errno> {
     close_all_but(&socket)?;
     ignore_signals();
-    // So that it is not taken for the program itself.
+    // A name of its own, so that nobody takes it for the program itself.
     let _ = rustix::thread::set_name(c"bulkhead-broker");
     answer(
         &socket,
@@ -46,7 +46,7 @@ fn serve(socket: OwnedFd) -> Result<(), Errno> {
     loop {
         let (length, fd) = receive(&socket, &mut request)?;
         let Some((&kind, content)) = request.get(..length).and_then(<[u8]>::split_first) else {
-            // The program has ended without an order.
+            // The program has ended without asking for the files' removal.
             return Ok(());
         };
         let kind = Kind::from_byte(kind);
@@ -54,7 +54,7 @@ fn serve(socket: OwnedFd) -> Result<(), Errno> {
             .ok_or(Errno::INVAL)
             .and_then(|kind| state.act(kind, content, fd));
         match answer(&socket, done) {
-            // This user has more descriptors under way than it may have open files.
+            // The user has more descriptors in flight on sockets than it may have open files.
             Err(Errno::TOOMANYREFS) => answer(&socket, Err(Errno::TOOMANYREFS))?,
             other => other?,
         }
@@ -64,7 +64,7 @@ fn serve(socket: OwnedFd) -> Result<(), Errno> {
     }
 }
 
-/// What the program gets for a request: a number, a descriptor.
+/// The reply to a request: a number and a descriptor.
 #[derive(Default)]
 struct Answer {
     number: u32,
@@ -84,14 +84,14 @@ fn answer(socket: &OwnedFd, done: Result<Answer, Errno>) -> Result<(), Errno> {
     )
 }
 
-/// A file that goes at the end.
+/// A file to remove at the end.
 struct Removal {
     folder: Folder,
     path: PathBuf,
     identity: (u64, u64),
 }
 
-/// What it was told of.
+/// What the program has named and handed over.
 #[derive(Default)]
 struct State {
     sealed: bool,
@@ -103,7 +103,7 @@ struct State {
 }
 
 impl Removal {
-    /// Removes it. `false` for a folder that is not empty; that somebody has been faster is no failure.
+    /// Removes the file. Returns `false` for a folder that is not empty. A file that is gone already is no failure.
     fn remove(&self) -> bool {
         self.folder.remove(&self.path, self.identity) != Err(Errno::NOTEMPTY)
     }
@@ -126,7 +126,7 @@ impl State {
                 let [peers, files, kept] = self.checkpoint;
                 self.peers.truncate(peers);
                 self.kept.truncate(kept);
-                // They may have been removed already.
+                // The files may have been removed already.
                 for file in self.files.drain(files.min(self.files.len())..) {
                     file.remove();
                 }
@@ -134,7 +134,7 @@ impl State {
             }
             Kind::Seal => self.seal(),
             Kind::Open => {
-                // A FIFO would keep it waiting for a writer.
+                // Without O_NONBLOCK, opening a FIFO would wait for a writer.
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
                 let fd = rustix::fs::open(path(content), flags, Mode::empty())?;
                 Ok(Answer {
@@ -202,7 +202,7 @@ impl State {
     }
 }
 
-/// Connecting, and removing files by a folder that is open.
+/// The system calls of the sealed broker: connecting, and removing files relative to an open folder.
 const NEEDED: &[libc::c_long] = &[
     libc::SYS_connect,
     libc::SYS_unlinkat,
@@ -210,7 +210,7 @@ const NEEDED: &[libc::c_long] = &[
     libc::SYS_flock,
 ];
 
-/// What it needs to be told of things, besides: opening files, and sealing itself.
+/// The system calls that it needs in addition before it is sealed: opening files, and sealing.
 const UNTIL_SEALED: &[libc::c_long] = &[
     libc::SYS_open,
     libc::SYS_openat,
@@ -225,7 +225,7 @@ const UNTIL_SEALED: &[libc::c_long] = &[
     libc::SYS_seccomp,
 ];
 
-/// A socket may belong to another user, and only a capability of root's reaches it then.
+/// The capabilities by which root connects to sockets of other users.
 fn confine() -> Result<(), ConfineError> {
     Confinement::new()
         .allow(NEEDED)
@@ -237,7 +237,7 @@ fn confine() -> Result<(), ConfineError> {
         .enter_silently()
 }
 
-/// Whatever else the program had open is not the broker's, standard error neither.
+/// Closes every other descriptor of the program, standard error too.
 fn close_all_but(socket: &OwnedFd) -> Result<(), Errno> {
     let own = raw(socket).unsigned_abs();
     for (first, last) in [(0, own.checked_sub(1)), (own + 1, Some(u32::MAX))] {
@@ -251,7 +251,7 @@ fn close_all_but(socket: &OwnedFd) -> Result<(), Errno> {
     Ok(())
 }
 
-/// It ends when the program does; signals to a group or a session are for that.
+/// Blocks the signals that are sent to a group or a session: they are for the program, with which the broker ends.
 fn ignore_signals() {
     // SAFETY: the set is initialised before it is read.
     unsafe {

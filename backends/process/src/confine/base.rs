@@ -5,7 +5,7 @@ use super::syscalls::{Must, SyscallList, equal, masked, null};
 /// A reason, and the calls.
 type Group = (&'static str, &'static [libc::c_long]);
 
-/// What a thread needs that only works.
+/// What a thread needs that only computes and does I/O.
 const THREAD: &[Group] = &[
     (
         "descriptors that are open already",
@@ -85,7 +85,7 @@ const THREAD: &[Group] = &[
     ),
 ];
 
-/// What a program needs besides.
+/// What a program needs in addition.
 const PROGRAM: &[Group] = &[
     (
         "descriptors made of others",
@@ -142,7 +142,7 @@ const THREAD_FLAGS: libc::c_int = libc::CLONE_VM
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID;
 
-/// The least: for a thread that starts no other and opens nothing.
+/// The least: for a thread that starts no thread and opens nothing.
 pub(super) fn allow_thread(list: &mut SyscallList) {
     allow_groups(list, THREAD);
     // Memory is never executable, and not a file: no code can be brought in.

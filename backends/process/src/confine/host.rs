@@ -56,15 +56,16 @@ impl Part {
     pub fn advice(self) -> &'static str {
         match self {
             Self::Processes => {
-                "a program that is taken over sees the numbers of the host's processes, and can signal none; root's guests have \
-                 them where a container does not refuse them"
+                "a program that is taken over sees the numbers of the host's processes, and can signal none; \
+                 root's guests have them where a container does not refuse them"
             }
             Self::Namespaces => {
-                "its filter alone keeps a program that is taken over from the host's files and sockets; allow user namespaces \
-                 (user.max_user_namespaces, AppArmor, a container's profile) or run as root"
+                "its filter alone keeps a program that is taken over from the host's files and sockets; \
+                 allow user namespaces (user.max_user_namespaces, AppArmor, a container's profile) or run as root"
             }
             Self::Landlock => {
-                "before it serves, a program that is taken over opens what its user may; it takes Linux 5.13 and landlock in lsm="
+                "before it serves, a program that is taken over opens what its user may; \
+                 it takes Linux 5.13 and landlock in lsm="
             }
             Self::Seccomp => "no program starts; it takes a kernel with CONFIG_SECCOMP_FILTER",
         }

@@ -1,8 +1,8 @@
-//! Confinement: what a process gives up before it meets its first hostile byte.
+//! Confinement: what a process gives up before it reads the first hostile byte.
 //!
 //! In this order: namespaces of its own, with an empty root folder ([`Confinement::isolate`]), Landlock (paths),
 //! capabilities, seccomp (system calls and their arguments). What is not allowed fails with EPERM and has no effect.
-//! Nothing can be got back.
+//! A process cannot undo any of it.
 //!
 //! ```no_run
 //! # use bulkhead_process::confine::Confinement;
@@ -51,7 +51,7 @@ use paths::{Allowed, Rules};
 pub use files::Files;
 use syscalls::{Filters, SyscallList, equal};
 
-/// How long a thread may take to end once it has nothing more to do.
+/// How long the kernel may take to end a thread that has returned.
 const ENDING: Duration = Duration::from_secs(1);
 
 /// Why a process could not be confined. It must not go on.
@@ -66,7 +66,7 @@ pub enum ConfineError {
     /// A path that may be used cannot be opened, or Landlock refused the rules.
     #[error("cannot restrict file access: {0}")]
     Paths(String),
-    /// The process is in a user namespace in which it is nobody.
+    /// The process's user is not mapped in its user namespace.
     #[error("cannot isolate the process: {0}")]
     Namespaces(String),
     /// The seccomp filter was refused.
@@ -74,7 +74,7 @@ pub enum ConfineError {
     Syscalls(String),
 }
 
-/// What a process may still do. It starts from what every Rust program needs.
+/// What a process may still do, beginning with what every Rust program needs.
 #[derive(Clone, Debug)]
 pub struct Confinement {
     syscalls: SyscallList,
@@ -90,7 +90,7 @@ impl Default for Confinement {
 }
 
 impl Confinement {
-    /// Nothing but what the language's runtime and an event loop need.
+    /// Allows what the language's runtime and an event loop need, and nothing else.
     #[must_use]
     pub fn new() -> Self {
         let mut confinement = Self::empty();
@@ -303,7 +303,7 @@ impl First {
     /// # Errors
     /// When any part of it is refused, or the process has a second thread already. End it then.
     pub fn finish(self) -> Result<(), ConfineError> {
-        // The kernel may count a thread that was waited for a moment longer.
+        // The kernel may still count a thread for a moment after it was joined.
         let start = Instant::now();
         while namespaces::alone().is_err() {
             if start.elapsed() > ENDING {
@@ -339,7 +339,7 @@ impl Last {
     }
 }
 
-/// One line for what the host does not allow.
+/// Warns of what the host does not allow, in one line.
 fn report(missing: Option<&str>, landlock: bool) {
     let landlock = (!landlock).then_some("no Landlock");
     let missing: Vec<_> = missing.into_iter().chain(landlock).collect();

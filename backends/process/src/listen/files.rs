@@ -1,4 +1,4 @@
-//! Files that clients send.
+//! Refusing files that clients send.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,15 +1,15 @@
-//! A listener that has a connection to give and cannot.
+//! A pause for a listener whose connections cannot be accepted at the moment.
 
 use std::io::{Error, ErrorKind};
 use std::time::{Duration, Instant};
 
-/// How long a listener is left alone.
+/// How long a listener is not polled after an error.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long nothing more is said of it.
+/// How long there is no further warning.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// When a listener is to be asked again. Where there are too many open files, say, a connection that waits stays
-/// waiting and the listener stays readable: whoever polls it would never sleep.
+/// When to poll a listener again. If accept(2) fails, because of too many open files for example, the connection keeps
+/// waiting and the listener stays readable, so a loop that polls it would never sleep.
 #[derive(Debug, Default)]
 pub struct AcceptPause {
     until: Option<Instant>,
@@ -17,21 +17,22 @@ pub struct AcceptPause {
 }
 
 impl AcceptPause {
-    /// Notes an error of accept(2). `true` if the listener is to be left alone for a while; whoever connects waits
-    /// meanwhile. `whom` is for the warning, of which there is one a minute at the most.
+    /// Handles an error of accept(2). Returns `true` if the listener is not to be polled for a while; connections wait
+    /// meanwhile. `whom` is for the warning, which is printed once a minute at the most.
     pub fn note(&mut self, whom: &str, error: &Error) -> bool {
         let (pauses, warns) = self.note_at(error, Instant::now());
         if warns {
             let seconds = SILENCE.as_secs();
             crate::warn(&format!(
-                "cannot accept {whom}: {error}; trying again until it succeeds, and not saying so again for {seconds} seconds"
+                "cannot accept {whom}: {error}; trying again until it succeeds, \
+                 and not saying so again for {seconds} seconds"
             ));
         }
         pauses
     }
 
     fn note_at(&mut self, error: &Error, now: Instant) -> (bool, bool) {
-        // Nobody waits any more: the next one is asked for at once.
+        // No connection waits, so the listener is polled at once.
         if matches!(
             error.kind(),
             ErrorKind::WouldBlock | ErrorKind::ConnectionAborted | ErrorKind::Interrupted
@@ -46,7 +47,7 @@ impl AcceptPause {
         (true, warns)
     }
 
-    /// When the listener is to be polled again, if it is to be left alone now.
+    /// When to poll the listener again, if not now.
     #[must_use]
     pub fn until(&self) -> Option<Instant> {
         self.until.filter(|&until| until > Instant::now())
