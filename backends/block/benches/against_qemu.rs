@@ -1,7 +1,7 @@
 //! `bulkhead-block`, as it is by default, with io_uring for everything, and with threads for everything, beside QEMU's
 //! storage daemon: with the same frontend and copies of the same image, each load in turn on all of them. Requests a
-//! second, and processor time of the server for each, medians. The latter is the figure to look at on a machine that has
-//! other work.
+//! second, and processor time of the server for each, medians. The latter is the figure to look at on a machine that
+//! has other work.
 //!
 //! `cargo bench -p bulkhead-block [-- [--json] [--rounds N] [raw|qcow2|new]…]`
 
@@ -21,8 +21,9 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 const DISK: u64 = 512 << 20;
 const QUEUES: usize = 2;
-/// The disk is filled in pieces of this length. The kernel keeps as much in one folio where it can, and a short write to a
-/// long folio takes ext4 longer than all else: larger pieces make the figures those of the memory that was to be had.
+/// The disk is filled in pieces of this length. The kernel keeps as much in one folio where it can, and a short write
+/// to a long folio takes ext4 longer than all else: larger pieces make the figures those of the memory that was to be
+/// had.
 const PIECE: usize = 64 << 10;
 
 #[derive(Clone, Copy)]
@@ -64,7 +65,8 @@ const fn sequential(name: &'static str, write: bool) -> Load {
     }
 }
 
-/// The one driver takes as much of the processors as a server does, so it is long reads that show what a second queue gives.
+/// The one driver takes as much of the processors as a server does, so it is long reads that show what a second queue
+/// gives.
 const LOADS: [Load; 11] = [
     load("read 4k, depth 1", false, 1, 1, 5_000),
     load("read 4k, depth 1, 2 queues", false, 1, 2, 5_000),
@@ -244,7 +246,8 @@ fn drive(guest: &mut Guest, load: Load, first: u64) -> Duration {
             while let Some((head, _)) = next {
                 let slot = slots[queue][head as usize];
                 assert_eq!(guest.status(slot), 0);
-                guest.reuse(queue, guest.chain(queue, head as u16));
+                let chain = guest.chain(queue, head as u16);
+                guest.reuse(queue, chain);
                 idle.push(slot);
                 under_way[queue] -= 1;
                 done += 1;
@@ -374,7 +377,8 @@ fn main() {
         for round in 0..wanted.rounds {
             let mut first = round * 2_000;
             for (number, &load) in loads.iter().enumerate() {
-                // Each comes first in its turn: what the one before has left to the kernel is not always the same one's.
+                // Each comes first in its turn: what the one before has left to the kernel is not always the same
+                // one's.
                 let servers = machines.len();
                 for place in 0..servers {
                     let turn = (round as usize + number + place) % servers;

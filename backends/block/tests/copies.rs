@@ -1,5 +1,5 @@
-//! What is written into the file of an image that is served, from outside: a copy of it made before, or less than there was. After a
-//! kill, what is there is the disk as it was when the copy was made, or an error.
+//! What is written into the file of an image that is served, from outside: a copy of it made before, or less than there
+//! was. After a kill, what is there is the disk as it was when the copy was made, or an error.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]

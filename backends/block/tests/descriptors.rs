@@ -1,4 +1,5 @@
-//! Descriptors of a frontend that means no good: nothing that it sends may make the server wait, and nothing of it stays open.
+//! Descriptors of a frontend that means no good: nothing that it sends may make the server wait, and nothing of it
+//! stays open.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -6,13 +7,13 @@
 mod peer;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bulkhead_test_frontend::descriptors::{full_pipe, lingering};
 use peer::{Backend, Guest, PATIENCE, raw_image};
 use rustix::fs::OFlags;
 use vhost::VhostBackend;
@@ -40,7 +41,7 @@ fn open_descriptors(backend: &Backend) -> usize {
     std::fs::read_dir(folder).unwrap().count()
 }
 
-/// The server serves others, has nothing open that it had not before, and ends when it is told to.
+/// The server serves other frontends, has no more descriptors open than before, and ends on SIGTERM.
 fn is_unharmed(mut backend: Backend, descriptors: usize) {
     let mut guest = Guest::connect(&backend, 2);
     assert_eq!(guest.read(9, 512), [9; 512]);
@@ -175,18 +176,6 @@ fn sockets_that_hold_sockets_that_hold_sockets_are_closed() {
     is_unharmed(backend, before);
 }
 
-/// A TCP socket whose close(2) waits an hour for what nobody reads.
-fn lingering() -> (OwnedFd, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (reader, _) = listener.accept().unwrap();
-    stream.set_nonblocking(true).unwrap();
-    while stream.write(&[0; 1 << 16]).is_ok() {}
-    let hour = Some(Duration::from_secs(3600));
-    rustix::net::sockopt::set_socket_linger(&stream, hour).unwrap();
-    (stream.into(), reader)
-}
-
 #[test]
 fn a_descriptor_whose_close_waits_stops_neither_messages_nor_the_end() {
     let (_folder, mut backend) = server(QUEUES);
@@ -215,16 +204,6 @@ fn a_descriptor_whose_close_waits_stops_neither_messages_nor_the_end() {
 fn disguised(fd: impl IntoRawFd) -> EventFd {
     // SAFETY: the descriptor is given up by its owner.
     unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) }
-}
-
-/// A pipe that takes no byte more, and blocks.
-fn full_pipe() -> (OwnedFd, OwnedFd) {
-    let (read, write) = rustix::pipe::pipe().unwrap();
-    rustix::fs::fcntl_setfl(&write, OFlags::WRONLY | OFlags::NONBLOCK).unwrap();
-    while rustix::io::write(&write, &[0; 4096]).is_ok() {}
-    while rustix::io::write(&write, &[0]).is_ok() {}
-    rustix::fs::fcntl_setfl(&write, OFlags::WRONLY).unwrap();
-    (read, write)
 }
 
 fn terminal() -> std::fs::File {

@@ -1,8 +1,10 @@
-//! A flush that fails once: the guest is never told afterwards that its data is safe. Failures are made by strace, in the system call,
+//! A flush fails once: no later flush of the guest succeeds. Failures are made by strace, in the system call,
 //! or by a medium that has less space than it says, for what strace does not see: the operations of an io_uring.
 
-#![allow(clippy::disallowed_macros, reason = "a test reports to whoever runs it")]
-
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
@@ -69,7 +71,8 @@ fn a_flush_that_failed_is_not_forgotten_when_the_backend_is_started_again() {
     guest.flush();
 }
 
-/// A block device that has space for a small part of what is written to it: to the page cache all of it can be written, and not beyond.
+/// A block device that has space for a small part of what is written to it: to the page cache all of it can be written,
+/// and not beyond.
 struct Thin {
     device: PathBuf,
     _folder: tempfile::TempDir,

@@ -39,7 +39,7 @@ fn still_serves(backend: &mut Backend) {
 }
 
 /// Ends `backend` and gives what it said.
-fn told(backend: Backend) -> String {
+fn end(backend: Backend) -> String {
     let pid = rustix::process::Pid::from_child(&backend.child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let (status, said) = backend.end();
@@ -85,14 +85,14 @@ fn a_malformed_chain_costs_its_ring_alone_and_is_named_in_one_line() {
         // The driver resets the ring and starts over.
         guest.frontend.get_vring_base(0).unwrap();
         guest.put(guest.rings[0].available_ring() + 2, &[0; 2]);
-        let rings = std::mem::take(&mut guest.rings);
-        guest.rings = Guest::connect_only(&backend, 2).rings;
-        drop(rings);
+        let mut fresh = Guest::connect_only(&backend, 2);
+        std::mem::swap(&mut guest.rings, &mut fresh.rings);
+        drop(fresh);
         guest.start_ring(0).unwrap();
         assert_eq!(guest.read(4, 512), [4; 512]);
     }
     still_serves(&mut backend);
-    let said = told(backend);
+    let said = end(backend);
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines.len(), chains.len(), "{said}");
     for (line, (_, word)) in lines.iter().zip(chains) {
@@ -231,15 +231,20 @@ fn rings_that_are_nowhere_do_not_start() {
     for used in [0x10, u64::MAX - 15, good + (96 << 20)] {
         let mut config = config;
         config.used_ring_addr = used;
-        let frontend = &mut guest.frontend;
-        frontend.set_vring_num(0, 128).unwrap();
-        frontend.set_vring_addr(0, &config).unwrap();
-        frontend.set_vring_err(0, &guest.rings[0].err).unwrap();
-        frontend.set_vring_enable(0, true).unwrap();
-        frontend.set_vring_kick(0, &guest.rings[0].kick).unwrap();
+        guest.frontend.set_vring_num(0, 128).unwrap();
+        guest.frontend.set_vring_addr(0, &config).unwrap();
+        guest
+            .frontend
+            .set_vring_err(0, &guest.rings[0].err)
+            .unwrap();
+        guest.frontend.set_vring_enable(0, true).unwrap();
+        guest
+            .frontend
+            .set_vring_kick(0, &guest.rings[0].kick)
+            .unwrap();
         assert!(peer::readable(&guest.rings[0].err, peer::PATIENCE));
         let _ = guest.rings[0].err.read();
-        frontend.get_vring_base(0).unwrap();
+        guest.frontend.get_vring_base(0).unwrap();
     }
     drop(guest);
     still_serves(&mut backend);
@@ -304,7 +309,7 @@ fn a_frontend_that_stops_in_mid_message_does_not_stop_the_end() {
     let (_folder, backend) = server();
     let mut connection = UnixStream::connect(&backend.socket).unwrap();
     connection.write_all(&message(2, 1, 8, &[0; 3])).unwrap();
-    told(backend);
+    end(backend);
 }
 
 #[test]
@@ -315,5 +320,5 @@ fn a_frontend_that_takes_no_answers_does_not_stop_the_end() {
         .set_write_timeout(Some(Duration::from_millis(300)))
         .unwrap();
     while connection.write_all(&message(1, 1, 0, &[])).is_ok() {}
-    told(backend);
+    end(backend);
 }

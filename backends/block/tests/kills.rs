@@ -1,9 +1,11 @@
-//! A back-end that is killed again and again while the guest writes: what the guest was told of is there, and no cluster leaks.
+//! A backend is killed again and again while the guest writes: every completed write is there, and no cluster leaks.
 //!
 //! `BLOCK_KILLS` says how many kills there are on each kind of image, `BLOCK_SEED` repeats a run.
 
-#![allow(clippy::disallowed_macros, reason = "a test reports to whoever runs it")]
-
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
@@ -21,7 +23,7 @@ const BLOCK: usize = 4096;
 const SECTORS: u64 = BLOCK as u64 / 512;
 const BLOCKS: u64 = 8192;
 const SIZE: u64 = BLOCKS * BLOCK as u64;
-/// Requests that are under way when the back-end is killed, at the most.
+/// The most requests in flight when the backend is killed.
 const BATCH: u64 = 24;
 /// The flag of a write of zeroes that may give the space back.
 const UNMAP: u32 = 1;
@@ -113,7 +115,7 @@ impl Life {
         self.guest.post_block(0, slot, (kind, 0), (16, false))
     }
 
-    /// Posts requests, kills the back-end when some of them are done, and waits for all of them.
+    /// Posts requests, kills the backend when some of them are done, and waits for all of them.
     fn kill_once(&mut self) {
         let count = 1 + self.random.below(BATCH);
         let first = self.random.below(BLOCKS);
@@ -128,7 +130,7 @@ impl Life {
         self.guest.kick(0);
         let start = std::time::Instant::now();
         while self.guest.used_index(0).wrapping_sub(before) < done_first {
-            assert!(start.elapsed() < peer::PATIENCE, "the back-end is stuck");
+            assert!(start.elapsed() < peer::PATIENCE, "the backend is stuck");
             std::hint::spin_loop();
         }
         self.backend.kill_and_restart(&self.image, self.format, &[]);

@@ -1,4 +1,5 @@
-//! What may be opened because an image names it: files beside it, and those that `--allow-path` allows; by their type, and at once.
+//! What may be opened because an image names it: files beside it, and those that `--allow-path` allows; by their type,
+//! and at once.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]

@@ -1,7 +1,10 @@
-//! Several queues of one image, served by as many threads: at once, over the same clusters, stopped and killed in the midst of it.
+//! Several queues of one image, served by as many threads: at once, over the same clusters, stopped and killed in the
+//! midst of it.
 
-#![allow(clippy::disallowed_macros, reason = "a test reports to whoever runs it")]
-
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
@@ -114,7 +117,8 @@ impl Model {
                 .chunks(8)
                 .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
                 .collect();
-            // Nothing makes a read wait for a write that is under way beside it: the kernel copies to and from a page as it comes.
+            // Nothing makes a read wait for a write that is under way beside it: the kernel copies to and from a page
+            // as it comes.
             let at_rest = span.1 == u64::MAX;
             assert!(
                 !at_rest || words.iter().all(|&word| word == words[0]),
@@ -185,7 +189,8 @@ impl Driver {
         }
     }
 
-    /// Mostly where the other requests are that are under way, which is another part of the disk all the time: where no cluster is yet.
+    /// Mostly where the other requests are that are under way, which is another part of the disk all the time: where no
+    /// cluster is yet.
     fn place(&mut self, count: u64) -> u64 {
         let all = self.model.sectors.len() as u64;
         match self.numbers.below(8) {
@@ -341,7 +346,8 @@ fn check(image: &Path, leaks: bool) {
     }
 }
 
-/// Has `queues` queues change the same clusters of one image, with kills and stops in between, and looks what became of it.
+/// Has `queues` queues change the same clusters of one image, with kills and stops in between, and looks what became of
+/// it.
 fn stress(image: &Path, queues: usize, aio: &str, seed: u64) {
     let number = queues.to_string();
     let more = ["--num-queues", number.as_str(), "--aio", aio];
@@ -452,7 +458,8 @@ fn threads(pid: u32, name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// How often the threads of `pid` have been given the processor. Those that the kernel has in a process for io_uring are its own affair.
+/// How often the threads of `pid` have been given the processor. Those that the kernel has in a process for io_uring
+/// are its own affair.
 fn wakeups(pid: u32) -> u64 {
     let mut sum = 0;
     for name in ["rings", "storage", "bulkhead-block"] {

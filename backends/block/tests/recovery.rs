@@ -1,4 +1,4 @@
-//! A back-end that is killed at any moment: its successor does what is left, all of it and nothing twice.
+//! A backend is killed at any moment: the next one does what is left, all of it and nothing twice.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -71,8 +71,8 @@ impl Kind {
     }
 }
 
-/// Posts all writes, kills the back-end when `moment` returns, starts another and waits for the rest. Gives what the disk holds then;
-/// `None` if the back-end was too fast to be killed.
+/// Posts all writes, kills the backend when `moment` returns, starts another and waits for the rest. Returns what the
+/// disk holds then; `None` if the backend was too fast to be killed.
 fn killed_when(
     kind: Kind,
     moment: impl Fn(&Guest),
@@ -163,7 +163,7 @@ fn a_qcow2_image_has_all_writes_wherever_the_back_end_dies() {
 }
 
 #[test]
-fn what_the_driver_was_told_is_in_a_qcow2_image_even_if_it_was_never_flushed() {
+fn completed_writes_are_in_a_qcow2_image_even_if_they_were_never_flushed() {
     for lazy_refcounts in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let image = Kind::Overlay { lazy_refcounts }.make(folder.path());
@@ -194,7 +194,7 @@ fn what_the_driver_was_told_is_in_a_qcow2_image_even_if_it_was_never_flushed() {
     }
 }
 
-/// Notes in the in-flight area what a back-end would have that takes several requests at once.
+/// Writes into the in-flight area what a backend would that takes several requests at once.
 struct Record<'a>(&'a std::fs::File);
 
 impl Record<'_> {
@@ -226,8 +226,8 @@ fn what_was_in_flight_is_done_again_in_its_order_and_before_the_rest() {
             guest.post_block(0, slot, (VIRTIO_BLK_T_IN, slot), (512, true))
         })
         .collect();
-    // A process took 0 to 6 and told of 0, 3 and, last, 5 and 1 at once, but died before it had noted that: 6, 2, 4 are left, taken in
-    // this order. Nobody took 7.
+    // A process took 0 to 6 and completed 0, 3 and, last, 5 and 1 at once, but died before it recorded that: 6, 2, 4
+    // are left, taken in this order. Nobody took 7.
     guest.negotiate();
     let wanted = vhost::vhost_user::message::VhostUserInflight::new(0, 0, 1, RING_SIZE);
     let (layout, file) = guest.frontend.get_inflight_fd(&wanted).unwrap();
@@ -291,10 +291,9 @@ fn a_record_that_makes_no_sense_costs_the_ring_and_not_the_process() {
             // No record at all.
             _ => file.write_all(&[0xff; 2048]).unwrap(),
         }
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        guest.frontend.set_inflight_fd(&layout, fd).unwrap();
         guest.inflight = Some((layout, file));
-        let (layout, file) = guest.inflight.as_ref().unwrap();
-        let fd = std::os::fd::AsRawFd::as_raw_fd(file);
-        guest.frontend.set_inflight_fd(layout, fd).unwrap();
         let regions = guest.regions();
         guest.frontend.set_mem_table(&regions).unwrap();
         guest.start_ring(0).unwrap();

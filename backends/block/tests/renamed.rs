@@ -1,8 +1,10 @@
-//! Images and journals that are renamed, moved, linked, mounted, copied and removed while an image is served or after a kill: whoever
-//! opens the image next finds all that was written, or gets an error.
+//! Images and journals that are renamed, moved, linked, mounted, copied and removed while an image is served or after a
+//! kill: whoever opens the image next finds all that was written, or gets an error.
 
-#![allow(clippy::disallowed_macros, reason = "a test reports to whoever runs it")]
-
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
@@ -20,7 +22,7 @@ use peer::killed::{
 use peer::{Backend, Guest};
 use qcow::{CreateOptions, Format};
 
-/// A reader finds all, and so does the next back-end, which then keeps a journal of that name and leaves nothing behind.
+/// A reader finds all, and so does the next backend, which then keeps a journal of that name and leaves nothing behind.
 fn all_is_found(image: &Path, backend: &mut Backend, guest: &mut Guest) {
     assert!(has_all(&open(image, false).unwrap()));
     backend.restart_elsewhere(image, "qcow2");

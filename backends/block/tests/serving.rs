@@ -269,7 +269,7 @@ fn a_server_that_persists_serves_one_frontend_after_another() {
 }
 
 #[test]
-fn a_server_ends_in_order_when_told_to() {
+fn a_server_ends_in_order_on_sigterm() {
     for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
         let (_folder, image) = raw_image(SIZE);
         let backend = Backend::start(&image, "raw", &[]);
@@ -323,7 +323,8 @@ impl Numbers {
     }
 }
 
-/// Does random requests on `image`, several at once, and the same to `model`; what is read must be what is in the model.
+/// Does random requests on `image`, several at once, and the same to `model`; what is read must be what is in the
+/// model.
 fn random_requests(image: &std::path::Path, format: &str, model: &mut [u8], seed: u64) {
     let backend = Backend::start(image, format, &["--num-queues", "2"]);
     let mut guest = Guest::connect(&backend, 2);

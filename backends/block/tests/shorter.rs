@@ -1,4 +1,4 @@
-//! A file of the image that somebody makes shorter while it is served: what was there is lost, and the guest is told.
+//! Another process makes a file of the image shorter while it is served: data is lost, and the guest gets errors.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]

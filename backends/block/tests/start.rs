@@ -69,7 +69,7 @@ fn overlay_name(image: &Path, backing: &str) {
 }
 
 #[test]
-fn what_is_wrong_is_told_in_one_line() {
+fn what_is_wrong_is_printed_in_one_line() {
     let folder = images();
     let long = "x".repeat(120);
     let living = UnixListener::bind(folder.path().join("living.sock")).unwrap();

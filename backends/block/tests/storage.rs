@@ -1,4 +1,4 @@
-//! Storage that does not answer: a program that is told to end does so all the same.
+//! Storage does not answer: the program ends on SIGTERM all the same.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -30,7 +30,7 @@ fn stopped(process: Pid) -> usize {
 }
 
 #[test]
-fn it_does_not_keep_a_program_that_is_told_to_end() {
+fn it_does_not_keep_a_program_from_ending() {
     let read = (VIRTIO_BLK_T_IN, "preadv", 512);
     let write = (VIRTIO_BLK_T_OUT, "pwritev", 512);
     let flush = (VIRTIO_BLK_T_FLUSH, "fdatasync", 0);
@@ -61,7 +61,7 @@ fn hangs(queues: &str, (kind, syscall, length): (u32, &str, u32)) {
         seen = if stopped(process) > 0 { seen + 1 } else { 0 };
         std::thread::sleep(Duration::from_millis(10));
     }
-    let told = Instant::now();
+    let signalled = Instant::now();
     kill_process(process, Signal::TERM).unwrap();
     let mut said = String::new();
     let stderr = backend.child.stderr.take().unwrap();
@@ -74,18 +74,18 @@ fn hangs(queues: &str, (kind, syscall, length): (u32, &str, u32)) {
         said.contains("storage has not answered"),
         "{syscall}: {said}"
     );
-    assert!(told.elapsed() < Duration::from_secs(15), "{syscall}");
+    assert!(signalled.elapsed() < Duration::from_secs(15), "{syscall}");
     // Strace holds the thread that it has stopped; no other is left.
     let first = format!("/proc/{}/stat", process.as_raw_nonzero());
     let is_alive = || std::fs::read_to_string(&first).is_ok_and(|stat| !stat.contains(") Z "));
     while queues == "2" && is_alive() {
-        assert!(told.elapsed() < PATIENCE, "{syscall}: it does not end");
+        assert!(signalled.elapsed() < PATIENCE, "{syscall}: it does not end");
         std::thread::yield_now();
     }
     backend.child.kill().unwrap();
     backend.child.wait().unwrap();
     while is_alive() {
-        assert!(told.elapsed() < PATIENCE, "{syscall}: it does not end");
+        assert!(signalled.elapsed() < PATIENCE, "{syscall}: it does not end");
         std::thread::yield_now();
     }
 }

@@ -38,7 +38,7 @@ pub fn served_from(folder: TempDir) -> (TempDir, PathBuf, Backend, Guest) {
     (folder, image, backend, guest)
 }
 
-/// A guest that wrote and did not flush, and whose back-end was killed.
+/// A guest that wrote and did not flush, and whose backend was killed.
 pub fn killed() -> (TempDir, PathBuf, Backend, Guest) {
     let (folder, image, mut backend, guest) = served();
     backend.kill();

@@ -100,28 +100,31 @@ fn what_the_kernel_does_not_take_is_lost_and_the_next_is_not() {
 }
 
 #[test]
-fn the_driver_is_told_when_it_wants_to_be() {
-    in_own_namespace("sending::the_driver_is_told_when_it_wants_to_be", || {
-        let net = Net::start("");
-        let _peer = Peer::new(Offloads::empty());
-        let mut guest = Guest::connect(&net, 0, 2);
-        guest.send(&frame(0, 60), &[]);
-        while guest.rings[1].call.read().is_ok() {}
-        // Of the tenth from here, and not before.
-        guest.want_told(1, 10);
-        for _ in 0..9 {
+fn the_driver_is_notified_when_it_wants_to_be() {
+    in_own_namespace(
+        "sending::the_driver_is_notified_when_it_wants_to_be",
+        || {
+            let net = Net::start("");
+            let _peer = Peer::new(Offloads::empty());
+            let mut guest = Guest::connect(&net, 0, 2);
+            guest.send(&frame(0, 60), &[]);
+            while guest.rings[1].call.read().is_ok() {}
+            // Of the tenth from here, and not before.
+            guest.want_call(1, 10);
+            for _ in 0..9 {
+                guest.post(1, &[60], false);
+            }
+            guest.rings[1].kick.write(1).unwrap();
+            crate::wire::eventually("nine are sent", || guest.used_index(1) == 10);
+            assert!(guest.rings[1].call.read().is_err());
+
             guest.post(1, &[60], false);
-        }
-        guest.rings[1].kick.write(1).unwrap();
-        crate::wire::eventually("nine are sent", || guest.used_index(1) == 10);
-        assert!(guest.rings[1].call.read().is_err());
+            guest.rings[1].kick.write(1).unwrap();
 
-        guest.post(1, &[60], false);
-        guest.rings[1].kick.write(1).unwrap();
-
-        assert!(crate::guest::readable(
-            &guest.rings[1].call,
-            crate::wire::PATIENCE
-        ));
-    });
+            assert!(crate::guest::readable(
+                &guest.rings[1].call,
+                crate::wire::PATIENCE
+            ));
+        },
+    );
 }

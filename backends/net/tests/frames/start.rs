@@ -2,6 +2,7 @@
 
 use std::os::fd::AsRawFd;
 
+use bulkhead_test_frontend::program::{allow_files, processor_time};
 use rustix::io::FdFlags;
 use tap::{InterfaceName, Offloads, Options, Tap};
 use virtio_bindings::virtio_net as net;
@@ -20,20 +21,20 @@ fn refused(arguments: &[&str], status: i32) -> String {
 }
 
 #[test]
-fn the_guest_is_told_mac_and_mtu() {
-    in_own_namespace("start::the_guest_is_told_mac_and_mtu", || {
-        let told = Net::start("--mac 52:54:00:0a:0b:0c --mtu 9000");
-        let mut guest = Guest::connect(&told, 0, 2);
+fn the_guest_sees_mac_and_mtu() {
+    in_own_namespace("start::the_guest_sees_mac_and_mtu", || {
+        let given = Net::start("--mac 52:54:00:0a:0b:0c --mtu 9000");
+        let mut guest = Guest::connect(&given, 0, 2);
         assert_ne!(guest.offered & 1 << net::VIRTIO_NET_F_MAC, 0);
         assert_ne!(guest.offered & 1 << net::VIRTIO_NET_F_MTU, 0);
         assert_eq!(
             guest.config(12),
             [0x52, 0x54, 0, 0x0a, 0x0b, 0x0c, 1, 0, 1, 0, 0x28, 0x23]
         );
-        drop((guest, told));
+        drop((guest, given));
 
-        let untold = Net::start("");
-        let guest = Guest::connect(&untold, 0, 2);
+        let not_given = Net::start("");
+        let guest = Guest::connect(&not_given, 0, 2);
         assert_eq!(
             guest.offered & (1 << net::VIRTIO_NET_F_MAC | 1 << net::VIRTIO_NET_F_MTU),
             0
@@ -199,15 +200,15 @@ fn a_frontend_is_accepted_once_there_is_a_descriptor_for_it() {
         "start::a_frontend_is_accepted_once_there_is_a_descriptor_for_it",
         || {
             let mut net = Net::start("");
-            allow_files(&net, 3);
+            allow_files(&net.child, 3);
             let stream = std::os::unix::net::UnixStream::connect(&net.socket).unwrap();
             let start = std::time::Instant::now();
             while start.elapsed() < std::time::Duration::from_secs(1) {
                 assert_still_waits(&mut net);
             }
-            assert!(processor_time(&net) < std::time::Duration::from_millis(200));
+            assert!(processor_time(&net.child) < std::time::Duration::from_millis(200));
 
-            allow_files(&net, 1024);
+            allow_files(&net.child, 1024);
 
             let mut guest = Guest::on_stream(stream, MERGED, 2);
             guest.config(6);
@@ -221,30 +222,6 @@ fn a_frontend_is_accepted_once_there_is_a_descriptor_for_it() {
             );
         },
     );
-}
-
-fn allow_files(net: &Net, files: u64) {
-    use rustix::process::{Pid, Resource, Rlimit, prlimit};
-    let limit = Rlimit {
-        current: Some(files),
-        maximum: Some(1024),
-    };
-    prlimit(Some(Pid::from_child(&net.child)), Resource::Nofile, limit).unwrap();
-}
-
-/// What it has used.
-fn processor_time(net: &Net) -> std::time::Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", net.child.id())).unwrap();
-    let fields: Vec<_> = stat
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .collect();
-    let ticks = fields[11..13]
-        .iter()
-        .map(|field| field.parse::<u64>().unwrap());
-    std::time::Duration::from_millis(10 * ticks.sum::<u64>())
 }
 
 #[test]

@@ -1,19 +1,20 @@
 //! The network side: a namespace, the device under test on one end of a wire, and the test on the other.
 
-#![allow(clippy::disallowed_macros, reason = "a test reports to whoever runs it")]
+#![allow(
+    clippy::disallowed_macros,
+    reason = "a test reports to whoever runs it"
+)]
 
-use std::io::Read;
-use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use bulkhead_test_frontend::program::{said, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tap::{InterfaceName, Offloads, Options, Tap, VNET_HDR_LEN};
 use tempfile::TempDir;
 
-/// Longer than anything here takes, on the slowest machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) use bulkhead_test_frontend::PATIENCE;
 
 /// Runs `body` in a network namespace of its own: the test program starts itself again, for this one test.
 pub(crate) fn in_own_namespace(test: &str, body: impl FnOnce()) {
@@ -74,19 +75,14 @@ impl Net {
     /// Starts it on the TAP device `net0` and waits until it is ready.
     pub(crate) fn start(options: &str) -> Net {
         let folder = tempfile::tempdir().unwrap();
-        let (socket, notify) = (folder.path().join("net.sock"), folder.path().join("notify"));
-        let manager = UnixDatagram::bind(&notify).unwrap();
-        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        let socket = folder.path().join("net.sock");
         let mut command = program();
         command
             .arg("--socket-path")
             .arg(&socket)
             .args(["--tap", "net0"])
             .args(options.split_whitespace());
-        let child = command.env("NOTIFY_SOCKET", &notify).spawn().unwrap();
-        let mut message = [0; 16];
-        let length = manager.recv(&mut message).expect("it becomes ready");
-        assert_eq!(&message[..length], b"READY=1\n");
+        let child = bulkhead_test_frontend::program::start(&mut command, folder.path());
         Net {
             child,
             socket,
@@ -103,38 +99,15 @@ impl Net {
         }
     }
 
-    /// Waits for the end, and gives the status and what was said on standard error.
+    /// Waits for the end, and returns the status and what was written to standard error.
     pub(crate) fn end(mut self) -> (ExitStatus, String) {
-        let start = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(start.elapsed() < PATIENCE, "the program does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        let said = self.said();
-        (status, said)
+        let status = wait(&mut self.child);
+        (status, self.said())
     }
 
-    /// What one that has ended has said on standard error.
+    /// What a program that has ended wrote to standard error.
     pub(crate) fn said(&mut self) -> String {
-        let mut said = String::new();
-        let mut stderr = self.child.stderr.take().unwrap();
-        stderr.read_to_string(&mut said).unwrap();
-        said
-    }
-
-    /// How long it has computed, in clock ticks of 10 ms.
-    pub(crate) fn ticks(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap()
-            .split_whitespace()
-            .collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        said(&mut self.child)
     }
 }
 
@@ -194,7 +167,7 @@ impl Peer {
     }
 }
 
-/// A frame of `length` bytes (without the header) that no network stack answers, told from others by `number`.
+/// A frame of `length` bytes (without the header) that no network stack answers, recognised by `number`.
 pub(crate) fn frame(number: u8, length: usize) -> Vec<u8> {
     let mut frame = vec![0; VNET_HDR_LEN];
     frame.extend([0xff; 6]);
