@@ -5,7 +5,10 @@
 
 mod peer;
 
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -187,6 +190,94 @@ fn an_image_is_written_by_one_server_at_a_time() {
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains(name) && said.contains("lock"), "{said}");
     }
+}
+
+/// Makes a folder and all that is in it an ordinary user's.
+fn give_away(folder: &Path) {
+    chown(folder, Some(65534), Some(65534)).unwrap();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => give_away(&path),
+            false => chown(path, Some(65534), Some(65534)).unwrap(),
+        }
+    }
+}
+
+/// The program as an ordinary user starts it, whoever runs the test. It is copied to `folder`, which is then that user's.
+fn program_of_a_user(folder: &Path) -> Command {
+    let program = folder.join("bulkhead-block");
+    std::fs::copy(env!("CARGO_BIN_EXE_bulkhead-block"), &program).unwrap();
+    let mut command = Command::new(&program);
+    if rustix::process::geteuid().is_root() {
+        give_away(folder);
+        command.uid(65534).gid(65534);
+    }
+    command.current_dir(folder).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn an_ordinary_user_opens_only_what_the_modes_of_files_allow() {
+    for (closed, mode) in [
+        ("kept.qcow2", 0o444),
+        ("kept.qcow2", 0),
+        // The backing file.
+        ("good.raw", 0),
+        ("good.raw", 0o200),
+    ] {
+        let folder = images();
+        let mut program = program_of_a_user(folder.path());
+        let path = folder.path().join(closed);
+        std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+
+        let mut child = program
+            .args(["--socket-path", "s.sock", "--blk-file", "kept.qcow2"])
+            .args(["--format", "qcow2"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+
+        let status = peer::wait(&mut child);
+        let said = bulkhead_test_frontend::program::said(&mut child);
+        let what = format!("{closed}, {mode:o}: {said}");
+        assert_eq!(status.code(), Some(1), "{what}");
+        assert!(
+            said.contains("ermission denied") && said.contains(closed),
+            "{what}"
+        );
+        assert_eq!(said.lines().count(), 1, "{what}");
+        let journal = folder.path().join("kept.qcow2.bulkhead-journal");
+        assert!(!journal.exists(), "{what}");
+    }
+}
+
+#[test]
+fn no_journal_is_made_in_a_folder_that_its_user_cannot_write() {
+    let folder = images();
+    let images = folder.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    let image = images.join("disk.qcow2");
+    qcow::create(&image, &CreateOptions::new(Format::Qcow2, SIZE)).unwrap();
+    let mut program = program_of_a_user(folder.path());
+    std::fs::set_permissions(&images, Permissions::from_mode(0o555)).unwrap();
+
+    let count = || std::fs::read_dir(&images).unwrap().count();
+
+    program
+        .args(["--socket-path", "s.sock", "--blk-file", "images/disk.qcow2"])
+        .args(["--format", "qcow2"])
+        .stderr(Stdio::piped());
+    let mut child = bulkhead_test_frontend::program::start(&mut program, folder.path());
+    let mut guest = peer::Guest::connect_to(&folder.path().join("s.sock"), 1);
+    guest.start();
+    guest.write(0, &[7; 512]);
+    assert_eq!(guest.read(0, 512), [7; 512]);
+    assert_eq!(count(), 1);
+    drop(guest);
+
+    assert!(peer::wait(&mut child).success());
+    assert_eq!(count(), 1);
 }
 
 #[test]

@@ -66,6 +66,10 @@ const CASES: &[Case] = &[
         a_first_stage_opens_what_belongs_to_others_where_that_is_named,
     ),
     (
+        "a_user_namespace_gives_no_right_to_files",
+        a_user_namespace_gives_no_right_to_files,
+    ),
+    (
         "signals_to_others_and_foreign_memory_are_refused_by_argument",
         signals_to_others_and_foreign_memory_are_refused_by_argument,
     ),
@@ -83,6 +87,7 @@ fn main() {
     match std::env::var("BULKHEAD_TEST_CASE").as_deref() {
         Ok("isolated") => isolated(),
         Ok("not_isolated") => not_isolated(),
+        Ok("no_right_to_files") => no_right_to_files(),
         _ => alone::main(CASES),
     }
 }
@@ -208,20 +213,25 @@ fn an_isolated_process_sees_nothing_of_the_host() {
 
 /// As a user of no privilege: by a user namespace.
 fn a_user_is_isolated_as_root_is() {
-    if rustix::process::geteuid().as_raw() != 0 {
-        return an_isolated_process_sees_nothing_of_the_host();
-    }
+    works_for_a_user("isolated");
+}
+
+/// Runs a case as a user of no privilege.
+fn works_for_a_user(case: &str) {
     let folder = tempfile::tempdir().unwrap();
-    std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).unwrap();
-    let program = folder.path().join("program");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let mut user = Command::new(&program);
-    user.env("BULKHEAD_TEST_CASE", "isolated")
+    let mut user = again(case);
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).unwrap();
+        let program = folder.path().join("program");
+        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        user = Command::new(&program);
+        user.env("BULKHEAD_TEST_CASE", case).uid(65534).gid(65534);
+    }
+    let output = user
         .env("TMPDIR", folder.path())
         .current_dir("/")
-        .uid(65534)
-        .gid(65534);
-    let output = user.output().unwrap();
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
 }
@@ -473,5 +483,27 @@ fn a_first_stage_opens_what_belongs_to_others_where_that_is_named() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "of another");
     first.finish().unwrap();
     assert!(refused(File::open(&file)));
+    std::mem::forget(folder);
+}
+
+fn a_user_namespace_gives_no_right_to_files() {
+    works_for_a_user("no_right_to_files");
+}
+
+fn no_right_to_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "closed to everybody").unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o000)).unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o555)).unwrap();
+    let opening = Confinement::new()
+        .allow(PATHS)
+        .keep_capabilities(CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH)
+        .write_path(folder.path());
+
+    let _first = Confinement::new().isolate().begin(opening).unwrap();
+
+    assert!(refused(File::open(&file)));
+    assert!(refused(File::create(folder.path().join("new"))));
     std::mem::forget(folder);
 }

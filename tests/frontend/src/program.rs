@@ -1,6 +1,8 @@
 //! The program under test: started as a service manager does it, waited for, and observed.
 
+use std::fs::Permissions;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
@@ -25,6 +27,8 @@ pub fn start(command: &mut Command, folder: &Path) -> Child {
     let notify = folder.join("notify");
     let _ = std::fs::remove_file(&notify);
     let manager = UnixDatagram::bind(&notify).unwrap();
+    // The program may be another user's.
+    std::fs::set_permissions(&notify, Permissions::from_mode(0o777)).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut child = command.env("NOTIFY_SOCKET", &notify).spawn().unwrap();
     kill_after_life(&child);
@@ -53,7 +57,7 @@ fn kill_after_life(child: &Child) {
     });
 }
 
-/// Waits until `child` has ended.
+/// Waits until `child` has ended. Kills it and panics if it does not.
 pub fn wait(child: &mut Child) -> ExitStatus {
     let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
     let start = Instant::now();
@@ -62,7 +66,10 @@ pub fn wait(child: &mut Child) -> ExitStatus {
             return status;
         }
         let left = PATIENCE.saturating_sub(start.elapsed());
-        assert!(!left.is_zero(), "the program does not end");
+        if left.is_zero() {
+            let _ = child.kill();
+            panic!("the program does not end");
+        }
         let mut fds = [PollFd::new(&process, PollFlags::IN)];
         let _ = poll(&mut fds, Some(&Timespec::try_from(left).unwrap()));
     }

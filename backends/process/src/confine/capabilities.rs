@@ -10,6 +10,13 @@ use rustix::thread::{
 
 use super::ConfineError;
 
+/// The capabilities that the process has.
+pub(super) fn held() -> Result<CapabilitySet, ConfineError> {
+    capabilities(None)
+        .map(|sets| sets.permitted)
+        .map_err(|error| ConfineError::Capabilities(io::Error::from(error)))
+}
+
 /// Keeps those of `kept` that the process has; those of `bounding` may be had by a later execve.
 pub(super) fn keep(kept: CapabilitySet, bounding: CapabilitySet) -> Result<(), ConfineError> {
     bound(bounding)

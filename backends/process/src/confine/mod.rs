@@ -207,7 +207,8 @@ impl Confinement {
         self
     }
 
-    /// Keeps these capabilities of those the process has.
+    /// Keeps these capabilities, as far as the process has them now. Those that it gains in a user namespace do not
+    /// count.
     #[must_use]
     pub fn keep_capabilities(mut self, kept: CapabilitySet) -> Self {
         self.capabilities |= kept;
@@ -261,19 +262,22 @@ impl Confinement {
         alone()?;
         // Made first: building a filter allocates and may fail, and nothing has been given up yet.
         let filters = self.syscalls.compile()?;
+        // Before the user namespace: in that a process has every capability, and so could ignore the modes of its
+        // user's own files.
+        let held = capabilities::held()?;
         let missing = match self.isolated {
             Some(network) => namespaces::enter(&self.paths.visible(), network)?,
             None => None,
         };
         let rules = Rules::new(&self.paths)?;
-        let last = last.map(Last::new).transpose()?;
+        let last = last.map(|last| Last::new(last, held)).transpose()?;
         rustix::thread::set_no_new_privs(true)
             .map_err(|error| ConfineError::Capabilities(error.into()))?;
         let enforced = rules.restrict()?;
         let bounding = last
             .as_ref()
-            .map_or(self.capabilities, |last| last.capabilities);
-        capabilities::keep(self.capabilities, bounding)?;
+            .map_or(self.capabilities & held, |last| last.capabilities);
+        capabilities::keep(self.capabilities & held, bounding)?;
         filters.apply()?;
         if self.isolated.is_some() {
             report(missing.as_deref(), enforced);
@@ -324,11 +328,12 @@ struct Last {
 }
 
 impl Last {
-    fn new(last: Confinement) -> Result<Self, ConfineError> {
+    /// `held` are the capabilities that the process had before its confinement began.
+    fn new(last: Confinement, held: CapabilitySet) -> Result<Self, ConfineError> {
         Ok(Self {
             filters: last.syscalls.compile()?,
             rules: Rules::new(&last.paths)?,
-            capabilities: last.capabilities,
+            capabilities: last.capabilities & held,
         })
     }
 
