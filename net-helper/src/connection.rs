@@ -180,25 +180,10 @@ impl Closing {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::net::{TcpListener, TcpStream};
-
-    use rustix::net::sockopt::set_socket_linger;
+    use bulkhead_test_frontend::descriptors::lingering;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
-
-    /// A file whose last copy takes a minute to close, or as long as the other value lives.
-    fn lingering() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let reader = listener.accept().unwrap().0;
-        stream.set_nonblocking(true).unwrap();
-        while stream.write(&[0; 65536]).is_ok() {}
-        stream.set_nonblocking(false).unwrap();
-        set_socket_linger(&stream, Some(Duration::from_secs(60))).unwrap();
-        (stream, reader)
-    }
 
     /// The number of this process's threads that close sockets.
     fn threads() -> usize {
@@ -227,7 +212,7 @@ mod tests {
             let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
             let (helper, client) = pair.unwrap();
             mark_messages(&helper).unwrap();
-            let (file, reader) = lingering();
+            let (file, reader) = lingering(Duration::from_secs(60));
             let client = Channel::new(client);
             client.send(&"a file", &[file.as_fd()]).unwrap();
             closing.close(Channel::new(helper), user);

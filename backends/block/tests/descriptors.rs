@@ -181,7 +181,7 @@ fn a_descriptor_whose_close_waits_stops_neither_messages_nor_the_end() {
     let (_folder, mut backend) = server(QUEUES);
     let mut readers = Vec::new();
     for request in [FrontendReq::SET_VRING_KICK, FrontendReq::GET_FEATURES] {
-        let (socket, reader) = lingering();
+        let (socket, reader) = lingering(Duration::from_secs(3600));
         readers.push(reader);
         let stream = connect(&backend);
         let body: &[u8] = match request {

@@ -1,18 +1,17 @@
 //! What clients get and when they lose it.
 
 use std::fs::File;
-use std::io::{ErrorKind as IoErrorKind, IoSlice, Write};
+use std::io::{ErrorKind as IoErrorKind, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bulkhead_net_protocol::{
     Channel, Client, ErrorKind, RefusalKind, Reply, Request, TapRequest, decode,
 };
+use bulkhead_test_frontend::descriptors;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, connect, send, sendmsg, socket_with,
@@ -273,17 +272,11 @@ fn nonsense_closes_its_connection_and_harms_nobody_else() {
     );
 }
 
-/// A file whose last copy takes a minute to close: a TCP socket that lingers, with bytes that nobody reads.
+/// A file whose last copy takes a minute to close.
 fn lingering() -> OwnedFd {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let reader = listener.accept().unwrap().0;
-    stream.set_nonblocking(true).unwrap();
-    while stream.write(&[0; 65536]).is_ok() {}
-    stream.set_nonblocking(false).unwrap();
-    set_socket_linger(&stream, Some(Duration::from_secs(60))).unwrap();
+    let (file, reader) = descriptors::lingering(Duration::from_secs(60));
     std::mem::forget(reader);
-    stream.into()
+    file
 }
 
 /// Sends what is no request, with files if the kernel lets them through to the helper; whether it does.

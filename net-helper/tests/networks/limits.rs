@@ -4,38 +4,11 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use bulkhead_net_protocol::{Client, TapRequest};
+use bulkhead_test_frontend::program::{allow_files, processor_time};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::host::{Helper, eventually, on_own_host};
-
-/// The processor time that the helper has used.
-fn processor_time(helper: &Helper) -> Duration {
-    let pid = helper.child.id();
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<_> = stat
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .collect();
-    let ticks: u64 = fields[11..13]
-        .iter()
-        .map(|field| field.parse::<u64>().unwrap())
-        .sum();
-    Duration::from_millis(ticks * 10)
-}
-
-/// Lets the helper have that many files open.
-fn limit(helper: &Helper, files: u64) {
-    let limit = Rlimit {
-        current: Some(files),
-        maximum: Some(4096),
-    };
-    let pid = Pid::from_raw(helper.child.id() as i32).unwrap();
-    prlimit(Some(pid), Resource::Nofile, limit).unwrap();
-}
 
 /// Connects until the helper has as many connections as it can have, and as many wait.
 fn flood(helper: &Helper) -> Vec<OwnedFd> {
@@ -66,16 +39,16 @@ fn a_flood_of_connections_keeps_neither_the_processor_nor_clients_that_are_there
                 Client::connect(&helper.socket).unwrap(),
             );
             let early = early.request_hold().unwrap().finish().unwrap();
-            limit(&helper, 40);
+            allow_files(&helper.child, 40);
 
             let crowd = flood(&helper);
             let full = || std::fs::read_to_string(&said).unwrap().contains("accept");
             eventually("the helper cannot accept a client", full);
-            let (start, used) = (Instant::now(), processor_time(&helper));
+            let (start, used) = (Instant::now(), processor_time(&helper.child));
             while start.elapsed() < Duration::from_secs(2) {
                 std::thread::sleep(Duration::from_millis(50));
             }
-            let used = processor_time(&helper) - used;
+            let used = processor_time(&helper.child) - used;
 
             assert!(used < Duration::from_millis(200), "{used:?} of 2 seconds");
             let late = late.request_hold().unwrap().finish().unwrap();
@@ -88,7 +61,7 @@ fn a_flood_of_connections_keeps_neither_the_processor_nor_clients_that_are_there
             drop(crowd);
             helper.lease(&TapRequest::on("default")).unwrap();
             drop((early, late));
-            limit(&helper, 4096);
+            allow_files(&helper.child, 4096);
             helper.stop();
         },
     );

@@ -18,18 +18,17 @@ pub fn readable(fd: &impl AsRawFd, patience: Duration) -> bool {
     poll(&mut fds, Some(&timeout)).unwrap() > 0
 }
 
-/// A TCP socket whose last close(2) waits an hour, because it has bytes that nobody reads, or until the stream is
-/// dropped.
+/// A TCP socket whose last close(2) waits for as long as `patience`, because it has bytes that nobody reads, or until
+/// the stream is dropped.
 #[must_use]
-pub fn lingering() -> (OwnedFd, TcpStream) {
+pub fn lingering(patience: Duration) -> (OwnedFd, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (reader, _) = listener.accept().unwrap();
     stream.set_nonblocking(true).unwrap();
     while stream.write(&[0; 1 << 16]).is_ok() {}
     stream.set_nonblocking(false).unwrap();
-    let hour = Some(Duration::from_secs(3600));
-    rustix::net::sockopt::set_socket_linger(&stream, hour).unwrap();
+    rustix::net::sockopt::set_socket_linger(&stream, Some(patience)).unwrap();
     (stream.into(), reader)
 }
 

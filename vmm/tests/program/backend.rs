@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bulkhead_test_frontend::descriptors::full_pipe;
 use serde_json::Value;
 
 use crate::api::ask;
@@ -73,14 +73,6 @@ fn end(folder: &Path, mut child: Running) {
         204
     );
     assert_eq!(child.0.wait().unwrap().code(), Some(0));
-}
-
-fn full_pipe() -> (OwnedFd, OwnedFd) {
-    let (reader, writer) = rustix::pipe::pipe().unwrap();
-    rustix::io::ioctl_fionbio(&writer, true).unwrap();
-    while rustix::io::write(&writer, &[b'x'; 4096]).is_ok() {}
-    rustix::io::ioctl_fionbio(&writer, false).unwrap();
-    (reader, writer)
 }
 
 #[test]
