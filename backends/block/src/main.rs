@@ -39,43 +39,43 @@ use qcow::Format;
 use device::Options;
 use disk_file::DiskFile;
 
-/// A vhost-user block device on a raw or qcow2 image.
+/// Serves a raw or qcow2 image as a vhost-user block device.
 #[derive(Debug, Parser)]
 #[command(name = "bulkhead-block", version)]
 struct Args {
     #[command(flatten)]
     daemon: DaemonArgs,
 
-    /// The image
+    /// Serve this image file or block device
     #[arg(long, value_name = "PATH")]
     blk_file: Option<PathBuf>,
 
-    /// The format of the image; it is never guessed
+    /// The format of the image. It must be given, because guessing it would let a guest choose it
     #[arg(long, value_parser = formats())]
     format: Option<Format>,
 
-    /// Do not let the guest write
+    /// Open the image for reading only, and refuse the guest's writes
     #[arg(long)]
     read_only: bool,
 
-    /// Let the image name files in this folder and those in it, too; without, only files in the image's own folder
+    /// Also allow backing and data files in this folder and the folders in it. The image's own folder is always allowed
     #[arg(long, value_name = "FOLDER")]
     allow_path: Vec<PathBuf>,
 
-    /// The serial number the guest sees, up to 20 bytes
+    /// The serial number that the guest sees, up to 20 bytes
     #[arg(long, value_name = "STRING", default_value = "")]
     serial: String,
 
-    /// How data moves: io_uring, or threads that read and write; by default whichever is faster for each
+    /// Move all data by io_uring, or by threads; by default the faster one is chosen for each request
     #[arg(long, value_enum)]
     aio: Option<Aio>,
 
-    /// How many request queues the guest may use
+    /// The number of request queues
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     num_queues: u16,
 }
 
-/// What `--format` takes.
+/// The values of `--format`.
 fn formats() -> impl TypedValueParser<Value = Format> {
     let formats = Format::ALL;
     let values = formats.map(|format| PossibleValue::new(format.name()).help(format.summary()));
@@ -84,7 +84,7 @@ fn formats() -> impl TypedValueParser<Value = Format> {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Aio {
-    /// Plain system calls
+    /// Threads that make read and write system calls
     Threads,
     /// Linux's io_uring
     #[value(name = "io_uring")]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// The options of the vhost-user socket. For `#[command(flatten)]`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DaemonArgs {
-    /// Listen on this Unix socket (created with mode 0600)
+    /// Listen on this Unix socket, which is made with mode 0600
     #[arg(
         long,
         value_name = "PATH",
@@ -20,11 +20,11 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "N")]
     pub fd: Option<RawFd>,
 
-    /// Wait for the next frontend when one disconnects, instead of ending
+    /// When the frontend disconnects, wait for another one instead of ending
     #[arg(long)]
     pub persist: bool,
 
-    /// Print what this program can do as JSON, and end
+    /// Print the optional features of this program as JSON, and end
     #[arg(long)]
     pub print_capabilities: bool,
 }

@@ -31,7 +31,7 @@ use tap::InterfaceName;
 
 use device::Net;
 
-/// A vhost-user network device on a TAP device.
+/// Serves a TAP device as a vhost-user network device.
 #[derive(Debug, Parser)]
 #[command(name = "bulkhead-net", version)]
 struct Args {
@@ -41,20 +41,20 @@ struct Args {
     #[command(flatten)]
     source: Source,
 
-    /// Where bulkhead-net-helper listens [default: /run/bulkhead/net-helper.sock, for users in
+    /// The socket of bulkhead-net-helper [default: /run/bulkhead/net-helper.sock, for users in
     /// $XDG_RUNTIME_DIR/bulkhead]
     #[arg(long, value_name = "PATH", requires = "network")]
     helper_socket: Option<PathBuf>,
 
-    /// The guest's hardware address
+    /// The MAC address of the guest's network card
     #[arg(long)]
     mac: Option<MacAddr>,
 
-    /// The largest payload of a frame, in bytes
+    /// The MTU: the most bytes of a frame's payload
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..=65521))]
     mtu: Option<u16>,
 
-    /// How many pairs of queues the guest may use [default: 1, or as many as --tap-fd names]
+    /// The number of queue pairs [default: 1, or the number of descriptors of --tap-fd]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
     num_queues: Option<u16>,
 }
@@ -63,15 +63,15 @@ struct Args {
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = false, multiple = false)]
 struct Source {
-    /// The TAP device of this name, which is made if there is none
+    /// Use the TAP device of this name; make it if it does not exist
     #[arg(long, value_name = "NAME")]
     tap: Option<InterfaceName>,
 
-    /// Inherited descriptors of a TAP device, one for each pair of queues
+    /// Use these inherited descriptors of a TAP device, one for each queue pair
     #[arg(long, value_name = "N[,N…]", value_delimiter = ',')]
     tap_fd: Vec<RawFd>,
 
-    /// A TAP device on this network, from bulkhead-net-helper
+    /// Get a TAP device on this network from bulkhead-net-helper
     #[arg(long)]
     network: Option<String>,
 }
