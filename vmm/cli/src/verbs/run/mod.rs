@@ -43,8 +43,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if init::is_needed() {
         return init::run();
     }
-    warn_of_refused()?;
+    // The signals are blocked first: one that comes while the host is tried ends the run in order.
     let signals = Signals::block().context("cannot watch for signals")?;
+    warn_of_refused()?;
     let folder = GuestFolder::claim(&base.join(&args.guest.name))?;
     let console = Console::attach().context("cannot use standard input")?;
     let mut supervisor = Supervisor::new(&folder, signals, &console, args.verbose)?;
