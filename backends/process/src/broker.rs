@@ -33,8 +33,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -54,6 +54,9 @@ const LONGEST_REQUEST: usize = 1 + 4096;
 
 /// How long to wait for a reply. The broker itself waits for nothing but the file system, which may hang.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the end of the program waits for a broker. A program may have two.
+const END: Duration = Duration::from_secs(3);
 
 /// The kinds of request. The kind is the first byte; what follows it is said here.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -109,6 +112,16 @@ pub struct Broker {
     socket: Mutex<OwnedFd>,
     /// Readable once the broker has ended.
     process: Option<OwnedFd>,
+    names: Mutex<Names>,
+}
+
+/// What the broker has to remove, for a warning if it does not.
+#[derive(Debug, Default)]
+struct Names {
+    /// Each with whether it may come into being later.
+    paths: Vec<(PathBuf, bool)>,
+    /// How many there were at the checkpoint.
+    checkpoint: usize,
 }
 
 impl Broker {
@@ -127,9 +140,12 @@ impl Broker {
         let broker = Self {
             socket: Mutex::new(ours),
             process,
+            names: Mutex::default(),
         };
         // The broker sends a message once it is confined.
-        broker.answer(&broker.socket.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let socket = broker.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        broker.answer(&socket, PATIENCE)?;
+        drop(socket);
         Ok(broker)
     }
 
@@ -160,7 +176,10 @@ impl Broker {
         let mut content = identity.0.to_ne_bytes().to_vec();
         content.extend(identity.1.to_ne_bytes());
         content.extend(path.as_os_str().as_bytes());
-        self.ask(Kind::Remove, &content, None).map(drop)
+        self.ask(Kind::Remove, &content, None)?;
+        let is_later = identity == crate::listen::EMPTY;
+        self.names().paths.push((path.to_owned(), is_later));
+        Ok(())
     }
 
     /// The same for a folder, if it is empty by then. Name a folder before the one that it is in.
@@ -203,7 +222,10 @@ impl Broker {
     /// # Errors
     /// When the broker is sealed.
     pub fn checkpoint(&self) -> io::Result<()> {
-        self.ask(Kind::Checkpoint, &[], None).map(drop)
+        self.ask(Kind::Checkpoint, &[], None)?;
+        let mut names = self.names();
+        names.checkpoint = names.paths.len();
+        Ok(())
     }
 
     /// Has the broker forget what was named since the checkpoint: the numbers of those peers are invalid, the files are
@@ -212,7 +234,11 @@ impl Broker {
     /// # Errors
     /// When the broker is sealed.
     pub fn rollback(&self) -> io::Result<()> {
-        self.ask(Kind::Rollback, &[], None).map(drop)
+        self.ask(Kind::Rollback, &[], None)?;
+        let mut names = self.names();
+        let checkpoint = names.checkpoint;
+        names.paths.truncate(checkpoint);
+        Ok(())
     }
 
     /// Seals the broker: from now on it opens nothing, and accepts no more names and descriptors.
@@ -237,13 +263,34 @@ impl Broker {
     /// # Errors
     /// When the broker has ended.
     pub fn remove_now(&self) -> io::Result<()> {
-        self.ask(Kind::RemoveNow, &[], None).map(drop)
+        self.ask(Kind::RemoveNow, &[], None)?;
+        self.names().paths.retain(|(_, is_later)| *is_later);
+        Ok(())
     }
 
-    /// An orderly end: the files are removed, the broker ends, and what it holds is closed.
-    pub fn end(self) {
-        // If the broker has gone, there is nothing left to do.
-        let _ = self.ask(Kind::End, &[], None);
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An orderly end: the files are removed, the broker ends, and what it holds is closed. If the broker has ended
+    /// before or does not answer, one warning names the files.
+    pub fn end(mut self) {
+        let Err(error) = self.ask_for(Kind::End, (&[], None), END) else {
+            return;
+        };
+        // It is not waited for again.
+        self.process = None;
+        let names = std::mem::take(&mut self.names().paths);
+        let names: Vec<_> = names
+            .iter()
+            .map(|(path, _)| path.display().to_string())
+            .collect();
+        if !names.is_empty() {
+            crate::warn(&format!(
+                "the broker process did not remove what may be left of {}: {error}",
+                names.join(", ")
+            ));
+        }
     }
 
     fn ask(
@@ -252,6 +299,15 @@ impl Broker {
         content: &[u8],
         fd: Option<&OwnedFd>,
     ) -> io::Result<(u32, Option<OwnedFd>)> {
+        self.ask_for(kind, (content, fd), PATIENCE)
+    }
+
+    fn ask_for(
+        &self,
+        kind: Kind,
+        (content, fd): (&[u8], Option<&OwnedFd>),
+        patience: Duration,
+    ) -> io::Result<(u32, Option<OwnedFd>)> {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         if 1 + content.len() > LONGEST_REQUEST {
             return Err(Errno::NAMETOOLONG.into());
@@ -259,11 +315,11 @@ impl Broker {
         let kind = [kind as u8];
         let parts = [IoSlice::new(&kind), IoSlice::new(content)];
         send(&socket, &parts, fd)?;
-        self.answer(&socket)
+        self.answer(&socket, patience)
     }
 
-    fn answer(&self, socket: &OwnedFd) -> io::Result<(u32, Option<OwnedFd>)> {
-        if !is_readable(socket)? {
+    fn answer(&self, socket: &OwnedFd, patience: Duration) -> io::Result<(u32, Option<OwnedFd>)> {
+        if !is_readable(socket, patience)? {
             // A reply that comes too late must not be taken for the reply to a later request.
             let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
             return Err(Errno::TIMEDOUT.into());
@@ -295,14 +351,14 @@ impl Drop for Broker {
         let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
         if let Some(process) = &self.process {
             // If the broker takes longer, it still ends on its own.
-            let _ = is_readable(process);
+            let _ = is_readable(process, END);
         }
     }
 }
 
-/// Waits until `PATIENCE` has passed or there is something to read. Returns whether there is.
-fn is_readable(fd: &OwnedFd) -> rustix::io::Result<bool> {
-    let patience = Timespec::try_from(PATIENCE).unwrap_or_default();
+/// Waits until `patience` has passed or there is something to read. Returns whether there is.
+fn is_readable(fd: &OwnedFd, patience: Duration) -> rustix::io::Result<bool> {
+    let patience = Timespec::try_from(patience).unwrap_or_default();
     loop {
         match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&patience)) {
             Err(Errno::INTR) => {}

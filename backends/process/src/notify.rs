@@ -5,10 +5,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
 };
+
+/// How long to wait for a service manager that does not read.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The connection, once `prepare` was called. It is closed after the notification.
 static SOCKET: Mutex<Option<Option<OwnedFd>>> = Mutex::new(None);
@@ -22,16 +28,40 @@ pub(crate) fn prepare() {
 /// Notifies the service manager, if there is one, that the program is ready. Then closes the connection, since a
 /// datagram socket could send to other sockets than the service manager's.
 ///
+/// If its queue stays full for two seconds, one warning says so and the program goes on: signals that end it wait
+/// meanwhile.
+///
 /// # Errors
 /// When there is a service manager and it cannot be notified.
 pub fn ready() -> io::Result<()> {
     prepare();
     let mut socket = SOCKET.lock().unwrap_or_else(PoisonError::into_inner);
-    match socket.as_mut().and_then(Option::take) {
-        Some(socket) => send(&socket, b"READY=1\n", SendFlags::NOSIGNAL)
-            .map(drop)
-            .map_err(io::Error::from),
-        None => Ok(()),
+    let Some(socket) = socket.as_mut().and_then(Option::take) else {
+        return Ok(());
+    };
+    match send_within(&socket, b"READY=1\n", PATIENCE) {
+        Err(Errno::AGAIN) => crate::warn(
+            "the service manager was not notified of readiness: nobody reads from the socket of NOTIFY_SOCKET",
+        ),
+        other => other?,
+    }
+    Ok(())
+}
+
+/// Sends `message`, waiting for room for no longer than `patience`. Fails with EAGAIN if there is none by then.
+fn send_within(socket: &OwnedFd, message: &[u8], patience: Duration) -> rustix::io::Result<()> {
+    let start = Instant::now();
+    loop {
+        let left = patience.saturating_sub(start.elapsed());
+        match send(socket, message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Err(Errno::AGAIN) if !left.is_zero() => {}
+            other => return other.map(drop),
+        }
+        let left = Timespec::try_from(left).unwrap_or_default();
+        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&left)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -68,5 +98,26 @@ mod tests {
         let mut message = [0; 16];
         let length = read(&manager, &mut message).unwrap();
         assert_eq!(&message[..length], b"READY=1\n");
+    }
+    #[test]
+    fn a_service_manager_that_reads_nothing_is_waited_for_only_so_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let socket = open(path.into()).unwrap();
+        let now = Duration::ZERO;
+        while send_within(&socket, b"x", now).is_ok() {}
+
+        let start = Instant::now();
+        let patience = Duration::from_millis(200);
+        assert_eq!(
+            send_within(&socket, b"READY=1\n", patience),
+            Err(Errno::AGAIN)
+        );
+        assert!(start.elapsed() >= patience);
+
+        // It reads, and there is room again.
+        read(&manager, &mut [0; 16]).unwrap();
+        assert_eq!(send_within(&socket, b"READY=1\n", patience), Ok(()));
     }
 }

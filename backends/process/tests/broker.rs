@@ -11,11 +11,13 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
+use std::time::{Duration, Instant};
 
 use alone::{Case, again};
 use bulkhead_process::broker::Broker;
 use bulkhead_process::confine::Confinement;
 use bulkhead_process::listen::listen;
+use rustix::process::{Pid, Signal, kill_process};
 
 const CASES: &[Case] = &[
     (
@@ -29,6 +31,10 @@ const CASES: &[Case] = &[
     (
         "files_go_at_an_orderly_end_and_stay_when_it_is_killed",
         files_go_at_an_orderly_end_and_stay_when_it_is_killed,
+    ),
+    (
+        "a_broker_that_is_gone_or_stopped_is_named_with_what_it_leaves",
+        a_broker_that_is_gone_or_stopped_is_named_with_what_it_leaves,
     ),
     ("a_successors_file_stays", a_successors_file_stays),
     (
@@ -174,6 +180,7 @@ impl Program {
             .env(FOLDER, folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut line = String::new();
@@ -194,10 +201,19 @@ impl Program {
         children.trim().parse().unwrap()
     }
 
-    /// Tells it to end in order.
-    fn end(mut self) {
+    /// Has it end in order. Returns what it wrote to standard error.
+    fn end_with_warnings(&mut self) -> String {
         self.stdin.write_all(b"\n").unwrap();
         assert!(self.child.wait().unwrap().success());
+        let mut said = String::new();
+        let mut stderr = self.child.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        said
+    }
+
+    /// Has it end in order.
+    fn end(mut self) {
+        assert_eq!(self.end_with_warnings(), "");
         assert_eq!(self.lease.read(&mut [0]).unwrap(), 0, "the lease is over");
     }
 }
@@ -219,6 +235,28 @@ fn files_go_at_an_orderly_end_and_stay_when_it_is_killed() {
     program.child.wait().unwrap();
     assert_eq!(program.lease.read(&mut [0]).unwrap(), 0, "the broker ended");
     assert!(program.socket.exists());
+}
+
+fn a_broker_that_is_gone_or_stopped_is_named_with_what_it_leaves() {
+    for signal in [Signal::KILL, Signal::STOP] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut program = Program::start(folder.path());
+        let broker = Pid::from_raw(program.broker() as i32).unwrap();
+        kill_process(broker, signal).unwrap();
+        if signal == Signal::KILL {
+            assert_eq!(program.lease.read(&mut [0]).unwrap(), 0, "it has ended");
+        }
+
+        let start = Instant::now();
+        let said = program.end_with_warnings();
+
+        assert!(start.elapsed() < Duration::from_secs(9), "{signal:?}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.starts_with("warning: the broker process "), "{said}");
+        assert!(said.contains(program.socket.to_str().unwrap()), "{said}");
+        assert!(program.socket.exists());
+        let _ = kill_process(broker, Signal::KILL);
+    }
 }
 
 fn a_successors_file_stays() {
