@@ -3,8 +3,8 @@
 //! A client can send open files, and closing the last copy of a file can take as long as the client likes (a TCP socket
 //! that lingers). The process that receives the message, or closes the socket that the message is queued on, waits for
 //! that. Since Linux 6.16 the kernel refuses such messages when they are sent. On earlier kernels, and on a connection
-//! made before the option was set, a message with files is never received. A socket with such messages is closed by a
-//! thread, one for each user, and counts as a connection of that user until then.
+//! made before the option was set, a message with files is never received. A socket with such messages, or with many
+//! messages, is closed by a thread, one for each user, and counts as a connection of that user until then.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

@@ -90,7 +90,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Whether the program runs as another user or group than the one who has started it.
+/// Whether the program runs with another user or group than those of the process that has started it.
 fn is_set_user_id() -> bool {
     use rustix::process::{getegid, geteuid, getgid, getuid};
     getuid() != geteuid() || getgid() != getegid()

@@ -162,8 +162,8 @@ fn set_timeouts(socket: impl AsFd, timeout: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sends a request. A helper that has ended before it reads the request is as one that closes the connection without a
-/// reply.
+/// Sends a request. If the helper has ended before it reads the request, the error is the same as if it had ended
+/// before its reply.
 fn send_request(channel: &Channel, request: &Request, timeout: Duration) -> Result<(), Error> {
     let sent = channel.send(request, &[]);
     sent.map_err(|error| match errno(&error) {

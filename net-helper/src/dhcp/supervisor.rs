@@ -35,7 +35,8 @@ pub(super) fn run(args: &[OsString]) -> io::Result<()> {
     let [lock] = args else {
         return Err(invalid());
     };
-    // The helper blocks these signals. A program inherits the mask of the one that starts it, and dnsmasq stops by SIGTERM.
+    // The helper has blocked SIGTERM, SIGINT and SIGHUP, and programs inherit the signal mask; dnsmasq must stop by
+    // SIGTERM.
     signals::unblock_termination();
     if read_command()?.is_none() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Guests are ports of a bridge that exists and is somebody else's, who decides what they reach.
+//! Guests are ports of a bridge that exists and is not this program's. The bridge's owner decides what they reach.
 
 use super::ForwardMode;
 

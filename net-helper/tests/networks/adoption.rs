@@ -23,7 +23,7 @@ fn guest(helper: &Helper, network: &str, address: &str) -> Guest {
     guest
 }
 
-/// The names of this host's TAP devices that the helper has made.
+/// The names of the TAP devices of this host that are named as the helper names them.
 fn taps() -> Vec<String> {
     let links = run("ip -o link");
     let names = links
@@ -64,7 +64,7 @@ fn guests_whose_bridges_were_deleted_before_the_next_run_are_on_the_new_ones() {
             all_reach("start");
             let addresses = ["bulkhead0", "lab0"].map(mac);
 
-            // The second one is told of none of them.
+            // The second command line has none of these networks.
             let mut helper = helper;
             for options in [NETWORKS, OTHER, NETWORKS] {
                 helper.kill();
@@ -75,7 +75,7 @@ fn guests_whose_bridges_were_deleted_before_the_next_run_are_on_the_new_ones() {
                 assert_eq!(["bulkhead0", "lab0"].map(mac), addresses, "{options}");
                 all_reach(options);
             }
-            // One that comes now is their neighbour.
+            // A guest that comes now reaches them.
             let late = guest(&helper, "default", "192.168.124.7");
             assert!(late.can_ping("192.168.124.9"));
             assert_eq!(taps().len(), 5);
@@ -119,7 +119,7 @@ fn guests_on_a_bridge_of_another_wait_for_it_and_keep_no_helper_from_starting() 
     );
 }
 
-/// As an older version has left it: nothing but names says whose the interfaces are.
+/// An earlier version gave its interfaces no alias, so only their names identify them.
 #[test]
 fn what_an_older_version_has_left_is_taken_over() {
     on_own_host(
@@ -148,7 +148,7 @@ fn what_an_older_version_has_left_is_taken_over() {
 
             assert_eq!(taps(), names[..1]);
             assert!(old.can_ping("192.168.124.1"));
-            // From then on they have aliases.
+            // The interfaces have aliases from then on.
             helper.kill();
             run("ip link del bulkhead0");
             let helper = Helper::start(folder.path(), &options);
@@ -208,7 +208,7 @@ fn a_device_goes_with_its_client_also_when_another_helper_has_made_it() {
 
             eventually("its device is gone", || taps() == rest);
             assert!(b.can_ping("192.168.124.7"));
-            // Removed by somebody else: nothing that the helper could miss.
+            // The helper does not fail when somebody else has removed a device.
             run(&format!("ip link del {}", rest[0]));
             drop(late);
             eventually("all devices are gone", || taps().is_empty());
@@ -283,7 +283,7 @@ fn a_bridge_of_another_with_the_name_of_ours_takes_no_guests() {
     );
 }
 
-/// What a helper says that must fail.
+/// Starts a helper that must fail, and returns its standard error.
 fn attempt_start(folder: &std::path::Path, options: &str) -> String {
     let program = env!("CARGO_BIN_EXE_bulkhead-net-helper");
     let socket = folder.join("helper.sock");

@@ -172,8 +172,8 @@ fn a_supervisor_that_is_stopped_keeps_no_helper_from_its_end() {
 }
 
 #[test]
-fn a_helper_that_is_told_to_end_while_it_starts_leaves_nothing() {
-    let test = "deaths::a_helper_that_is_told_to_end_while_it_starts_leaves_nothing";
+fn a_signal_at_any_moment_of_the_start_leaves_nothing() {
+    let test = "deaths::a_signal_at_any_moment_of_the_start_leaves_nothing";
     on_own_host(test, || {
         let folder = tempfile::tempdir().unwrap();
         let before = traces(folder.path());

@@ -1,4 +1,4 @@
-//! A user who connects as fast as he can, and the others meanwhile.
+//! A user who connects as fast as possible, and how long others wait meanwhile.
 
 #![allow(
     clippy::disallowed_macros,
@@ -25,15 +25,15 @@ use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use crate::host::{Helper, on_own_host};
 
-/// Whoever it is: not root.
-const SOMEBODY: u32 = 4242;
+/// The user, who is not root.
+const USER: u32 = 4242;
 
 /// What the user does with each connection.
 #[derive(Clone, Copy, Debug)]
 enum Manner {
     /// Closes it at once.
     Closes,
-    /// Sends what is no request, and closes it.
+    /// Sends a message that is no request, and closes it.
     Sends,
     /// Sends a file before the connection is accepted, and closes it.
     SendsFiles,
@@ -58,7 +58,7 @@ impl Flood {
             let (stop, connected) = (stop.clone(), connected.clone());
             let address = SocketAddrUnix::new(socket).unwrap();
             std::thread::spawn(move || {
-                let (user, group) = (Uid::from_raw(SOMEBODY), Gid::from_raw(SOMEBODY));
+                let (user, group) = (Uid::from_raw(USER), Gid::from_raw(USER));
                 set_thread_res_gid(group, group, group).unwrap();
                 set_thread_res_uid(user, user, user).unwrap();
                 let mut kept = std::collections::VecDeque::new();
@@ -94,7 +94,7 @@ impl Flood {
     }
 }
 
-/// One connection, unless there is no room for it.
+/// Makes one connection, unless the backlog is full.
 fn visit(address: &SocketAddrUnix, manner: Manner) -> Option<OwnedFd> {
     if let Manner::Computes = manner {
         return None;
@@ -121,7 +121,7 @@ fn visit(address: &SocketAddrUnix, manner: Manner) -> Option<OwnedFd> {
     Some(socket)
 }
 
-/// How long others waited for a TAP device, sorted. None of them is refused.
+/// How long others waited for a TAP device, sorted. None of their requests may be refused.
 fn waits(helper: &Helper, manner: Manner) -> Vec<Duration> {
     let flood = Flood::start(&helper.socket, manner);
     let start = Instant::now();
@@ -145,8 +145,8 @@ fn median(waits: &[Duration]) -> Duration {
     waits[waits.len() / 2]
 }
 
-/// How much longer others may wait than beside one who only computes, on a machine that is fast enough, and on a slow
-/// one; and in how many rounds that shows at the latest: what this machine does besides is in both, but not evenly.
+/// How much longer others may wait than beside a user who only computes, on a fast machine and on a slow one, and how
+/// many rounds are tried: the other load of this machine is in both figures, but not evenly.
 const LONGER: Duration = Duration::from_millis(50);
 const TIMES: u32 = 15;
 const ROUNDS: usize = 5;

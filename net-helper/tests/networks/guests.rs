@@ -13,7 +13,7 @@ use std::path::Path;
 use bulkhead_net_protocol::TapRequest;
 
 use crate::host::{
-    DhcpProcesses, Guest, Helper, PATIENCE, dnsmasqs, eventually, on_own_host, run, status, world,
+    DhcpProcesses, Guest, Helper, TIMEOUT, dnsmasqs, eventually, on_own_host, run, status, world,
 };
 use crate::stopped::Stopped;
 
@@ -240,14 +240,14 @@ fn dnsmasq_and_what_starts_it_can_do_nothing_but_serve() {
             let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x07version\x04bind\0\0\x10\0\x03";
             let answered = |bytes: &[u8]| bytes.windows(8).any(|w| w == b"dnsmasq-");
             let socket = guest.machine.udp("0.0.0.0:0");
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
             socket.send_to(query, "192.168.124.1:53").unwrap();
             let mut answer = [0; 512];
             let length = socket.recv(&mut answer).unwrap();
             assert!(answered(&answer[..length]), "by UDP");
             let answer = guest.machine.within(move || {
                 let mut stream = TcpStream::connect("192.168.124.1:53").unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.set_read_timeout(Some(TIMEOUT)).unwrap();
                 stream
                     .write_all(&[&[0, query.len() as u8], &query[..]].concat())
                     .unwrap();

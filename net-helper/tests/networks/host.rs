@@ -1,4 +1,4 @@
-//! A host to try things on: a network namespace, programs in it, and what is to be seen of them.
+//! A host for a test: a network namespace, and the programs and machines in it.
 
 #![allow(
     clippy::disallowed_macros,
@@ -20,8 +20,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tap::{InterfaceName, Options, Tap};
 
-/// How long anything may take that does not depend on a person.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long to wait for anything in these tests.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs `body` on a host of its own: the test program starts itself again in a new network namespace, for this one
 /// test.
@@ -68,7 +68,7 @@ fn missing() -> Option<String> {
         .then(|| "no network namespaces or no /dev/net/tun".into())
 }
 
-/// Runs a command that must succeed; what it printed.
+/// Runs a command that must succeed, and returns its output.
 pub(crate) fn run(command: &str) -> String {
     let output = attempt(command);
     assert!(
@@ -88,19 +88,16 @@ pub(crate) fn attempt(command: &str) -> Output {
         .unwrap()
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(
-            start.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}"
-        );
+        assert!(start.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// The hardware address of an interface.
+/// The MAC address of an interface.
 pub(crate) fn mac(interface: &str) -> String {
     let shown = run(&format!("ip -o link show {interface}"));
     let mut words = shown
@@ -109,7 +106,7 @@ pub(crate) fn mac(interface: &str) -> String {
     words.nth(1).unwrap().to_owned()
 }
 
-/// Everything that the helper could leave behind or destroy, in words.
+/// Everything that the helper could leave behind or destroy, as text.
 pub(crate) fn traces(folder: &Path) -> String {
     // Addresses are in the order of the interfaces' numbers; counters, ages and the state of cables are left out.
     let forwarding = run("cat /proc/sys/net/ipv4/ip_forward");
@@ -139,7 +136,7 @@ pub(crate) fn dnsmasqs() -> Vec<i32> {
         .collect()
 }
 
-/// What `/proc` says of a process.
+/// A field of `/proc/PID/status`.
 pub(crate) fn status(pid: i32, field: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
@@ -211,20 +208,20 @@ impl DhcpProcesses {
 /// A running helper.
 pub(crate) struct Helper {
     pub(crate) child: Child,
-    /// Whom signals are for: the process, or the one that it traces.
+    /// The process that gets signals: the child, or the process that the child traces.
     pid: i32,
     pub(crate) socket: PathBuf,
 }
 
 impl Helper {
-    /// Starts one that must become ready.
+    /// Starts a helper, and waits until it is ready.
     pub(crate) fn start(folder: &Path, options: &str) -> Helper {
         let mut helper = Helper::spawn(folder, command(folder, options));
         helper.pid = helper.child.id() as i32;
         helper
     }
 
-    /// Starts one that must become ready, and writes what it says to a file.
+    /// The same, with standard error written to a file.
     pub(crate) fn start_writing(said: &Path, folder: &Path, options: &str) -> Helper {
         let mut command = command(folder, options);
         command.stderr(File::create(said).unwrap());
@@ -233,7 +230,7 @@ impl Helper {
         helper
     }
 
-    /// Starts one that must become ready; what it has said by then.
+    /// The same. Also returns what it has written to standard error by then.
     pub(crate) fn start_heard(folder: &Path, options: &str) -> (Helper, String) {
         let said = folder.join("said");
         let helper = Helper::start_writing(&said, folder, options);
@@ -242,7 +239,7 @@ impl Helper {
         (helper, text)
     }
 
-    /// Starts one, traced by another program.
+    /// Starts a helper that another program traces, and waits until it is ready.
     pub(crate) fn start_under(tracer: &str, folder: &Path, options: &str) -> Helper {
         let helper = command(folder, options);
         let mut words = tracer.split_whitespace();
@@ -263,7 +260,7 @@ impl Helper {
     fn spawn(folder: &Path, mut command: Command) -> Helper {
         let notify = folder.join("notify");
         let ready = UnixDatagram::bind(&notify).unwrap();
-        ready.set_read_timeout(Some(PATIENCE)).unwrap();
+        ready.set_read_timeout(Some(TIMEOUT)).unwrap();
         let socket = folder.join("helper.sock");
         let child = command.env("NOTIFY_SOCKET", &notify).spawn().unwrap();
         let mut message = [0; 16];
@@ -277,7 +274,7 @@ impl Helper {
         }
     }
 
-    /// Starts one that must fail, on a socket path of its own.
+    /// Starts a helper with the same state folder and another socket path, which must fail.
     pub(crate) fn fail(folder: &Path, options: &str) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-net-helper"));
         command.args(options.split_whitespace());
@@ -293,25 +290,25 @@ impl Helper {
         kill_process(Pid::from_raw(self.pid).unwrap(), signal).unwrap();
     }
 
-    /// Ends it in order.
+    /// Stops the helper by SIGTERM.
     pub(crate) fn stop(mut self) {
         self.signal(Signal::TERM);
         assert!(self.child.wait().unwrap().success());
     }
 
-    /// Waits for one that was killed.
+    /// Waits for the end of a helper that was sent a signal.
     pub(crate) fn wait_for_the_end(mut self) {
         self.child.wait().unwrap();
     }
 
-    /// Ends it as the kernel does when memory runs out.
+    /// Kills the helper, as the kernel does when memory runs out.
     pub(crate) fn kill(mut self) {
         self.signal(Signal::KILL);
         self.child.wait().unwrap();
     }
 }
 
-/// A test that fails leaves no helper behind; one that stopped it does not notice.
+/// A test that fails leaves no helper behind.
 impl Drop for Helper {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
@@ -321,7 +318,7 @@ impl Drop for Helper {
     }
 }
 
-/// Runs a helper that must refuse to start; its one line.
+/// Runs a helper that must refuse to start, and returns its one line on standard error.
 pub(crate) fn refused(folder: &Path, options: &str, status: i32) -> String {
     let output = command(folder, options)
         .stderr(Stdio::piped())
@@ -382,7 +379,7 @@ impl Machine {
         self.within(move || UdpSocket::bind(&address).unwrap_or_else(|e| panic!("{address}: {e}")))
     }
 
-    /// Does something in its network namespace, on a thread of its own.
+    /// Calls `act` in the machine's network namespace, on a thread of its own.
     pub(crate) fn within<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> T {
         let namespace = File::open(format!("/proc/{}/ns/net", self.sleeper.id())).unwrap();
         let acting = std::thread::spawn(move || {
@@ -397,7 +394,7 @@ impl Machine {
         format!("nsenter --target {} --net {command}", self.sleeper.id())
     }
 
-    /// Gives it an interface of this host.
+    /// Moves an interface of this host to the machine.
     pub(crate) fn take(&self, interface: &str) {
         run(&format!(
             "ip link set {interface} netns {}",
@@ -413,7 +410,7 @@ impl Drop for Machine {
     }
 }
 
-/// The world outside: a machine on a wire to this host, which knows no way to the guests.
+/// The world outside: a machine with a link to this host and no route to the guests.
 pub(crate) fn world() -> Machine {
     let world = Machine::new();
     run("ip link add uplink type veth peer name outside");
@@ -424,7 +421,7 @@ pub(crate) fn world() -> Machine {
     world
 }
 
-/// A guest on a TAP device that was leased: a machine whose eth0 is wired to it.
+/// A guest with a leased TAP device: a machine whose eth0 is connected to the device.
 pub(crate) struct Guest {
     pub(crate) machine: Machine,
     pub(crate) lease: Lease,
@@ -449,7 +446,7 @@ impl Guest {
         }
     }
 
-    /// Asks for an address as guests do. What the client says.
+    /// Gets an address by DHCP, and returns what the DHCP client prints.
     pub(crate) fn dhcp(&self, folder: &Path) -> String {
         use std::os::unix::fs::PermissionsExt;
         let script = folder.join("udhcpc.sh");
@@ -471,7 +468,7 @@ impl Guest {
     }
 }
 
-/// Carries frames between two TAP devices, header and all, until one of them is gone.
+/// Forwards frames between two TAP devices, with their virtio headers, until one device is gone.
 fn carry(a: &Tap, b: &Tap) {
     use rustix::event::{PollFd, PollFlags, poll};
     loop {

@@ -470,7 +470,7 @@ fn an_idle_helper_ends_by_itself_once_it_was_of_use() {
 
 #[test]
 fn a_hold_keeps_an_idle_helper_and_the_last_to_give_it_back_sees_the_end() {
-    const PATIENCE: std::time::Duration = crate::host::PATIENCE;
+    const TIMEOUT: std::time::Duration = crate::host::TIMEOUT;
     on_own_host(
         "leases::a_hold_keeps_an_idle_helper_and_the_last_to_give_it_back_sees_the_end",
         || {
@@ -484,11 +484,11 @@ fn a_hold_keeps_an_idle_helper_and_the_last_to_give_it_back_sees_the_end() {
             let (one, other) = (hold(), hold());
             let lease = helper.lease(&TapRequest::on("default")).unwrap();
 
-            assert!(!one.release(PATIENCE).unwrap(), "another is there");
+            assert!(!one.release(TIMEOUT).unwrap(), "another is there");
             drop(lease);
             std::thread::sleep(std::time::Duration::from_millis(1500));
             assert!(helper.child.try_wait().unwrap().is_none(), "it is held");
-            assert!(other.release(PATIENCE).unwrap());
+            assert!(other.release(TIMEOUT).unwrap());
 
             assert_eq!(crate::host::traces(folder.path()), before);
             assert!(helper.child.wait().unwrap().success());
