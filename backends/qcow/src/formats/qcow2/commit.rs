@@ -9,6 +9,7 @@ use crate::formats::qcow2::engine::{DirtyPages, Engine, MetadataBatch, Stop};
 use crate::formats::qcow2::journal::Freed;
 use crate::formats::qcow2::layout::geometry::HOST_LIMIT;
 use crate::formats::qcow2::layout::table::Table;
+use crate::formats::qcow2::run::During;
 use crate::options::Discard;
 use crate::storage::group_commit::Commit;
 
@@ -19,21 +20,33 @@ pub(super) fn io_failed(what: &'static str) -> impl Fn(std::io::Error) -> Error 
     move |error| Error::io(what, error)
 }
 
-/// The engine, for code that runs either with the engine locked throughout (`Engine`) or locks it for each step (`&Qcow2`).
+/// The engine, for code that runs either with the engine locked throughout (`Engine`) or locks it for each step
+/// (`&Qcow2`).
 pub(super) trait EngineAccess {
     /// Runs `operation` with the engine locked. It does no I/O.
     fn with<T>(&mut self, operation: impl FnOnce(&mut Engine) -> T) -> T;
+
+    /// The engine, if it is locked throughout.
+    fn exclusive(&mut self) -> Option<&mut Engine>;
 }
 
 impl EngineAccess for Engine {
     fn with<T>(&mut self, operation: impl FnOnce(&mut Engine) -> T) -> T {
         operation(self)
     }
+
+    fn exclusive(&mut self) -> Option<&mut Engine> {
+        Some(self)
+    }
 }
 
 impl EngineAccess for &Qcow2 {
     fn with<T>(&mut self, operation: impl FnOnce(&mut Engine) -> T) -> T {
         operation(&mut self.engine_write())
+    }
+
+    fn exclusive(&mut self) -> Option<&mut Engine> {
+        None
     }
 }
 
@@ -117,7 +130,8 @@ impl Qcow2 {
         self.commit_by_steps(engine, finish)
     }
 
-    /// Commits what there is, and then the refcounts that the first time lowered. Does nothing where there is nothing to write.
+    /// Commits what there is, and then the refcounts that the first time lowered. Does nothing where there is nothing
+    /// to write.
     pub(super) fn commit_all(&self, engine: &mut Engine, finish: bool) -> Result<()> {
         for _ in 0..2 {
             if !engine.is_clean() {
@@ -127,8 +141,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// As [`Qcow2::commit`], for callers that have not locked the engine: other requests go on meanwhile, and a commit of another thread
-    /// that begins after this call serves this caller, too.
+    /// As [`Qcow2::commit`], for callers that have not locked the engine: other requests go on meanwhile, and a commit
+    /// of another thread that begins after this call serves this caller, too.
     pub(super) fn commit_meanwhile(&self) -> Result<()> {
         let Some(commit) = self.commits.begin_unless_covered() else {
             return Ok(());
@@ -172,7 +186,8 @@ impl Qcow2 {
         let (mut marked, mut lost) = (false, false);
         let mut sync = || self.sync_files().inspect_err(|_| lost = true);
         let mut write = || {
-            // Whether everything the next stage refers to is on the medium; first of all the data that copy-on-write wrote.
+            // Whether everything the next stage refers to is on the medium; first of all the data that copy-on-write
+            // wrote.
             let mut synced = false;
             if let Some(header) = &batch.header {
                 sync()?;
@@ -256,23 +271,9 @@ impl Qcow2 {
         engine: &mut impl EngineAccess,
         mut operation: impl FnMut(&mut Engine) -> Result<T, Stop>,
     ) -> Result<T> {
-        loop {
-            match engine.with(|engine| engine.attempt(&mut operation)) {
-                Ok(done) => return Ok(done),
-                Err(Stop::Need { offset, len }) => self.load(engine, offset, len)?,
-                Err(Stop::Reserve { offset, len }) => {
-                    self.reserve_table(offset, len)?;
-                    engine.with(|engine| engine.reserved(offset));
-                }
-                Err(Stop::RefcountTableFull) => {
-                    return Err(Error::corrupt("the refcount table is too small"));
-                }
-                Err(Stop::Fail(error)) => {
-                    engine.with(|engine| self.signal_corruption(engine, &error));
-                    return Err(error);
-                }
-            }
-        }
+        self.retry(engine, During::Commit, |engine| {
+            engine.with(|engine| engine.attempt(&mut operation))
+        })
     }
 
     pub(super) fn sync_files(&self) -> Result<()> {

@@ -30,7 +30,9 @@ impl Qcow2 {
             // Whoever does the request otherwise will meet the damage, too, and mark it.
             Err(Stop::Fail(error)) if error.kind() == ErrorKind::Corrupt => Ok(None),
             Err(Stop::Fail(error)) => Err(error),
-            Err(Stop::Need { .. } | Stop::Reserve { .. } | Stop::RefcountTableFull) => Ok(None),
+            Err(Stop::Need { .. } | Stop::Reserve { .. } | Stop::RefcountTableFull { .. }) => {
+                Ok(None)
+            }
         }
     }
 

@@ -1,12 +1,22 @@
-//! The synchronous driver of the engine: reads what it needs, and switches between tables.
+//! Runs the engine's operations with plain system calls: reads and reserves what they need, and switches between
+//! tables.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::Qcow2;
-use crate::formats::qcow2::commit::io_failed;
+use crate::formats::qcow2::commit::{EngineAccess, io_failed};
 use crate::formats::qcow2::engine::{Engine, Stop, Switch};
 use crate::formats::qcow2::journal::session;
 use crate::formats::qcow2::layout::feature;
 use crate::formats::qcow2::layout::header::{Header, place};
+
+/// On whose behalf an operation of the engine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum During {
+    /// A request: it may wait for a commit, and grow the refcount table.
+    Request,
+    /// A commit: it is the one that others wait for, and allocates nothing.
+    Commit,
+}
 
 impl Qcow2 {
     /// See [`crate::Image::is_ahead`].
@@ -14,105 +24,121 @@ impl Qcow2 {
         self.engine_read().is_ahead()
     }
 
-    /// Runs an operation of the engine. While it waits for a table to be read, other requests go on.
+    /// Runs an operation of the engine. While a table is read for it, other requests go on.
     pub(crate) fn run<T>(
         &self,
         mut operation: impl FnMut(&mut Engine) -> Result<T, Stop>,
     ) -> Result<T> {
-        loop {
-            let mut engine = self.engine_write();
-            match engine.attempt(&mut operation) {
-                Ok(value) => {
-                    let commit = engine.wants_commit();
-                    drop(engine);
-                    if commit {
-                        self.commit_meanwhile()?;
-                    }
-                    return Ok(value);
-                }
-                Err(Stop::Need { offset, len }) => {
-                    drop(engine);
-                    self.load(&mut &*self, offset, len)?;
-                }
-                Err(Stop::Reserve { offset, len }) => {
-                    drop(engine);
-                    // Where that means to write zeroes, it must not come after the table of somebody who was asked the same.
-                    let reserving = self.reserving.lock();
-                    let _one = reserving.unwrap_or_else(std::sync::PoisonError::into_inner);
-                    if !self.engine_read().is_reserved(offset) {
-                        self.reserve_table(offset, len)?;
-                        self.engine_write().reserved(offset);
-                    }
-                }
-                Err(Stop::RefcountTableFull) => {
-                    let end = engine.refcount_table_end();
-                    drop(engine);
-                    let mut engine = self.engine_exclusive();
-                    // Unless somebody else has done it meanwhile.
-                    if engine.refcount_table_end() == end {
-                        self.grow_refcount_table(&mut engine)?;
-                    }
-                }
-                Err(Stop::Fail(error)) => {
-                    drop(engine);
-                    if error.kind() == ErrorKind::Corrupt {
-                        self.signal_corruption(&mut self.engine_exclusive(), &error);
-                    }
-                    return Err(error);
-                }
-            }
+        let (value, commit) = self.retry(&mut &*self, During::Request, |image| {
+            let mut engine = image.engine_write();
+            let value = engine.attempt(&mut operation)?;
+            Ok((value, engine.wants_commit()))
+        })?;
+        if commit {
+            self.commit_meanwhile()?;
         }
+        Ok(value)
     }
 
     /// Runs an operation of the engine that changes nothing: several of them run at once.
     pub(crate) fn find<T>(&self, operation: impl Fn(&Engine) -> Result<T, Stop>) -> Result<T> {
-        let mut has_read = false;
-        loop {
-            let found = operation(&self.engine_read());
-            match found {
-                Ok(value) => {
-                    if has_read {
-                        self.engine_write().trim();
-                    }
-                    return Ok(value);
-                }
-                Err(Stop::Need { offset, len }) => {
-                    self.load(&mut &*self, offset, len)?;
-                    has_read = true;
-                }
-                // Met once more, where damage is marked.
-                Err(_) => return self.run(|engine| operation(engine)),
-            }
+        let mut attempts = 0;
+        let found = self.retry(&mut &*self, During::Request, |image| {
+            attempts += 1;
+            operation(&image.engine_read())
+        })?;
+        // More than one attempt: tables were read for it.
+        if attempts > 1 {
+            self.engine_write().trim();
         }
+        Ok(found)
     }
 
-    /// Runs an operation of the engine, which the caller has to itself.
+    /// Runs an operation of the engine, to which the caller has exclusive access.
     pub(crate) fn run_locked<T>(
         &self,
         engine: &mut Engine,
         mut operation: impl FnMut(&mut Engine) -> Result<T, Stop>,
     ) -> Result<T> {
+        let value = self.retry(engine, During::Request, |engine| {
+            engine.attempt(&mut operation)
+        })?;
+        if engine.wants_commit() {
+            self.commit(engine, false)?;
+        }
+        Ok(value)
+    }
+
+    /// Attempts an operation of the engine until it has all it needs.
+    pub(super) fn retry<A: EngineAccess, T>(
+        &self,
+        access: &mut A,
+        during: During,
+        mut attempt: impl FnMut(&mut A) -> Result<T, Stop>,
+    ) -> Result<T> {
         loop {
-            match engine.attempt(&mut operation) {
-                Ok(value) => {
-                    if engine.wants_commit() {
-                        self.commit(engine, false)?;
-                    }
-                    return Ok(value);
-                }
-                Err(Stop::Need { offset, len }) => self.load(engine, offset, len)?,
+            match attempt(access) {
+                Ok(value) => return Ok(value),
+                Err(Stop::Need { offset, len }) => self.load(access, offset, len)?,
                 Err(Stop::Reserve { offset, len }) => {
-                    self.reserve_table(offset, len)?;
-                    engine.reserved(offset);
+                    self.reserve_for(access, during, (offset, len))?;
                 }
-                Err(Stop::RefcountTableFull) => self.grow_refcount_table(engine)?,
+                Err(Stop::RefcountTableFull { end }) => self.make_room(access, during, end)?,
                 Err(Stop::Fail(error)) => {
                     if error.kind() == ErrorKind::Corrupt {
-                        self.signal_corruption(engine, &error);
+                        self.mark_corrupt(access, during, &error);
                     }
                     return Err(error);
                 }
             }
+        }
+    }
+
+    /// Has the host reserve space for a table that is about to be made, and notes that in the engine.
+    fn reserve_for(
+        &self,
+        access: &mut impl EngineAccess,
+        during: During,
+        (offset, len): (u64, u64),
+    ) -> Result<()> {
+        let shared = during == During::Request && access.exclusive().is_none();
+        // Where reserving means writing zeroes, they must not come after the table of another request that needed the
+        // same space.
+        let _one = shared.then(|| {
+            let reserving = self.reserving.lock();
+            reserving.unwrap_or_else(std::sync::PoisonError::into_inner)
+        });
+        if !(shared && access.with(|engine| engine.is_reserved(offset))) {
+            self.reserve_table(offset, len)?;
+            access.with(|engine| engine.reserved(offset));
+        }
+        Ok(())
+    }
+
+    /// Makes room in the refcount table, which ended at `end`, for an operation that may do so.
+    fn make_room(&self, access: &mut impl EngineAccess, during: During, end: u64) -> Result<()> {
+        if during == During::Commit {
+            return Err(Error::corrupt("the refcount table is too small"));
+        }
+        if let Some(engine) = access.exclusive() {
+            return self.grow_refcount_table(engine);
+        }
+        let mut engine = self.engine_exclusive();
+        // Another request may have done it meanwhile.
+        match engine.refcount_table_end() == end {
+            true => self.grow_refcount_table(&mut engine),
+            false => Ok(()),
+        }
+    }
+
+    fn mark_corrupt(&self, access: &mut impl EngineAccess, during: During, error: &Error) {
+        match (access.exclusive(), during) {
+            (Some(engine), _) => self.signal_corruption(engine, error),
+            (None, During::Request) => {
+                self.signal_corruption(&mut self.engine_exclusive(), error);
+            }
+            // This commit keeps others from writing the header.
+            (None, During::Commit) => access.with(|engine| self.signal_corruption(engine, error)),
         }
     }
 
@@ -182,22 +208,9 @@ impl Qcow2 {
 
     fn grow_refcount_table(&self, engine: &mut Engine) -> Result<()> {
         self.commit(engine, true)?;
-        let switch = loop {
-            match engine.attempt(Engine::grow_refcount_table) {
-                Ok(switch) => break switch,
-                Err(Stop::Need { offset, len }) => self.load(engine, offset, len)?,
-                Err(Stop::Reserve { offset, .. }) => engine.reserved(offset),
-                Err(Stop::RefcountTableFull) => {
-                    return Err(Error::corrupt("the refcount table is too small"));
-                }
-                Err(Stop::Fail(error)) => {
-                    if error.kind() == ErrorKind::Corrupt {
-                        self.signal_corruption(engine, &error);
-                    }
-                    return Err(error);
-                }
-            }
-        };
+        let switch = self.retry(engine, During::Commit, |engine| {
+            engine.attempt(Engine::grow_refcount_table)
+        })?;
         self.switch(engine, switch)
     }
 

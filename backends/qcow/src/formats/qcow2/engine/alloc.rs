@@ -48,8 +48,8 @@ impl Engine {
         Ok(host)
     }
 
-    /// Makes the refcount blocks that the next free clusters lack, if there are `count` in a row: beyond them, so that they are taken
-    /// in one piece. Nothing happens where that is not possible.
+    /// Makes the refcount blocks that the next free clusters lack, if there are `count` in a row: beyond them, so that
+    /// they are taken in one piece. Nothing happens where that is not possible.
     pub(super) fn describe_next(&mut self, count: u64) -> Result<(), Stop> {
         let Some(start) = self.next_free(self.hint)? else {
             return Ok(());
@@ -60,7 +60,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes some of the refcount blocks that the next `count` free clusters lack, in the first of them; returns whether none is missing.
+    /// Makes some of the refcount blocks that the next `count` free clusters lack, in the first of them; returns
+    /// whether none is missing.
     pub(crate) fn describe_ahead(&mut self, count: u64) -> Result<bool, Stop> {
         const AT_A_TIME: u64 = 64;
         self.check_usable()?;
@@ -70,7 +71,7 @@ impl Engine {
         for index in first.0 / per_block..(first.0 + count).div_ceil(per_block) {
             let cluster = ClusterIndex(index * per_block);
             if cluster.0 >= self.refcount_table_end() {
-                return Err(Stop::RefcountTableFull);
+                return Err(self.refcount_table_full());
             }
             if self.refcount_block(cluster)?.is_some() {
                 continue;
@@ -103,7 +104,8 @@ impl Engine {
         Ok(false)
     }
 
-    /// The first free cluster at or after `from`, described or not; nothing if that is past what the refcount table has room for.
+    /// The first free cluster at or after `from`, described or not; nothing if that is past what the refcount table has
+    /// room for.
     fn next_free(&mut self, from: u64) -> Result<Option<ClusterIndex>, Stop> {
         let per_block = self.geometry.refcount_block_entries();
         let mut cluster = ClusterIndex(from.max(1));
@@ -129,7 +131,7 @@ impl Engine {
         let per_block = self.geometry.refcount_block_entries();
         let end = start.0 + count;
         if end > self.refcount_table_end() {
-            return Err(Stop::RefcountTableFull);
+            return Err(self.refcount_table_full());
         }
         let mut cluster = start;
         while cluster.0 < end {
@@ -145,8 +147,8 @@ impl Engine {
         Ok(None)
     }
 
-    /// Makes the refcount blocks that describe these clusters, beyond them: within, they would be in the way, and more clusters than
-    /// one block describes could never follow each other.
+    /// Makes the refcount blocks that describe these clusters, beyond them: within, they would be in the way, and more
+    /// clusters than one block describes could never follow each other.
     fn describe_from_beyond(&mut self, start: ClusterIndex, count: u64) -> Result<(), Stop> {
         let per_block = self.geometry.refcount_block_entries();
         let mut beyond = start.0 + count;
@@ -183,7 +185,7 @@ impl Engine {
         let mut cluster = ClusterIndex(from.max(1));
         loop {
             if cluster.0 >= self.refcount_table_end() {
-                return Err(Stop::RefcountTableFull);
+                return Err(self.refcount_table_full());
             }
             if cluster.0 >= HOST_LIMIT >> self.geometry.cluster_bits {
                 return Err(Error::invalid("the image file has reached its largest size").into());
@@ -257,7 +259,8 @@ impl Engine {
         self.set_refcount(cluster, 1)
     }
 
-    /// Allocates `len` bytes for a compressed cluster, at most a cluster's worth, beginning where the last one ended if it can.
+    /// Allocates `len` bytes for a compressed cluster, at most a cluster's worth, beginning where the last one ended if
+    /// it can.
     pub(crate) fn allocate_bytes(&mut self, len: u64) -> Result<HostOffset, Stop> {
         let cluster_size = self.geometry.cluster_size();
         let mut begin = None;

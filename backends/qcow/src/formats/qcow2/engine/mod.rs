@@ -1,19 +1,21 @@
-//! The metadata engine: guest ranges → host extents, allocation, refcounts, and the order in which all that may reach the medium.
+//! The metadata engine: guest ranges → host extents, allocation, refcounts, and the order in which all that may reach
+//! the medium.
 //!
-//! It does no I/O. The caller runs an operation with [`Engine::attempt`]. If the operation needs a table that is not in memory, it stops
-//! with [`Stop::Need`]; the caller reads the range, passes it to [`Engine::fill`], and tries again. If it needs space for a new table, it
-//! stops with [`Stop::Reserve`] in the same way. Changes are written in batches: [`Engine::take_batch`] returns all that is unwritten, by
-//! stages, each of which must be on the medium before the next begins. Operations go on while a batch is written; what they change
-//! belongs to the next one.
+//! It does no I/O. The caller runs an operation with [`Engine::attempt`]. If the operation needs a table that is not in
+//! memory, it stops with [`Stop::Need`]; the caller reads the range, passes it to [`Engine::fill`], and tries again. If
+//! it needs space for a new table, it stops with [`Stop::Reserve`] in the same way. Changes are written in batches:
+//! [`Engine::take_batch`] returns all that is unwritten, by stages, each of which must be on the medium before the next
+//! begins. Operations go on while a batch is written; what they change belongs to the next one.
 //!
 //! Order on the medium:
 //!
-//! 1. refcount blocks (and all data copied by copy-on-write, written by the driver before it reports the write as done),
+//! 1. refcount blocks (and all data copied by copy-on-write, written by the driver before it reports the write as
+//!    done),
 //! 2. refcount table entries that point to new blocks,
 //! 3. L2 entries, which use what 1 and 2 accounted for,
 //! 4. L1 entries, which point to L2 tables written in 3,
-//! 5. refcounts of what 3 and 4 no longer use go down, in memory, and reach the medium with some later 1. Only then is the space
-//!    reused or given back to the host.
+//! 5. refcounts of what 3 and 4 no longer use go down, in memory, and reach the medium with some later 1. Only then is
+//!    the space reused or given back to the host.
 
 mod alloc;
 mod batch;
@@ -54,7 +56,10 @@ pub(crate) enum Stop {
     /// Space for a table is to be had first: see [`Engine::reserved`].
     Reserve { offset: u64, len: u64 },
     /// The refcount table has no room for the cluster that is to be allocated: see [`Engine::grow_refcount_table`].
-    RefcountTableFull,
+    RefcountTableFull {
+        /// The first cluster it has no room for.
+        end: u64,
+    },
     /// It failed.
     Fail(Error),
 }
@@ -211,8 +216,8 @@ impl Engine {
         self.reserved.contains(&offset)
     }
 
-    /// A table may be made at `host`. Its space is had now: later, when it is written, a host without any would keep what others count
-    /// upon from the medium.
+    /// A table may be made at `host`. Its space is had now: later, when it is written, a host without any would keep
+    /// what others count upon from the medium.
     fn check_space(&self, host: HostOffset) -> Result<(), Stop> {
         match self.is_reserved(host.0) {
             true => Ok(()),
@@ -308,7 +313,8 @@ impl Engine {
 
     /// The use of these clusters ends with the next batches.
     fn free_later(&mut self, host: HostOffset, clusters: u64) {
-        // A change of the last element could not be undone by truncating, so runs are joined only when they are applied.
+        // A change of the last element could not be undone by truncating, so runs are joined only when they are
+        // applied.
         self.undo.push(Undo::Freed(self.freed.len()));
         let run = self.owe(host, clusters);
         self.freed.push(run);

@@ -21,6 +21,12 @@ impl Engine {
         self.header.refcount_table_offset + index * 8
     }
 
+    pub(super) fn refcount_table_full(&self) -> Stop {
+        Stop::RefcountTableFull {
+            end: self.refcount_table_end(),
+        }
+    }
+
     /// The refcount block that describes `cluster`, if there is one.
     pub(super) fn refcount_block(
         &mut self,
@@ -70,7 +76,8 @@ impl Engine {
         }))
     }
 
-    /// Takes a refcount block out of the table. Its own count is lowered by whoever commits that first, if another block holds it.
+    /// Takes a refcount block out of the table. Its own count is lowered by whoever commits that first, if another
+    /// block holds it.
     pub(crate) fn unlist_refcount_block(&mut self, index: u64) -> Result<(), Stop> {
         self.set(Table::Blocks, self.refcount_table_slot(index), 0)
     }
