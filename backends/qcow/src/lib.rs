@@ -1,8 +1,9 @@
 //! `qcow`: raw and qcow2 disk images with backing chains.
 //!
-//! What it may touch: the files it is told to open, and the files those name if the caller opens that gate
-//! ([`OpenOptions::backing`], [`OpenOptions::data_file`]), as far as [`OpenOptions::allowed_files`] lets them through. What it must not depend on: any other library of Bulkhead, virtio, KVM,
-//! guest memory: callers bring their own memory through [`Destination`] and [`Source`].
+//! What it may touch: the files the caller names, and the files those name if the caller allows it
+//! ([`OpenOptions::backing`], [`OpenOptions::data_file`]), as far as [`OpenOptions::allowed_files`] lets them through.
+//! What it must not depend on: any other library of Bulkhead, virtio, KVM, guest memory: callers bring their own memory
+//! through [`Destination`] and [`Source`].
 //!
 //! ```
 //! use qcow::{Backing, CreateOptions, Format, Image, OpenOptions};
@@ -80,43 +81,47 @@
 //!
 //! # Errors
 //!
-//! Every method fails with an [`Error`]: an [`ErrorKind`] to act upon, and one line that names the file and what was wrong with it. A
-//! request that failed for want of space or permission has changed nothing of the disk outside its range, and the image can be
-//! used further. After a failed sync, and after damage was found, nobody knows what is on the medium: all further writing is refused
-//! ([`ErrorKind::ReadOnly`]), reading goes on. Dropping an image closes it; only [`Image::close`] says whether that succeeded.
+//! Every method fails with an [`Error`]: an [`ErrorKind`] to act upon, and one line that names the file and what was
+//! wrong with it. A request that failed for want of space or permission has changed nothing of the disk outside its
+//! range, and the image can be used further. After a failed sync, and after damage was found, nobody knows what is on
+//! the medium: all further writing is refused ([`ErrorKind::ReadOnly`]), reading goes on. Dropping an image closes it;
+//! only [`Image::close`] says whether that succeeded.
 //!
 //! # Formats
 //!
-//! qcow2, versions 2 and 3, all cluster sizes and refcount widths; backing chains, extended L2 entries, compressed clusters (zlib and
-//! zstd), zero clusters, preallocation, external data files, internal snapshots, persistent bitmaps, lazy refcounts, check and repair.
-//! Encrypted images are refused by name. Raw files are handled as sparse.
+//! qcow2, versions 2 and 3, all cluster sizes and refcount widths; backing chains, extended L2 entries, compressed
+//! clusters (zlib and zstd), zero clusters, preallocation, external data files, internal snapshots, persistent bitmaps,
+//! lazy refcounts, check and repair. Encrypted images are refused by name. Raw files are handled as sparse.
 //!
-//! An image lies in a [`Storage`]: a file ([`HostFile`]), one of the caller's own ([`Image::open_storage`]), or the disk of another
-//! image (an `Arc<Image>`).
+//! An image lies in a [`Storage`]: a file ([`HostFile`]), one of the caller's own ([`Image::open_storage`]), or the
+//! disk of another image (an `Arc<Image>`).
 //!
 //! # Threads and durability
 //!
-//! All methods take `&self`; an [`Image`] is `Send` and `Sync`, and any number of threads may use it at once. A write is durable
-//! after a later [`Image::flush`] returned. At any instant the file on the medium is a correct image or one that only leaks clusters,
-//! whatever changes: guest data, tables, snapshots, bitmaps, the header. Between flushes with lazy refcounts, and while a downgrade expands
-//! the zero clusters of snapshots, it is marked dirty instead, and the next open for writing counts anew. One change is not safe
-//! against a power cut: that of a header which leaves no room for another beside it in the first cluster (long names in
-//! clusters of at most 2 KiB, or very long unknown extensions).
+//! All methods take `&self`; an [`Image`] is `Send` and `Sync`, and any number of threads may use it at once. A write
+//! is durable after a later [`Image::flush`] returned. At any instant the file on the medium is a correct image or one
+//! that only leaks clusters, whatever changes: guest data, tables, snapshots, bitmaps, the header. Between flushes with
+//! lazy refcounts, and while a downgrade expands the zero clusters of snapshots, it is marked dirty instead, and the
+//! next open for writing counts anew. One change is not safe against a power cut: that of a header which leaves no room
+//! for another beside it in the first cluster (long names in clusters of at most 2 KiB, or very long unknown
+//! extensions).
 //!
 //! # Hostile images
 //!
-//! Whatever an image says is checked before it is used; memory is bounded by [`OpenOptions::cache_bytes`] and by the limits of the
-//! format; damage found while writing stops all writing and is marked in the image.
+//! Whatever an image says is checked before it is used; memory is bounded by [`OpenOptions::cache_bytes`] and by the
+//! limits of the format; damage found while writing stops all writing and is marked in the image.
 //!
-//! A check reads each table at most a few times, whoever leads to it, and no holes; what the tables make it read and count is bounded by 16
-//! times what the file really has, and 64 MiB. An image beyond that, which no writer makes, is told of as an error of the check. Files of
-//! more than 2^31 - 1 clusters are not checked, which is QEMU's limit, too; a check takes about a byte of memory for each cluster in use.
+//! A check reads each table at most a few times, whoever leads to it, and no holes; what the tables make it read and
+//! count is bounded by 16 times what the file really has, and 64 MiB. An image beyond that, which no writer makes, is
+//! an error of the check. Files of more than 2^31 - 1 clusters are not checked, which is QEMU's limit, too; a check
+//! takes about a byte of memory for each cluster in use.
 //!
 //! # System calls
 //!
-//! Once [`Image::open`] has returned, no file is opened any more. I/O needs pread64, pwrite64, preadv, pwritev, fdatasync,
-//! fallocate, ftruncate, lseek and fstat; opening also openat, readlink, readlinkat, statx and fcntl (the locks, which closing gives back
-//! with it where it may); besides what allocation and `std::sync` need (mmap, munmap, mremap, brk, madvise, futex) and clock_gettime for the date of a snapshot.
+//! Once [`Image::open`] has returned, no file is opened any more. I/O needs pread64, pwrite64, preadv, pwritev,
+//! fdatasync, fallocate, ftruncate, lseek and fstat; opening also openat, readlink, readlinkat, statx and fcntl (the
+//! locks, which closing gives back with it where it may); besides what allocation and `std::sync` need (mmap, munmap,
+//! mremap, brk, madvise, futex) and clock_gettime for the date of a snapshot.
 //!
 //! # Inside
 //!
@@ -128,15 +133,17 @@
 //! | `formats` | the formats, one folder each, behind one trait |
 //! | `formats/raw` | the file is the disk |
 //! | `formats/qcow2` | an open qcow2 image: runs the engine's operations, with plain system calls |
-//! | `formats/qcow2/check`, `rewrite` | walk and repair all metadata; rewrite all of it: snapshots, another refcount width |
+//! | `formats/qcow2/check` | walks and repairs all metadata |
+//! | `formats/qcow2/rewrite` | rewrites all metadata: snapshots, another refcount width |
 //! | `formats/qcow2/engine` | what the tables mean and in which order they may be written; no I/O |
 //! | `formats/qcow2/journal` | what the process after a kill needs to know |
 //! | `formats/qcow2/layout` | what is on the medium |
 //! | `storage` | files of the host: opening, locking, reading, writing, syncing |
 //!
-//! Callers that do their own I/O (an io_uring) ask [`Image::plan_read`], [`Image::plan_write`] and [`Image::plan_flush`] where the data
-//! of a request lies. The answer comes at once and without I/O. Where that is not possible (a table is not in memory, space must be
-//! allocated, a cluster is compressed), the methods that do the whole request can do it, on another thread.
+//! Callers that do their own I/O (an io_uring) ask [`Image::plan_read`], [`Image::plan_write`] and
+//! [`Image::plan_flush`] where the data of a request lies. The answer comes at once and without I/O. Where that is not
+//! possible (a table is not in memory, space must be allocated, a cluster is compressed), the methods that do the whole
+//! request can do it, on another thread.
 
 #![forbid(unsafe_code)]
 
@@ -168,4 +175,5 @@ pub use storage::folder::Folder;
 pub use storage::gate::{AllowedFiles, open_file};
 pub use storage::host_file::HostFile;
 pub use storage::sync::Flush;
+pub use storage::visited::{ChainError, VisitedFiles};
 pub use storage::{Filter, Storage};

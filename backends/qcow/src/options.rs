@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::formats::Format;
 use crate::storage::Storage;
 use crate::storage::gate::AllowedFiles;
+use crate::storage::visited::MAX_DEPTH;
 
 /// What to do about the backing file an image names.
 #[derive(Clone, Default)]
@@ -15,7 +16,8 @@ pub enum Backing {
     /// Open no other file. Reading what only the backing file holds is then an error, never zeroes.
     #[default]
     Ignore,
-    /// Open the whole chain, read-only, every file in its recorded format. A backing file without a recorded format is refused.
+    /// Open the whole chain, read-only, every file in its recorded format. A backing file without a recorded format is
+    /// refused.
     Open,
 }
 
@@ -57,16 +59,18 @@ pub enum Discard {
     Unmap,
 }
 
-/// What is done about a journal: the file `NAME.bulkhead-journal` beside a qcow2 image, by which writes that were never flushed are
-/// found again after the process that served the image was killed, though it need not wait for a sync when one allocates.
+/// What is done about a journal: the file `NAME.bulkhead-journal` beside a qcow2 image, by which writes that were never
+/// flushed are found again after the process that served the image was killed, though it need not wait for a sync when
+/// one allocates.
 #[derive(Clone, Default)]
 pub enum Journal {
-    /// What a process left that was killed is made part of the image or, if it is opened read-only, of what is read. None is kept.
+    /// What a process left that was killed is made part of the image or, if it is opened read-only, of what is read.
+    /// None is kept.
     #[default]
     Replay,
-    /// The same, and one is kept while the image is open for writing, where that is possible: for an image of version 3, in a regular
-    /// file that has one name, in a folder where this process may make files; without lazy refcounts and external data file.
-    /// Otherwise [`Image::secure`](crate::Image::secure) flushes.
+    /// The same, and one is kept while the image is open for writing, where that is possible: for an image of version
+    /// 3, in a regular file that has one name, in a folder where this process may make files; without lazy refcounts
+    /// and external data file. Otherwise [`Image::secure`](crate::Image::secure) flushes.
     Keep,
     /// The same, in this storage instead of a file beside the image.
     Use(Arc<dyn Storage>),
@@ -103,7 +107,7 @@ impl OpenOptions {
             allowed_files: AllowedFiles::anywhere(),
             locking: Locking::Exclusive,
             discard: Discard::Unmap,
-            max_depth: 64,
+            max_depth: MAX_DEPTH,
             cache_bytes: 8 << 20,
             for_check: false,
             for_info: false,
@@ -167,14 +171,16 @@ impl OpenOptions {
         self
     }
 
-    /// Open even what is damaged as far as [`crate::Image::check`] needs it; no automatic repair of a dirty image. Only so a repair gives
-    /// up what cannot be found any more: an L2 entry that leads into the middle of a cluster then reads as zeroes.
+    /// Open even what is damaged as far as [`crate::Image::check`] needs it; no automatic repair of a dirty image. Only
+    /// so a repair gives up what cannot be found any more: an L2 entry that leads into the middle of a cluster then
+    /// reads as zeroes.
     pub fn for_check(mut self, for_check: bool) -> Self {
         self.for_check = for_check;
         self
     }
 
-    /// Only [`Image::info`](crate::Image::info) will be asked: an encrypted image can be opened, too. Only for read-only use.
+    /// Only [`Image::info`](crate::Image::info) will be asked: an encrypted image can be opened, too. Only for
+    /// read-only use.
     pub fn for_info(mut self, for_info: bool) -> Self {
         self.for_info = for_info;
         self
@@ -186,8 +192,8 @@ impl OpenOptions {
         self
     }
 
-    /// The image lies in a part of its file: from `offset` on, `size` bytes of it or all that follows. Of several windows each is
-    /// a part of the one before. With a size the image cannot grow beyond it.
+    /// The image lies in a part of its file: from `offset` on, `size` bytes of it or all that follows. Of several
+    /// windows each is a part of the one before. With a size the image cannot grow beyond it.
     pub fn window(mut self, offset: u64, size: Option<u64>) -> Self {
         self.windows.push((offset, size));
         self
@@ -306,8 +312,8 @@ pub struct CreateOptions {
     pub compression_type: CompressionType,
     /// What to allocate at once.
     pub preallocation: Preallocation,
-    /// The disk is to be encrypted with the format's own AES. This library makes such an image, empty, for others to use, and does
-    /// not write to it: it cannot be preallocated.
+    /// The disk is to be encrypted with the format's own AES. This library makes such an image, empty, for others to
+    /// use, and does not write to it: it cannot be preallocated.
     pub aes: bool,
     /// What is done with each file before anything is in it.
     pub empty_file: EmptyFile,
@@ -335,8 +341,8 @@ impl CreateOptions {
         }
     }
 
-    /// What to allocate at once: a raw external data file always has its metadata, so that what others write into it is part
-    /// of the disk.
+    /// What to allocate at once: a raw external data file always has its metadata, so that what others write into it is
+    /// part of the disk.
     pub(crate) fn initial_preallocation(&self) -> Preallocation {
         match self.preallocation {
             Preallocation::Off if self.data_file_raw => Preallocation::Metadata,

@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
 use qcow::{
-    DataFile, Denied, Discard, ErrorKind, FileKind, Format, Image, Info, Locking, OpenOptions,
+    ChainError, DataFile, Denied, Discard, ErrorKind, FileKind, Format, Image, Info, Locking,
+    OpenOptions, VisitedFiles,
 };
 
 use crate::command_line::source::{BackingOverride, Locks, Source};
@@ -25,9 +26,6 @@ use crate::output;
 use crate::output::errors::describe;
 use disk::Disk;
 use unsynced::Unsynced;
-
-/// The most images in a chain.
-const MAX_CHAIN: usize = 64;
 
 /// How to open an image.
 #[derive(Debug, Clone, Default)]
@@ -162,7 +160,7 @@ pub(crate) fn open_unnamed(source: &Source, how: &Opening) -> Result<Opened> {
 /// The files of a chain that were opened so far, to detect loops.
 #[derive(Debug, Default)]
 struct Chain {
-    seen: Vec<(u64, u64)>,
+    visited: VisitedFiles,
     paths: Vec<PathBuf>,
 }
 
@@ -279,18 +277,16 @@ impl Chain {
 
     /// Adds a file, unless that makes a loop or the chain too long.
     fn add(&mut self, file: &File, path: &Path) -> Result<()> {
-        let metadata = file.metadata()?;
-        let id = (metadata.dev(), metadata.ino());
-        if self.seen.contains(&id) {
-            bail!(
+        match self.visited.add(file) {
+            Err(ChainError::Loop) => bail!(
                 "Backing file '{}' creates an infinite loop.",
                 path.display()
-            );
+            ),
+            Err(ChainError::TooLong(most)) => {
+                bail!("The backing chain has more than {most} images")
+            }
+            added => added?,
         }
-        if self.seen.len() == MAX_CHAIN {
-            bail!("The backing chain has more than {MAX_CHAIN} images");
-        }
-        self.seen.push(id);
         self.paths.push(path.to_owned());
         Ok(())
     }

@@ -1,7 +1,7 @@
-//! Backing chains and external data files: the only place that opens files an image names, and only when asked to.
+//! Opens images with their backing chains and external data files. Files that an image names are opened here only, and
+//! only if the options say so.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,22 +16,22 @@ use crate::storage::Storage;
 use crate::storage::gate::{check_type, open_file};
 use crate::storage::host_file::HostFile;
 use crate::storage::lock::{FileLock, Use};
-
-/// The files of a chain seen so far, by (device, inode).
-type Seen = Vec<(u64, u64)>;
+use crate::storage::visited::{ChainError, VisitedFiles};
 
 /// Opening.
 impl Image {
     /// Opens `path` as the options say, and what they let it refer to.
     ///
     /// # Errors
-    /// The file is missing, locked, not of the declared format, damaged, or uses an unknown feature; the message names it.
+    /// The file is missing, locked, not of the declared format, damaged, or uses an unknown feature; the message names
+    /// it.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let file = open_file(path.as_ref(), options.writable)?;
         Self::open_file(file, path, options)
     }
 
-    /// Opens an image from an open file; `path` is its name in messages, and what relative backing names are relative to.
+    /// Opens an image from an open file; `path` is its name in messages, and what relative backing names are relative
+    /// to.
     ///
     /// # Errors
     /// As [`Image::open`].
@@ -40,7 +40,12 @@ impl Image {
         path: impl AsRef<Path>,
         options: &OpenOptions,
     ) -> Result<Self> {
-        open_in_chain(file.into(), path.as_ref(), options, &mut Seen::new())
+        open_in_chain(
+            file.into(),
+            path.as_ref(),
+            options,
+            &mut VisitedFiles::new(options.max_depth),
+        )
     }
 
     /// Opens an image from storage of the caller's own; no locks are taken.
@@ -63,7 +68,12 @@ impl Image {
         let journal = Some(Beside::of(storage.identity(), used));
         let image = Self::assemble(storage, path, options, (None, journal))
             .map_err(|error| error.within(path.display()))?;
-        attach(image, path, options, &mut Seen::new())
+        attach(
+            image,
+            path,
+            options,
+            &mut VisitedFiles::new(options.max_depth),
+        )
     }
 }
 
@@ -83,41 +93,24 @@ fn open_in_chain(
     file: Arc<File>,
     path: &Path,
     options: &OpenOptions,
-    seen: &mut Seen,
+    visited: &mut VisitedFiles,
 ) -> Result<Image> {
     check_options(options)?;
     check_type(path, &file)?;
-    let id = identity(&file, path)?;
-    if seen.contains(&id) {
-        return Err(Error::new(
-            ErrorKind::Backing,
-            format!("{}: the backing chain loops", path.display()),
-        ));
-    }
-    seen.push(id);
-    if seen.len() > options.max_depth as usize {
-        let message = format!(
-            "{}: the backing chain has more than {} images",
-            path.display(),
-            options.max_depth
-        );
-        return Err(Error::new(ErrorKind::Backing, message));
-    }
-    let lock = lock(&file, path, options, seen.len() > 1)?;
+    visited.add(&file).map_err(|error| {
+        let path = path.display();
+        match error {
+            ChainError::Io(error) => Error::io(format!("{path}: cannot stat"), error),
+            fault => Error::new(ErrorKind::Backing, format!("{path}: {fault}")),
+        }
+    })?;
+    let lock = lock(&file, path, options, visited.is_in_backing())?;
     let journal = journal(&file, path, options)?;
     let storage = HostFile::new(file)
         .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
     let image = Image::assemble(Box::new(storage), path, options, (lock, journal))
         .map_err(|error| error.within(path.display()))?;
-    attach(image, path, options, seen)
-}
-
-/// What tells a file from others, by whatever name.
-fn identity(file: &File, path: &Path) -> Result<(u64, u64)> {
-    let metadata = file
-        .metadata()
-        .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
-    Ok((metadata.dev(), metadata.ino()))
+    attach(image, path, options, visited)
 }
 
 fn lock(
@@ -172,7 +165,12 @@ fn journal(file: &Arc<File>, path: &Path, options: &OpenOptions) -> Result<Optio
 }
 
 /// Opens the data file and the backing file of `image` as far as the options allow.
-fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Image> {
+fn attach(
+    mut image: Image,
+    path: &Path,
+    options: &OpenOptions,
+    visited: &mut VisitedFiles,
+) -> Result<Image> {
     let references = image.references();
     if let (Some(_), DataFile::Use(storage)) = (&references.data_file, &options.data_file) {
         image.set_data_file(storage.clone(), path.to_path_buf(), None);
@@ -195,7 +193,10 @@ fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen)
             }
         };
         if let Some((file, data_path)) = data_file {
-            if Some(&identity(&file, &data_path)?) == seen.last() {
+            let is_own = visited.is_last(&file);
+            if is_own.map_err(|error| {
+                Error::io(format!("{}: cannot stat", data_path.display()), error)
+            })? {
                 return Err(Error::invalid(format!(
                     "{}: is its own data file",
                     path.display()
@@ -214,7 +215,8 @@ fn attach(mut image: Image, path: &Path, options: &OpenOptions, seen: &mut Seen)
         Backing::Ignore => {}
         Backing::Open => {
             if let Some(name) = references.backing {
-                let backing = open_backing(path, &name, references.backing_format, options, seen)?;
+                let backing =
+                    open_backing(path, &name, references.backing_format, options, visited)?;
                 image = image.over(Arc::new(backing));
             }
         }
@@ -241,7 +243,7 @@ fn open_backing(
     name: &str,
     format: Option<String>,
     options: &OpenOptions,
-    seen: &mut Seen,
+    visited: &mut VisitedFiles,
 ) -> Result<Image> {
     let format = match format {
         Some(format) => format
@@ -280,5 +282,5 @@ fn open_backing(
             }
             error.within(format!("backing file of {}", path.display()))
         })?;
-    open_in_chain(file.into(), &backing, &backing_options, seen)
+    open_in_chain(file.into(), &backing, &backing_options, visited)
 }

@@ -1,7 +1,7 @@
-//! The file under an image, as the engine sees it: positioned reads and writes, space, and durability.
+//! The file that an image lies in: positioned reads and writes, space, and durability.
 //!
-//! [`HostFile`](crate::HostFile) is the real one. The trait exists so that a test can record every write and sync the library issues, in
-//! order, and replay any part of them.
+//! [`HostFile`](crate::HostFile) is the real one. The trait exists so that a test can record every write and sync the
+//! library issues, in order, and replay any part of them.
 
 pub(crate) mod buffer;
 pub(crate) mod extent;
@@ -13,6 +13,7 @@ pub(crate) mod lock;
 pub(crate) mod range_lock;
 pub(crate) mod scratch;
 pub(crate) mod sync;
+pub(crate) mod visited;
 pub(crate) mod window;
 
 use std::io;
@@ -23,15 +24,16 @@ use crate::storage::extent::Extent;
 
 /// A file: bytes at offsets. All methods may be called from several threads at once.
 pub trait Storage: Send + Sync {
-    /// Fills `dst[at..at + len]` from `offset`; what lies beyond the end of the file reads as zeroes, unless the file was longer before.
+    /// Fills `dst[at..at + len]` from `offset`; what lies beyond the end of the file reads as zeroes, unless the file
+    /// was longer before.
     ///
     /// # Errors
     /// [`io::ErrorKind::UnexpectedEof`] if somebody else made the file shorter.
     fn read(&self, offset: u64, dst: &mut dyn Destination, at: usize, len: usize)
     -> io::Result<()>;
 
-    /// The length that the file was opened with or has been given since: where a read before it meets the end of the file, somebody else
-    /// made the file shorter.
+    /// The length that the file was opened with or has been given since: where a read before it meets the end of the
+    /// file, somebody else made the file shorter.
     fn known_len(&self) -> u64 {
         0
     }
@@ -39,8 +41,8 @@ pub trait Storage: Send + Sync {
     /// Looks whether the file is as long as it is known to be.
     ///
     /// # Errors
-    /// [`io::ErrorKind::UnexpectedEof`] if somebody else made it shorter. From then on nothing is written to the file, and no sync of it
-    /// succeeds: it could be made longer again, and what was lost would pass for zeroes.
+    /// [`io::ErrorKind::UnexpectedEof`] if somebody else made it shorter. From then on nothing is written to the file,
+    /// and no sync of it succeeds: it could be made longer again, and what was lost would pass for zeroes.
     fn check_len(&self) -> io::Result<()> {
         Ok(())
     }
@@ -87,7 +89,7 @@ pub trait Storage: Send + Sync {
         Ok(None)
     }
 
-    /// What tells the file from others.
+    /// What identifies the file: device and inode, or zeroes.
     fn identity(&self) -> [u64; 2] {
         [0; 2]
     }
