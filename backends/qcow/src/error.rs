@@ -42,7 +42,7 @@ pub enum ErrorKind {
     SnapshotL1(TableFault),
 }
 
-/// What is wrong with a table, as can be told from where it is said to be.
+/// What is wrong with the place or size that an image gives for a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TableFault {
     /// It is larger than one of its kind may be.

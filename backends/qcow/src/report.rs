@@ -81,7 +81,7 @@ pub struct LuksInfo {
     pub generator_hash: Option<String>,
     /// The hash of the keys.
     pub hash: String,
-    /// What tells it from others.
+    /// Its UUID.
     pub uuid: String,
     /// Where the data begins, in bytes behind the header's first.
     pub payload_offset: u64,

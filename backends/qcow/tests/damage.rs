@@ -1,24 +1,27 @@
 //! Damaged images: what a check finds and what a repair makes of it, here and in qemu-img.
 //!
-//! Sound images get a few of their metadata words overwritten. Then both tools check a copy and repair one, with `-r leaks` and with
-//! `-r all`: exit status, every count of the JSON output, and the verdict of both tools on what either repaired must agree, and what the
-//! repaired image holds must be what the other's holds. Knowing differences, told from agreement by [`differs_knowingly`]:
+//! Sound images get a few of their metadata words overwritten. Then both tools check a copy and repair one, with `-r
+//! leaks` and with `-r all`: exit status, every count of the JSON output, and the verdict of both tools on what either
+//! repaired must agree, and what the repaired image holds must be what the other's holds. Knowing differences, told
+//! from agreement by [`differs_knowingly`]:
 //!
-//! * a refcount table that the header places where none can be: qemu-img does not open the image; here it is counted, and gets a new table;
+//! * a refcount table that the header places where none can be: qemu-img does not open the image; here it is counted,
+//!   and gets a new table;
 //! * a refcount block that is not aligned: qemu-img's repair succeeds and says that it failed ("No medium found");
-//! * one whose entry has reserved bits: qemu-img gives up when it is about to overwrite what that led to; here it is left alone until
-//!   there is a new table;
+//! * one whose entry has reserved bits: qemu-img gives up when it is about to overwrite what that led to; here it is
+//!   left alone until there is a new table;
 //! * one far beyond the end of the file: qemu-img makes the file that long, here it is rebuilt;
-//! * an L1 table or a snapshot table at offset 0 is one for qemu-img; the offset of the latter matters to it even if there are no
-//!   snapshots, and too many of them are forgotten by it if there are bitmaps;
+//! * an L1 table or a snapshot table at offset 0 is one for qemu-img; the offset of the latter matters to it even if
+//!   there are no snapshots, and too many of them are forgotten by it if there are bitmaps;
 //! * a repair that qemu-img gives up half-way;
-//! * L2 entries with reserved bits, or that lead into the middle of a cluster: qemu-img counts them and leaves them; here they are mended;
+//! * L2 entries with reserved bits, or that lead into the middle of a cluster: qemu-img counts them and leaves them;
+//!   here they are mended;
 //! * a flag that says a compressed cluster is not shared: counted by both, taken away by our repair alone;
 //! * snapshots beside bitmaps: whatever qemu-img repairs, it loses all snapshots, so no image here has both;
 //! * where qemu-img crashes or runs into an assertion, nothing is compared.
 //!
-//! `QCOW_DAMAGE_SEED` begins with another case, `QCOW_DAMAGE_CASES` says how many there are, `QCOW_DAMAGE_KEEP` where to keep those
-//! that fail.
+//! `QCOW_DAMAGE_SEED` begins with another case, `QCOW_DAMAGE_CASES` says how many there are, `QCOW_DAMAGE_KEEP` where
+//! to keep those that fail.
 
 #![allow(
     clippy::disallowed_macros,

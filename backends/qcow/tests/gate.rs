@@ -1,4 +1,5 @@
-//! What is opened because somebody names it: only files of the right type, only in the folders that are allowed, and at once.
+//! What is opened because somebody names it: only files of the right type, only in the folders that are allowed, and at
+//! once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

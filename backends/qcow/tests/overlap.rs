@@ -1,5 +1,5 @@
-//! Nothing is written over metadata, and no metadata is given up, whatever an image says: each kind of metadata against each way to
-//! come upon it. The image is marked as corrupt instead, and no longer written.
+//! Nothing is written over metadata, and no metadata is given up, whatever an image says: each kind of metadata against
+//! each way to come upon it. The image is marked as corrupt instead, and no longer written.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -33,8 +33,8 @@ fn patch(medium: &Medium, at: u64, bytes: &[u8]) {
     state.bytes[at as usize..end].copy_from_slice(bytes);
 }
 
-/// An image with some of everything. The second cluster of its disk has an entry in the L2 table, and so has the third, in the
-/// L2 table of a snapshot only.
+/// An image with some of everything. The second cluster of its disk has an entry in the L2 table, and so has the third,
+/// in the L2 table of a snapshot only.
 fn image(version: u32) -> Medium {
     let medium = Medium::default();
     let options = CreateOptions {

@@ -1,4 +1,5 @@
-//! Random work on random kinds of image: what the library wrote, QEMU finds consistent and reads alike, and the other way round.
+//! Random work on random kinds of image: what the library wrote, QEMU finds consistent and reads alike, and the other
+//! way round.
 
 #![allow(
     clippy::disallowed_macros,

@@ -215,7 +215,8 @@ fn clusters_beyond_the_end_of_a_file_that_was_cut_off_keep_their_refcounts() {
 fn refcounts_are_rebuilt_from_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let damages: &[fn(&Path)] = &[
-        // No table, a table somewhere else, blocks nowhere, an unaligned block, a block that is also something else, no counts.
+        // No table, a table somewhere else, blocks nowhere, an unaligned block, a block that is also something else, no
+        // counts.
         |path| patch(path, 48, &[0; 8]),
         |path| patch(path, 56, &[0; 4]),
         |path| patch(path, be64(path, 48), &[0; 8]),

@@ -1,4 +1,5 @@
-//! Several threads on one image, as the queues of a disk are: each finds what it wrote, and so it does after a power cut.
+//! Several threads on one image, as the queues of a disk are: each finds what it wrote, and so it does after a power
+//! cut.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -117,7 +118,8 @@ impl Part {
         }
     }
 
-    /// What a sector may be after a power cut before event `cut`: as the last flush that had returned found it, or as it was made since.
+    /// What a sector may be after a power cut before event `cut`: as the last flush that had returned found it, or as
+    /// it was made since.
     fn possible(&self, index: usize, cut: usize) -> Vec<u64> {
         let flushed = self
             .flushes

@@ -1,6 +1,7 @@
 //! The image formats: one folder each, behind one trait.
 //!
-//! To add a format: a folder with a [`Driver`] and a [`FormatEntry`], a variant of [`Format`], and its line in [`Format::entry`].
+//! To add a format: a folder with a [`Driver`] and a [`FormatEntry`], a variant of [`Format`], and its line in
+//! [`Format::entry`].
 
 pub(crate) mod qcow2;
 pub(crate) mod raw;
@@ -53,8 +54,8 @@ impl Format {
         self.entry().summary
     }
 
-    /// Whether the file holds more than the disk: an image is then parsed when it is opened, has a size of its own, and can grow within
-    /// its file.
+    /// Whether the file holds more than the disk: an image is then parsed when it is opened, has a size of its own, and
+    /// can grow within its file.
     pub fn has_metadata(self) -> bool {
         self.entry().capabilities.metadata
     }
@@ -162,19 +163,21 @@ pub(crate) struct Opening<'a> {
 /// Another request is about to move clusters of the range.
 pub(crate) struct Busy;
 
-/// An open image of one format: what [`crate::Image`] needs of it. Offsets are those of the disk, in bytes; ranges were checked against its
-/// size, and writes against the image being writable. Errors do not name the file.
+/// An open image of one format: what [`crate::Image`] needs of it. Offsets are those of the disk, in bytes; ranges were
+/// checked against its size, and writes against the image being writable. Errors do not name the file.
 ///
-/// Every format implements the methods without a default. What else each of the next formats will implement:
+/// Every format implements the methods without a default. What each of the next formats will implement besides:
 ///
-/// | format | |
-/// |---|---|
-/// | vmdk | `cluster_size` (grains); `references` and `record_backing` (parentCID, parentFileNameHint); `storages` (the extents); `write_compressed` (streamOptimized) |
-/// | vhdx | `cluster_size` (blocks); `references` (the parent locator); `check`; opening replays its own log, and `is_ahead`, `secure` and `close` keep it |
-/// | vdi | `cluster_size` (blocks); `check` |
-/// | vpc | `cluster_size` (blocks of dynamic disks); `references` (the parent locator of differencing disks) |
-/// | LUKS | `check_readable` (a key is needed); requests pass through the cipher sector by sector, so `plan_read` and `plan_write` find no place; `resize` moves no header |
-/// | an NBD source | only the methods without a default, over a connection; `storages` is empty, so that nothing is planned; `map` asks for the server's block status |
+/// * vmdk: `cluster_size` (grains); `references` and `record_backing` (parentCID and parentFileNameHint); `storages`
+///   (the extents); `write_compressed` (streamOptimized).
+/// * vhdx: `cluster_size` (blocks); `references` (the parent locator); `check`. Opening replays the log that the format
+///   has in its file, and `is_ahead`, `secure` and `close` keep it.
+/// * vdi: `cluster_size` (blocks); `check`.
+/// * vpc: `cluster_size` (blocks of dynamic disks); `references` (the parent locator of differencing disks).
+/// * LUKS: `check_readable` (it needs a key). Requests pass through the cipher sector by sector, so that `plan_read`
+///   returns false and `plan_write` nothing; the disk begins behind the header, which `info` describes.
+/// * An NBD source: `map` asks for the server's block status. It has no files, so `storages` is empty and nothing is
+///   planned.
 ///
 /// A format whose images have snapshots or bitmaps also implements [`Snapshots`] or [`Bitmaps`].
 pub(crate) trait Driver: Send + Sync {
@@ -264,13 +267,14 @@ pub(crate) trait Driver: Send + Sync {
     /// Writes no metadata from now on.
     fn stop(&self, _why: &Error) {}
 
-    /// Keeps the clusters of a range where they are until the guard is dropped, for a plan to read. No guard: they never move.
+    /// Keeps the clusters of a range where they are until the guard is dropped, for a plan to read. No guard: they
+    /// never move.
     fn try_hold(&self, _offset: u64, _len: usize) -> Result<Option<RangeGuard>, Busy> {
         Ok(None)
     }
 
-    /// Adds to `plan` where part `(at, len)` of a read lies, which begins at `offset`. `first` is the number of this image's first file.
-    /// Returns false if finding out takes I/O.
+    /// Adds to `plan` where part `(at, len)` of a read lies, which begins at `offset`. `first` is the number of this
+    /// image's first file. Returns false if finding out takes I/O.
     fn plan_read(
         &self,
         plan: &mut Plan,

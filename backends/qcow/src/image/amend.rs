@@ -18,7 +18,7 @@ impl Image {
         self.set_version_reporting(version, &mut |_, _| {})
     }
 
-    /// As [`Image::set_version`], and tells how far it is: how many L1 entries have been looked through, of how many.
+    /// As [`Image::set_version`], and reports progress: how many L1 entries have been looked through, of how many.
     pub fn set_version_reporting(
         &self,
         version: u32,
@@ -42,10 +42,10 @@ impl Image {
         self.amend("refcounts", |qcow2| qcow2.set_refcount_bits(bits))
     }
 
-    /// Marks the image as one whose content is being replaced (`true`) or is whole again (`false`), durably, together with
-    /// all that was written before. Meanwhile it has the corrupt bit, so that after a failure or a crash nobody writes it, and
-    /// [`crate::Qcow2Info::corrupt`] tells; a repair takes the mark away. Returns whether the image can say so: raw images and
-    /// version 2 cannot.
+    /// Marks the image as one whose content is being replaced (`true`) or is whole again (`false`), durably, together
+    /// with all that was written before. Meanwhile it has the corrupt bit, so that after a failure or a crash nobody
+    /// writes it, and [`crate::Qcow2Info::corrupt`] is set; a repair clears it. Returns whether the image has such a
+    /// mark: raw images and version 2 cannot.
     pub fn set_incomplete(&self, incomplete: bool) -> Result<bool> {
         self.check_writable()?;
         self.driver
@@ -81,7 +81,8 @@ impl Image {
         self.record_backing_file(name, format.map(Format::name))
     }
 
-    /// As [`Image::change_backing_file`], with a format that this library need not have: what is recorded is opened by others.
+    /// As [`Image::change_backing_file`], with a format that this library need not have: what is recorded is opened by
+    /// others.
     pub fn record_backing_file(&self, name: Option<&str>, format: Option<&str>) -> Result<()> {
         self.check_writable()?;
         self.driver

@@ -18,8 +18,8 @@ pub(crate) trait BackingDisk {
         len: usize,
     ) -> Result<()>;
 
-    /// Adds to `plan` where part `(at, len)` of a request lies, which begins at `offset` of this disk. `first` is the number of this
-    /// disk's first file. Returns false if finding out takes I/O.
+    /// Adds to `plan` where part `(at, len)` of a request lies, which begins at `offset` of this disk. `first` is the
+    /// number of this disk's first file. Returns false if finding out takes I/O.
     fn plan_part(
         &self,
         plan: &mut Plan,

@@ -46,14 +46,16 @@ impl Image {
             .map_err(|error| error.within(self.path.display()))
     }
 
-    /// The ranges of the disk that a bitmap says are dirty. It is in memory then: up to 512 MiB, a bit for each of its granularity.
+    /// The ranges of the disk that a bitmap says are dirty. It is in memory then: up to 512 MiB, a bit for each of its
+    /// granularity.
     pub fn bitmap_ranges(&self, name: &str) -> Result<DirtyRanges> {
         self.bitmap_driver()?
             .ranges(name)
             .map_err(|error| error.within(self.path.display()))
     }
 
-    /// Marks ranges (start, length in bytes) of the disk as dirty in a bitmap: with those of another bitmap, merges that into it.
+    /// Marks ranges (start, length in bytes) of the disk as dirty in a bitmap: with those of another bitmap, merges
+    /// that into it.
     ///
     /// # Errors
     /// A range is outside the disk: bitmaps of disks of other sizes are not merged.

@@ -14,10 +14,12 @@ use crate::storage::gate::open_or_make;
 use crate::storage::host_file::HostFile;
 use crate::storage::lock::{FileLock, Use};
 
-/// Creates an image file. What was in the file is lost; if creating fails, a file that was not there before is removed again.
+/// Creates an image file. What was in the file is lost; if creating fails, a file that was not there before is removed
+/// again.
 ///
 /// # Errors
-/// [`crate::ErrorKind::InvalidInput`] for options out of range or not to be combined, [`crate::ErrorKind::Locked`] if the file is in use.
+/// [`crate::ErrorKind::InvalidInput`] for options out of range or not to be combined, [`crate::ErrorKind::Locked`] if
+/// the file is in use.
 pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
     let path = path.as_ref();
     options.format.check_create(options)?;
@@ -53,7 +55,8 @@ fn fill(file: &Arc<File>, path: &Path, options: &CreateOptions) -> Result<()> {
     let lock = FileLock::acquire(file, Use::Write, path)?;
     let storage = HostFile::new(file.clone()).map_err(|error| Error::io("cannot stat", error))?;
     let failed = |error| Error::io(format!("{}: cannot truncate", path.display()), error);
-    // Not a file that is empty: ext4 takes what is truncated for a file that is replaced, and closing it would wait for the medium.
+    // Not a file that is empty: ext4 takes what is truncated for a file that is replaced, and closing it would wait for
+    // the medium.
     if storage.len().map_err(failed)? != 0 {
         storage.set_len(0).map_err(failed)?;
     }

@@ -26,10 +26,10 @@ impl Image {
         self.driver.storages()
     }
 
-    /// Whether a read of one of [`Image::files`] that met the end of the file at `end` met it too early: somebody else made the file
-    /// shorter than it was when it was opened, or has become since by this image's own writes. Then the request failed; else what lies
-    /// beyond reads as zeroes, as of a backing file that is shorter than the disk. (A read of `n` bytes at `offset` that
-    /// returned `r < n` met the end at `offset + r`.)
+    /// Whether a read of one of [`Image::files`] that met the end of the file at `end` met it too early: somebody else
+    /// made the file shorter than it was when it was opened, or has become since by this image's own writes. Then the
+    /// request failed; else what lies beyond reads as zeroes, as of a backing file that is shorter than the disk. (A
+    /// read of `n` bytes at `offset` that returned `r < n` met the end at `offset + r`.)
     pub fn was_cut_off(&self, file: usize, end: u64) -> bool {
         let storages = self.storages();
         match (storages.get(file), self.backing()) {
@@ -52,8 +52,9 @@ impl Image {
         self.backing.as_deref().map_or(Ok(()), Self::check_files)
     }
 
-    /// For callers whose own writes have ended: looks whether somebody else made a file of this image shorter meanwhile, which such a
-    /// write may have hidden. What was read since is then to be read once more, by [`Image::read_into`]: see [`Image::is_cut`].
+    /// For callers whose own writes have ended: looks whether somebody else made a file of this image shorter
+    /// meanwhile, which such a write may have hidden. What was read since is then to be read once more, by
+    /// [`Image::read_into`]: see [`Image::is_cut`].
     pub fn writes_ended(&self) {
         for storage in self.storages() {
             // It is kept.
@@ -67,9 +68,10 @@ impl Image {
         here || self.backing.as_deref().is_some_and(Self::is_cut)
     }
 
-    /// Why no flush of this image succeeds any more, if so: one of its files (its own or its external data file) could not be synced
-    /// since it was opened, in whatever way that was asked for. The kernel reports such a failure once, and what was lost stays lost,
-    /// so it is kept until the image is opened anew. Or somebody else made a file of its chain shorter.
+    /// Why no flush of this image succeeds any more, if so: one of its files (its own or its external data file) could
+    /// not be synced since it was opened, in whatever way that was asked for. The kernel reports such a failure once,
+    /// and what was lost stays lost, so it is kept until the image is opened anew. Or somebody else made a file of its
+    /// chain shorter.
     pub fn flush_error(&self) -> Option<Error> {
         if let Err(error) = self.sync_state.check() {
             return Some(Error::io("flush error", error).within(self.path.display()));
@@ -90,8 +92,8 @@ impl Image {
         })
     }
 
-    /// A file could not be synced by the caller, or by a process that served the same guest before: no flush succeeds from now on, and
-    /// tables are no longer written, for nobody knows what they would stand on.
+    /// A file could not be synced by the caller, or by a process that served the same guest before: no flush succeeds
+    /// from now on, and tables are no longer written, for nobody knows what they would stand on.
     pub fn flush_failed(&self, error: &io::Error) {
         self.sync_state.fail(error);
         let error = match error.raw_os_error() {

@@ -213,7 +213,8 @@ impl Image {
     /// Makes everything written so far durable. A read-only image has nothing to flush.
     ///
     /// # Errors
-    /// Something may be lost; once that is so, no flush succeeds until the image is opened anew (see [`Image::flush_error`]).
+    /// Something may be lost; once that is so, no flush succeeds until the image is opened anew (see
+    /// [`Image::flush_error`]).
     pub fn flush(&self) -> Result<()> {
         if !self.writable {
             return Ok(());
@@ -224,15 +225,15 @@ impl Image {
             .map_err(|error| error.within(self.path.display()))
     }
 
-    /// Whether something that was written is known to this process alone, because the tables that lead to it are not in the file yet:
-    /// if the process were killed now, another one would not find it. After [`Image::secure`] nothing is.
+    /// Whether something that was written is known to this process alone, because the tables that lead to it are not in
+    /// the file yet: if the process were killed now, another one would not find it. After [`Image::secure`] nothing is.
     pub fn is_ahead(&self) -> bool {
         self.driver.is_ahead()
     }
 
-    /// Makes sure that what was written so far is found by whoever opens the image next, even if this process is killed: notes it in
-    /// the journal ([`crate::Journal`]) or, without one, flushes where tables are not in the file yet. A power cut is another matter:
-    /// see [`Image::flush`].
+    /// Makes sure that what was written so far is found by whoever opens the image next, even if this process is
+    /// killed: notes it in the journal ([`crate::Journal`]) or, without one, flushes where tables are not in the file
+    /// yet. A power cut is another matter: see [`Image::flush`].
     pub fn secure(&self) -> Result<()> {
         self.driver
             .secure()
@@ -244,14 +245,14 @@ impl Image {
         self.driver.has_journal()
     }
 
-    /// The journal's file, and its device and inode, for a process that may not remove it itself: once [`Image::close`] has succeeded,
-    /// it is empty and needed no more.
+    /// The journal's file, and its device and inode, for a process that may not remove it itself: once [`Image::close`]
+    /// has succeeded, it is empty and needed no more.
     pub fn journal_file(&self) -> Option<(&Path, (u64, u64))> {
         self.driver.journal_file()
     }
 
-    /// Writes `buf` as compressed clusters where that saves space (qcow2 only). `offset` is cluster-aligned, and so is the
-    /// length unless it ends at the end of the disk. What is already allocated there is not overwritten in place.
+    /// Writes `buf` as compressed clusters where that saves space (qcow2 only). `offset` is cluster-aligned, and so is
+    /// the length unless it ends at the end of the disk. What is already allocated there is not overwritten in place.
     pub fn write_compressed(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.check_writable()?;
         self.check_range(offset, buf.len() as u64)?;
@@ -260,8 +261,8 @@ impl Image {
             .map_err(|error| error.within(self.path.display()))
     }
 
-    /// Flushes and closes the image, and those of its backing chain that nobody else uses. Unlike dropping it, this reports errors, and
-    /// those of flushes before it.
+    /// Flushes and closes the image, and those of its backing chain that nobody else uses. Unlike dropping it, this
+    /// reports errors, and those of flushes before it.
     pub fn close(mut self) -> Result<()> {
         let backing = self.backing.take().and_then(Arc::into_inner);
         let closed = self.close_alone();

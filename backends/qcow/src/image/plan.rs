@@ -68,8 +68,8 @@ impl Plan {
 
 /// Plans of requests, for callers that do their own I/O.
 impl Image {
-    /// Where to read `len` bytes at `offset` of the disk. `None` if that cannot be said at once, or takes more than reading:
-    /// [`Image::read_into`] does it then, and may wait.
+    /// Where to read `len` bytes at `offset` of the disk. `None` if that cannot be said at once, or takes more than
+    /// reading: [`Image::read_into`] does it then, and may wait.
     ///
     /// # Errors
     /// The range is outside the disk, or the image is damaged.
@@ -87,7 +87,8 @@ impl Image {
             .then_some(plan))
     }
 
-    /// Adds where the part `(at, len)` of a request is, which begins at `offset` of this disk; its files are counted from `first`.
+    /// Adds where the part `(at, len)` of a request is, which begins at `offset` of this disk; its files are counted
+    /// from `first`.
     pub(super) fn plan_read_part(
         &self,
         plan: &mut Plan,
@@ -111,12 +112,13 @@ impl Image {
         Ok(true)
     }
 
-    /// Where to write `len` bytes at `offset` of the disk, if they can be written in place and found there by whoever opens the image
-    /// next. `None` if not, or if that cannot be said at once: [`Image::write_from`] does it then, and may wait.
+    /// Where to write `len` bytes at `offset` of the disk, if they can be written in place and found there by whoever
+    /// opens the image next. `None` if not, or if that cannot be said at once: [`Image::write_from`] does it then, and
+    /// may wait.
     ///
     /// # Errors
-    /// The range is outside the disk, or the image is damaged or not to be written. Somebody else made the file shorter: the write would
-    /// hide that.
+    /// The range is outside the disk, or the image is damaged or not to be written. Somebody else made the file
+    /// shorter: the write would hide that.
     pub fn plan_write(&self, offset: u64, len: usize) -> Result<Option<Plan>> {
         let (plan, storage) = self.find_in_place(offset, len)?;
         if plan.is_some() {
@@ -142,8 +144,8 @@ impl Image {
         ))
     }
 
-    /// The files to be put on the medium (fdatasync) for a flush. `None` if there are tables to be written in order, or somebody else
-    /// syncs one of the files: [`Image::flush`] does it then, and waits.
+    /// The files to be put on the medium (fdatasync) for a flush. `None` if there are tables to be written in order, or
+    /// somebody else syncs one of the files: [`Image::flush`] does it then, and waits.
     ///
     /// # Errors
     /// A flush has failed before, or the image can no longer be written.

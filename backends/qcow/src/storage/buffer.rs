@@ -1,8 +1,9 @@
 //! Memory that image data is read into and written from.
 //!
-//! The library never needs a `&mut [u8]` of the caller's memory: it asks a [`Destination`] to fill itself from a file, or a
-//! [`Source`] to write itself to one. Memory that other parties change at any time (the RAM of a guest) implements these
-//! two traits with `preadv`/`pwritev` on raw iovecs and needs no copy. Slices and `IoSlice` lists implement them here.
+//! The library never needs a `&mut [u8]` of the caller's memory: it asks a [`Destination`] to fill itself from a file,
+//! or a [`Source`] to write itself to one. Memory that other parties change at any time (the RAM of a guest) implements
+//! these two traits with `preadv`/`pwritev` on raw iovecs and needs no copy. Slices and `IoSlice` lists implement them
+//! here.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
@@ -19,7 +20,8 @@ pub trait Destination {
         self.len() == 0
     }
 
-    /// Reads up to `len` bytes from `file` at `offset` to position `at`; returns how many were read, 0 at the end of the file.
+    /// Reads up to `len` bytes from `file` at `offset` to position `at`; returns how many were read, 0 at the end of
+    /// the file.
     fn read_from(
         &mut self,
         at: usize,

@@ -46,8 +46,8 @@ impl Folder {
         })
     }
 
-    /// Opens the folder that the name of an image leads through. If the image is a symbolic link, this is the folder of the link: names
-    /// in the image are relative to it.
+    /// Opens the folder that the name of an image leads through. If the image is a symbolic link, this is the folder of
+    /// the link: names in the image are relative to it.
     ///
     /// # Errors
     /// As [`Folder::open`].
@@ -113,8 +113,8 @@ impl Folders {
 
     /// The folder a file is in and its name there, after all symbolic links; `None` if it is in none of the folders.
     ///
-    /// Whoever can change the links meanwhile chooses the result, and still only among what is in the folders: the result is
-    /// opened from the folder, without following links.
+    /// Whoever can change the links meanwhile chooses the result, and still only among what is in the folders: the
+    /// result is opened from the folder, without following links.
     pub(crate) fn find(&self, path: &Path) -> io::Result<Option<(&Folder, PathBuf)>> {
         let mut at = PathBuf::from("/");
         let mut left = Vec::new();

@@ -11,7 +11,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use crate::error::{Denied, Error, FileKind, Result};
 use crate::storage::folder::{Folder, Folders};
 
-/// Which files may be opened because an image names them: its backing file, its external data file, and what those name in turn.
+/// Which files may be opened because an image names them: its backing file, its external data file, and what those name
+/// in turn.
 ///
 /// Wherever they are, only regular files and block devices are opened, and no open waits for the other end of a FIFO.
 /// Writing is covered, too: an external data file is opened for writing only where it is allowed.
@@ -47,9 +48,9 @@ impl AllowedFiles {
         Self::default()
     }
 
-    /// Only files in these folders and the folders in them. Symbolic links are followed as long as they lead to such files: what
-    /// counts is the file that is opened in the end, which is found step by step from the open folder, without links. Relative names
-    /// are taken from the working directory of now.
+    /// Only files in these folders and the folders in them. Symbolic links are followed as long as they lead to such
+    /// files: what counts is the file that is opened in the end, which is found step by step from the open folder,
+    /// without links. Relative names are taken from the working directory of now.
     ///
     /// # Errors
     /// The working directory is not known.
@@ -64,7 +65,8 @@ impl AllowedFiles {
     /// Opens a file that an image names.
     ///
     /// # Errors
-    /// [`ErrorKind::NotAllowed`] if it is of another type or not in the folders, [`ErrorKind::Io`] if it cannot be opened.
+    /// [`ErrorKind::NotAllowed`] if it is of another type or not in the folders, [`ErrorKind::Io`] if it cannot be
+    /// opened.
     pub fn open(&self, path: impl AsRef<Path>, writable: bool) -> Result<File> {
         let path = path.as_ref();
         let Some(folders) = &self.beneath else {
@@ -127,8 +129,8 @@ fn flags(writable: bool) -> OFlags {
     access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC
 }
 
-/// Lets an open file through if its type is right. It is then like any other: some file systems would refuse io_uring's waiting reads
-/// of a file that is not to block.
+/// Lets an open file through if its type is right. It is then like any other: some file systems would refuse io_uring's
+/// waiting reads of a file that is not to block.
 fn admit(path: &Path, file: OwnedFd) -> Result<File> {
     check_type(path, &file)?;
     if let Ok(flags) = rustix::fs::fcntl_getfl(&file) {
@@ -138,7 +140,7 @@ fn admit(path: &Path, file: OwnedFd) -> Result<File> {
     Ok(file.into())
 }
 
-/// Refuses what no image can be in.
+/// Refuses a file that cannot hold an image.
 pub(crate) fn check_type(path: &Path, file: &impl AsFd) -> Result<()> {
     let stat = rustix::fs::fstat(file).map_err(|error| {
         Error::io(

@@ -1,5 +1,5 @@
-//! Group commit: one commit at a time, and one commit serves every thread that asked before it began. Used for writing tables and for
-//! syncing a file.
+//! Group commit: one commit at a time, and one commit serves every thread that asked before it began. Used for writing
+//! tables and for syncing a file.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -57,7 +57,8 @@ impl GroupCommit {
         self.start(state)
     }
 
-    /// The same, unless another thread's commit begins after this call and succeeds: then everything is written, and the result is `None`.
+    /// The same, unless another thread's commit begins after this call and succeeds: then everything is written, and
+    /// the result is `None`.
     pub(crate) fn begin_unless_covered(&self) -> Option<Commit<'_>> {
         let mut state = self.state();
         let needed = state.latest + 1;

@@ -20,8 +20,8 @@ pub struct HostFile {
     file: Arc<File>,
     regular: bool,
     length: Length,
-    /// Whoever writes much. The kernel lets one thread at a time write to a file; those that wait for it in there spin,
-    /// and take more time from each other than the writes take.
+    /// Held during long writes. The kernel lets one thread at a time write to a file, and threads that wait for it in
+    /// the kernel spin, which takes more time than the writes do.
     writing: Mutex<()>,
 }
 

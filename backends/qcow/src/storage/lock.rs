@@ -1,9 +1,9 @@
 //! Locks on image files that QEMU's processes and ours both obey.
 //!
-//! QEMU describes what a user of an image does (permissions) and what it lets others do (sharing) by read locks on single
-//! bytes: 100+i for each permission held, 200+i for each one not shared. To see whether somebody objects, it asks for a write
-//! lock at 200+i for what it wants and at 100+i for what it does not share. The locks belong to the open file description
-//! and go when it is closed, so a crash leaves none behind.
+//! QEMU describes what a user of an image does (permissions) and what it lets others do (sharing) by read locks on
+//! single bytes: 100+i for each permission held, 200+i for each one not shared. To see whether somebody objects, it
+//! asks for a write lock at 200+i for what it wants and at 100+i for what it does not share. The locks belong to the
+//! open file description and go when it is closed, so a crash leaves none behind.
 
 use std::fs::File;
 use std::io;
@@ -25,7 +25,7 @@ const CONSISTENT_READ: u8 = 1 << 0;
 const WRITE: u8 = 1 << 1;
 const RESIZE: u8 = 1 << 3;
 
-/// How long somebody else's locks are waited for, and how often they are looked at.
+/// How long to wait for the locks of another process, and the pause between two attempts.
 const PATIENCE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -60,8 +60,8 @@ const ALL_BYTES: (i64, i64) = (
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // The image's storage may still have the file open; and a child that another thread has just forked has the description, too,
-        // until it starts its program.
+        // The image's storage may still have the file open; and a child that another thread has just forked has the
+        // description, too, until it starts its program.
         let mut all = flock(libc::F_UNLCK, ALL_BYTES.0);
         all.l_len = ALL_BYTES.1;
         let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&all));
@@ -90,9 +90,9 @@ pub(crate) enum Use {
 }
 
 impl FileLock {
-    /// Locks for `usage`. It waits a moment for whoever is in the way: a process that was just killed holds its locks until the
-    /// system has cleared it away. Where the file system knows no locks, nobody can have any, and none are taken; a user who lets
-    /// everybody do everything needs none either.
+    /// Locks for `usage`. It waits a moment for a lock that is in the way: a process that was just killed holds its
+    /// locks until the system has cleared it away. Where the file system knows no locks, nobody can have any, and none
+    /// are taken; a user who lets everybody do everything needs none either.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if another process holds or forbids what is wanted.

@@ -1,4 +1,4 @@
-//! Locks on ranges of the disk, so that requests of several threads that touch the same clusters do not get in each other's way.
+//! Locks on ranges of the disk, which keep apart requests that touch the same clusters.
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -57,7 +57,7 @@ impl RangeLock {
         self.acquire(range, false)
     }
 
-    /// The same for one who must not wait: `None` if somebody has the range to himself.
+    /// As [`RangeLock::shared`], without waiting: `None` if another request has the range exclusively.
     pub(crate) fn try_shared(&self, range: Range<u64>) -> Option<RangeGuard> {
         let state = self.0.state();
         state
@@ -65,7 +65,7 @@ impl RangeLock {
             .then(|| self.hold(state, range, false))
     }
 
-    /// For requests that change where clusters are: alone.
+    /// For requests that change where clusters are: one at a time.
     pub(crate) fn exclusive(&self, range: Range<u64>) -> RangeGuard {
         self.acquire(range, true)
     }
@@ -110,7 +110,7 @@ impl Drop for RangeGuard {
         if let Some(place) = state.held.iter().position(|held| held.id == self.id) {
             state.held.swap_remove(place);
         }
-        // To tell nobody is a system call all the same.
+        // Notifying nobody would still be a system call.
         let is_awaited = state.waiting > 0;
         drop(state);
         if is_awaited {

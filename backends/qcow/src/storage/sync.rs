@@ -1,9 +1,9 @@
 //! Syncs of an image's files.
 //!
-//! The kernel reports a failed write-back to one fdatasync of an open file, and to none after it: the next one succeeds, and what was
-//! lost stays lost. So whether one has failed is kept here, for all files of an image: from then on none succeeds until the image is
-//! opened anew. And a file is synced by one caller at a time: of two at once, one would get the error, and the other would report as
-//! durable what is not.
+//! The kernel reports a failed write-back to one fdatasync of an open file, and to none after it: the next one
+//! succeeds, and what was lost stays lost. So whether one has failed is kept here, for all files of an image: from then
+//! on none succeeds until the image is opened anew. And a file is synced by one caller at a time: of two at once, one
+//! would get the error, and the other would report as durable what is not.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use crate::storage::group_commit::GroupCommit;
 use crate::storage::{Filter, Storage};
 
-/// Why nothing that an image's files are given is known to be durable, if so. Clones are of the same image.
+/// The first sync of an image's files that failed, if one did. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SyncState(Arc<OnceLock<(io::ErrorKind, String)>>);
 
@@ -64,10 +64,11 @@ impl Synced {
 #[derive(Clone, Debug)]
 pub(crate) struct FileSyncs(Arc<Syncs>);
 
-/// A flush for callers that do their own I/O: an fdatasync of each of these files, which are those of [`crate::Image::files`]. Until
-/// this is dropped, nobody else syncs them.
+/// A flush for callers that do their own I/O: an fdatasync of each of these files, which are those of
+/// [`crate::Image::files`]. Until this is dropped, nobody else syncs them.
 ///
-/// If one fails, call [`crate::Image::flush_failed`]; if all succeed, [`Flush::ended`]. Without that, the flush counts as failed.
+/// If one fails, call [`crate::Image::flush_failed`]; if all succeed, [`Flush::ended`]. Without that, the flush counts
+/// as failed.
 #[derive(Debug)]
 pub struct Flush {
     files: Vec<usize>,

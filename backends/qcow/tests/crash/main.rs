@@ -1,20 +1,21 @@
 //! What is on the medium after a power cut.
 //!
-//! A random workload runs on a medium that records every write and sync. Then the power fails, at many points of the record: all
-//! before the last sync is on the medium; of what came after, any subset in any order, each write torn at sector boundaries.
-//! Every such image must be consistent or leak clusters only (an image that is marked dirty: once it is repaired), hold
-//! what was flushed, and in every sector written since, what was flushed or one of the values written since. Snapshots taken must
-//! read as they were; a bitmap that says it is right must be; and the image must serve another life of writes.
+//! A random workload runs on a medium that records every write and sync. Then the power fails, at many points of the
+//! record: all before the last sync is on the medium; of what came after, any subset in any order, each write torn at
+//! sector boundaries. Every such image must be consistent or leak clusters only (an image that is marked dirty: once it
+//! is repaired), hold what was flushed, and in every sector written since, what was flushed or one of the values
+//! written since. Snapshots taken must read as they were; a bitmap that says it is right must be; and the image must
+//! serve another life of writes.
 //!
-//! Most images that can have a journal have one, which after a power cut counts for nothing, since the host has started anew. After a kill of the
-//! process everything written so far is there, in the image and the journal: whoever opens the image then finds all that was done,
-//! and nothing leaks.
+//! Most images that can have a journal have one, which after a power cut counts for nothing, since the host has started
+//! anew. After a kill of the process everything written so far is there, in the image and the journal: whoever opens
+//! the image then finds all that was done, and nothing leaks.
 //!
 //! Each image is checked by this library and by `qemu-img check`.
 //!
-//! `QCOW_SEED` repeats a run; `QCOW_CRASH_POINTS` says how many points to look at, `QCOW_CRASH_QEMU` that of each so-manieth of
-//! them qemu-img compares the content, too; `QCOW_CRASH_VERSION` that all images are of this version; `QCOW_CRASH_TRACE` tells of every
-//! operation.
+//! `QCOW_SEED` repeats a run; `QCOW_CRASH_POINTS` says how many points to look at, `QCOW_CRASH_QEMU` that of each
+//! so-manieth of them qemu-img compares the content, too; `QCOW_CRASH_VERSION` that all images are of this version;
+//! `QCOW_CRASH_TRACE` tells of every operation.
 
 #![allow(
     clippy::disallowed_macros,

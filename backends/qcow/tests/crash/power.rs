@@ -85,8 +85,8 @@ fn is_sync(event: &Event) -> bool {
     matches!(event, Event::Sync)
 }
 
-/// Any subset of the unsynced tail, in any order, each write torn at sector boundaries. The length of the file changes in order:
-/// that is the file system's to keep.
+/// Any subset of the unsynced tail, in any order, each write torn at sector boundaries. The length of the file changes
+/// in order: that is the file system's to keep.
 fn survive(bytes: &mut Vec<u8>, tail: &[Event], rng: &mut Rng) {
     let choice = Choice::draw(rng, tail.len());
     let (shuffled, torn) = (rng.chance(40), rng.chance(60));

@@ -1,5 +1,5 @@
-//! Copies of an image in use, or of its journal, that are put in the place of what they were made of: either what is there is the disk
-//! as it was then, or it is an error.
+//! Copies of an image in use, or of its journal, that are put in the place of what they were made of: either what is
+//! there is the disk as it was then, or it is an error.
 
 use qcow::{ErrorKind, Image, Preallocation, Repair};
 

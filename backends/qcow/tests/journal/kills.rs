@@ -1,5 +1,5 @@
-//! A process that is killed at any moment: whoever opens the image next finds all that was written, though it was never flushed, and
-//! nothing leaks.
+//! A process that is killed at any moment: whoever opens the image next finds all that was written, though it was never
+//! flushed, and nothing leaks.
 
 use crate::files::{Files, SECTORS, disk_of, holds, is_sound, write};
 use crate::peer::Rng;

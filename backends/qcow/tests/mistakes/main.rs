@@ -1,5 +1,5 @@
-//! One test for each mistake that hurt users of other implementations (and of QEMU), by its name. What a medium that fails asks of
-//! them is in `failures.rs`.
+//! One test for each mistake that hurt users of other implementations (and of QEMU), by its name. What a medium that
+//! fails asks of them is in `failures.rs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -30,7 +30,8 @@ pub(crate) fn extensions(image: &[u8]) -> Vec<(u32, Vec<u8>)> {
     list
 }
 
-/// Gives an image one more extension, in front of the name of its backing file, as QEMU lays out a header. Names of features go.
+/// Gives an image one more extension, in front of the name of its backing file, as QEMU lays out a header. Names of
+/// features go.
 pub(crate) fn add_unknown(image: &mut [u8], len: usize) {
     let length = match number(image, 4) {
         2 => 72,

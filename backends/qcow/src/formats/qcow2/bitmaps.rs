@@ -23,7 +23,7 @@ const MAX_MEMORY: u64 = 64 << 20;
 /// The bitmaps of an open image.
 #[derive(Debug, Default)]
 pub(crate) struct Bitmaps {
-    /// Some bitmap is enabled: changes of the disk must be told. Known without a lock.
+    /// Whether some bitmap is enabled, so that changes of the disk must be recorded. Read without the lock.
     pub(super) tracking: AtomicBool,
     state: Mutex<State>,
 }
@@ -134,7 +134,7 @@ impl Qcow2 {
                 continue;
             }
             memory += entry.meta.data_bytes(self.size());
-            // One that does not fit stays marked as in use: it is lost, and everybody knows.
+            // A bitmap that does not fit stays marked as in use, and so is not trusted any more.
             if memory <= MAX_MEMORY {
                 entry.bits = Bits::Memory(self.read_bits(&entry.meta)?);
             }
@@ -165,8 +165,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Changes the list of bitmaps and stores it. All that can be trusted are stored anew, as QEMU does whenever it closes an image:
-    /// they lie one after the other, and what a bitmap no longer needs is free.
+    /// Changes the list of bitmaps and stores it. All that can be trusted are stored anew, as QEMU does whenever it
+    /// closes an image: they lie one after the other, and what a bitmap no longer needs is free.
     fn change_bitmaps<T>(&self, change: impl FnOnce(&mut Vec<Entry>) -> Result<T>) -> Result<T> {
         let _guard = self.ranges.exclusive(0..u64::MAX);
         if self.engine_exclusive().header.version < 3 {
@@ -174,7 +174,7 @@ impl Qcow2 {
                 "Cannot store dirty bitmaps in qcow2 v2 files",
             ));
         }
-        // What was recorded so far goes to the file first, so that there is one truth.
+        // What was recorded in memory goes to the file first, so that the file is complete.
         self.store_bitmaps()?;
         let mut state = self.bitmaps.state();
         let mut list = state.list.clone();

@@ -1,4 +1,4 @@
-//! An open qcow2 image: the engine, the files, and the synchronous driver between them.
+//! An open qcow2 image: the engine, the files, and the system calls between them.
 
 pub(crate) mod check;
 pub(crate) mod compressed;
@@ -51,36 +51,36 @@ pub(super) use format::ENTRY;
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
     storage: Arc<dyn Storage>,
-    /// The external data file, and where it is.
+    /// The external data file and its path.
     data: Option<(Box<dyn Storage>, PathBuf)>,
     engine: RwLock<Engine>,
     commits: GroupCommit,
-    /// Held by who has the host keep space for a table.
+    /// Held while the host reserves space for a table.
     reserving: Mutex<()>,
     ranges: RangeLock,
     /// The compressed cluster read last: its host offset and its content.
     decompressed: Mutex<Option<(HostOffset, Arc<Vec<u8>>)>>,
-    /// Whether clusters in use may lie in holes of the file; found out when it is first asked.
+    /// Whether clusters in use may lie in holes of the file; determined at the first use.
     preallocated: std::sync::OnceLock<bool>,
     /// Size of the disk; kept apart from the engine so that asking for it needs no lock.
     size: AtomicU64,
     snapshots: Mutex<Vec<Snapshot>>,
     bitmaps: Bitmaps,
-    /// What was put right when it was opened, because it had not been closed.
+    /// What was repaired when the image was opened, because it had not been closed.
     repaired: std::sync::OnceLock<CheckResult>,
     cluster_size: u64,
-    /// Whether compressed clusters are of zstd; only an image without any changes that.
+    /// Whether clusters are compressed with zstd; changes only while the image has no compressed cluster.
     zstd: AtomicBool,
     external: bool,
     encrypted: bool,
     writable: bool,
     for_check: bool,
     discard: Discard,
-    /// It was closed in order: there is nothing left to do when it is dropped.
+    /// It was closed: dropping it does nothing more.
     closed: AtomicBool,
-    /// Where changes are noted for the process after a kill.
+    /// The journal, if one is kept.
     kept: std::sync::OnceLock<Kept>,
-    /// A journal that counts and cannot be had.
+    /// A journal that the image needs and that cannot be used.
     lost: Mutex<Option<Lost>>,
 }
 
@@ -110,7 +110,7 @@ impl Qcow2 {
             ));
         }
         let snapshots = if options.for_check {
-            // The check reads them itself, and says what is wrong with them.
+            // The check reads them itself and reports what is wrong with them.
             read_snapshots(&*storage, &header).unwrap_or_default()
         } else {
             read_snapshots(&*storage, &header)?
@@ -123,7 +123,7 @@ impl Qcow2 {
         if options.writable && !options.for_check {
             image.prepare_for_writing(journal, &options.journal)?;
         } else if let Some(journal) = journal.filter(|_| options.writable) {
-            // Nobody must wait for it when it is gone.
+            // The header must not name a journal that is removed.
             image.end_journal(&mut *image.engine_exclusive())?;
             journal.remove();
         }
@@ -162,8 +162,8 @@ impl Qcow2 {
         }
     }
 
-    /// What must be done before the first write: repair after an unclean end, clear what this library does not maintain,
-    /// learn where metadata is.
+    /// What must be done before the first write: repair after an unclean end, clear what this library does not
+    /// maintain, register where metadata lies.
     fn prepare_for_writing(
         &self,
         journal: Option<JournalFile>,
@@ -227,7 +227,7 @@ impl Qcow2 {
             HostOffset(header.snapshots_offset),
             clusters(table.bytes),
         )?;
-        // Those whose table is nowhere can only be listed.
+        // Snapshots whose L1 table cannot be where the entry says can only be listed.
         let sound = |snapshot: &&Snapshot| snapshot.check(&geometry).is_ok();
         for snapshot in table.entries.iter().filter(sound) {
             let bytes = u64::from(snapshot.l1_size) * 8;
@@ -286,7 +286,7 @@ impl Qcow2 {
         {
             let engine = self.engine_read();
             match engine.check_usable() {
-                // It is no longer written, and nothing is missing.
+                // Nothing may be written any more, and nothing is unwritten.
                 Err(_) if engine.is_clean() => return Ok(()),
                 usable => usable?,
             }
@@ -298,7 +298,7 @@ impl Qcow2 {
         if !self.for_check {
             header.incompatible &= !feature::DIRTY;
         }
-        // One that cannot be had is still waited for.
+        // A journal that could not be used is still needed by the next process.
         if self
             .lost
             .lock()
@@ -323,7 +323,7 @@ impl Qcow2 {
     pub(crate) fn check(&self, repair: Repair) -> Result<CheckResult> {
         let _guard = self.ranges.exclusive(0..u64::MAX);
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        // What looks like a leak may be what a journal leads to.
+        // What looks like a leak may be in use by what the journal records.
         let repair = match repair {
             Repair::Leaks if lost.is_some() => Repair::None,
             repair => repair,
@@ -393,7 +393,7 @@ impl Qcow2 {
 
 impl Drop for Qcow2 {
     fn drop(&mut self) {
-        // Whoever wants to know of errors calls close.
+        // Errors are reported by close, which callers call before.
         let _ = self.close();
     }
 }

@@ -116,8 +116,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// What of the last cluster lies behind the end of the disk is stored, as QEMU does it: the host reports a cluster that is
-    /// all hole, and one of which that part is written, differently.
+    /// What of the last cluster lies behind the end of the disk is stored, as QEMU does it: the host reports a cluster
+    /// that is all hole, and one of which that part is written, differently.
     fn end_in_zeroes(&self, cluster_end: u64, len: u64) -> Result<()> {
         if len == 0 || self.engine_write().geometry().extended_l2 {
             return Ok(());
@@ -148,8 +148,8 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Reserves a range in which nothing has a place, in one piece: the refcount blocks come before it, the L2 tables, but for the
-    /// first one, behind.
+    /// Reserves a range in which nothing has a place, in one piece: the refcount blocks come before it, the L2 tables,
+    /// but for the first one, behind.
     fn preallocate_area(&self, start: u64, end: u64, preallocation: Preallocation) -> Result<()> {
         let clusters = (end - start) / self.cluster_size;
         self.run(|engine| engine.own_l2_table(GuestOffset(start)))?;
@@ -181,7 +181,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Makes the tables lead to what was allocated; `linked` tells to how many bytes of it they do.
+    /// Makes the tables lead to what was allocated; `linked` is set to the number of bytes they lead to.
     fn link_area(&self, start: u64, runs: &[(HostOffset, u64)], linked: &mut u64) -> Result<()> {
         for &(host, len) in runs {
             let mut done = 0;
@@ -211,8 +211,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Reserves what the file did not have before, up to `end`: the tables that are not written yet in one piece with the data, so that
-    /// the file system has fewer pieces to keep account of.
+    /// Reserves what the file did not have before, up to `end`: the tables that are not written yet in one piece with
+    /// the data, so that the file system has fewer pieces to keep account of.
     fn reserve_with_tables(
         &self,
         storage: &dyn Storage,
@@ -222,7 +222,7 @@ impl Qcow2 {
         if self.external || how == Preallocation::Off {
             return;
         }
-        // It is no more than a favour.
+        // It only saves extents; the outcome is the same without it.
         let start = len.next_multiple_of(self.cluster_size);
         if start < end {
             let _ = storage.allocate(start, end - start);

@@ -1,4 +1,4 @@
-//! The journal of an open image: taking over what a killed process left, and keeping one.
+//! The journal of an open image: replaying that of a process that was killed, and keeping one.
 
 use std::sync::Arc;
 
@@ -29,12 +29,12 @@ const CHECKED_CLUSTERS: u64 = 1 << 21;
 
 /// What an open image keeps of its journal.
 pub(crate) struct Kept {
-    /// `None` while what a killed process left is taken over.
+    /// `None` while a journal is being replayed.
     pub(super) file: Option<JournalFile>,
     pub(super) notes: Arc<JournalWriter>,
 }
 
-/// A journal that counts and cannot be had, in an image that is opened to be checked.
+/// A journal that the image needs and that cannot be used, in an image that is opened for a check.
 pub(super) struct Lost {
     why: String,
     /// The journal, if there is one and it is of no use.
@@ -57,7 +57,7 @@ impl Lost {
         }
     }
 
-    /// The image is taken for all there is.
+    /// Goes on without the journal: the repair of the image alone is complete.
     pub(super) fn give_up(self, result: &mut CheckResult) {
         result.corruptions_fixed += 1;
         result
@@ -69,7 +69,7 @@ impl Lost {
     }
 }
 
-/// An image with what a killed process left of it.
+/// An image whose journal was replayed.
 pub(super) struct Recovered {
     pub(super) storage: Arc<dyn Storage>,
     /// A journal that is of use no more, or a place for one.
@@ -78,11 +78,11 @@ pub(super) struct Recovered {
 }
 
 impl Qcow2 {
-    /// Makes what a killed process left part of the image: of its file or, if it is opened read-only, of what is read from the storage
-    /// that is returned.
+    /// Replays the journal of a process that was killed: into the image's file or, if it is opened read-only, into the
+    /// storage that is returned, which keeps the changes in memory.
     ///
     /// # Errors
-    /// Something was left, and cannot be had. To check the image it can be opened all the same.
+    /// There is a journal and it cannot be used. For a check the image is opened all the same.
     pub(super) fn recover(
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
@@ -317,7 +317,7 @@ impl Qcow2 {
         self.end_journal(&mut *engine)
     }
 
-    /// Takes back the references of a run that no table has. What cannot be one is left: at worst it leaks.
+    /// Lowers the refcounts of a run that no table uses. A run that cannot be one is skipped: at worst it leaks.
     fn pay(&self, engine: &mut Engine, run: Freed) -> Result<()> {
         let mut rest = run;
         while rest.clusters > 0 {
@@ -340,7 +340,8 @@ impl Qcow2 {
     }
 }
 
-/// What a killed process noted, and whether the image says how far that has got; `None` if it is not the journal of this session.
+/// What a killed process recorded, and whether the image records how many groups that is; `None` if it is not the
+/// journal of this session.
 ///
 /// # Errors
 /// The journal is damaged, or it and the image are not what that process left.
@@ -388,7 +389,7 @@ fn take_over(
     taken
 }
 
-/// Whether no damage was done, where that is found out in little time.
+/// Refuses a replay that would damage the image, where finding out takes little time.
 fn check(changed: &Arc<dyn Storage>, before: &Arc<dyn Storage>) -> Result<()> {
     let header = read_header(&**changed)?;
     let geometry = header.geometry();

@@ -129,8 +129,9 @@ impl Qcow2 {
         self.switch(engine, switch)
     }
 
-    /// Makes what becomes part of the disk read as zeroes: the rest of the cluster that the old end cut off, which may hold
-    /// anything, and what a larger backing file holds there. Returns up to where it does, whatever the tables said.
+    /// Makes what becomes part of the disk read as zeroes: the rest of the cluster that the old end cut off, which may
+    /// hold anything, and what a larger backing file holds there. Returns up to where it does, whatever the tables
+    /// said.
     fn zero_growth(
         &self,
         backing: Option<&dyn BackingDisk>,
@@ -188,8 +189,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// The clusters first, then the size: what lies beyond the new end is lost either way. Until the size changes it reads as zeroes,
-    /// not as what a backing file holds there, if the image can say so.
+    /// The clusters first, then the size: what lies beyond the new end is lost either way. Until the size changes it
+    /// reads as zeroes, not as what a backing file holds there, if the image can say so.
     fn shrink(&self, old: u64, size: u64) -> Result<()> {
         if self
             .snapshots()

@@ -249,7 +249,8 @@ impl Qcow2 {
         self.write_table_beside(engine, old, snapshots, header)
     }
 
-    /// Replaces a snapshot table of `bytes` bytes, whose entries could not all be kept as they were. All counts are right.
+    /// Replaces a snapshot table of `bytes` bytes, whose entries could not all be kept as they were. All counts are
+    /// right.
     pub(super) fn replace_snapshot_table(
         &self,
         engine: &mut Engine,

@@ -102,7 +102,7 @@ impl Raw {
         }
     }
 
-    /// The first extent at `offset`: the storage's own, where that tells more than data from holes.
+    /// The first extent at `offset`: the storage's own where it has one, else data or a hole.
     pub(crate) fn map(&self, offset: u64, len: u64, path: &Path) -> Result<Extent> {
         let known = self.storage.extent(offset, len);
         if let Some(extent) = known.map_err(failed("cannot find holes"))? {

@@ -1,9 +1,9 @@
 //! How long a file is known to be, and whether somebody else has made it shorter.
 //!
-//! What was cut off reads as zeroes once the file is longer again, as by a write beyond the cut. So before each request that can do that,
-//! and before each sync, the file's length is compared with what it must be; that it was shorter once is never forgotten. One call of
-//! lseek(2) for that takes a tenth of what a short write takes. A file that somebody else makes shorter and longer again between two
-//! such looks is not told from one that never changed.
+//! What was cut off reads as zeroes once the file is longer again, as by a write beyond the cut. So before each request
+//! that can do that, and before each sync, the file's length is compared with what it must be; that it was shorter once
+//! is never forgotten. One call of lseek(2) for that takes a tenth of what a short write takes. A file that somebody
+//! else makes shorter and longer again between two such calls looks unchanged.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +13,8 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 #[derive(Debug)]
 pub(super) struct Length {
     known: AtomicU64,
-    /// Shared by those who make the file longer, from before they do until it is known; exclusive for whoever makes it shorter, or must
-    /// be sure that nobody here does.
+    /// Shared while this process makes the file longer, until the new length is recorded; exclusive while it makes the
+    /// file shorter, or must be sure that it does not.
     changes: RwLock<()>,
     cut: OnceLock<Truncation>,
 }

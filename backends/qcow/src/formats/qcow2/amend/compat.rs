@@ -28,7 +28,7 @@ impl Qcow2 {
         let snapshots = self.snapshot_list().clone();
         let lacks_size = |snapshot: &Snapshot| snapshot.info.disk_size.is_none();
         if snapshots.iter().any(lacks_size) {
-            // Version 3 wants every snapshot to tell the size of its disk.
+            // In version 3 every snapshot records the size of its disk.
             let header = engine.header.clone();
             self.write_snapshot_table(&mut engine, snapshots, header)?;
             while !engine.is_clean() {
@@ -117,7 +117,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Version 2 cannot tell how large the disk was in a snapshot, nor of a machine state of 4 GiB and more.
+    /// Version 2 records neither the size of a snapshot's disk nor a machine state of 4 GiB and more.
     fn check_snapshots_of_version_2(&self) -> Result<()> {
         let size = self.size();
         let fits = |snapshot: &Snapshot| {
@@ -144,7 +144,7 @@ impl Qcow2 {
             self.commit(&mut engine, true)?;
         }
         if lazy {
-            // Whoever opens it after a crash counts anew by the tables in the file, before any notes could be followed.
+            // After a crash, refcounts are rebuilt from the tables in the file before a journal could be replayed.
             self.end_journal(&mut *engine)?;
         }
         let mut header = engine.header.clone();
@@ -157,8 +157,8 @@ impl Qcow2 {
         self.update_header(&mut engine, header)
     }
 
-    /// Sets the corrupt bit while the disk's content is replaced, or clears it: whoever meets an incomplete copy, after a
-    /// crash too, is told so, and none can write it. Version 2 has no such bit.
+    /// Sets the corrupt bit while the disk's content is replaced, or clears it: an incomplete copy is recognized, even
+    /// after a crash, and cannot be written. Version 2 has no such bit.
     pub(crate) fn set_incomplete(&self, incomplete: bool) -> Result<bool> {
         let _guard = self.ranges.exclusive(0..u64::MAX);
         let mut engine = self.engine_exclusive();

@@ -7,7 +7,8 @@ use crate::formats::qcow2::layout::bitmap::BitmapsExtension;
 use crate::formats::qcow2::rewrite::NewTables;
 
 impl Qcow2 {
-    /// Drops every cluster of the disk, and gives back the tables that led to them and the free end of the file. Snapshots keep theirs.
+    /// Drops every cluster of the disk, and gives back the tables that led to them and the free end of the file.
+    /// Snapshots keep theirs.
     pub(crate) fn make_empty(&self) -> Result<()> {
         self.note_change(0, self.size())?;
         let _guard = self.ranges.exclusive(0..u64::MAX);
@@ -19,7 +20,8 @@ impl Qcow2 {
         self.move_tables_to_front()
     }
 
-    /// Writes the tables anew where the file begins, if they lie so far behind that they keep it long: those that grew did so at its end.
+    /// Writes the tables anew where the file begins, if they lie so far behind that they keep it long: those that grew
+    /// did so at its end.
     fn move_tables_to_front(&self) -> Result<()> {
         let mut engine = self.engine_exclusive();
         let has_bitmaps = BitmapsExtension::of(&engine.header)?.is_some();
@@ -27,7 +29,8 @@ impl Qcow2 {
             return Ok(());
         }
         let l1_bytes = u64::from(engine.header.l1_size) * 8;
-        // The header, the L1 table, and at least a refcount table and a block; the old ones are in the way of the new ones.
+        // The header, the L1 table, and at least a refcount table and a block; the old ones are in the way of the new
+        // ones.
         let needed = 2 * (3 + engine.geometry().clusters_for(l1_bytes));
         let failed = |error| Error::io("cannot find the size", error);
         if self.storage.len().map_err(failed)? <= needed * self.cluster_size {

@@ -13,8 +13,8 @@ use crate::image::backing_disk::BackingDisk;
 pub(crate) type Report<'a> = &'a mut dyn FnMut(u64, u64);
 
 impl Qcow2 {
-    /// What reads as zeroes by a flag becomes unallocated, or where it has a place or something below would show, clusters of
-    /// zeroes.
+    /// What reads as zeroes by a flag becomes unallocated, or where it has a place or something below would show,
+    /// clusters of zeroes.
     pub(super) fn expand_zeroes(
         &self,
         backing: Option<&dyn BackingDisk>,

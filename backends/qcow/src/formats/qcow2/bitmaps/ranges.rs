@@ -1,13 +1,13 @@
 //! Bits, and the ranges of the disk they stand for.
 
-/// The ranges of a disk that a bitmap says are dirty, each a start and a length in bytes: in order, apart, and within the disk.
-/// The bits are in memory, a range is only made when it is asked for.
+/// The ranges of a disk that a bitmap says are dirty, each a start and a length in bytes: in order, apart, and within
+/// the disk. The bits are in memory, a range is only made when it is asked for.
 #[derive(Debug, Clone)]
 pub struct DirtyRanges {
     bits: Vec<u8>,
     granularity: u64,
     size: u64,
-    /// Bits before this one have been told.
+    /// Bits before this one have been returned.
     next: u64,
 }
 

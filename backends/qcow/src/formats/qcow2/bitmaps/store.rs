@@ -92,8 +92,8 @@ impl Qcow2 {
         Ok(host.0)
     }
 
-    /// Makes `list` the bitmaps of the image: new bits of some, and the directory, beside the old; then the header; then the
-    /// old ones are freed. The same write of the header may change the size of the disk.
+    /// Makes `list` the bitmaps of the image: new bits of some, and the directory, beside the old; then the header;
+    /// then the old ones are freed. The same write of the header may change the size of the disk.
     pub(super) fn store_list(
         &self,
         engine: &mut Engine,
@@ -132,7 +132,7 @@ impl Qcow2 {
         }
         let leaves = self.runs_left(engine, old_extension, &old, &metas)?;
         self.commit(engine, true)?;
-        // What the commit did to the header must not be undone.
+        // Starts from the header as it is after the commit.
         header.incompatible = engine.header.incompatible;
         self.update_header(engine, header)?;
         for (host, clusters) in leaves {

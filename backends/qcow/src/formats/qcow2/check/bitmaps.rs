@@ -5,8 +5,8 @@ use crate::formats::qcow2::check::Check;
 use crate::formats::qcow2::layout::bitmap::{self, BitmapsExtension};
 
 impl Check<'_> {
-    /// Counts the directory, the tables and the bits. A directory that cannot be read ends the check, because what it leads to
-    /// would be taken for free.
+    /// Counts the directory, the tables and the bits. A directory that cannot be read ends the check, because what it
+    /// leads to would be taken for free.
     pub(in crate::formats::qcow2) fn count_bitmaps(&mut self) -> Result<()> {
         let extension = match BitmapsExtension::of(&self.header) {
             Ok(None) => return Ok(()),

@@ -87,8 +87,8 @@ impl Block {
 }
 
 impl Check<'_> {
-    /// Compares all counts with those in the file, and makes them equal as far as `fix` allows. Counts that were too low are on the
-    /// medium before any is lowered.
+    /// Compares all counts with those in the file, and makes them equal as far as `fix` allows. Counts that were too
+    /// low are on the medium before any is lowered.
     pub(in crate::formats::qcow2) fn compare(&mut self, fix: Repair) -> Result<Stored> {
         self.highest = 0;
         let mut stored = Stored::default();
@@ -213,7 +213,7 @@ impl Check<'_> {
             raised |= fixes && old < counted && block.set(index, counted);
             lowers |= fixes && old > counted;
             if !fixes && counted > 0 {
-                // Nobody asks for the count of what no table leads to.
+                // Only clusters that tables lead to are looked up later.
                 stored.differs(cluster, old);
             }
         }
@@ -224,7 +224,7 @@ impl Check<'_> {
         Ok(lowers)
     }
 
-    /// Tells of a difference; returns whether it is put right.
+    /// Reports a difference; returns whether it is repaired.
     fn report_difference(&mut self, cluster: u64, stored: u64, counted: u64, fix: Repair) -> bool {
         let leak = stored > counted;
         // Where no count is, there may be no block for it.
@@ -239,7 +239,7 @@ impl Check<'_> {
             (false, true) => "Leaked",
             (false, false) => "ERROR",
         };
-        self.tell(format!(
+        self.report(format!(
             "{word} cluster {cluster} refcount={stored} reference={counted}"
         ));
         let tally = match (leak, fixes) {
@@ -268,14 +268,14 @@ impl Check<'_> {
     /// Clusters whose refcount block is where none can be.
     fn unreadable(&mut self, index: u64, offset: u64, first: u64, end: u64, stored: &mut Stored) {
         if !offset.is_multiple_of(self.geometry.cluster_size()) {
-            self.tell(format!(
+            self.report(format!(
                 "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: {index:#x}); \
                  further non-fatal corruption events will be suppressed"
             ));
         }
         self.result.check_errors += end - first;
         for cluster in (first..end).take(super::MAX_MESSAGES) {
-            self.tell(format!(
+            self.report(format!(
                 "Can't get refcount for cluster {cluster}: Input/output error"
             ));
         }
@@ -304,8 +304,9 @@ impl Check<'_> {
         self.sync()
     }
 
-    /// Counts of clusters beyond the end of the file are no leaks, because nothing takes space there; they would be once the file
-    /// grows, so a repair takes them away without a word. If tables lead there, those clusters must not be given to others.
+    /// Counts of clusters beyond the end of the file are no leaks, because nothing takes space there; they would be
+    /// once the file grows, so a repair takes them away without a word. If tables lead there, those clusters must not
+    /// be given to others.
     pub(in crate::formats::qcow2) fn clear_beyond_end(&mut self) -> Result<()> {
         if self.result.check_errors > 0 || self.rebuild || self.beyond.is_some() {
             return Ok(());

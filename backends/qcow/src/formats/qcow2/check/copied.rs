@@ -56,7 +56,7 @@ impl Check<'_> {
 
     fn wrong_flag(&mut self, repairs: bool, message: &str) {
         let word = if repairs { "Repairing" } else { "ERROR" };
-        self.tell(format!("{word} {message}"));
+        self.report(format!("{word} {message}"));
         if repairs {
             self.result.corruptions_fixed += 1;
         } else {
@@ -82,7 +82,7 @@ impl Check<'_> {
                 return Ok(());
             }
             if check.holds_other_metadata(l2 + at, piece.len() as u64) {
-                check.tell(
+                check.report(
                     "ERROR: Could not write L2 table; metadata overlap check failed: Input/output error"
                         .to_owned(),
                 );

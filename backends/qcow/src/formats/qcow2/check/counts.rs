@@ -96,7 +96,8 @@ impl Counts {
         }
     }
 
-    /// The chunks with clusters of the range. What lies behind it is not looked at: in a sparse file that can be much, and ranges many.
+    /// The chunks with clusters of the range. What lies behind it is not looked at: in a sparse file that can be much,
+    /// and ranges many.
     fn chunks_of(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, &[u8])> + '_ {
         let last = end.div_ceil(CHUNK).min(self.directory.len() as u64);
         (start / CHUNK..last).filter_map(|index| Some((index, self.chunk(index)?)))
@@ -145,7 +146,7 @@ impl Stored {
         self.differing.insert(cluster, stored);
     }
 
-    /// Nobody can tell the refcounts of these.
+    /// The refcounts of these clusters cannot be read.
     pub(crate) fn unknown(&mut self, first: u64, end: u64) {
         self.unknown.push((first, end));
     }

@@ -1,4 +1,4 @@
-//! L2 entries that say what none can say: QEMU counts them and leaves them there, so that its repair never ends well.
+//! Repairs L2 entries that are invalid. QEMU counts and keeps them, so that its repair never succeeds.
 
 use crate::error::Result;
 use crate::formats::qcow2::check::Check;
@@ -17,14 +17,15 @@ pub(in crate::formats::qcow2) struct Damaged {
     uses: u64,
 }
 
-/// At most this many entries are mended at a time.
+/// At most this many entries are repaired at a time.
 const MAX_MENDED: usize = 100_000;
 /// The upper half of a subcluster bitmap says which read as zeroes, the lower one which hold data.
 const ZEROES: u32 = 32;
 const ALLOCATED: u64 = 0xffff_ffff;
 
 impl Check<'_> {
-    /// JournalWriter an entry that can be mended, if that is wanted. One that leads nowhere is not to be counted then.
+    /// Remembers an entry that can be repaired, if that is wanted; returns whether it did. An entry that leads nowhere
+    /// is not counted then.
     pub(in crate::formats::qcow2) fn note_damaged(
         &mut self,
         walk: &Walk,
@@ -43,7 +44,7 @@ impl Check<'_> {
         noted
     }
 
-    /// Mends what was noted while everything was counted.
+    /// Repairs the entries that were found while everything was counted.
     pub(in crate::formats::qcow2) fn mend_entries(&mut self) -> Result<()> {
         let noted = std::mem::take(&mut self.damaged);
         if noted.is_empty() {
@@ -62,7 +63,7 @@ impl Check<'_> {
                 None => {}
             }
         }
-        // Before refcounts go down of what they led to.
+        // On the medium before refcounts of what they led to go down.
         self.sync()
     }
 
@@ -71,8 +72,9 @@ impl Check<'_> {
         !offset.is_multiple_of(self.geometry.cluster_size())
     }
 
-    /// What takes the place of the entry: the same without reserved bits, or zeroes where the data cannot be found any more. `None` if the
-    /// table may be something else, such as data that an L1 entry leads to by mistake, or if the backing file would show instead.
+    /// What takes the place of the entry: the same without reserved bits, or zeroes where the data cannot be found any
+    /// more. `None` if the table may be something else, such as data that an L1 entry leads to by mistake, or if the
+    /// backing file would show instead.
     fn mended(&self, damaged: &Damaged) -> Option<L2Entry> {
         let size = self.geometry.cluster_size();
         let uses = self
@@ -110,7 +112,7 @@ impl Check<'_> {
             true => "its data is lost and reads as zeroes",
             false => "reserved bits are cleared",
         };
-        self.tell(format!(
+        self.report(format!(
             "Repairing L2 entry {} of the table at {:#x}: {lost}: {:#x}",
             damaged.index, damaged.table, damaged.entry.word
         ));

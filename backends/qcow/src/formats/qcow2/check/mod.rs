@@ -1,11 +1,13 @@
 //! Checking an image, and repairing it.
 //!
-//! The check shares no code with the engine but the layout of entries: it reads the tables from the file, counts how often
-//! each cluster is used, and compares that with the refcounts. Nothing else may use the image meanwhile. What it finds, how it
-//! counts and words that, and what it repairs, are QEMU's; where it repairs more, or refuses what QEMU would do, the code says so.
+//! The check shares no code with the engine but the layout of entries: it reads the tables from the file, counts how
+//! often each cluster is used, and compares that with the refcounts. Nothing else may use the image meanwhile. What it
+//! finds, how it counts and words that, and what it repairs, are QEMU's; where it repairs more, or refuses what QEMU
+//! would do, the code says so.
 //!
-//! Each table is read once or twice, however many snapshots lead to it, and holes of the file are not read at all, so that time and
-//! memory are bounded by what the file really holds (and by [`MAX_CLUSTERS`], QEMU's own limit), not by what its tables say.
+//! Each table is read once or twice, however many snapshots lead to it, and holes of the file are not read at all, so
+//! that time and memory are bounded by what the file really holds (and by [`MAX_CLUSTERS`], QEMU's own limit), not by
+//! what its tables say.
 
 mod bitmaps;
 mod compare;
@@ -30,7 +32,7 @@ use crate::storage::Storage;
 use counts::Counts;
 use tables::Extents;
 
-/// At most this many findings are told in words; all are counted.
+/// At most this many findings have a message; all are counted.
 const MAX_MESSAGES: usize = 100_000;
 /// Largest file that is checked, in clusters.
 pub(super) const MAX_CLUSTERS: u64 = i32::MAX as u64;
@@ -49,14 +51,14 @@ pub(crate) struct Check<'a> {
     pub(super) result: CheckResult,
     /// How often each cluster is used.
     pub(super) counts: Counts,
-    /// What must not be taken for new tables, though it is not counted.
+    /// Clusters that must not hold new tables, though nothing uses them.
     pub(super) taken: Counts,
     /// Length of the file in bytes.
     pub(super) file_len: u64,
     /// Clusters to be looked at: those of the file, and a cluster begun beyond its end.
     pub(super) clusters: u64,
-    /// Tables lead to clusters beyond those, as in a file that was cut off: they are not counted, and keep their refcounts. The
-    /// first of them.
+    /// Tables lead to clusters beyond those, as in a file that was cut off: they are not counted, and keep their
+    /// refcounts. The first of them.
     pub(super) beyond: Option<u64>,
     /// The refcount table.
     pub(super) table: Vec<u64>,
@@ -64,21 +66,22 @@ pub(crate) struct Check<'a> {
     pub(super) rebuild: bool,
     /// The last cluster that is used or has a refcount.
     pub(super) highest: u64,
-    /// L2 tables met so far, and how often since they were walked: by all trees, and by the active one.
+    /// L2 tables walked so far, and how many further entries lead to each: of all L1 tables, and of the active one.
     pub(super) walked: HashMap<u64, (u64, u64)>,
     pub(super) extents: Extents,
-    /// Data that cannot be found any more is given up: only whoever asks for a repair may decide that.
+    /// Whether data that cannot be found any more is given up: only an explicit repair may do that.
     pub(super) gives_up_lost: bool,
-    /// L2 entries to be mended.
+    /// L2 entries to be repaired.
     pub(super) damaged: Vec<mend::Damaged>,
 }
 
-/// What a check leaves behind.
+/// The outcome of a check.
 pub(crate) struct Checked {
     pub(crate) result: CheckResult,
     /// The header as it is in the file now.
     pub(crate) header: Header,
-    /// The snapshot table, if entries of it must be written anew, the length it had, and how many findings that puts right.
+    /// The snapshot table, if entries of it must be written anew, the length it had, and how many findings that puts
+    /// right.
     pub(crate) incomplete: Option<(Vec<Snapshot>, u64, u64)>,
 }
 
@@ -115,7 +118,8 @@ impl<'a> Check<'a> {
         Ok(check)
     }
 
-    /// Whether L2 entries that lead nowhere are mended; the repair of an image that was not closed properly must not.
+    /// Whether L2 entries that lead nowhere are repaired; the automatic repair of an image that was not closed must not
+    /// do that.
     pub(crate) fn giving_up_lost(self, gives_up_lost: bool) -> Self {
         Self {
             gives_up_lost,
@@ -164,7 +168,7 @@ impl<'a> Check<'a> {
             stored = self.rebuild_and_recount()?;
         } else if self.repair != Repair::None {
             if self.rebuild {
-                self.tell("ERROR need to rebuild refcount structures".to_owned());
+                self.report("ERROR need to rebuild refcount structures".to_owned());
                 self.result.check_errors += 1;
                 return Err(Error::corrupt("Input/output error"));
             }
@@ -182,13 +186,13 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Counts the uses of everything there is.
+    /// Counts the uses of all clusters.
     pub(super) fn count_everything(&mut self, fix: bool) -> Result<()> {
         self.count_all(fix)?;
         self.count_refcount_structure(fix)
     }
 
-    fn tell(&mut self, message: String) {
+    fn report(&mut self, message: String) {
         if self.result.messages.len() < MAX_MESSAGES {
             self.result.messages.push(message);
         }
@@ -198,13 +202,13 @@ impl<'a> Check<'a> {
         self.corruptions(1, message);
     }
 
-    /// The same finding several times, as whoever walks a shared table several times makes it.
+    /// The same finding several times, as QEMU reports it, which walks a shared table several times.
     fn corruptions(&mut self, times: u64, message: String) {
         self.result.corruptions += times;
         for _ in 1..times.min(MAX_MESSAGES as u64) {
-            self.tell(message.clone());
+            self.report(message.clone());
         }
-        self.tell(message);
+        self.report(message);
     }
 
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {

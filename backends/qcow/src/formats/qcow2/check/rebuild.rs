@@ -13,7 +13,7 @@ impl Check<'_> {
     /// Rebuilds the structure, counts once more, and frees what the old one took.
     pub(in crate::formats::qcow2) fn rebuild_and_recount(&mut self) -> Result<Stored> {
         let before = self.result.tallies();
-        self.tell("Rebuilding refcount structure".to_owned());
+        self.report("Rebuilding refcount structure".to_owned());
         // Also where an entry that is damaged led: until the header is written, the old structure is the one there is.
         let bits = self.geometry.cluster_bits;
         for cluster in self.table.iter().map(|entry| entry >> bits) {
@@ -27,7 +27,7 @@ impl Check<'_> {
         let counted = self.result.tallies();
         let stored = self.compare(Repair::Leaks)?;
         if self.rebuild {
-            self.tell("ERROR rebuilt refcount structure is still broken".to_owned());
+            self.report("ERROR rebuilt refcount structure is still broken".to_owned());
         }
         let fresh_leaks = self.result.leaks;
         self.result.restore(counted);
@@ -51,15 +51,16 @@ impl Check<'_> {
         self.count_everything(false)
     }
 
-    /// Writes a new refcount table and new blocks to clusters that nothing uses, the old structure included, and switches the header
-    /// to them. What the old one used is leaked then.
+    /// Writes a new refcount table and new blocks to clusters that nothing uses, the old structure included, and
+    /// switches the header to them. What the old one used is leaked then.
     pub(in crate::formats::qcow2) fn rebuild_refcounts(&mut self) -> Result<()> {
         self.write_refcounts()?;
         self.sync()?;
         self.write_header()
     }
 
-    /// Writes a new refcount table and new blocks to clusters that nothing uses; to be found by the header, which is not written.
+    /// Writes a new refcount table and new blocks to clusters that nothing uses; to be found by the header, which is
+    /// not written.
     pub(in crate::formats::qcow2) fn write_refcounts(&mut self) -> Result<()> {
         let geometry = self.geometry;
         let size = geometry.cluster_size();
@@ -86,7 +87,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Takes the first `count` clusters in a row from `from` on that nothing uses; returns the first of them, and the first that was free.
+    /// Takes the first `count` clusters in a row from `from` on that nothing uses; returns the first of them, and the
+    /// first that was free.
     pub(in crate::formats::qcow2) fn take_free(&mut self, count: u64, from: u64) -> (u64, u64) {
         let (mut start, mut gap) = (from, None);
         let mut cluster = from;
@@ -105,8 +107,8 @@ impl Check<'_> {
         (start, gap.unwrap_or(start))
     }
 
-    /// Writes the blocks that describe the used clusters of a range, and gives a place to those that have none in `table`; returns
-    /// whether the table has grown.
+    /// Writes the blocks that describe the used clusters of a range, and gives a place to those that have none in
+    /// `table`; returns whether the table has grown.
     pub(in crate::formats::qcow2) fn write_blocks(
         &mut self,
         table: &mut Vec<u64>,

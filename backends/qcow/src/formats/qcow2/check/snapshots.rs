@@ -8,14 +8,14 @@ use crate::formats::qcow2::layout::snapshot_table::{Reading, SnapshotTable};
 use crate::report::Repair;
 
 impl Check<'_> {
-    /// Reads the table. Snapshots beyond what an image may have are dropped if that is wanted; what is wrong with single entries is put
-    /// right last, by whoever can allocate clusters.
+    /// Reads the table. Snapshots beyond what an image may have are dropped if that is wanted; what is wrong with
+    /// single entries is put right last, by whoever can allocate clusters.
     pub(in crate::formats::qcow2) fn read_snapshot_table(&mut self) -> Result<()> {
         let all = self.repair == Repair::All;
         let mut overhanging = 0;
         if all && self.header.snapshots > MAX_SNAPSHOTS {
             overhanging = u64::from(self.header.snapshots - MAX_SNAPSHOTS);
-            self.tell(format!("Discarding {overhanging} overhanging snapshots"));
+            self.report(format!("Discarding {overhanging} overhanging snapshots"));
             self.header.snapshots = MAX_SNAPSHOTS;
         }
         let reading = if all { Reading::Mend } else { Reading::Strict };
@@ -31,14 +31,14 @@ impl Check<'_> {
         };
         let table = table.map_err(|(message, fault)| {
             self.result.check_errors += 1;
-            self.tell(message);
+            self.report(message);
             Error::corrupt(match fault {
                 TableFault::Misplaced => "Invalid argument",
                 TableFault::TooLarge => "File too large",
             })
         })?;
         for message in &table.findings {
-            self.tell(message.clone());
+            self.report(message.clone());
         }
         overhanging += table.overhanging;
         if overhanging > 0 {
@@ -78,7 +78,7 @@ impl Check<'_> {
             .collect();
         for index in incomplete {
             self.incomplete += 1;
-            self.tell(format!("{word} snapshot table entry {index} is incomplete"));
+            self.report(format!("{word} snapshot table entry {index} is incomplete"));
         }
     }
 

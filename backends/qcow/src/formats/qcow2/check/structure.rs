@@ -35,7 +35,8 @@ impl BlockAt {
 }
 
 impl Check<'_> {
-    /// Reads the refcount table. An image without one, or with one where none can be, still can be counted, and gets a new one.
+    /// Reads the refcount table. An image without one, or with one where none can be, still can be counted, and gets a
+    /// new one.
     pub(in crate::formats::qcow2) fn read_refcount_table(&mut self) -> Result<()> {
         if self.header.refcount_table_clusters == 0 {
             return Ok(());
@@ -108,8 +109,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Makes a block beyond the end of the file one of zeroes, as QEMU does; unless the file would grow so much that whoever
-    /// looks at it afterwards takes minutes, where QEMU does it all the same.
+    /// Makes a block beyond the end of the file one of zeroes, as QEMU does; unless the file would grow so much that
+    /// whoever looks at it afterwards takes minutes, where QEMU does it all the same.
     fn extend_to(&mut self, offset: u64) -> Result<()> {
         let size = self.geometry.cluster_size();
         let why = if offset > i64::MAX as u64 - size {
@@ -124,7 +125,7 @@ impl Check<'_> {
         };
         if let Some(why) = why {
             self.rebuild = true;
-            self.tell(format!("ERROR could not resize image: {why}"));
+            self.report(format!("ERROR could not resize image: {why}"));
             return Ok(());
         }
         self.extents.forget();

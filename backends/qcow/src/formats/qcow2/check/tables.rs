@@ -1,4 +1,4 @@
-//! Reading tables: in pieces, without the holes of the file, and not more than the file can have deserved.
+//! Reads tables: in pieces, without the holes of the file, and bounded by what the file really holds.
 
 use crate::error::{Error, Result};
 use crate::formats::qcow2::check::Check;
@@ -9,7 +9,7 @@ const PIECE: u64 = 64 << 10;
 const READS_PER_BYTE: u64 = 16;
 /// Counting a cluster takes as long as reading so many bytes.
 const PER_CLUSTER: u64 = 64;
-/// Free of that limit.
+/// So much may be read whatever the file holds.
 const FREE: u64 = 64 << 20;
 
 /// What is known about holes of the file, and how much more of it may be read as tables.
@@ -61,12 +61,13 @@ impl Check<'_> {
                 known.hole = (offset, u64::MAX);
                 Some(u64::MAX)
             }
-            // Who cannot tell reads.
+            // A file system that knows no holes: everything is read.
             Err(_) => None,
         }
     }
 
-    /// Hands out a table of `len` bytes at `offset` in pieces, each with its place in the table. Pieces in holes are left out.
+    /// Hands out a table of `len` bytes at `offset` in pieces, each with its place in the table. Pieces in holes are
+    /// left out.
     pub(in crate::formats::qcow2) fn each_piece(
         &mut self,
         offset: u64,

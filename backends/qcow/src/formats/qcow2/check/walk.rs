@@ -17,7 +17,7 @@ pub(in crate::formats::qcow2) struct Walk {
     pub(in crate::formats::qcow2) offset: u64,
     /// How often it is used.
     pub(in crate::formats::qcow2) uses: u64,
-    /// How often by the active L1 table: those uses are told of in the statistics.
+    /// How often by the active L1 table: the statistics count only those uses.
     active: u64,
     pub(in crate::formats::qcow2) fix: bool,
 }
@@ -63,8 +63,8 @@ impl Check<'_> {
         })
     }
 
-    /// Walks a table that was not met before. What other trees use, too, is walked once more in the end, for all of them: the time
-    /// this takes does not grow with the number of snapshots.
+    /// Walks a table at its first use. A table with further uses is walked once more in the end, for all of them, so
+    /// that the time does not grow with the number of snapshots.
     pub(in crate::formats::qcow2) fn meet(
         &mut self,
         l2: u64,
@@ -208,8 +208,8 @@ impl Check<'_> {
         self.result.fragmented_clusters += walk.active;
     }
 
-    /// An entry that points into the middle of a cluster. One without data is made one without a place, and one with data may be later;
-    /// returns whether it is not to be counted as it is.
+    /// Handles an entry that points into the middle of a cluster. Without data it loses its host offset now; with data
+    /// it may be repaired later. Returns whether the caller must not count it.
     fn unaligned(&mut self, walk: &Walk, index: u64, entry: L2Entry) -> Result<bool> {
         let offset = entry.word & OFFSET_MASK;
         let holds_data = match self.geometry.extended_l2 {
@@ -242,7 +242,7 @@ impl Check<'_> {
         let size = self.geometry.l2_entry_size();
         let place = walk.offset + index * size;
         if self.holds_other_metadata(place, size) {
-            self.tell("ERROR: Overlap check failed".to_owned());
+            self.report("ERROR: Overlap check failed".to_owned());
             self.result.check_errors += 1;
             return Err(Error::corrupt("Input/output error"));
         }

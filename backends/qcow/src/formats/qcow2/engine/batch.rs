@@ -12,7 +12,8 @@ use crate::formats::qcow2::layout::table::Table;
 /// All metadata that is not in the file yet at one moment, to be written stage by stage.
 #[derive(Debug, Default)]
 pub(crate) struct MetadataBatch {
-    /// The header with the dirty bit, which must be on the medium before the stages, because refcounts are not written with them.
+    /// The header with the dirty bit, which must be on the medium before the stages, because refcounts are not written
+    /// with them.
     pub(crate) header: Option<Header>,
     /// The pages of each table, in the order in which they may reach the medium.
     pub(crate) stages: [DirtyPages; 4],
@@ -26,8 +27,8 @@ const FREE_STEP: u64 = 4096;
 const MAX_FREED: usize = 1 << 16;
 
 impl Engine {
-    /// Takes all metadata that is unwritten; with `finish`, refcounts even where they may be lazy. One batch at a time: the next one may be
-    /// taken after [`Engine::end_batch`].
+    /// Takes all metadata that is unwritten; with `finish`, refcounts even where they may be lazy. One batch at a time:
+    /// the next one may be taken after [`Engine::end_batch`].
     pub(crate) fn take_batch(&mut self, finish: bool) -> Result<MetadataBatch> {
         self.check_usable()?;
         let behind = !finish && self.refcounts_may_wait();
@@ -49,7 +50,8 @@ impl Engine {
         Ok(batch)
     }
 
-    /// The batch is on the medium: returns the clusters that are free now. If it was not `written`, it is part of the next batch.
+    /// The batch is on the medium: returns the clusters that are free now. If it was not `written`, it is part of the
+    /// next batch.
     pub(crate) fn end_batch(&mut self, batch: MetadataBatch, written: bool) -> Vec<Freed> {
         for stage in &batch.stages {
             self.pages.end_writeback(stage, written);
@@ -82,8 +84,8 @@ impl Engine {
         self.freed.is_empty() && !Table::ALL.iter().any(|table| self.pages.has_dirty(*table))
     }
 
-    /// Whether the tables on the file lack something that was written or discarded, and that is not noted for a process to come.
-    /// Refcounts that lag do not matter for that. With a journal: that is not in its file yet.
+    /// Whether the tables on the file lack something that was written or discarded, and that is not noted for a process
+    /// to come. Refcounts that lag do not matter for that. With a journal: that is not in its file yet.
     pub(crate) fn is_ahead(&self) -> bool {
         if self.journal.as_ref().is_some_and(Journal::is_complete) {
             return false;
@@ -108,8 +110,8 @@ impl Engine {
         self.pages.is_crowded() || self.freed.len() > MAX_FREED || full
     }
 
-    /// Which clusters (of the beginning) of a run will be free once [`Engine::apply_freed`] has been called; and nothing
-    /// will use them anew until then.
+    /// Which clusters (of the beginning) of a run will be free once [`Engine::apply_freed`] has been called; and
+    /// nothing will use them anew until then.
     pub(crate) fn about_to_be_free(&mut self, freed: Freed) -> Result<Vec<Freed>, Stop> {
         let first = self.geometry.cluster_of(freed.host).0;
         let mut free = Vec::new();
@@ -132,7 +134,8 @@ impl Engine {
         Ok(joined(&free, self.geometry.cluster_size()))
     }
 
-    /// Lowers the refcounts of (the beginning of) a run; returns how many clusters that was, and which of them are free now.
+    /// Lowers the refcounts of (the beginning of) a run; returns how many clusters that was, and which of them are free
+    /// now.
     pub(crate) fn apply_freed(&mut self, freed: Freed) -> Result<(u64, Vec<Freed>), Stop> {
         let first = self.geometry.cluster_of(freed.host).0;
         let count = freed.clusters.min(FREE_STEP);

@@ -12,7 +12,8 @@ pub(crate) enum ClearMode {
     Zero,
     /// It reads as zeroes and its clusters are freed.
     ZeroAndFree,
-    /// Its clusters are freed and it reads as zeroes; version 2 over a backing file has no zero clusters and leaves it as it is.
+    /// Its clusters are freed and it reads as zeroes; version 2 over a backing file has no zero clusters and leaves it
+    /// as it is.
     Discard,
     /// This image holds it no more: the backing file shows.
     Unallocate,

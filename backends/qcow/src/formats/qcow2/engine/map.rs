@@ -103,7 +103,8 @@ impl Engine {
         entry.cluster(&self.geometry, self.external(), guest)
     }
 
-    /// Where the beginning of `guest..guest + len` is: pieces without a gap, at least one, perhaps not reaching the end.
+    /// Where the beginning of `guest..guest + len` is: pieces without a gap, at least one, perhaps not reaching the
+    /// end.
     pub(crate) fn map(&self, guest: GuestOffset, len: u64) -> Result<Vec<Piece>, Stop> {
         let mut pieces: Vec<Piece> = Vec::new();
         let end = guest.0.saturating_add(len).min(HOST_LIMIT << 7);

@@ -1,12 +1,12 @@
 //! The cache of metadata tables, with undo.
 //!
-//! Every table of a qcow2 file (L1, L2, refcount table, refcount blocks) is an array of big-endian 64-bit words, so one cache of
-//! pages by host offset holds them all. An operation that finds a page missing stops with [`Stop::Need`]; everything it
-//! changed is undone, the driver reads the page by whatever means it has, and the operation starts again. So operations
-//! are written as if all tables were in memory, and a failed one leaves no trace.
+//! Every table of a qcow2 file (L1, L2, refcount table, refcount blocks) is an array of big-endian 64-bit words, so one
+//! cache of pages by host offset holds them all. An operation that finds a page missing stops with [`Stop::Need`];
+//! everything it changed is undone, the driver reads the page by whatever means it has, and the operation starts again.
+//! So operations are written as if all tables were in memory, and a failed one leaves no trace.
 //!
-//! What is to be written is taken as it is at one moment, and stays in the cache while it is on its way: operations go on meanwhile,
-//! and a page that one of them changes is copied first and has to be written once more.
+//! What is to be written is taken as it is at one moment, and stays in the cache while it is on its way: operations go
+//! on meanwhile, and a page that one of them changes is copied first and has to be written once more.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -32,7 +32,8 @@ struct Page {
 }
 
 impl Page {
-    /// Several may look at once; what is true already is not written again, so that they do not get in each other's way.
+    /// Several may look at once; what is true already is not written again, so that they do not get in each other's
+    /// way.
     fn was_used(&self) {
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
@@ -176,8 +177,8 @@ impl Pages {
         undo.push(Undo::Created { offset, len });
     }
 
-    /// Takes in what was read from `offset`; pages that are there already are newer and stay. If [`Pages::dropped`] has changed since
-    /// the file was read, it must be read again instead.
+    /// Takes in what was read from `offset`; pages that are there already are newer and stay. If [`Pages::dropped`] has
+    /// changed since the file was read, it must be read again instead.
     pub(crate) fn fill(&mut self, offset: u64, bytes: &[u8]) {
         for (start, chunk) in (offset..)
             .step_by(self.page_size as usize)

@@ -1,4 +1,4 @@
-//! Noting changes for a process to come, and making those that a former one noted.
+//! Records changes in the journal, and replays those of a process that was killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,12 +12,12 @@ use crate::formats::qcow2::layout::l2::{self, COMPRESSED};
 use crate::formats::qcow2::layout::table::Table;
 
 impl Engine {
-    /// JournalWriter what changes from now on; everything until now is written.
+    /// Records changes from now on; everything until now is written.
     pub(crate) fn set_journal(&mut self, journal: Option<Journal>) {
         self.journal = journal;
     }
 
-    /// JournalWriter what the operation that has just come to its end changed.
+    /// Records what the operation that has just ended changed.
     pub(super) fn note_changes(&mut self) {
         let Some(journal) = &mut self.journal else {
             return;
@@ -51,8 +51,9 @@ impl Engine {
         journal.note(&changes);
     }
 
-    /// Makes changes that a former process had made, of which any part may be in the file. Nothing is changed unless each is one that
-    /// this image can have had: within its tables, from or to what the file has, to what the format allows.
+    /// Replays the changes of a process that was killed, any part of which may be in the file. Nothing is changed
+    /// unless each change fits this image: it lies within the tables, the file has its old or its new value, and the
+    /// format allows the new one.
     pub(crate) fn replay(&mut self, left: &JournalContents) -> Result<(), Stop> {
         self.check_usable()?;
         let size = self.geometry.cluster_size();
@@ -93,7 +94,7 @@ impl Engine {
         let mut later = BTreeSet::new();
         for (offset, values) in &possible {
             if !values.contains(&self.get(*offset)?) {
-                // What was not noted any more reached the file.
+                // A change that was not recorded any more has reached the file.
                 if !left.has_gap {
                     return Err(misfit());
                 }

@@ -66,7 +66,8 @@ impl Engine {
         Ok(free)
     }
 
-    /// The entries of an L2 table without subclusters that read as zeroes by their flag: where each is, and the cluster it keeps.
+    /// The entries of an L2 table without subclusters that read as zeroes by their flag: where each is, and the cluster
+    /// it keeps.
     pub(crate) fn zero_entries(
         &mut self,
         table: HostOffset,

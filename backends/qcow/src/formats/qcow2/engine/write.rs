@@ -8,8 +8,8 @@ use crate::formats::qcow2::layout::geometry::COPIED;
 use crate::formats::qcow2::layout::l2::{Cluster, L2Entry};
 use crate::formats::qcow2::layout::table::Table;
 
-/// A contiguous host range to be written: the data of the caller in `write`, and around it, up to `guest` and `guest + len`,
-/// what the disk held there before.
+/// A contiguous host range to be written: the data of the caller in `write`, and around it, up to `guest` and `guest +
+/// len`, what the disk held there before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) guest: GuestOffset,
@@ -267,9 +267,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives the clusters of (the beginning of) a range that have none a place, without writing to it; returns up to where
-    /// that went, and the host ranges. With `stays_zero`, what is marked as zeroes goes on being marked so. The caller has the
-    /// range for itself.
+    /// Gives the clusters of (the beginning of) a range that have none a place, without writing to it; returns up to
+    /// where that went, and the host ranges. With `stays_zero`, what is marked as zeroes goes on being marked so. The
+    /// caller has the range for itself.
     pub(crate) fn preallocate(
         &mut self,
         guest: GuestOffset,
@@ -304,8 +304,8 @@ impl Engine {
         Ok((plan.end, runs))
     }
 
-    /// Makes the entries of clusters that have no place lead to `count` clusters from `host` on, as many as one L2 table has;
-    /// returns how many. The caller has the range for itself.
+    /// Makes the entries of clusters that have no place lead to `count` clusters from `host` on, as many as one L2
+    /// table has; returns how many. The caller has the range for itself.
     pub(crate) fn link(
         &mut self,
         guest: GuestOffset,

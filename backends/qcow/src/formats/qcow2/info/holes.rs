@@ -11,7 +11,7 @@ impl Qcow2 {
     /// Marks data that lies in a hole of the file as zeroes, and cuts the extent where that changes.
     ///
     /// Only for images that look preallocated: otherwise clusters in use have been written, and asking the host
-    /// about each of them would cost more than it tells.
+    /// about each of them would cost more than it is worth.
     pub(super) fn look_for_holes(&self, mut extent: Extent) -> Result<Extent> {
         let Some(host) = extent.offset.filter(|_| extent.data) else {
             return Ok(extent);
@@ -56,8 +56,8 @@ impl Qcow2 {
         Ok(*self.preallocated.get_or_init(|| found))
     }
 
-    /// How many clusters are in use according to the refcount blocks of the first `clusters`; counting stops at `enough`. A block that
-    /// several entries of the table lead to is looked at once.
+    /// How many clusters are in use according to the refcount blocks of the first `clusters`; counting stops at
+    /// `enough`. A block that several entries of the table lead to is looked at once.
     fn used_clusters(&self, clusters: u64, enough: u64) -> Result<u64> {
         let blocks = self.run(Engine::refcount_blocks)?;
         let per_block = self.engine_write().geometry().refcount_block_entries();

@@ -1,16 +1,17 @@
-//! The file beside an image in which changes of its tables are noted for the process after a kill ([`crate::formats::qcow2::engine`]'s journal).
+//! The file beside an image in which changes of its tables are recorded for the process after a kill
+//! ([`crate::formats::qcow2::engine`]'s journal).
 //!
-//! `NAME.bulkhead-journal` belongs to one session: one time that the image is open for writing by a process that keeps a journal. Its
-//! header and the image's name each other:
+//! `NAME.bulkhead-journal` belongs to one session: one time that the image is open for writing by a process that keeps
+//! a journal. Its header and the image's name each other:
 //!
 //! ```text
 //! the file's header:  magic, version, birth and inode of the image, session, boot id (2), checksum
 //! the image's header: the same of the session, and where the file is (`session.rs`)
 //! ```
 //!
-//! JournalWriter are believed if and only if nobody has written to the image since, the file is about this very image, and the host has not
-//! started anew (then the notes survived, but perhaps not what was in the host's memory). Whoever opens an image of which a journal
-//! counts and does not find it (`place.rs`) has not all of it, and gets an error.
+//! The journal is used if and only if nobody has written to the image since, the file belongs to this very image, and
+//! the host has not rebooted (the journal survives that, but what was in the host's memory may not). Opening an image
+//! that needs its journal is an error if the journal is not found (`place.rs`): part of the image would be missing.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -37,8 +38,8 @@ const HEADER_WORDS: usize = 8;
 const LENGTH: u64 = PARTS_AT + (PARTS * PART) as u64;
 pub(super) const SUFFIX: &str = ".bulkhead-journal";
 
-/// Where the journal of the image of this name is made, if it has one: the first, or the second if the first is that of an image that had
-/// this name before.
+/// Where the journal of the image of this name is made, if it has one: the first, or the second if the first is that of
+/// an image that had this name before.
 ///
 /// # Errors
 /// The image is not there.
@@ -64,8 +65,8 @@ impl Header {
     }
 
     /// # Errors
-    /// It cannot be read, or is none: a header is on the medium before the image's speaks of it, and stays as it is for as long as
-    /// that does.
+    /// It cannot be read, or is none: a header is on the medium before the image's speaks of it, and stays as it is for
+    /// as long as that does.
     pub(super) fn read(storage: &dyn Storage, path: &Path) -> Result<Self> {
         let mut bytes = [0; HEADER_WORDS * 8];
         let len = bytes.len();
@@ -130,7 +131,8 @@ enum Next {
 pub(crate) struct Beside {
     /// See [`identity`].
     pub(crate) image: [u64; 2],
-    /// The journal of the session that the image's header has or, to keep one, a place for it; or why that cannot be had.
+    /// The journal of the session that the image's header has or, to keep one, a place for it; or why that cannot be
+    /// had.
     pub(crate) found: Result<Option<JournalFile>>,
 }
 
@@ -153,7 +155,7 @@ pub(crate) enum Access {
 }
 
 impl JournalFile {
-    /// In storage of the caller's own.
+    /// A journal in storage of the caller's own.
     pub(crate) fn in_storage(storage: Arc<dyn Storage>, image: [u64; 2]) -> Self {
         Self {
             storage: Some(storage),
@@ -165,8 +167,8 @@ impl JournalFile {
         }
     }
 
-    /// The journal of `session` or, to keep one, a place for it, in the folder of the image that is open as `file` by the name `path`.
-    /// `None`: there is none or, where one is to be kept, none is possible.
+    /// The journal of `session` or, to keep one, a place for it, in the folder of the image that is open as `file` by
+    /// the name `path`. `None`: there is none or, where one is to be kept, none is possible.
     ///
     /// # Errors
     /// Something is in the place of that of the session, and cannot be trusted or opened.
@@ -213,7 +215,8 @@ impl JournalFile {
         })
     }
 
-    /// What is noted of a session, and whether the image says how far its journal has got. `None`: it is the journal of another one.
+    /// What is noted of a session, and whether the image says how far its journal has got. `None`: it is the journal of
+    /// another one.
     ///
     /// # Errors
     /// It is damaged: not all of it is there, or it makes no sense.
@@ -242,8 +245,8 @@ impl JournalFile {
         Ok(Some((left, header.words[1] != WITHOUT_PROGRESS)))
     }
 
-    /// Makes it the empty one of a new session. What it had is gone, which the image's header must say before. All of it is on the
-    /// medium then. The image says how far it has got.
+    /// Makes it the empty one of a new session. What it had is gone, which the image's header must say before. All of
+    /// it is on the medium then. The image says how far it has got.
     pub(crate) fn begin(
         &mut self,
         progress: Progress,
@@ -270,7 +273,7 @@ impl JournalFile {
             (None, None) => return Err(io::ErrorKind::NotFound.into()),
         };
         storage.set_len(0)?;
-        // Reserved, so that a full file system does not end the notes.
+        // Reserved, so that a full file system does not end the journal.
         storage.allocate(0, LENGTH)?;
         let words = Header::new(&session).words;
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -291,12 +294,13 @@ impl JournalFile {
         Ok((session, notes, journal))
     }
 
-    /// It is not needed any more: removed or, where this process may not, made empty.
+    /// Removes the file, or truncates it where this process may not remove it.
     pub(crate) fn remove(&self) {
         let Some(storage) = &self.storage else {
             return;
         };
-        // The name first: who is killed in between leaves a file that the next session still knows for a former one's.
+        // The name first: if the process is killed in between, the next session still recognizes the file as a former
+        // one's.
         if let Some(place) = &self.place {
             place.remove(&**storage);
         }
@@ -308,7 +312,7 @@ impl JournalFile {
         self.storage.as_ref()
     }
 
-    /// What it is called, and the device and inode that tell it from others of that name.
+    /// Its path, and the device and inode that identify it.
     pub(crate) fn identity(&self) -> (&Path, (u64, u64)) {
         let storage = self.storage.as_ref();
         let [device, inode] = storage.map_or([0; 2], |storage| storage.identity());
@@ -316,8 +320,8 @@ impl JournalFile {
     }
 }
 
-/// When the image was made, and its inode. Its file system may have another device number when it is mounted the next time, and a file
-/// that is put in the place of the image may have the same inode.
+/// When the image was made, and its inode. Its file system may have another device number when it is mounted the next
+/// time, and a file that is put in the place of the image may have the same inode.
 pub(crate) fn identity(image: &Metadata) -> [u64; 2] {
     let birth = image.created().ok();
     let birth = birth.and_then(|birth| birth.duration_since(UNIX_EPOCH).ok());
@@ -327,7 +331,7 @@ pub(crate) fn identity(image: &Metadata) -> [u64; 2] {
     [birth, image.ino()]
 }
 
-/// What tells this start of the host from others.
+/// The id of this boot of the host.
 pub(crate) fn boot_id() -> Option<[u64; 2]> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();

@@ -1,19 +1,22 @@
-//! Changes of tables that are not in the file yet, noted where the next process finds them.
+//! Records of changes of tables that are not in the image yet.
 //!
-//! A guest that was told of a write must find it again even if the process is killed the moment after. What was written is with the
-//! host's kernel then, but not the tables that lead to it: they reach the file in an order with syncs in between, which only a flush
-//! pays for. So each change of a table is noted in a file beside the image ([`super::file`]), and whoever opens the image next
-//! makes the same changes. JournalWriter are for a process that is killed; after a power cut, what was flushed is what counts.
+//! A completed write must be found again even if the process is killed the moment after. What was written is with the
+//! host's kernel then, but not the tables that lead to it: they reach the file in an order with syncs in between, which
+//! only a flush pays for. So each change of a table is recorded in a file beside the image ([`super::file`]), and
+//! whoever opens the image next makes the same changes. The journal is for a process that is killed; after a power cut,
+//! what was flushed is what counts.
 //!
-//! JournalWriter are written in groups, one for each operation of the engine, into one of several parts of the file. When tables are about to
-//! be written to the image, the notes go on in another part; once the tables are there, a group in it ends the need for the parts
-//! before. A group has a checksum, so that neither what a kill has cut off nor what an earlier session left is taken for one; and it
-//! says which groups are needed with it, so that damage among these is not taken for what a kill has cut off. Behind the last one are
-//! zeroes, the size of a record: what is there instead is damage, unless it looks like the next group and is in several pages, between
-//! which a kill may have ended its writing.
+//! Records are written in groups, one for each operation of the engine, into one of several parts of the file. When
+//! tables are about to be written to the image, the journal goes on in another part; once the tables are there, a group
+//! in it ends the need for the parts before. A group has a checksum, so that neither what a kill has cut off nor what
+//! an earlier session left is taken for one; and it says which groups are needed with it, so that damage among these is
+//! not taken for what a kill has cut off. Behind the last one are zeroes, the size of a record: what is there instead
+//! is damage, unless it looks like the next group and is in several pages, between which a kill may have ended its
+//! writing.
 //!
 //! ```text
-//! group:  epoch, first epoch that is needed, number << 32 | groups before it that are needed << 15 | records, checksum; then the records
+//! group:  epoch, first epoch that is needed, number << 32 | groups before it that are needed << 15 | records,
+//!         checksum; then the records
 //! record: 1 | table << 8, offset, old value, new value      a word of a table was changed
 //!         2 | table << 8, offset, length, 0                 a table of zeroes was begun
 //!         3, host offset, clusters, number                  each of them has one reference more than tables have
@@ -36,9 +39,11 @@ pub(crate) const PARTS: usize = 4;
 const SERVED_PARTS: usize = 3;
 
 pub(super) const RECORD: usize = 32;
-/// A part has fewer records than this, and all parts have fewer groups than the bits from here to a group's number can count.
+/// A part has fewer records than this, and all parts have fewer groups than the bits from here to a group's number can
+/// count.
 pub(super) const NEEDED_AT: u32 = 15;
-/// Room for the group that says that notes are missing, for an empty one that ends the need for other parts, and for the end.
+/// Room for the group that says that notes are missing, for an empty one that ends the need for other parts, and for
+/// the end.
 const RESERVE: usize = 4 * RECORD;
 /// Tables begun within a part: the next process has all of them in memory.
 const MAX_CREATED: u64 = 64 << 20;
@@ -76,7 +81,8 @@ pub(crate) enum Change {
         offset: u64,
         len: u64,
     },
-    /// These clusters have a reference that no table will have: theirs was just taken, or will end when tables are written.
+    /// These clusters have a reference that no table will have: theirs was just taken, or will end when tables are
+    /// written.
     Owed(Freed),
     Settled {
         number: u64,
@@ -130,7 +136,7 @@ impl Change {
     }
 }
 
-/// Not cryptographic: it tells what was written from what was not.
+/// Not cryptographic: it only shows whether all of a group was written.
 pub(crate) fn checksum<'a>(session: u64, words: impl IntoIterator<Item = &'a u64>) -> u64 {
     let start = session ^ 0xcbf2_9ce4_8422_2325;
     words.into_iter().fold(start, |sum, word| {
@@ -145,7 +151,7 @@ pub(crate) fn words_of(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks_exact(8).map(word).collect()
 }
 
-/// What is noted, and where the next note goes.
+/// What is recorded, and where the next group goes.
 pub(crate) struct Journal {
     notes: Arc<JournalWriter>,
     /// The number of the part that takes notes.
@@ -164,7 +170,7 @@ pub(crate) struct Journal {
     base_number: u64,
     /// Not everything that belongs to these epochs is noted.
     incomplete: Vec<u64>,
-    /// What is being written to the image now is what these epochs have.
+    /// The epochs of the batch that is being written to the image.
     in_writeback: Vec<u64>,
     owed: BTreeMap<u64, Freed>,
     next: u64,
@@ -204,7 +210,8 @@ impl Journal {
         journal
     }
 
-    /// One that goes on where a former process left off, all of whose changes are in the image now, but for what it owed.
+    /// One that goes on where a former process left off, all of whose changes are in the image now, but for what it
+    /// owed.
     pub(crate) fn resume(notes: Arc<JournalWriter>, left: &JournalContents) -> Self {
         let mut journal = Self::after(notes, left.parts, (left.last_epoch, left.groups));
         journal.owed = left.owed.iter().map(|run| (run.number, *run)).collect();
@@ -234,7 +241,7 @@ impl Journal {
         true
     }
 
-    /// JournalWriter changes that belong together.
+    /// Records changes that belong together.
     pub(crate) fn note(&mut self, changes: &[Change]) {
         if changes.is_empty() || self.incomplete.contains(&self.epoch) {
             return;
@@ -263,17 +270,17 @@ impl Journal {
         self.number += 1;
     }
 
-    /// All that was noted is about to be written to the image; what comes from now on belongs to the next time.
+    /// A batch with all recorded changes is about to be written to the image; later changes belong to the next batch.
     pub(crate) fn batch_taken(&mut self) {
         self.in_writeback = self.parts.iter().flatten().copied().collect();
         if !self.begin_part(SERVED_PARTS) && !self.incomplete.contains(&self.epoch) {
-            // It could not be written several times. What comes now cannot be kept apart.
+            // Several batches failed, and no part is free: later changes cannot be kept apart.
             self.incomplete.push(self.epoch);
             self.write_group(&[Change::Gap]);
         }
     }
 
-    /// It was written. `owed` is noted once more, for its notes are not needed any more.
+    /// The batch was written. What is owed is recorded once more, because the part with its records is free now.
     pub(crate) fn written(&mut self) {
         for part in &mut self.parts {
             *part = part.filter(|epoch| !self.in_writeback.contains(epoch));
@@ -304,12 +311,12 @@ impl Journal {
         self.written();
     }
 
-    /// Whether all that is unwritten is noted, in the file.
+    /// Whether all unwritten changes are in the journal's file.
     pub(crate) fn is_complete(&self) -> bool {
         self.incomplete.is_empty() && self.notes.is_all_there()
     }
 
-    /// Whether notes are missing that no writing of notes will bring.
+    /// Whether some changes are not in the journal, and will not be before the next batch.
     pub(crate) fn is_full(&self) -> bool {
         !self.incomplete.is_empty() || !self.notes.is_whole()
     }

@@ -1,8 +1,8 @@
 //! Where journals are: in the folder of the image, each under the name that its image had when it was made.
 //!
-//! A journal is a regular file with one name, that nobody but its owner may write, who is this process's user, the image's owner or
-//! root: what somebody else put there is neither followed nor changed. Whatever else an image's header says, no other folder is
-//! looked into: an image must not be able to make this process open files.
+//! A journal is a regular file with one name, that nobody but its owner may write, who is this process's user, the
+//! image's owner or root: what somebody else put there is neither followed nor changed. Whatever else an image's header
+//! says, no other folder is looked into: an image must not be able to make this process open files.
 
 use std::fs::{File, Metadata};
 use std::os::fd::{AsFd, OwnedFd};
@@ -205,8 +205,8 @@ impl ImageFolder {
         entries.filter_map(name).take(MOST).collect()
     }
 
-    /// Where a journal that is begun now goes, and what is there already and of no use any more. `None`: not everybody would find it,
-    /// or what is there is not to be touched.
+    /// Where a journal that is begun now goes, and what is there already and of no use any more. `None`: not everybody
+    /// would find it, or what is there is not to be touched.
     pub(super) fn new_journal(&self) -> Option<(Option<Arc<dyn Storage>>, Place)> {
         if !self.is_for_all {
             return None;
@@ -225,8 +225,8 @@ impl ImageFolder {
         is_free.then_some((there, second))
     }
 
-    /// The journals of this image but the one of this name. Where the image waits for none, somebody has renamed them, and a process
-    /// left them that was killed when it needed them no more.
+    /// The journals of this image but the one of this name. Where the image waits for none, somebody has renamed them,
+    /// and a process left them that was killed when it needed them no more.
     pub(super) fn former(&self, but: &str) -> Vec<(Arc<dyn Storage>, Place)> {
         let journals = self.journals().into_iter().filter(|name| name != but);
         let former = journals.filter_map(|name| {

@@ -1,16 +1,17 @@
-//! How far a journal has got, as the image itself has it.
+//! How many groups the journal has, as the image itself records it.
 //!
-//! Whoever puts a copy of an image that is in use back into the image's own file has the birth, the inode and the session of the image;
-//! but what was noted since the copy was made leads to what is not there. So before groups are written to the journal, the image says
-//! how many it will have. A process that is killed leaves no more groups than the image says are about to be written, and no fewer than
-//! it says were. With a copy of the image that was put back there are more; with a copy of the journal, fewer, unless it lacks what was
-//! written last alone.
+//! Whoever puts a copy of an image that is in use back into the image's own file has the birth, the inode and the
+//! session of the image; but what was noted since the copy was made leads to what is not there. So before groups are
+//! written to the journal, the image says how many it will have. A process that is killed leaves no more groups than
+//! the image says are about to be written, and no fewer than it says were. With a copy of the image that was put back
+//! there are more; with a copy of the journal, fewer, unless it lacks what was written last alone.
 //!
-//! It is at the end of the first cluster, which the format leaves to other data: a header that replaces another neither moves nor
-//! changes it. It is never synced, since after a power cut no journal counts.
+//! It is at the end of the first cluster, which the format leaves to other data: a header that replaces another neither
+//! moves nor changes it. It is never synced, since after a power cut no journal counts.
 //!
 //! ```text
-//! magic, session, groups written << 32 | groups about to be, length of the image's file: each of 8 bytes in big-endian order
+//! magic, session, groups written << 32 | groups about to be, length of the image's file:
+//! each of 8 bytes in big-endian order
 //! ```
 
 use std::io;
@@ -109,8 +110,8 @@ impl Progress {
     }
 }
 
-/// Compares what an image of such a length said before its journal was read, and after, with so many groups that are in it: a process
-/// that goes on meanwhile writes to both.
+/// Compares what an image of such a length said before its journal was read, and after, with so many groups that are in
+/// it: a process that goes on meanwhile writes to both.
 pub(crate) fn check(
     [before, after]: [Option<Reached>; 2],
     groups: u32,

@@ -7,13 +7,13 @@ use crate::formats::qcow2::journal::log::{
     Change, NEEDED_AT, PART, PARTS, RECORD, checksum, without_first,
 };
 
-/// What a former process left.
+/// The journal of a process that was killed.
 #[derive(Debug, Default)]
 pub(crate) struct JournalContents {
     /// In the order in which it happened.
     pub(crate) changes: Vec<Change>,
     pub(crate) owed: Vec<Freed>,
-    /// Not all is noted: the file may have later values of words than the notes.
+    /// Not all changes were recorded: the file may have later values than the records.
     pub(crate) has_gap: bool,
     pub(super) parts: [Option<u64>; PARTS],
     pub(super) last_epoch: u64,
@@ -53,9 +53,9 @@ struct Group {
     epoch: u64,
     base: u64,
     number: u32,
-    /// So many before it are needed with it.
+    /// How many groups before it belong to the same state.
     needed: u32,
-    /// `None`: they make no sense.
+    /// `None`: they cannot be decoded.
     changes: Option<Vec<Change>>,
 }
 

@@ -1,12 +1,14 @@
-//! What an image's header has of the session that keeps a journal, so that nobody who does not find the journal takes the image for
-//! all there is.
+//! The session that keeps a journal, as the image's header records it, so that the image is never opened without the
+//! journal it needs.
 //!
 //! ```text
-//! extension "BHJL":  session, boot id (2), birth and inode of the image, each of 8 bytes in big-endian order; then the journal's name
+//! extension "BHJL":  session, boot id (2), birth and inode of the image, each of 8 bytes in big-endian order;
+//!                    then the journal's name
 //! ```
 //!
-//! It counts if the upper bits of the session are the upper 16 autoclear bits: by the format, whoever opens the image for writing and
-//! does not know these bits clears them first. A copy of the image has it, too; it is told from the image by birth and inode.
+//! It counts if the upper bits of the session are the upper 16 autoclear bits: by the format, whoever opens the image
+//! for writing and does not know these bits clears them first. A copy of the image has it, too, but another time of
+//! birth and inode.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -76,7 +78,8 @@ impl Session {
         self.journal.file_name()?.to_str()
     }
 
-    /// That it has not ended, and its journal is not to be had by whoever opens what is this one.
+    /// The error of an image whose session has not ended and whose journal was not found. `opened` identifies the file
+    /// that was opened.
     pub(crate) fn lost(&self, opened: [u64; 2]) -> Error {
         let shown = shown(&self.journal);
         let why = match self.image == opened {
@@ -90,7 +93,7 @@ impl Session {
         Error::corrupt(format!("{why}, or {GO_ON}"))
     }
 
-    /// That what is opened is not what a killed process left in the image and in the journal of this session.
+    /// The error of an image and a journal that are not both as the killed process left them.
     pub(crate) fn stale(&self, stale: Stale, journal: &Path) -> Error {
         let journal = journal.display();
         let why = match stale {

@@ -1,4 +1,4 @@
-//! JournalWriter on their way to the journal: the engine adds, the driver writes.
+//! Writes the journal: the engine adds groups, requests and commits write them to the file.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -8,14 +8,14 @@ use crate::formats::qcow2::journal::log::RECORD;
 use crate::formats::qcow2::journal::progress::{Progress, Reached};
 use crate::storage::Storage;
 
-/// Groups of notes that are to be in the journal.
+/// The journal's file, and the groups that are not in it yet.
 pub(crate) struct JournalWriter {
     file: Arc<dyn Storage>,
     session: u64,
-    /// Where the image says how far the journal has got; `None` for a journal of a former version.
+    /// Where the image records how many groups the journal has; `None` for a journal of a former version.
     progress: Option<Progress>,
     waiting: Mutex<Waiting>,
-    /// Whoever writes to the file.
+    /// Held while groups are written to the file.
     writing: Mutex<()>,
     /// Groups that there are, and those that were written, by the number of the next one.
     added: AtomicU32,
@@ -28,7 +28,7 @@ pub(crate) struct JournalWriter {
 type Waiting = Vec<(u64, Vec<u8>)>;
 
 impl JournalWriter {
-    /// JournalWriter that go on behind so many groups that the journal has.
+    /// Goes on behind the groups that the journal has.
     pub(crate) fn new(
         file: Arc<dyn Storage>,
         session: u64,
@@ -64,7 +64,7 @@ impl JournalWriter {
         self.added.fetch_add(1, Ordering::Release);
     }
 
-    /// Puts into the file what was noted so far; returns whether all of it is there.
+    /// Writes the groups added so far; returns whether all of them are in the file.
     pub(crate) fn write(&self) -> bool {
         if self.written.load(Ordering::Acquire) != self.added.load(Ordering::Acquire) {
             let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,7 +93,8 @@ impl JournalWriter {
         Ok(())
     }
 
-    /// Has the image say that groups up to `next` are about to be written, and that its file is as long as it is, or `len`.
+    /// Has the image say that groups up to `next` are about to be written, and that its file is as long as it is, or
+    /// `len`.
     fn write_progress(&self, next: u32, len: u64) -> io::Result<()> {
         let Some(progress) = &self.progress else {
             return Ok(());

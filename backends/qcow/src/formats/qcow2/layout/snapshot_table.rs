@@ -31,7 +31,7 @@ pub(crate) struct Snapshot {
 pub(crate) enum Reading {
     /// Too much of something is an error.
     Strict,
-    /// Too much of something is left out, and told of.
+    /// Too much of something is left out, and reported.
     Mend,
 }
 
@@ -144,7 +144,7 @@ impl SnapshotTable {
     }
 }
 
-/// A name as everybody sees it: up to the first NUL.
+/// A name as QEMU shows it: up to the first NUL.
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0);
     let bytes = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();

@@ -7,11 +7,11 @@ use crate::formats::qcow2::check::structure::BlockAt;
 use crate::formats::qcow2::layout::header::Header;
 
 impl Check<'_> {
-    /// Copies the refcounts, right or wrong, to ones of width 2^`order`, and switches to those. The new ones lie where neither a
-    /// refcount nor a table says that something is.
+    /// Copies the refcounts, right or wrong, to ones of width 2^`order`, and switches to those. The new ones lie where
+    /// neither a refcount nor a table says that something is.
     ///
     /// # Errors
-    /// When not all tables can be read, or a count is larger than the new ones can tell; nothing has changed then.
+    /// When not all tables can be read, or a count is larger than the new width allows; nothing has changed then.
     pub(crate) fn rewrite_refcounts(mut self, order: u32) -> Result<Header> {
         self.read_snapshot_table()?;
         self.read_refcount_table()?;

@@ -1,9 +1,9 @@
 //! Replaces the active tables, the snapshots and all refcounts of an image by one write of the header.
 //!
-//! The active tables are copied to free clusters, with the COPIED flags they will need; all clusters that will be in use are counted, and
-//! the refcounts are written beside the old ones. Until the header is written the new tables are unused; after that, what only the old
-//! ones used is free. So refcounts and flags, which lie in different clusters, agree at any instant in either version, and no dirty bit
-//! is needed.
+//! The active tables are copied to free clusters, with the COPIED flags they will need; all clusters that will be in
+//! use are counted, and the refcounts are written beside the old ones. Until the header is written the new tables are
+//! unused; after that, what only the old ones used is free. So refcounts and flags, which lie in different clusters,
+//! agree at any instant in either version, and no dirty bit is needed.
 
 use rustix::io::Errno;
 
@@ -54,8 +54,8 @@ impl Check<'_> {
     /// Makes the image what `trees` says.
     ///
     /// # Errors
-    /// If the tables are damaged, there is no space, or a cluster would be used more often than refcounts can tell. Nothing has changed
-    /// then, unless it is `lost` what is on the medium.
+    /// If the tables are damaged, there is no space, or a cluster would be used more often than a refcount can count.
+    /// Nothing has changed then, unless it is `lost` what is on the medium.
     pub(crate) fn replace_tables(
         mut self,
         mut trees: NewTables,
@@ -140,7 +140,8 @@ impl Check<'_> {
             return Ok(());
         }
         if let Some(offset) = self.beyond {
-            // Nothing has been changed, so nothing need be marked; in QEMU, too, this is no more than an error, and one of two.
+            // Nothing has been changed, so nothing need be marked; in QEMU, too, this is no more than an error, and one
+            // of two.
             let per_block = self.geometry.refcount_block_entries();
             let block = (offset >> self.geometry.cluster_bits) / per_block;
             let why = match block < MAX_REFCOUNT_TABLE_BYTES / 8 {

@@ -1,8 +1,10 @@
-//! Moves the active tables and the refcounts back to where they were before the tables were replaced, as QEMU keeps them.
+//! Moves the active tables and the refcounts back to where they were before the tables were replaced, as QEMU keeps
+//! them.
 //!
-//! While the new tables are in use, the old places are free, and the old L2 tables belong to the snapshot alone, whose COPIED flags mean
-//! nothing. So the old tables get their new content, and a second write of the header switches back to them. Programs that compare
-//! images find the tables where QEMU would have put them; the image itself does not depend on it.
+//! While the new tables are in use, the old places are free, and the old L2 tables belong to the snapshot alone, whose
+//! COPIED flags mean nothing. So the old tables get their new content, and a second write of the header switches back
+//! to them. Programs that compare images find the tables where QEMU would have put them; the image itself does not
+//! depend on it.
 
 use crate::error::Result;
 use crate::formats::qcow2::check::Check;
@@ -44,8 +46,8 @@ impl OldPlaces {
 }
 
 impl Check<'_> {
-    /// Moves the tables back. `l1` are the entries of the active L1 table, all of which a snapshot has, too. If that is not possible, the
-    /// new tables stay in use.
+    /// Moves the tables back. `l1` are the entries of the active L1 table, all of which a snapshot has, too. If that is
+    /// not possible, the new tables stay in use.
     pub(super) fn restore_places(
         &mut self,
         home: &OldPlaces,

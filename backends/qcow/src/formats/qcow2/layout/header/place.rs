@@ -1,15 +1,16 @@
 //! Where a header goes in the first cluster, and how one replaces another so that at any instant one of them is whole.
 //!
-//! A sector is written whole or not at all. What a header needs beyond the first one (a long name, long extensions) is written where
-//! the old header has nothing that is of use, and is on the medium before the first sector, which leads to it. The list of extensions has
-//! no pointers: one that nobody needs, the table of feature names, is made as long as the way to where the list goes on.
+//! A sector is written whole or not at all. What a header needs beyond the first one (a long name, long extensions) is
+//! written where the old header has nothing that is of use, and is on the medium before the first sector, which leads
+//! to it. The list of extensions has no pointers: one that nobody needs, the table of feature names, is made as long as
+//! the way to where the list goes on.
 //!
-//! In the end a header lies as QEMU lays it, one thing after the other in QEMU's order, if there is room for that. Where the old one is in
-//! the way, the new one is first put beside both. The exception are images with bitmaps: their extension, which changes often, would
-//! lie across the end of the first sector, and stays within it instead.
+//! In the end a header lies as QEMU lays it, one thing after the other in QEMU's order, if there is room for that.
+//! Where the old one is in the way, the new one is first put beside both. The exception are images with bitmaps: their
+//! extension, which changes often, would lie across the end of the first sector, and stays within it instead.
 //!
-//! Where clusters are so small, or unknown extensions so long, that both headers do not fit beside each other, one overwrites
-//! the other, as with QEMU always: that is the one change that a power cut may leave half done.
+//! Where clusters are so small, or unknown extensions so long, that both headers do not fit beside each other, one
+//! overwrites the other, as with QEMU always: that is the one change that a power cut may leave half done.
 
 use crate::error::{Error, Result};
 use crate::formats::qcow2::journal::progress::PROGRESS;
@@ -24,7 +25,8 @@ const USUAL: usize = 8 << 10;
 /// The head of an extension; the mark of the end of the list is as long.
 const HEAD: usize = 8;
 
-/// Writes `header` over the one in the file. `sync` makes durable what was written; the first sector is written last, and is not.
+/// Writes `header` over the one in the file. `sync` makes durable what was written; the first sector is written last,
+/// and is not.
 pub(crate) fn write(
     storage: &dyn Storage,
     header: &Header,
@@ -159,7 +161,8 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// With extensions beyond the first sector only if they do not fit into it. `None` if not even those that change do.
+    /// With extensions beyond the first sector only if they do not fit into it. `None` if not even those that change
+    /// do.
     fn of(header: &'a Header) -> Option<Self> {
         let name = header.backing.as_deref().unwrap_or_default();
         let encoded = |of_near: bool| {
