@@ -57,6 +57,7 @@ fn sizes_and_places_in_the_header_beyond_the_limits_are_refused() {
             "backing file offset",
         ),
         (116, &u32::MAX.to_be_bytes(), "extension"),
+        (112, &[0, 0, 0, 0, 0, 2, 0, 0], "extension"),
         (4, &4u32.to_be_bytes(), "version"),
     ];
     for (offset, bytes, says) in cases {

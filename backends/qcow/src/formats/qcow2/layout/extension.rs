@@ -33,12 +33,13 @@ impl Extension {
                 u32::from_be_bytes([a, b, c, d]),
                 u32::from_be_bytes([e, f, g, h]) as usize,
             );
-            if kind == kind::END {
-                break;
-            }
+            // The end marker has a length, too, which must fit.
             let data = tail
                 .get(..len)
                 .ok_or_else(|| Error::corrupt("Header extension too large"))?;
+            if kind == kind::END {
+                break;
+            }
             list.push(Self {
                 kind,
                 data: data.to_vec(),
