@@ -130,7 +130,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `image` | an open disk of any format: its backing chain, creating, planning, resizing, snapshots, bitmaps |
-//! | `formats` | the formats, one folder each, behind one trait |
+//! | `formats` | the formats, one folder each, behind one trait, and what they share: plans, references, the backing disk |
 //! | `formats/raw` | the file is the disk |
 //! | `formats/qcow2` | an open qcow2 image: runs the engine's operations, with plain system calls |
 //! | `formats/qcow2/check` | walks and repairs all metadata |
@@ -156,12 +156,12 @@ mod storage;
 
 pub use error::{Denied, Error, ErrorKind, FileKind, Result, TableFault};
 pub use formats::Format;
+pub use formats::plan::{Part, Place, Plan};
 pub use formats::qcow2::DirtyRanges;
 pub use formats::qcow2::journal::file::journal_paths;
 pub use formats::qcow2::layout::address::{ClusterIndex, GuestOffset, HostOffset};
 pub use image::Image;
 pub use image::create::{create, create_file, create_in};
-pub use image::plan::{Part, Place, Plan};
 pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Journal, Locking,
     OpenOptions, Preallocation,

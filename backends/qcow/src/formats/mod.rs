@@ -3,8 +3,11 @@
 //! To add a format: a folder with a [`Driver`] and a [`FormatEntry`], a variant of [`Format`], and its line in
 //! [`Format::entry`].
 
+pub(crate) mod backing_disk;
+pub(crate) mod plan;
 pub(crate) mod qcow2;
 pub(crate) mod raw;
+pub(crate) mod references;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,11 +15,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::formats::backing_disk::BackingDisk;
+use crate::formats::plan::Plan;
 use crate::formats::qcow2::journal::file::Beside;
 use crate::formats::qcow2::{DirtyRanges, Qcow2};
-use crate::image::backing_disk::BackingDisk;
-use crate::image::plan::Plan;
-use crate::image::references::References;
+use crate::formats::references::References;
 use crate::options::{CreateOptions, OpenOptions, Preallocation};
 use crate::report::{CheckResult, Info, Repair, SnapshotInfo};
 use crate::storage::Storage;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::formats::raw;
+use crate::formats::references::resolve_data_file;
 use crate::image::Image;
-use crate::image::references::resolve_data_file;
 use crate::options::{CreateOptions, DataFile, Locking, OpenOptions, Preallocation};
 use crate::storage::Storage;
 use crate::storage::gate::open_or_make;

@@ -1,15 +1,13 @@
 //! An open image of either format, with its backing chain.
 
 mod amend;
-pub(crate) mod backing_disk;
 mod bitmaps;
 mod chain;
 pub(crate) mod create;
 mod files;
 mod info;
 mod nested;
-pub(crate) mod plan;
-pub(crate) mod references;
+mod plan;
 mod resize;
 mod snapshots;
 
@@ -17,11 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::formats::backing_disk::BackingDisk;
+use crate::formats::plan::Plan;
 use crate::formats::qcow2::journal::file::Beside;
+use crate::formats::references::References;
 use crate::formats::{Driver, Format, Opening};
-use crate::image::backing_disk::BackingDisk;
-use crate::image::plan::Plan;
-use crate::image::references::References;
 use crate::options::OpenOptions;
 use crate::storage::Storage;
 use crate::storage::buffer::{Destination, Source};

@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::formats::backing_disk::BackingDisk as _;
 use crate::image::Image;
-use crate::image::backing_disk::BackingDisk as _;
 use crate::options::Preallocation;
 use crate::storage::Storage;
 use crate::storage::buffer::{Destination, Source};

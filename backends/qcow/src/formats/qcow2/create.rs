@@ -1,12 +1,12 @@
 //! Creating a qcow2 image.
 
 use crate::error::{Error, Result};
-use crate::formats::qcow2::engine::{refcount_ones, to_bytes};
 use crate::formats::qcow2::layout::address::{ClusterIndex, HostOffset};
 use crate::formats::qcow2::layout::extension::kind;
 use crate::formats::qcow2::layout::feature;
 use crate::formats::qcow2::layout::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use crate::formats::qcow2::layout::header::{self, CRYPT_AES, Header, LENGTH_V3};
+use crate::formats::qcow2::layout::refcount::{refcount_ones, to_bytes};
 use crate::options::{CompressionType, CreateOptions, Preallocation};
 use crate::storage::Storage;
 

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::formats::backing_disk::BackingDisk;
+use crate::formats::plan::Plan;
 use crate::formats::qcow2::{DirtyRanges, Qcow2};
+use crate::formats::references::References;
 use crate::formats::{
     Bitmaps, Busy, Capabilities, Driver, Format, FormatEntry, Opening, Snapshots,
 };
-use crate::image::backing_disk::BackingDisk;
-use crate::image::plan::Plan;
-use crate::image::references::References;
 use crate::options::Preallocation;
 use crate::report::{CheckResult, Info, Repair, SnapshotInfo};
 use crate::storage::Storage;

@@ -14,7 +14,7 @@ use crate::formats::qcow2::layout::extension::kind;
 use crate::formats::qcow2::layout::feature;
 use crate::formats::qcow2::layout::header::{CRYPT_AES, CRYPT_LUKS, Header};
 use crate::formats::qcow2::layout::luks;
-use crate::image::references;
+use crate::formats::references;
 use crate::report::{Encryption, Info, Qcow2Info};
 use crate::storage::extent::Extent;
 

@@ -3,12 +3,12 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::formats::backing_disk::BackingDisk;
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::compressed;
 use crate::formats::qcow2::engine::{ClearMode, Piece, Segment, Where};
 use crate::formats::qcow2::layout::address::{GuestOffset, HostOffset};
 use crate::formats::qcow2::layout::feature;
-use crate::image::backing_disk::BackingDisk;
 use crate::storage::Storage;
 use crate::storage::buffer::{Destination, Source};
 

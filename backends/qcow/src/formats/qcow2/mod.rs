@@ -36,7 +36,7 @@ use crate::formats::qcow2::layout::extension::kind;
 use crate::formats::qcow2::layout::feature;
 use crate::formats::qcow2::layout::header::Header;
 use crate::formats::qcow2::layout::snapshot_table::{Reading, Snapshot, SnapshotTable};
-use crate::image::references::References;
+use crate::formats::references::References;
 use crate::options::{self, CompressionType, Discard, OpenOptions};
 use crate::report::{CheckResult, Repair, SnapshotInfo};
 use crate::storage::Storage;

@@ -3,11 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::formats::backing_disk::BackingDisk;
+use crate::formats::plan::{Place, Plan};
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::engine::{Engine, Stop, Where};
 use crate::formats::qcow2::layout::address::GuestOffset;
-use crate::image::backing_disk::BackingDisk;
-use crate::image::plan::{Place, Plan};
 use crate::storage::Storage;
 use crate::storage::range_lock::RangeGuard;
 

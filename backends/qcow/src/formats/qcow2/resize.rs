@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::formats::backing_disk::BackingDisk;
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::engine::{ClearMode, Engine, Piece, Where};
 use crate::formats::qcow2::journal::Freed;
 use crate::formats::qcow2::layout::address::{ClusterIndex, GuestOffset};
 use crate::formats::qcow2::layout::geometry::MAX_L1_BYTES;
 use crate::formats::qcow2::layout::header::Header;
-use crate::image::backing_disk::BackingDisk;
 use crate::options::Preallocation;
 
 impl Qcow2 {

@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::formats::backing_disk::BackingDisk;
 use crate::formats::qcow2::check::Check;
 use crate::formats::qcow2::commit::ExclusiveEngine;
 use crate::formats::qcow2::engine::Engine;
@@ -20,7 +21,6 @@ use crate::formats::qcow2::layout::snapshot_table::{
 };
 use crate::formats::qcow2::rewrite::{NewTables, Replaced};
 use crate::formats::qcow2::{Qcow2, find_snapshot};
-use crate::image::backing_disk::BackingDisk;
 use crate::options::Preallocation;
 use crate::report::{Repair, SnapshotInfo};
 

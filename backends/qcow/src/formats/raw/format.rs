@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::formats::backing_disk::BackingDisk;
+use crate::formats::plan::{Place, Plan};
 use crate::formats::raw::{Raw, allocate_first_block, preallocate};
 use crate::formats::{Capabilities, Driver, Format, FormatEntry, Opening};
-use crate::image::backing_disk::BackingDisk;
-use crate::image::plan::{Place, Plan};
 use crate::options::{CreateOptions, Discard, Preallocation};
 use crate::report::Info;
 use crate::storage::Storage;

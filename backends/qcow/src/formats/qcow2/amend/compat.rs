@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result};
+use crate::formats::backing_disk::BackingDisk;
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::amend::expand::Report;
 use crate::formats::qcow2::check::Check;
@@ -11,7 +12,6 @@ use crate::formats::qcow2::layout::extension::kind;
 use crate::formats::qcow2::layout::feature;
 use crate::formats::qcow2::layout::header::{Header, LENGTH_V3};
 use crate::formats::qcow2::layout::snapshot_table::Snapshot;
-use crate::image::backing_disk::BackingDisk;
 use crate::options::CompressionType;
 use crate::report::Repair;
 

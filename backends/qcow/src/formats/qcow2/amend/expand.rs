@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::formats::backing_disk::BackingDisk;
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::engine::{ClearMode, Engine, Piece, Where};
 use crate::formats::qcow2::layout::address::{GuestOffset, HostOffset};
-use crate::image::backing_disk::BackingDisk;
 
 /// How many entries of L1 tables have been looked through, of how many.
 pub(crate) type Report<'a> = &'a mut dyn FnMut(u64, u64);

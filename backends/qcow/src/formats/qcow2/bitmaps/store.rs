@@ -3,13 +3,14 @@
 use crate::error::{Error, Result};
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::bitmaps::{Bits, Entry};
-use crate::formats::qcow2::engine::{Engine, to_bytes};
+use crate::formats::qcow2::engine::Engine;
 use crate::formats::qcow2::layout::address::HostOffset;
 use crate::formats::qcow2::layout::bitmap::{
     ALL_ONES, Bitmap, BitmapsExtension, encode_directory, read_directory, table_entry,
 };
 use crate::formats::qcow2::layout::extension::kind;
 use crate::formats::qcow2::layout::feature;
+use crate::formats::qcow2::layout::refcount::to_bytes;
 
 impl Qcow2 {
     pub(super) fn read_bits(&self, meta: &Bitmap) -> Result<Vec<u8>> {

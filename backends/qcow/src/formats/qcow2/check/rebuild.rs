@@ -4,9 +4,9 @@ use crate::error::{Error, Result};
 use crate::formats::qcow2::check::Check;
 use crate::formats::qcow2::check::compare::Block;
 use crate::formats::qcow2::check::counts::Stored;
-use crate::formats::qcow2::engine::to_bytes;
 use crate::formats::qcow2::layout::address::ClusterIndex;
 use crate::formats::qcow2::layout::geometry::MAX_REFCOUNT_TABLE_BYTES;
+use crate::formats::qcow2::layout::refcount::to_bytes;
 use crate::report::Repair;
 
 impl Check<'_> {

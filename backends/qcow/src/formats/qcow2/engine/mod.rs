@@ -31,7 +31,7 @@ mod write;
 
 pub(crate) use batch::MetadataBatch;
 pub(crate) use discard::ClearMode;
-pub(crate) use growth::{Switch, refcount_ones, to_bytes};
+pub(crate) use growth::Switch;
 pub(crate) use map::{Piece, Where};
 pub(crate) use pages::DirtyPages;
 pub(crate) use write::Segment;

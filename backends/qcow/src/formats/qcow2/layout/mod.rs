@@ -11,5 +11,6 @@ pub(crate) mod geometry;
 pub(crate) mod header;
 pub(crate) mod l2;
 pub(crate) mod luks;
+pub(crate) mod refcount;
 pub(crate) mod snapshot_table;
 pub(crate) mod table;

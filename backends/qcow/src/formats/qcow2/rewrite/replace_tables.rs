@@ -10,7 +10,6 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::formats::qcow2::check::Check;
 use crate::formats::qcow2::check::counts::Counts;
-use crate::formats::qcow2::engine::to_bytes;
 use crate::formats::qcow2::journal::Freed;
 use crate::formats::qcow2::layout::address::{ClusterIndex, HostOffset};
 use crate::formats::qcow2::layout::geometry::{
@@ -18,6 +17,7 @@ use crate::formats::qcow2::layout::geometry::{
 };
 use crate::formats::qcow2::layout::header::Header;
 use crate::formats::qcow2::layout::l2::L2Entry;
+use crate::formats::qcow2::layout::refcount::to_bytes;
 use crate::formats::qcow2::layout::snapshot_table::{MAX_TABLE_BYTES, Snapshot};
 use crate::formats::qcow2::rewrite::restore_places::OldPlaces;
 

@@ -9,9 +9,9 @@
 use crate::error::Result;
 use crate::formats::qcow2::check::Check;
 use crate::formats::qcow2::check::counts::Counts;
-use crate::formats::qcow2::engine::to_bytes;
 use crate::formats::qcow2::layout::geometry::OFFSET_MASK;
 use crate::formats::qcow2::layout::header::Header;
+use crate::formats::qcow2::layout::refcount::to_bytes;
 
 /// At most this many bytes of tables are moved back; in large images it is not worth the time.
 const MAX_BYTES: u64 = 4 << 20;

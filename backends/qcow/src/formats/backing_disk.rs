@@ -1,7 +1,7 @@
 //! The backing disk of an image, as its overlay sees it.
 
 use crate::error::Result;
-use crate::image::plan::Plan;
+use crate::formats::plan::Plan;
 use crate::storage::buffer::Destination;
 
 /// What an overlay reads where it holds nothing itself.
