@@ -10,6 +10,7 @@ mod pair;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 
 use pair::{Pair, must, reference_is_there};
 
@@ -211,4 +212,50 @@ fn one_bad_entry_of_a_large_image_costs_one_cluster() {
         &pair.ours(),
         &["cmp".as_ref(), ours.as_os_str(), theirs.as_os_str()],
     );
+}
+
+#[test]
+fn data_past_the_end_of_the_file_is_not_copied_as_zeroes() {
+    let folder = tempfile::tempdir().unwrap();
+    let tool = |line: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_image-tool"))
+            .args(line.split(' '))
+            .current_dir(folder.path())
+            .output();
+        let output = output.unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), error)
+    };
+    fs::write(folder.path().join("raw"), [7; 1 << 20]).unwrap();
+    assert_eq!(tool("convert -f raw -O qcow2 raw image").0, Some(0));
+    let image = fs::OpenOptions::new()
+        .write(true)
+        .open(folder.path().join("image"))
+        .unwrap();
+    let first_cluster = image.metadata().unwrap().len() - (1 << 20);
+
+    // A part of the last cluster may be missing: it is zeroes.
+    image.set_len(first_cluster + (1 << 20) - 512).unwrap();
+    assert_eq!(tool("convert -O raw image copy"), (Some(0), String::new()));
+
+    // Seven and a half of 16 clusters are left.
+    image.set_len(first_cluster + 15 * 32768).unwrap();
+    let message = "image-tool: error while reading at byte 524288: the data lies past the end of the file 'image'\n";
+    for verb in [
+        "convert -O raw image new",
+        "convert -p -q -O qcow2 -c image new",
+    ] {
+        assert_eq!(tool(verb), (Some(1), message.to_owned()), "{verb}");
+        assert!(!folder.path().join("new").exists(), "{verb}");
+    }
+    let (status, warning) = tool("convert --salvage -O raw image new");
+    assert_eq!(status, Some(0), "{warning}");
+    assert_eq!(
+        warning,
+        "image-tool: warning: error while reading offset 524288: 524288 bytes lie past the end of the image's file\n"
+    );
+    let copy = fs::read(folder.path().join("new")).unwrap();
+    assert!(copy[..15 * 32768].iter().all(|&byte| byte == 7));
+    assert!(copy[15 * 32768..].iter().all(|&byte| byte == 0));
+    assert_eq!(copy.len(), 1 << 20);
 }

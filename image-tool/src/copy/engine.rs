@@ -9,6 +9,7 @@ use qcow::{ErrorKind, Image};
 
 use super::Input;
 use super::buffer::Buffer;
+use super::failure::Failure;
 use super::offload;
 use super::plan::{Kind, Piece, Plan};
 use super::salvage::Salvage;
@@ -45,14 +46,6 @@ pub(crate) struct Copy<'a> {
     pub(crate) progress: &'a Progress,
     /// Bytes that make 100 % of the progress.
     pub(crate) total: u64,
-}
-
-/// Why a copy failed: the step, and the offset.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    Status(u64, qcow::Error),
-    Read(u64, qcow::Error),
-    Write(u64, qcow::Error),
 }
 
 /// The state that the threads share.
@@ -140,9 +133,9 @@ impl Shared<'_> {
         let mut plan = lock(&self.plan);
         match plan.next(self.copy.input) {
             Ok(piece) => piece,
-            Err((offset, error)) => {
+            Err(failure) => {
                 drop(plan);
-                self.fail(Failure::Status(offset, error));
+                self.fail(failure);
                 None
             }
         }

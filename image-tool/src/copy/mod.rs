@@ -2,6 +2,7 @@
 
 pub(crate) mod buffer;
 mod engine;
+mod failure;
 mod input;
 mod offload;
 mod plan;
@@ -12,7 +13,8 @@ mod write_queue;
 mod writeback;
 pub(crate) mod zero;
 
-pub(crate) use engine::{Copy, Failure, run};
+pub(crate) use engine::{Copy, run};
+pub(crate) use failure::Failure;
 pub(crate) use input::Input;
 pub(crate) use plan::{Kind, Plan};
 pub(crate) use salvage::Salvage;

@@ -3,6 +3,7 @@
 use qcow::Extent;
 
 use super::Input;
+use super::failure::Failure;
 use super::salvage::Salvage;
 
 /// The content of a range.
@@ -76,8 +77,8 @@ impl Plan {
         }
     }
 
-    /// The next piece to write; `None` at the end of the input. The error has the offset of the failed lookup.
-    pub(crate) fn next(&mut self, input: &Input) -> Result<Option<Piece>, (u64, qcow::Error)> {
+    /// The next piece to write; `None` at the end of the input.
+    pub(crate) fn next(&mut self, input: &Input) -> Result<Option<Piece>, Failure> {
         while let Some(mut piece) = self.cut(input)? {
             let is_skipped = match piece.kind {
                 Kind::Backing => true,
@@ -93,7 +94,7 @@ impl Plan {
         Ok(None)
     }
 
-    fn cut(&mut self, input: &Input) -> Result<Option<Piece>, (u64, qcow::Error)> {
+    fn cut(&mut self, input: &Input) -> Result<Option<Piece>, Failure> {
         if self.offset >= input.len() {
             return Ok(None);
         }
@@ -128,7 +129,7 @@ impl Plan {
     }
 
     /// Kind and end of the extent at the current offset.
-    fn map(&self, input: &Input) -> Result<(Kind, u64), (u64, qcow::Error)> {
+    fn map(&self, input: &Input) -> Result<(Kind, u64), Failure> {
         let Some(position) = input.at(self.offset) else {
             return Ok((Kind::Zero, input.len()));
         };
@@ -147,7 +148,7 @@ impl Plan {
         };
         let extent = match (extent, self.salvage) {
             (Ok(extent), _) => extent,
-            (Err(error), None) => return Err((self.offset, error)),
+            (Err(error), None) => return Err(Failure::Status(self.offset, error)),
             (Err(error), Some(salvage)) => {
                 salvage.warn("reading block status at", self.offset, &error, &position);
                 return Ok((Kind::Data, self.offset + len.min(position.damaged())));
@@ -157,7 +158,22 @@ impl Plan {
             Kind::Zero if beyond_backing => Kind::Backing,
             kind => kind,
         };
-        Ok((kind, self.offset + extent.length))
+        let end = self.offset + extent.length;
+        match position
+            .disk
+            .lost_from(&extent)
+            .filter(|_| kind == Kind::Zero)
+        {
+            Some(lost) if lost > extent.start => Ok((kind, self.offset + (lost - extent.start))),
+            Some(_) => match self.salvage {
+                None => Err(Failure::Lost(self.offset)),
+                Some(salvage) => {
+                    salvage.warn_of_lost(self.offset, end - self.offset);
+                    Ok((kind, end))
+                }
+            },
+            None => Ok((kind, end)),
+        }
     }
 }
 

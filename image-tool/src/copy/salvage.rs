@@ -19,4 +19,13 @@ impl Salvage {
         let cause = errors::cause(error, at.disk.0.path());
         report::warning(format_args!("error while {what} offset {offset}: {cause}"));
     }
+
+    /// Warns about data past the end of the image's file, unless it is quiet.
+    pub(super) fn warn_of_lost(self, offset: u64, len: u64) {
+        if !self.quiet {
+            report::warning(format_args!(
+                "error while reading offset {offset}: {len} bytes lie past the end of the image's file"
+            ));
+        }
+    }
 }

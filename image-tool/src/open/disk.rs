@@ -1,6 +1,7 @@
 //! The disk that an image shows, in whole sectors: as for a guest, a raw file that ends within a sector is padded with zeroes.
 
 use qcow::{Extent, Image};
+use rustix::fs::SeekFrom;
 
 /// The unit of a disk's size.
 pub(crate) const SECTOR: u64 = 512;
@@ -36,6 +37,25 @@ impl Disk<'_> {
     /// The extent at `offset` in the image without its backing file.
     pub(crate) fn map_layer(self, offset: u64, len: u64) -> qcow::Result<Extent> {
         self.inside(offset, len, Image::map_layer)
+    }
+
+    /// The start of an extent's part whose clusters lie wholly past the end of the image's file. It reads as zeroes, but its
+    /// data is lost: a writer of the format leaves at most a part of the last cluster past the end.
+    pub(crate) fn lost_from(self, extent: &Extent) -> Option<u64> {
+        let host = extent.offset.filter(|_| extent.data && extent.zero)?;
+        let mut chain = std::iter::successors(Some(self.0), |image| {
+            image.backing().map(|backing| &**backing)
+        });
+        let layer = chain.nth(usize::try_from(extent.depth).ok()?)?;
+        let cluster = layer.cluster_size()?;
+        if extent.file.as_deref() != Some(layer.path()) {
+            return None;
+        }
+        let file = layer.files()?.into_iter().next()?;
+        // A device's metadata has no size.
+        let len = rustix::fs::seek(file, SeekFrom::End(0)).ok()?;
+        let end = len.checked_next_multiple_of(cluster)?;
+        (host.checked_add(extent.length)? > end).then(|| extent.start + end.saturating_sub(host))
     }
 
     fn inside(

@@ -189,6 +189,10 @@ fn commit(
     };
     copy::run(&copy, plan).map_err(|failure| match failure {
         Failure::Status(_, error) | Failure::Read(_, error) => failed(&top.image, &error),
+        Failure::Lost(offset) => anyhow!(
+            "Block job failed: the data at offset {offset} lies past the end of the file '{}'",
+            top.image.path().display()
+        ),
         Failure::Write(_, error) => failed(base, &error),
     })?;
     // The data must be durable in the base before it is removed from the overlay.

@@ -287,7 +287,7 @@ fn convert(
         durable: false,
         rate: settings.rate,
         progress,
-        total: total(settings, &input, &plan)?,
+        total: total(settings, &input, target, &plan)?,
     };
     fill(settings, sources, &destination, || {
         copy::run(&copy, plan).map_err(|failure| explain(&failure, &input, target))
@@ -318,7 +318,7 @@ fn fill(
 }
 
 /// The bytes to copy, counted only if progress is printed.
-fn total(settings: &Settings, input: &Input, plan: &Plan) -> Result<u64> {
+fn total(settings: &Settings, input: &Input, target: &Image, plan: &Plan) -> Result<u64> {
     if !settings.progress {
         return Ok(input.len());
     }
@@ -327,7 +327,7 @@ fn total(settings: &Settings, input: &Input, plan: &Plan) -> Result<u64> {
     let mut total = 0;
     while let Some(piece) = plan
         .next(input)
-        .map_err(|(offset, error)| explain_status(offset, &error, input))?
+        .map_err(|failure| explain(&failure, input, target))?
     {
         if piece.kind == Kind::Data || (settings.sparse.is_none() && piece.kind == Kind::Zero) {
             total += piece.len;
@@ -336,16 +336,20 @@ fn total(settings: &Settings, input: &Input, plan: &Plan) -> Result<u64> {
     Ok(total)
 }
 
-fn explain_status(offset: u64, error: &qcow::Error, input: &Input) -> anyhow::Error {
-    anyhow!(
-        "error while reading block status at offset {offset}: {}",
-        cause(error, input.path_at(offset))
-    )
-}
-
 fn explain(failure: &Failure, input: &Input, target: &Image) -> anyhow::Error {
     match failure {
-        Failure::Status(offset, error) => explain_status(*offset, error, input),
+        Failure::Status(offset, error) => {
+            anyhow!(
+                "error while reading block status at offset {offset}: {}",
+                cause(error, input.path_at(*offset))
+            )
+        }
+        Failure::Lost(offset) => {
+            anyhow!(
+                "error while reading at byte {offset}: the data lies past the end of the file '{}'",
+                input.path_at(*offset).display()
+            )
+        }
         Failure::Read(offset, error) => {
             anyhow!(
                 "error while reading at byte {offset}: {}",
