@@ -130,7 +130,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `image` | an open disk of any format: its backing chain, creating, planning, resizing, snapshots, bitmaps |
-//! | `formats` | the formats, one folder each, behind one trait, and what they share: plans, references, the backing disk |
+//! | `formats` | the formats, one folder each, behind one trait; plans, references, the backing disk |
 //! | `formats/raw` | the file is the disk |
 //! | `formats/qcow2` | an open qcow2 image: runs the engine's operations, with plain system calls |
 //! | `formats/qcow2/check` | walks and repairs all metadata |

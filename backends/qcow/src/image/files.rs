@@ -1,4 +1,4 @@
-//! The files that an image and its backing chain lie in, and what became of them.
+//! The files that an image and its backing chain lie in, and whether they are intact.
 
 use std::io;
 use std::os::fd::BorrowedFd;

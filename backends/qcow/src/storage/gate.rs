@@ -65,8 +65,8 @@ impl AllowedFiles {
     /// Opens a file that an image names.
     ///
     /// # Errors
-    /// [`ErrorKind::NotAllowed`] if it is of another type or not in the folders, [`ErrorKind::Io`] if it cannot be
-    /// opened.
+    /// [`crate::ErrorKind::NotAllowed`] if it is of another type or not in the folders, [`crate::ErrorKind::Io`] if it
+    /// cannot be opened.
     pub fn open(&self, path: impl AsRef<Path>, writable: bool) -> Result<File> {
         let path = path.as_ref();
         let Some(folders) = &self.beneath else {
@@ -98,7 +98,7 @@ impl AllowedFiles {
 /// Opens a file that the user names, if it is a regular file or a block device, and without waiting for anything.
 ///
 /// # Errors
-/// [`ErrorKind::NotAllowed`] if it is of another type, [`ErrorKind::Io`] if it cannot be opened.
+/// [`crate::ErrorKind::NotAllowed`] if it is of another type, [`crate::ErrorKind::Io`] if it cannot be opened.
 pub fn open_file(path: impl AsRef<Path>, writable: bool) -> Result<File> {
     let path = path.as_ref();
     let failed = |error: rustix::io::Errno| Error::open(path, error.into());

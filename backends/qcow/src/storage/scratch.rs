@@ -1,4 +1,4 @@
-//! A file as it would be: what is written to it stays in memory.
+//! A file whose writes stay in memory.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;

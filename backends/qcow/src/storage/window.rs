@@ -8,7 +8,7 @@ use crate::storage::buffer::{Destination, Source};
 use crate::storage::extent::Extent;
 use crate::storage::{Filter, Storage};
 
-/// What a raw image of a fixed size says to whoever wants another one.
+/// The error of resizing a raw image of a fixed size.
 const FIXED: &str = "Cannot resize fixed-size raw disks";
 
 /// From `offset` on, `size` bytes of the file or all that follows.
@@ -128,7 +128,7 @@ impl Filter for Window {
         }
     }
 
-    /// Offsets there are others.
+    /// None: offsets in the file are not those in the window.
     fn file(&self) -> Option<BorrowedFd<'_>> {
         None
     }

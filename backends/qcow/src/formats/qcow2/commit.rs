@@ -154,8 +154,8 @@ impl Qcow2 {
 
     fn commit_by_steps(&self, engine: &mut impl EngineAccess, finish: bool) -> Result<()> {
         let batch = engine.with(|engine| engine.take_batch(finish))?;
-        // What reaches the image is noted before.
-        let noted = self.keep_notes(engine);
+        // The journal has what reaches the image before the image does.
+        let noted = self.write_journal_or_end(engine);
         let written = match noted {
             Ok(()) => self.write_batch(&batch),
             Err(error) => Written {
@@ -176,7 +176,7 @@ impl Qcow2 {
             engine.end_batch(batch, written.result.is_ok())
         });
         written.result?;
-        self.write_notes();
+        self.write_journal();
         freed
             .into_iter()
             .try_for_each(|freed| self.free(engine, freed))

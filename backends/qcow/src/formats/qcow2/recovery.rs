@@ -31,7 +31,7 @@ const CHECKED_CLUSTERS: u64 = 1 << 21;
 pub(crate) struct Kept {
     /// `None` while a journal is being replayed.
     pub(super) file: Option<JournalFile>,
-    pub(super) notes: Arc<JournalWriter>,
+    pub(super) writer: Arc<JournalWriter>,
 }
 
 /// A journal that the image needs and that cannot be used, in an image that is opened for a check.
@@ -99,7 +99,7 @@ impl Qcow2 {
         let header = read_header(&*storage)?;
         let is_refused = options.writable && !options.for_check;
         let session = match Session::of(&header) {
-            // It will not be written.
+            // It will be refused for writing.
             Some(_) if is_refused && header.incompatible & feature::CORRUPT != 0 => None,
             // What a host had in memory when it crashed is gone, and with it perhaps what the journal leads to.
             session => session.filter(|session| boot_id().is_none_or(|boot| boot == session.boot)),
@@ -128,7 +128,7 @@ impl Qcow2 {
                 storage,
                 ..recovered(journal)
             }),
-            // What failed for want of something is there when it is tried again.
+            // After a failed system call the journal may be usable at the next attempt.
             Err(error) if options.for_check && error.kind() != ErrorKind::Io => Ok(Recovered {
                 storage: storage.clone(),
                 journal: None,
@@ -163,24 +163,24 @@ impl Qcow2 {
                 journal.path.display()
             )),
         };
-        // First where it changes nothing.
+        // First in memory, where it changes nothing.
         let scratch: Arc<dyn Storage> = Arc::new(Scratch::new(storage.clone()));
-        let notes = |file: Arc<dyn Storage>, image: &Arc<dyn Storage>| {
+        let writer = |file: Arc<dyn Storage>, image: &Arc<dyn Storage>| {
             let progress = has_progress.then(|| Progress::of(image, cluster_size));
             JournalWriter::new(file, session.number, (progress, left.groups()))
         };
-        let in_scratch = notes(Arc::new(Scratch::new(file.clone())), &scratch);
+        let in_scratch = writer(Arc::new(Scratch::new(file.clone())), &scratch);
         take_over(scratch.clone(), options, in_scratch, &left).map_err(rejected)?;
         check(&scratch, storage).map_err(rejected)?;
         if !options.writable {
             return Ok(Some(scratch));
         }
-        let notes = notes(file.clone(), storage);
-        take_over(storage.clone(), options, notes, &left)?;
+        let writer = writer(file.clone(), storage);
+        take_over(storage.clone(), options, writer, &left)?;
         Ok(Some(storage.clone()))
     }
 
-    /// Begins a journal, if one is to be kept and can be. The engine has nothing unwritten.
+    /// Begins a journal, if one is to be kept and the image can have one.
     pub(super) fn keep_journal(
         &self,
         engine: &mut Engine,
@@ -198,18 +198,18 @@ impl Qcow2 {
             self.commit(engine, true)?;
         }
         // Where there is no room for one, tables are written first.
-        let Some((header, notes, journal)) = self.begin_journal(&header, &mut file)? else {
+        let Some((header, writer, journal)) = self.begin_journal(&header, &mut file)? else {
             file.remove();
             return Ok(());
         };
         self.update_header(engine, header)?;
         engine.set_journal(Some(journal));
         let file = Some(file);
-        let _ = self.kept.set(Kept { file, notes });
+        let _ = self.kept.set(Kept { file, writer });
         Ok(())
     }
 
-    /// An empty journal, and the header with its session. `None` if it cannot be had.
+    /// An empty journal, and the header with its session; `None` if there is no room for it.
     fn begin_journal(
         &self,
         header: &Header,
@@ -224,7 +224,7 @@ impl Qcow2 {
         }
         let begun = file.begin(progress).ok();
         let begun = begun
-            .and_then(|(session, notes, journal)| Some((session.begin(header)?, notes, journal)));
+            .and_then(|(session, writer, journal)| Some((session.begin(header)?, writer, journal)));
         if begun.is_none() {
             self.forget_progress();
         }
@@ -246,20 +246,20 @@ impl Qcow2 {
         self.kept.get()?.file.as_ref().map(JournalFile::identity)
     }
 
-    /// Puts into the journal what was noted.
-    pub(super) fn write_notes(&self) -> bool {
-        self.kept.get().is_none_or(|kept| kept.notes.write())
+    /// Writes what the engine recorded to the journal's file; returns whether all of it is there.
+    pub(super) fn write_journal(&self) -> bool {
+        self.kept.get().is_none_or(|kept| kept.writer.write())
     }
 
-    /// The same; where that is not possible, the journal counts no more before anything else reaches the image.
-    pub(super) fn keep_notes(&self, engine: &mut impl EngineAccess) -> Result<()> {
-        if self.write_notes() {
+    /// The same. If that is not possible, the journal ends before anything else reaches the image.
+    pub(super) fn write_journal_or_end(&self, engine: &mut impl EngineAccess) -> Result<()> {
+        if self.write_journal() {
             return Ok(());
         }
         self.end_journal(engine)
     }
 
-    /// No notes are taken any more, and those there are do not count.
+    /// Ends the journal: nothing is recorded any more, and the image no longer needs what was.
     pub(super) fn end_journal(&self, engine: &mut impl EngineAccess) -> Result<()> {
         let mut header = engine.with(|engine| engine.header.clone());
         if session::is_in(&header) {
@@ -280,7 +280,7 @@ impl Qcow2 {
 
     /// See [`crate::Image::secure`].
     pub(crate) fn secure(&self) -> Result<()> {
-        self.write_notes();
+        self.write_journal();
         match self.is_ahead() {
             true => self.flush(),
             false => Ok(()),
@@ -288,7 +288,7 @@ impl Qcow2 {
     }
 
     /// The changes, and then what is owed once they are on the medium.
-    fn take_over_left(&self, notes: Arc<JournalWriter>, left: &JournalContents) -> Result<()> {
+    fn take_over_left(&self, writer: Arc<JournalWriter>, left: &JournalContents) -> Result<()> {
         self.register_all_metadata()?;
         {
             let mut engine = self.engine_exclusive();
@@ -298,16 +298,16 @@ impl Qcow2 {
         }
         self.register_all_metadata()?;
         let mut engine = self.engine_exclusive();
-        engine.set_journal(Some(Journal::resume(notes.clone(), left)));
+        engine.set_journal(Some(Journal::resume(writer.clone(), left)));
         // From here on, this is what a killed process left.
-        if !notes.write() {
+        if !writer.write() {
             return Err(Error::io(
                 "cannot write the journal",
                 std::io::ErrorKind::StorageFull.into(),
             ));
         }
         // What is settled is noted before it reaches the image, or the next process settles it once more.
-        let _ = self.kept.set(Kept { file: None, notes });
+        let _ = self.kept.set(Kept { file: None, writer });
         for run in &left.owed {
             self.pay(&mut engine, *run)?;
         }
@@ -370,7 +370,7 @@ fn read_left(
 fn take_over(
     storage: Arc<dyn Storage>,
     options: &OpenOptions,
-    notes: JournalWriter,
+    writer: JournalWriter,
     left: &JournalContents,
 ) -> Result<()> {
     let options = OpenOptions {
@@ -382,7 +382,7 @@ fn take_over(
     let header = read_header(&*storage)?;
     let image = Qcow2::new(storage, header, Vec::new(), &options);
     // All that is to be written was written, whatever the outcome.
-    let taken = image.take_over_left(Arc::new(notes), left);
+    let taken = image.take_over_left(Arc::new(writer), left);
     image
         .closed
         .store(true, std::sync::atomic::Ordering::Release);

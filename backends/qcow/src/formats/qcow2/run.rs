@@ -155,7 +155,7 @@ impl Qcow2 {
     pub(super) fn set_len(&self, len: u64) -> std::io::Result<()> {
         let set_len = || self.storage.set_len(len);
         match self.kept.get() {
-            Some(kept) => kept.notes.set_len(len, set_len),
+            Some(kept) => kept.writer.set_len(len, set_len),
             None => set_len(),
         }
     }

@@ -152,7 +152,7 @@ impl Engine {
         if done.is_err() {
             self.roll_back();
         }
-        self.note_changes();
+        self.record_changes();
         for undo in &self.undo {
             if let Undo::Created { offset, .. } = undo {
                 self.reserved.remove(offset);

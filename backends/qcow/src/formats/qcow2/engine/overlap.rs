@@ -1,4 +1,4 @@
-//! What holds metadata and must not be overwritten by anything else.
+//! The clusters that hold metadata, which nothing else may overwrite.
 
 use std::collections::HashSet;
 

@@ -18,7 +18,7 @@ impl Engine {
     }
 
     /// Records what the operation that has just ended changed.
-    pub(super) fn note_changes(&mut self) {
+    pub(super) fn record_changes(&mut self) {
         let Some(journal) = &mut self.journal else {
             return;
         };

@@ -278,20 +278,20 @@ impl JournalFile {
         let words = Header::new(&session).words;
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         storage.write(0, &bytes.as_slice(), 0, bytes.len())?;
-        let notes = Arc::new(JournalWriter::new(
+        let writer = Arc::new(JournalWriter::new(
             storage.clone(),
             session.number,
             (Some(progress), 0),
         ));
-        let journal = Journal::new(notes.clone());
-        if !notes.write() {
+        let journal = Journal::new(writer.clone());
+        if !writer.write() {
             return Err(io::ErrorKind::StorageFull.into());
         }
         storage.sync()?;
         for (journal, place) in self.former.drain(..) {
             place.remove(&*journal);
         }
-        Ok((session, notes, journal))
+        Ok((session, writer, journal))
     }
 
     /// Removes the file, or truncates it where this process may not remove it.

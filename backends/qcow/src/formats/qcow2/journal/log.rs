@@ -153,7 +153,7 @@ pub(crate) fn words_of(bytes: &[u8]) -> Vec<u64> {
 
 /// What is recorded, and where the next group goes.
 pub(crate) struct Journal {
-    notes: Arc<JournalWriter>,
+    writer: Arc<JournalWriter>,
     /// The number of the part that takes notes.
     epoch: u64,
     /// The epochs of the parts that hold something needed.
@@ -178,20 +178,20 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// A new one, in a file that has nothing of use.
-    pub(crate) fn new(notes: Arc<JournalWriter>) -> Self {
-        let mut journal = Self::after(notes, [None; PARTS], (0, 0));
+    pub(crate) fn new(writer: Arc<JournalWriter>) -> Self {
+        let mut journal = Self::after(writer, [None; PARTS], (0, 0));
         // One without any group is damaged.
         journal.written();
         journal
     }
 
     fn after(
-        notes: Arc<JournalWriter>,
+        writer: Arc<JournalWriter>,
         parts: [Option<u64>; PARTS],
         (last, number): (u64, u64),
     ) -> Self {
         let mut journal = Self {
-            notes,
+            writer,
             epoch: last,
             parts,
             part: 0,
@@ -212,8 +212,8 @@ impl Journal {
 
     /// One that goes on where a former process left off, all of whose changes are in the image now, but for what it
     /// owed.
-    pub(crate) fn resume(notes: Arc<JournalWriter>, left: &JournalContents) -> Self {
-        let mut journal = Self::after(notes, left.parts, (left.last_epoch, left.groups));
+    pub(crate) fn resume(writer: Arc<JournalWriter>, left: &JournalContents) -> Self {
+        let mut journal = Self::after(writer, left.parts, (left.last_epoch, left.groups));
         journal.owed = left.owed.iter().map(|run| (run.number, *run)).collect();
         journal.next = journal
             .owed
@@ -259,13 +259,13 @@ impl Journal {
         let place = self.number << 32 | needed << NEEDED_AT | changes.len() as u64;
         let mut words = vec![self.epoch, self.base, place, 0];
         words.extend(changes.iter().flat_map(|change| change.encode()));
-        let sum = checksum(self.notes.session(), &words);
+        let sum = checksum(self.writer.session(), &words);
         if let Some(place) = words.get_mut(3) {
             *place = sum;
         }
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let at = PARTS_AT + (self.part * PART + self.used) as u64;
-        self.notes.add(at, &bytes);
+        self.writer.add(at, &bytes);
         self.used += bytes.len();
         self.number += 1;
     }
@@ -313,12 +313,12 @@ impl Journal {
 
     /// Whether all unwritten changes are in the journal's file.
     pub(crate) fn is_complete(&self) -> bool {
-        self.incomplete.is_empty() && self.notes.is_all_there()
+        self.incomplete.is_empty() && self.writer.is_all_there()
     }
 
     /// Whether some changes are not in the journal, and will not be before the next batch.
     pub(crate) fn is_full(&self) -> bool {
-        !self.incomplete.is_empty() || !self.notes.is_whole()
+        !self.incomplete.is_empty() || !self.writer.is_whole()
     }
 
     /// Each of these clusters has a reference that no table has.

@@ -1,8 +1,8 @@
 //! The journal: changes of tables that are not in the image yet, recorded where the process after a kill finds them.
 //!
-//! [`log`] decides what is recorded, [`writer`] writes it and [`reader`] reads it back; [`file`] is the file beside the
-//! image, which [`place`] finds; [`session`] is what the image's header says of it, and [`progress`] how far the image
-//! says it has got.
+//! [`log`] decides what is recorded, [`writer`] writes it and [`reader`] reads it back; [`mod@file`] is the file beside
+//! the image, which [`place`] finds; [`session`] is what the image's header says of it, and [`progress`] how far the
+//! image says it has got.
 
 pub(crate) mod file;
 pub(crate) mod log;
