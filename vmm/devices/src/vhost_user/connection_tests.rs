@@ -44,6 +44,7 @@ fn what_is_wrong_with_the_path_is_said() {
     let path = folder.path().join("socket");
     let open = |path: &Path| fault(open_path(path));
     assert!(open(&path).contains("no such socket"));
+    assert!(open(&path).contains("does it serve another monitor already?"));
     std::fs::write(&path, "").unwrap();
     assert_eq!(open(&path), "not a socket");
     assert_eq!(open(folder.path()), "not a socket");

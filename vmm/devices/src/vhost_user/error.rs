@@ -34,7 +34,7 @@ impl FrontendError {
 #[non_exhaustive]
 pub enum Fault {
     /// The path does not exist.
-    #[error("no such socket: is the backend running?")]
+    #[error("no such socket: is the backend running, or does it serve another monitor already?")]
     Missing,
     /// The file at the path is not a socket.
     #[error("not a socket")]
