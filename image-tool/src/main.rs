@@ -1,7 +1,7 @@
 //! `image-tool`: disk images at rest, with qemu-img's commands, options and output.
 //!
-//! It opens the images named on its command line and the backing and data files that they record, and then confines itself
-//! to them. Of Bulkhead's crates it may depend only on `qcow` (the formats) and `bulkhead-process` (confinement, signals).
+//! It may touch the images named on its command line and the backing and data files that they record: it opens them, and
+//! then confines itself to them. Of Bulkhead's crates it may depend only on `qcow` (the formats) and `bulkhead-process` (confinement, signals).
 //!
 //! | folder | holds |
 //! |---|---|
