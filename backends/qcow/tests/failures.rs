@@ -192,7 +192,7 @@ fn a_full_host_gives_errors_and_leaves_a_consistent_image() {
             failed |= image.write_at(index * 7000, &[1; 3000]).is_err();
             failed |= image.flush().is_err();
         }
-        // What could not be written is told at the latest when the image is closed.
+        // What could not be written is reported at the latest when the image is closed.
         assert!(failed | image.close().is_err());
         let again = medium.open(&OpenOptions::new(Format::Qcow2));
         let found = again.check(Repair::None).unwrap();

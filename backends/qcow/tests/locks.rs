@@ -30,7 +30,7 @@ impl QemuIo {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // An answer tells that it has opened the image.
+        // It answers once it has opened the image.
         child
             .stdin
             .as_mut()

@@ -67,7 +67,7 @@ fn run(seed: u64, cuts: &mut Cuts) {
         let start = workload.files[0].now();
         let durable = workload.step(&mut image);
         let image = image.as_ref().unwrap();
-        // Somebody is told that it is done.
+        // The request is completed.
         image.secure().unwrap();
         cuts.kill(&mut workload, image.has_journal(), start);
         cuts.cut(&mut workload, start);

@@ -36,7 +36,7 @@ pub(crate) fn value_of(bytes: &[u8]) -> Option<Value> {
     (bytes_of(value)[..] == *bytes).then_some(value)
 }
 
-/// What a bitmap that can be trusted must tell: where the disk differs from what it was.
+/// What a bitmap that can be trusted must report: where the disk differs from what it was.
 #[derive(Clone, Default)]
 pub(crate) struct Bitmap {
     pub(crate) enabled: bool,

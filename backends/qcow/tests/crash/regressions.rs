@@ -63,7 +63,7 @@ fn a_snapshot_that_narrow_refcounts_cannot_count_is_refused_before_anything_chan
         ..CreateOptions::new(Format::Qcow2, 64 << 10)
     });
     let image = medium.open(&writable());
-    // Ten compressed clusters in one: twice that is more than four bits can tell.
+    // Ten compressed clusters in one: twice that is more than four bits can count.
     image.write_compressed(0, &[0x22; 10 * 4096]).unwrap();
     image.flush().unwrap();
     let before = medium.state().bytes.clone();

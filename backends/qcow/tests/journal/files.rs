@@ -130,7 +130,7 @@ pub(crate) fn write(
                 0
             }
         };
-        // As whoever tells a guest of it has to.
+        // As a server must before it completes the guest's request.
         image.secure().unwrap();
         assert!(!image.is_ahead());
         done.push(Done {
