@@ -7,6 +7,7 @@ mod program;
 mod terminal;
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use bulkhead_tests::guest::{RUN, in_own_host, kvm_is_usable, processes};
@@ -107,6 +108,30 @@ fn each_program_works_or_says_what_is_wrong() {
             }
         }
         assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+    });
+}
+
+#[test]
+fn a_service_manager_that_reads_nothing_holds_no_program_up() {
+    const NAME: &str = "a_service_manager_that_reads_nothing_holds_no_program_up";
+    in_own_host(NAME, || {
+        let place = Place::new();
+        let path = "/run/files/notify.sock";
+        let _manager = UnixDatagram::bind(path).unwrap();
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        while sender.send_to(b"x", path).is_ok() {}
+        for program in PROGRAMS {
+            if program.needs_kvm && !kvm_is_usable(NAME) {
+                continue;
+            }
+            let running = place.start(program, &format!("export NOTIFY_SOCKET={path}"));
+            assert!(running.serves(), "{}", program.name);
+            running.signal(Signal::TERM);
+            let (status, said) = running.end();
+            assert_eq!(status, Some(0), "{}: {said}", program.name);
+            assert!(said.lines().count() <= 1, "{}: {said}", program.name);
+        }
     });
 }
 
