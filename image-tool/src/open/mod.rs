@@ -51,6 +51,24 @@ pub(crate) struct Opening {
     pub(crate) file: Option<Arc<File>>,
 }
 
+impl Opening {
+    /// To write the image.
+    pub(crate) fn writable() -> Self {
+        Self {
+            writable: true,
+            ..Self::default()
+        }
+    }
+
+    /// To read the image; with `share`, another process may write it.
+    pub(crate) fn shared(share: bool) -> Self {
+        Self {
+            share,
+            ..Self::default()
+        }
+    }
+}
+
 /// An open image with its chain.
 #[derive(Debug, Clone)]
 pub(crate) struct Opened {

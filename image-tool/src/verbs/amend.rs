@@ -90,13 +90,7 @@ fn amend_named(matches: &Matches, list: &str, progress: &Arc<Progress>) -> Resul
     options::cache(matches, "cache", Cache::Durable, "cache option")?;
     let source = options::source(matches, name)?;
     let signals = Signals::block()?;
-    let opened = open::open(
-        &source,
-        &Opening {
-            writable: true,
-            ..Opening::default()
-        },
-    )?;
+    let opened = open::open(&source, &Opening::writable())?;
     if asks_for_help {
         return help(opened.image.format().name());
     }

@@ -80,10 +80,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     let signals = Signals::block()?;
     let source = options::source(matches, name)?;
     let progress = Arc::new(Progress::new(matches.flag("progress") && !quiet, 1.0));
-    let writable = Opening {
-        writable: true,
-        ..Opening::default()
-    };
+    let writable = Opening::writable();
     let opened = open::open(&source, &writable)?;
     let depth = depth_of_base(&source, &opened, matches.text("base").as_deref());
     close(opened)?;

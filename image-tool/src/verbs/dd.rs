@@ -114,13 +114,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     };
     let signals = Signals::block()?;
     let source = options::source(matches, input)?;
-    let opened = open::open(
-        &source,
-        &Opening {
-            share: matches.flag("force-share"),
-            ..Opening::default()
-        },
-    )?;
+    let opened = open::open(&source, &Opening::shared(matches.flag("force-share")))?;
     let format = matches
         .text("output-format")
         .unwrap_or_else(|| "raw".to_owned());

@@ -72,13 +72,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     options::secrets(matches)?;
     let name = options::one_image(NAME, matches)?;
     let source = options::source(matches, name)?;
-    let opened = open::open(
-        &source,
-        &Opening {
-            share: matches.flag("force-share"),
-            ..Opening::default()
-        },
-    )?;
+    let opened = open::open(&source, &Opening::shared(matches.flag("force-share")))?;
     confine::enter(&[]);
     let size = opened.disk().size();
     let end = max_length.map_or(size, |length| start.saturating_add(length).min(size));

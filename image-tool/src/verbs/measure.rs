@@ -134,10 +134,7 @@ fn open_input(
     snapshot: Option<&SnapshotParam>,
 ) -> Result<Opened> {
     let source = options::source(matches, name)?;
-    let mut opening = Opening {
-        share: matches.flag("force-share"),
-        ..Opening::default()
-    };
+    let mut opening = Opening::shared(matches.flag("force-share"));
     if let Some(param) = snapshot {
         opening.snapshot = Some(param.resolve(&source, &opening)?);
     }

@@ -169,14 +169,8 @@ fn open_backing(
 ) -> Result<Opened> {
     let source = Source::beside(&overlay.path, name, format)
         .map_err(|error| anyhow!("Could not resolve backing filename: {error}"))?;
-    open::open_unnamed(
-        &source,
-        &Opening {
-            share: matches.flag("force-share"),
-            ..Opening::default()
-        },
-    )
-    .map_err(|error| anyhow!("Could not open new backing file '{name}': {error}"))
+    open::open_unnamed(&source, &Opening::shared(matches.flag("force-share")))
+        .map_err(|error| anyhow!("Could not open new backing file '{name}': {error}"))
 }
 
 /// Records the new backing file.

@@ -81,13 +81,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     };
     let change = Change::parse(&size)?;
     let source = options::source(matches, name)?;
-    let opened = open::open(
-        &source,
-        &Opening {
-            writable: true,
-            ..Opening::default()
-        },
-    )?;
+    let opened = open::open(&source, &Opening::writable())?;
     confine::enter(&[]);
     let current = opened.disk().size();
     let wanted = change

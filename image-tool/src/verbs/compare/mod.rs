@@ -73,10 +73,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         return Err(Usage::of(NAME, "Expecting two image file names"));
     };
     let progress = Arc::new(Progress::new(matches.flag("progress") && !quiet, 2.0));
-    let opening = Opening {
-        share: matches.flag("force-share"),
-        ..Opening::default()
-    };
+    let opening = Opening::shared(matches.flag("force-share"));
     let open = |name, format: &str| -> Result<Opened> {
         let source = Source::parse(
             name,

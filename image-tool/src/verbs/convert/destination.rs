@@ -131,13 +131,7 @@ impl Destination {
         }
         check_sources(settings, has_backing, sources)?;
         let source = Source::parse(name, format, settings.target_image_opts)?;
-        let opened = open::open(
-            &source,
-            &Opening {
-                writable: true,
-                ..Opening::default()
-            },
-        )?;
+        let opened = open::open(&source, &Opening::writable())?;
         let written = opened.paths.iter().map(std::fs::metadata);
         for written in written.filter_map(io::Result::ok) {
             if sources.iter().any(|source| source.reads(&written)) {
