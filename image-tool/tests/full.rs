@@ -15,10 +15,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use pair::{Outcome, must, reference_is_there};
+use pair::{Outcome, TOOL, must, reference_is_there, shell};
 use tempfile::TempDir;
-
-const TOOL: &str = env!("CARGO_BIN_EXE_image-tool");
 
 /// What writes, and which image is whole afterwards all the same.
 const VERBS: [(&str, &str); 20] = [
@@ -52,12 +50,6 @@ const IMAGES: &str = "set -e; head -c 4M /dev/urandom >$S/s; ln -sf $S/s s; \
     head -c 1M s >$S/m; $T convert -n -f raw -O qcow2 $S/m small; \
     qemu-io -f qcow2 -c 'write -s s 3M 1M' below >/dev/null; \
     qemu-io -c 'write -s s 0 64k' over >/dev/null";
-
-fn shell(folder: &Path, line: &str) -> Outcome {
-    let mut sh = Command::new("sh");
-    let sh = sh.args(["-c", line]).current_dir(folder).env("T", TOOL);
-    sh.output().unwrap().into()
-}
 
 #[test]
 fn a_full_file_system_is_one_clear_error_and_loses_nothing() {

@@ -11,13 +11,10 @@ use std::fs;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use pair::Outcome;
+use pair::{Outcome, TOOL, shell};
 use tempfile::TempDir;
-
-const TOOL: &str = env!("CARGO_BIN_EXE_image-tool");
 
 /// A folder with an overlay of some MiB, with holes at its beginning, in its middle and at its end, and `flat`, its disk.
 fn folder() -> TempDir {
@@ -33,17 +30,6 @@ fn folder() -> TempDir {
         "$T convert -c -f raw -O qcow2 flat base && $T create -q -f qcow2 -b base -F qcow2 q";
     assert_eq!(shell(folder.path(), line).status, Some(0));
     folder
-}
-
-/// A line of shell, in which `$T` is the tool.
-fn shell(folder: &Path, line: &str) -> Outcome {
-    let mut sh = Command::new("sh");
-    let output = sh
-        .args(["-c", line])
-        .current_dir(folder)
-        .env("T", TOOL)
-        .output();
-    output.unwrap().into()
 }
 
 #[test]

@@ -18,10 +18,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use pair::Outcome;
+use pair::{Outcome, TOOL, run, shell};
 use tempfile::TempDir;
-
-const TOOL: &str = env!("CARGO_BIN_EXE_image-tool");
 
 /// A user who owns nothing but what is given to him.
 const SOMEBODY: u32 = 1234;
@@ -38,21 +36,10 @@ fn data() -> Vec<u8> {
     (0..1u32 << 20).map(|at| (at % 251) as u8 + 1).collect()
 }
 
-/// A line of shell, in which `$T` is the tool.
-fn shell(folder: &Path, line: &str) -> Outcome {
-    let mut sh = Command::new("sh");
-    run(sh.args(["-c", line]), folder)
-}
-
-/// The same in a mount namespace of its own.
+/// Runs a line of shell as `shell` does, in a mount namespace of its own.
 fn with_mounts(folder: &Path, line: &str) -> Outcome {
     let mut unshare = Command::new("unshare");
     run(unshare.args(["--mount", "sh", "-c", line]), folder)
-}
-
-fn run(command: &mut Command, folder: &Path) -> Outcome {
-    let output = command.current_dir(folder).env("T", TOOL).output();
-    output.unwrap().into()
 }
 
 /// Whether this is root, who can set such a test up.

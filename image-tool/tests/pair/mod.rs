@@ -21,6 +21,20 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
+/// The tool under test.
+pub const TOOL: &str = env!("CARGO_BIN_EXE_image-tool");
+
+/// Runs a line of shell in a folder, where `$T` is the tool.
+pub fn shell(folder: &Path, line: &str) -> Outcome {
+    run(Command::new("sh").args(["-c", line]), folder)
+}
+
+/// Runs a command in a folder, with the tool in `$T`.
+pub fn run(command: &mut Command, folder: &Path) -> Outcome {
+    let output = command.current_dir(folder).env("T", TOOL).output();
+    output.unwrap().into()
+}
+
 /// What a command did.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {

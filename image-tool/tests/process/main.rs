@@ -18,10 +18,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use pair::{Outcome, reference_is_there};
+use pair::{Outcome, TOOL, reference_is_there, shell};
 use tempfile::TempDir;
-
-const TOOL: &str = env!("CARGO_BIN_EXE_image-tool");
 
 /// A folder with `s.raw`, 1 MiB of data, and `q`, the same as qcow2.
 fn folder() -> TempDir {
@@ -32,17 +30,6 @@ fn folder() -> TempDir {
     let line = "$T convert -f raw -O qcow2 s.raw q && $T create -q -f qcow2 -b q -F qcow2 over";
     assert_eq!(shell(folder.path(), line).status, Some(0));
     folder
-}
-
-/// A line of shell, in which `$T` is the tool.
-fn shell(folder: &Path, line: &str) -> Outcome {
-    let mut sh = Command::new("sh");
-    let output = sh
-        .args(["-c", line])
-        .current_dir(folder)
-        .env("T", TOOL)
-        .output();
-    output.unwrap().into()
 }
 
 /// Whether two files have the same content.
