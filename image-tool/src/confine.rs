@@ -38,8 +38,9 @@ const NAMES: &[libc::c_long] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Confines the process to its open files; it can open no others, and rename and remove files only in `folders`. Where the
-/// host does not support that (qemu-user, a container without seccomp), it prints a warning and the command goes on.
+/// Confines the process to its open files; it can open no others, and rename and remove files only in `folders`. Where
+/// the host does not support that (qemu-user, a container without seccomp), it prints a warning and the command goes
+/// on.
 pub(crate) fn enter(folders: &[PathBuf]) {
     let mut confinement = Confinement::new()
         .allow(OPEN_FILES)

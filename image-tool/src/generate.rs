@@ -34,8 +34,8 @@ pub(crate) fn completions(mut command: Command, shell: &str) -> Result<()> {
     Ok(())
 }
 
-/// Works around clap_complete 4.6, which encodes the dash of the program's name in two ways, so that a verb's options are
-/// never found.
+/// Works around clap_complete 4.6, which encodes the dash of the program's name in two ways, so that a verb's options
+/// are never found.
 fn with_one_name(script: &str, name: &str) -> String {
     script.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"))
 }

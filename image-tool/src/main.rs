@@ -1,7 +1,8 @@
 //! `image-tool`: disk images at rest, with qemu-img's commands, options and output.
 //!
-//! It may touch the images named on its command line and the backing and data files that they record: it opens them, and
-//! then confines itself to them. Of Bulkhead's crates it may depend only on `qcow` (the formats) and `bulkhead-process` (confinement, signals).
+//! It may touch the images named on its command line and the backing and data files that they record: it opens them,
+//! and then confines itself to them. Of Bulkhead's crates it may depend only on `qcow` (the formats) and
+//! `bulkhead-process` (confinement, signals).
 //!
 //! | folder | holds |
 //! |---|---|
@@ -9,7 +10,7 @@
 //! | `command_line/` | getopt, the options that verbs share, `-o` lists, sizes, and in `source/` what names an image |
 //! | `open/` | an image and its backing chain, from a [`Source`](command_line::source::Source) to an open image |
 //! | `target/` | the file that a verb makes: staged, written in place, or a stream |
-//! | `copy/` | the copy of `convert`, `dd`, `commit` and `rebase`: what to copy, and the threads that read and write it |
+//! | `copy/` | the copy of `convert` and `commit`: what to copy, and the threads that read and write it |
 //! | `output/` | standard output and standard error: JSON, lists, progress, error messages |
 
 #![deny(unsafe_code)]

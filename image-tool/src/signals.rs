@@ -1,5 +1,5 @@
-//! Signals while a command works: SIGINT, SIGTERM and SIGHUP remove incomplete files and end the process; SIGUSR1 prints
-//! progress.
+//! Signals while a command works: SIGINT, SIGTERM and SIGHUP remove incomplete files and end the process; SIGUSR1
+//! prints progress.
 
 use std::process;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ const STACK: usize = 256 << 10;
 pub(crate) struct Signals(SignalFd);
 
 impl Signals {
-    /// Blocks the signals; call it before any file is staged. Terminating signals that were ignored when the process was
-    /// started (`nohup`) stay ignored.
+    /// Blocks the signals; call it before any file is staged. Terminating signals that were ignored when the process
+    /// was started (`nohup`) stay ignored.
     pub(crate) fn block() -> Result<Self> {
         let mut blocked = vec![libc::SIGUSR1];
         let terminating = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];

@@ -1,5 +1,5 @@
-//! What file systems know of files beside their content, on real btrfs and XFS: copy-on-write, extent size hints, shared extents.
-//! Against qemu-img.
+//! What file systems know of files beside their content, on real btrfs and XFS: copy-on-write, extent size hints,
+//! shared extents. Against qemu-img.
 
 #![allow(
     clippy::disallowed_macros,

@@ -147,8 +147,8 @@ fn version_2_keeps_what_every_snapshot_shows() {
             snapshots.map(|snapshot| shows(&pair, snapshot)) == before,
             "backed: {backed}"
         );
-        // Going back to one of them and forgetting it leaves nothing behind. (QEMU itself zeroes a cluster here that the
-        // first snapshot shares with a zero cluster of the disk.)
+        // Going back to one of them and forgetting it leaves nothing behind. (QEMU itself zeroes a cluster here that
+        // the first snapshot shares with a zero cluster of the disk.)
         pair.same(&["snapshot", "-a", "first", "image"]);
         let line = ["qemu-img", "convert", "-O", "raw", "image", "active.raw"];
         must("convert", &pair.ours(), &line);

@@ -1,5 +1,5 @@
-//! What a working image-tool can no longer do (asked of the process itself: system calls are put into it with ptrace(2), as a hole
-//! in it would), and what it never opens.
+//! What a working image-tool can no longer do (asked of the process itself: system calls are put into it with
+//! ptrace(2), as a hole in it would), and what it never opens.
 
 #![allow(
     clippy::unwrap_used,

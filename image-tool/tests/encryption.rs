@@ -1,4 +1,5 @@
-//! What can be done about encryption without encrypting: an empty image of the old kind, the length of a LUKS header, refusals.
+//! What can be done about encryption without encrypting: an empty image of the old kind, the length of a LUKS header,
+//! refusals.
 
 #![allow(
     clippy::unwrap_used,

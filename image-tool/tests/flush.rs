@@ -1,4 +1,5 @@
-//! An fdatasync that fails, once, at any point: the verb fails, whatever came after. Failures are made by strace, in the system call.
+//! An fdatasync that fails, once, at any point: the verb fails, whatever came after. Failures are made by strace, in
+//! the system call.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! No space, no quota, a medium with errors: every verb that writes ends with status 1 and says why, and loses nothing that was there.
+//! No space, no quota, a medium with errors: every verb that writes ends with status 1 and says why, and loses nothing
+//! that was there.
 
 #![allow(
     clippy::disallowed_macros,

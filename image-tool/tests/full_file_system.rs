@@ -16,8 +16,8 @@ use std::process::Command;
 
 use pair::{Pair, reference_is_there};
 
-/// What is tried: on how large a file system, what is there before, the command, the images to be checked, and whether the
-/// first of them still shows the same disk.
+/// What is tried: on how large a file system, what is there before, the command, the images to be checked, and whether
+/// the first of them still shows the same disk.
 struct Case {
     size: &'static str,
     before: &'static str,

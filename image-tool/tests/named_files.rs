@@ -1,4 +1,5 @@
-//! Files that an image or the user names and that no image can be in: every verb refuses them at once, and says what they are.
+//! Files that an image or the user names and that no image can be in: every verb refuses them at once, and says what
+//! they are.
 
 #![allow(
     clippy::unwrap_used,

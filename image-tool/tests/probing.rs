@@ -1,5 +1,5 @@
-//! Formats that are guessed: what qemu-img takes for one that is not known here is never taken for a raw disk, and what it takes for a
-//! raw disk is one.
+//! Formats that are guessed: what qemu-img takes for one that is not known here is never taken for a raw disk, and what
+//! it takes for a raw disk is one.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! Images with damaged tables: `convert --salvage` rescues what qemu-img rescues, other verbs end as it ends, and a repair is a way out.
+//! Images with damaged tables: `convert --salvage` rescues what qemu-img rescues, other verbs end as it ends, and a
+//! repair is a way out.
 
 #![allow(
     clippy::unwrap_used,

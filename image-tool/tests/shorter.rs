@@ -1,4 +1,5 @@
-//! A file that somebody else makes shorter while a verb writes to it: the verb fails, though its writes make the file longer again.
+//! A file that somebody else makes shorter while a verb writes to it: the verb fails, though its writes make the file
+//! longer again.
 
 #![allow(
     clippy::unwrap_used,

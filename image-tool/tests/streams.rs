@@ -1,4 +1,5 @@
-//! Raw images to what takes bytes one after the other: pipes, FIFOs, sockets, character devices. And what cannot be a pipe.
+//! Raw images to what takes bytes one after the other: pipes, FIFOs, sockets, character devices. And what cannot be a
+//! pipe.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +17,8 @@ use std::process::{Command, Stdio};
 use pair::{Outcome, TOOL, shell};
 use tempfile::TempDir;
 
-/// A folder with an overlay of some MiB, with holes at its beginning, in its middle and at its end, and `flat`, its disk.
+/// A folder with an overlay of some MiB, with holes at its beginning, in its middle and at its end, and `flat`, its
+/// disk.
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut data = vec![0; 9 << 20];

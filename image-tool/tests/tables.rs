@@ -1,4 +1,5 @@
-//! Where tables lie in the file: where a program that looks into images expects them, and what is said when they are damaged.
+//! Where tables lie in the file: where a program that looks into images expects them, and what is said when they are
+//! damaged.
 
 #![allow(
     clippy::unwrap_used,

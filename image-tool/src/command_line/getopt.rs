@@ -1,5 +1,5 @@
-//! getopt_long for a clap [`Command`]: options and operands in any order, abbreviated long options, values that begin with a
-//! dash, repeated options, and getopt's error messages.
+//! getopt_long for a clap [`Command`]: options and operands in any order, abbreviated long options, values that begin
+//! with a dash, repeated options, and getopt's error messages.
 //!
 //! The definitions are clap's, so that completions, man pages and `--help` are generated from them. clap's own parser
 //! refuses much of what scripts pass to qemu-img (`-o=x`, a repeated `-f`, `-b -name`).

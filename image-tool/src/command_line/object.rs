@@ -1,5 +1,5 @@
-//! `--object`: definitions of secrets are checked as far as that is possible without reading their content; other objects are
-//! refused.
+//! `--object`: definitions of secrets are checked as far as that is possible without reading their content; other
+//! objects are refused.
 
 use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::{Map, Value};

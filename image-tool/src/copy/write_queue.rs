@@ -1,8 +1,8 @@
 //! Pieces that were read and wait to be written, by one thread at a time.
 //!
 //! A thread pushes each piece that it has read. If no thread is writing, it becomes the writer until no piece is due;
-//! otherwise it goes on reading while there are free buffers. So no thread waits to write its own piece, and few threads
-//! have to be woken.
+//! otherwise it goes on reading while there are free buffers. So no thread waits to write its own piece, and few
+//! threads have to be woken.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -71,8 +71,8 @@ impl WriteQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a free buffer; `None` when the copy has stopped. Call it before taking a piece from the plan, so that the
-    /// piece that is due always has a buffer.
+    /// Waits for a free buffer; `None` when the copy has stopped. Call it before taking a piece from the plan, so that
+    /// the piece that is due always has a buffer.
     pub(super) fn buffer(&self) -> Option<Buffer> {
         let mut state = self.state();
         loop {
@@ -89,7 +89,8 @@ impl WriteQueue {
         }
     }
 
-    /// Queues `filled`. If no thread is writing, the caller becomes the writer, and this is the piece that it must write.
+    /// Queues `filled`. If no thread is writing, the caller becomes the writer, and this is the piece that it must
+    /// write.
     pub(super) fn push(&self, filled: Filled) -> Option<Filled> {
         if self.order == Order::Parallel {
             return Some(filled);

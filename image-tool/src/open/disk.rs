@@ -1,4 +1,5 @@
-//! The disk that an image shows, in whole sectors: as for a guest, a raw file that ends within a sector is padded with zeroes.
+//! The disk that an image shows, in whole sectors: as for a guest, a raw file that ends within a sector is padded with
+//! zeroes.
 
 use qcow::{Extent, Image};
 use rustix::fs::SeekFrom;
@@ -39,8 +40,8 @@ impl Disk<'_> {
         self.inside(offset, len, Image::map_layer)
     }
 
-    /// The start of an extent's part whose clusters lie wholly past the end of the image's file. It reads as zeroes, but its
-    /// data is lost: a writer of the format leaves at most a part of the last cluster past the end.
+    /// The start of an extent's part whose clusters lie wholly past the end of the image's file. It reads as zeroes,
+    /// but its data is lost: a writer of the format leaves at most a part of the last cluster past the end.
     pub(crate) fn lost_from(self, extent: &Extent) -> Option<u64> {
         let host = extent.offset.filter(|_| extent.data && extent.zero)?;
         let mut chain = std::iter::successors(Some(self.0), |image| {

@@ -1,5 +1,5 @@
-//! Probing the format of an image that was named without one, by QEMU's rules. Formats that are not supported are recognized,
-//! too, so that they are not opened as raw.
+//! Probing the format of an image that was named without one, by QEMU's rules. Formats that are not supported are
+//! recognized, too, so that they are not opened as raw.
 
 use std::io;
 

@@ -15,8 +15,8 @@ pub(crate) struct Unsynced {
     reserves: bool,
 }
 
-/// ext4 reserves the blocks of a write page by page. Reserving them with one call before takes half the time. Other file systems
-/// reserve ahead themselves.
+/// ext4 reserves the blocks of a write page by page. Reserving them with one call before takes half the time. Other
+/// file systems reserve ahead themselves.
 const EXT4: u32 = 0xef53;
 
 /// Shortest write for which space is reserved.

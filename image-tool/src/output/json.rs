@@ -1,5 +1,5 @@
-//! JSON as qemu-img prints it: indented, ASCII only, and the members of an object in the order of QEMU's dictionary, for
-//! scripts that compare text.
+//! JSON as qemu-img prints it: indented, ASCII only, and the members of an object in the order of QEMU's dictionary,
+//! for scripts that compare text.
 
 use std::fmt::Write as _;
 

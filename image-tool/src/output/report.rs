@@ -1,5 +1,5 @@
-//! Messages on standard error: `image-tool: MESSAGE`, or `qemu-img: MESSAGE` if the tool was started under that name, since
-//! scripts match it.
+//! Messages on standard error: `image-tool: MESSAGE`, or `qemu-img: MESSAGE` if the tool was started under that name,
+//! since scripts match it.
 
 use std::ffi::OsStr;
 use std::fmt;

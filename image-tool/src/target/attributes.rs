@@ -1,5 +1,5 @@
-//! The attributes that a new file takes over from the one it replaces: owner, mode, access control lists, labels and other
-//! extended attributes, and the flags of chattr(1).
+//! The attributes that a new file takes over from the one it replaces: owner, mode, access control lists, labels and
+//! other extended attributes, and the flags of chattr(1).
 
 use std::fs::{File, Metadata};
 use std::io;

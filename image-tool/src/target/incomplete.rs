@@ -1,5 +1,5 @@
-//! The files and images that are not complete yet: when the command ends early, staged files are removed and images that are
-//! written in place are reported.
+//! The files and images that are not complete yet: when the command ends early, staged files are removed and images
+//! that are written in place are reported.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,8 @@ pub(crate) fn add_in_place(path: &Path) {
     replace(&mut list(), path, false);
 }
 
-/// As [`add_in_place`], with `mark`, which writes the mark into the image and returns whether its format has one. A signal
-/// handler waits until the mark is written, so that it reports what the image says.
+/// As [`add_in_place`], with `mark`, which writes the mark into the image and returns whether its format has one. A
+/// signal handler waits until the mark is written, so that it reports what the image says.
 pub(crate) fn add_marked<E>(
     path: &Path,
     mark: impl FnOnce() -> Result<bool, E>,

@@ -1,9 +1,10 @@
-//! The file that a command creates. It is staged: written without a name, or where the file system does not support that,
-//! under a temporary name in the same folder. It takes its own name when it is complete, so that a failure, a signal or a
-//! crash never leaves an incomplete file that opens as an image.
+//! The file that a command creates. It is staged: written without a name, or where the file system does not support
+//! that, under a temporary name in the same folder. It takes its own name when it is complete, so that a failure, a
+//! signal or a crash never leaves an incomplete file that opens as an image.
 //!
-//! Files that cannot be replaced are written in place: devices, files with several hard links, mount points, files whose
-//! owner or labels a new file cannot have, files in folders that are not writable, and files named by a descriptor.
+//! Files that cannot be replaced are written in place: devices, files with several hard links, mount points, files
+//! whose owner or labels a new file cannot have, files in folders that are not writable, and files named by a
+//! descriptor.
 
 mod attributes;
 
@@ -256,8 +257,8 @@ impl Target {
         }
     }
 
-    /// Returns the errors that some file systems (NFS with quotas) report only when a file is closed, and only to the first
-    /// close. Call it before the image is closed.
+    /// Returns the errors that some file systems (NFS with quotas) report only when a file is closed, and only to the
+    /// first close. Call it before the image is closed.
     pub(crate) fn check_written(&self) -> Result<()> {
         let file = match &self.output {
             Output::Staged(staging) => staging.file(),

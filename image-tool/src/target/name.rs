@@ -77,7 +77,8 @@ fn is_on_procfs(folder: &Path) -> bool {
     rustix::fs::statfs(folder).is_ok_and(|found| found.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
-/// The error for a missing file whose name can never be created, so that it is reported before the copy and not after it.
+/// The error for a missing file whose name can never be created, so that it is reported before the copy and not after
+/// it.
 pub(super) fn never_a_file(name: &Path, error: io::Error) -> Option<io::Error> {
     let bytes = name.as_os_str().as_bytes();
     if bytes.is_empty() || error.raw_os_error() != Some(libc::ENOENT) {

@@ -1,5 +1,5 @@
-//! The staged file: a target without a name (O_TMPFILE), or where the file system does not support that, with a temporary
-//! name in the same folder.
+//! The staged file: a target without a name (O_TMPFILE), or where the file system does not support that, with a
+//! temporary name in the same folder.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
@@ -92,8 +92,8 @@ impl Staging {
     }
 }
 
-/// Whether a file can be replaced by renaming, as far as its metadata show: not a mount point, not one of several hard links,
-/// and not in a sticky folder of another user.
+/// Whether a file can be replaced by renaming, as far as its metadata show: not a mount point, not one of several hard
+/// links, and not in a sticky folder of another user.
 pub(super) fn is_replaceable(file: &File, metadata: &Metadata, name: &Path) -> bool {
     metadata.nlink() == 1 && !is_mount_point(file) && may_rename(metadata, name)
 }

@@ -92,8 +92,8 @@ pub(crate) fn program() -> Command {
     Command::new("image-tool")
         .about("Make, copy, check and change disk images")
         .long_about(
-            "image-tool works on raw and qcow2 disk images that no guest uses at the time. Each verb has options of its own and \
-             a man page, image-tool-VERB(1).",
+            "image-tool works on raw and qcow2 disk images that no guest uses at the time. Each verb has options \
+             of its own and a man page, image-tool-VERB(1).",
         )
         .disable_help_flag(true)
         .disable_version_flag(true)

@@ -269,7 +269,8 @@ fn where_there_are_no_locks_a_shared_image_needs_none() {
                 "{error} {verb}"
             );
         }
-        // A host that answers so from the first lock on to whatever else is asked of a descriptor is met in the same way.
+        // A host that answers so from the first lock on to whatever else is asked of a descriptor is met in the same
+        // way.
         for verb in shared.iter().chain(&[
             "convert -U -O raw over o",
             "convert -U -O qcow2 q s.raw o",

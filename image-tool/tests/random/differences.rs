@@ -1,4 +1,5 @@
-//! The differences there are on purpose, from the table in image-tool's README, and what cannot be the same in two runs.
+//! The differences there are on purpose, from the table in image-tool's README, and what cannot be the same in two
+//! runs.
 
 use crate::pair::Outcome;
 
@@ -46,12 +47,13 @@ pub(crate) fn known(words: &[String], ours: &Outcome, theirs: &Outcome) -> bool 
     if refused(ours) && refused(theirs) {
         return true;
     }
-    // The reference was ended by a signal: it found an assertion of its own to fail (`rebase -c` with subclusters, `commit -t none`
-    // of a disk whose size is not a multiple of 4 KiB).
+    // The reference was ended by a signal: it found an assertion of its own to fail (`rebase -c` with subclusters,
+    // `commit -t none` of a disk whose size is not a multiple of 4 KiB).
     if done && theirs.status.is_none() {
         return true;
     }
-    // Two disks that differ in content and in how it is stored: which is met first depends on how far the tool looks at once.
+    // Two disks that differ in content and in how it is stored: which is met first depends on how far the tool looks at
+    // once.
     let differ = |outcome: &Outcome| outcome.status == Some(1) && !outcome.stdout.is_empty();
     let strict = has("-s") || has("--strict");
     if verb == "compare" && strict && differ(ours) && differ(theirs) {

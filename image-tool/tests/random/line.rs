@@ -158,8 +158,8 @@ fn format_options(text: &str, what: &str) -> Vec<(String, Spelling)> {
         .collect()
 }
 
-/// Whether a verb makes something of an option. `convert` has options of its own for the backing file, and copies the size;
-/// `measure` looks at the layout only.
+/// Whether a verb makes something of an option. `convert` has options of its own for the backing file, and copies the
+/// size; `measure` looks at the layout only.
 fn concerns(verb: &str, option: &str) -> bool {
     let name = option.rsplit(' ').next().unwrap_or_default();
     let files = [

@@ -1,9 +1,9 @@
-//! Random images and operations through both tools. What either wrote is read, checked, converted, snapshotted, rebased,
-//! committed, amended and resized by the other, and content and facts are compared. Every option of every verb, as its own help
-//! lists them, is used.
+//! Random images and operations through both tools. What either wrote is read, checked, converted, snapshotted,
+//! rebased, committed, amended and resized by the other, and content and facts are compared. Every option of every
+//! verb, as its own help lists them, is used.
 //!
-//! `IMAGE_TOOL_CASES` sets how many cases run (40), `IMAGE_TOOL_SEED` with which of them to begin (1). A failing case prints its commands
-//! and the seed that repeats it alone.
+//! `IMAGE_TOOL_CASES` sets how many cases run (40), `IMAGE_TOOL_SEED` with which of them to begin (1). A failing case
+//! prints its commands and the seed that repeats it alone.
 
 #![allow(
     clippy::disallowed_macros,

@@ -186,7 +186,8 @@ fn version_2_has_no_bitmaps_to_copy() {
     }
 }
 
-/// A disk of 8 GiB in a small file, every other sector of which is dirty: all entries of its bitmap's table lead to one cluster.
+/// A disk of 8 GiB in a small file, every other sector of which is dirty: all entries of its bitmap's table lead to one
+/// cluster.
 fn with_many_ranges(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
     let word = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());

@@ -1,5 +1,5 @@
-//! The verbs that `create`, `info`, `check` and `convert` (`images.rs`) leave, against qemu-img: the same words, statuses, JSON and
-//! content. A file for each verb.
+//! The verbs that `create`, `info`, `check` and `convert` (`images.rs`) leave, against qemu-img: the same words,
+//! statuses, JSON and content. A file for each verb.
 
 #![allow(
     clippy::unwrap_used,

@@ -21,8 +21,8 @@ pub(crate) fn new_format(name: &str) -> Option<Format> {
 /// The driver `file`.
 pub(crate) const FILE: &str = "file";
 
-/// Whether QEMU has a driver of that name. It can be recorded as a backing file's format; opening such a backing file is
-/// refused.
+/// Whether QEMU has a driver of that name. It can be recorded as a backing file's format; opening such a backing file
+/// is refused.
 pub(crate) fn is_driver(name: &str) -> bool {
     const OTHERS: &str = "blkdebug blklogwrites blkverify bochs cloop compress copy-before-write copy-on-read dmg file \
         ftp ftps gluster host_cdrom host_device http https iscsi iser luks nbd nfs null-aio null-co nvme parallels \

@@ -1,5 +1,5 @@
-//! The `encrypt.*` options, as far as they need no encryption: an empty `aes` image has no data to encrypt, and `measure` only
-//! needs the length of a LUKS header.
+//! The `encrypt.*` options, as far as they need no encryption: an empty `aes` image has no data to encrypt, and
+//! `measure` only needs the length of a LUKS header.
 
 use anyhow::{Result, anyhow, bail, ensure};
 

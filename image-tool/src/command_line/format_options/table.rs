@@ -263,12 +263,12 @@ pub(crate) fn description(name: &str) -> Option<&'static str> {
         "size" => "Size of the disk in bytes, or with a suffix k, M, G, T, P or E.",
         "compat" => "Version of the format: 0.10 (version 2) or 1.1 (version 3, the default).",
         "cluster_size" => {
-            "Unit of allocation, a power of two from 512 to 2M (default: 64k). Large clusters need fewer tables; small ones \
-             copy less when an overlay is written for the first time."
+            "Unit of allocation, a power of two from 512 to 2M (default: 64k). Large clusters need fewer tables; \
+             small ones copy less when an overlay is written for the first time."
         }
         "extended_l2" => {
-            "Divide each cluster into 32 subclusters, which an overlay copies one by one (default: off). Needs compat=1.1 and \
-             clusters of at least 16k."
+            "Divide each cluster into 32 subclusters, which an overlay copies one by one (default: off). Needs \
+             compat=1.1 and clusters of at least 16k."
         }
         "preallocation" => {
             "off: allocate what is written (the default). metadata: write the tables of the whole disk. falloc: also \
@@ -282,10 +282,12 @@ pub(crate) fn description(name: &str) -> Option<&'static str> {
         "data_file" => "Keep the disk in this file, and only the metadata in the image.",
         "data_file_raw" => "Keep the data file readable as a raw image of the disk (default: off).",
         "lazy_refcounts" => {
-            "Defer the writing of reference counts (default: off). After a crash they are rebuilt when the image is opened."
+            "Defer the writing of reference counts (default: off). After a crash they are \
+             rebuilt when the image is opened."
         }
         "refcount_bits" => {
-            "Width of a reference count, a power of two from 1 to 64 (default: 16). It limits how many snapshots share a cluster."
+            "Width of a reference count, a power of two from 1 to 64 (default: 16). It limits how many \
+             snapshots share a cluster."
         }
         "nocow" => "On btrfs, write the file in place instead of copying on write (default: off).",
         "extent_size_hint" => {

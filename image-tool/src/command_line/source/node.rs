@@ -1,5 +1,5 @@
-//! The tree of nodes that `json:{…}` or `--image-opts` describe, of the drivers raw, qcow2 and file. Other drivers are refused
-//! by name.
+//! The tree of nodes that `json:{…}` or `--image-opts` describe, of the drivers raw, qcow2 and file. Other drivers are
+//! refused by name.
 
 use std::path::PathBuf;
 
@@ -252,8 +252,8 @@ impl Node {
         keyval::boolean(value).ok_or_else(|| anyhow!("Parameter '{key}' expects 'on' or 'off'"))
     }
 
-    /// Refuses options that the driver does not have, and invalid values. `own` are the options that the caller reads; the
-    /// others only tune, and are ignored.
+    /// Refuses options that the driver does not have, and invalid values. `own` are the options that the caller reads;
+    /// the others only tune, and are ignored.
     fn check_options(&self, driver: &str, own: &[&str]) -> Result<()> {
         for (key, given) in &self.own {
             if own.contains(&key.as_str()) {

@@ -1,5 +1,5 @@
-//! Parsing the name of an image: a file name, `file:NAME`, `json:{…}`, or with `--image-opts` an option list. Other protocols
-//! and formats are refused by name.
+//! Parsing the name of an image: a file name, `file:NAME`, `json:{…}`, or with `--image-opts` an option list. Other
+//! protocols and formats are refused by name.
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Node options that tune how an image is used (caches, `aio`, discard). They are checked as QEMU checks them, and have no
-//! effect.
+//! Node options that tune how an image is used (caches, `aio`, discard). They are checked as QEMU checks them, and have
+//! no effect.
 
 use anyhow::{Result, anyhow, ensure};
 

@@ -202,8 +202,8 @@ fn keep_lowest(walk: &mut Walk, offset: u64, verdict: Verdict) {
     }
 }
 
-/// The extent of a side at `offset`, and its end; looked up only when the known one ends before. Past the end of the disk are
-/// zeroes.
+/// The extent of a side at `offset`, and its end; looked up only when the known one ends before. Past the end of the
+/// disk are zeroes.
 fn extent(
     known: &mut Option<Extent>,
     side: &Side<'_>,

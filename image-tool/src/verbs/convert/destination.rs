@@ -172,8 +172,8 @@ impl Destination {
         self.target.iter().flat_map(Target::folders).collect()
     }
 
-    /// Marks an image that is written in place as incomplete, if its format has such a mark, for the case of a failure or a
-    /// crash.
+    /// Marks an image that is written in place as incomplete, if its format has such a mark, for the case of a failure
+    /// or a crash.
     pub(crate) fn mark(&self) -> Result<bool> {
         if self.target.as_ref().is_some_and(Target::is_staged) {
             return Ok(false);
