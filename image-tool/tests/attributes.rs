@@ -1,10 +1,7 @@
 //! What file systems know of files beside their content, on real btrfs and XFS: copy-on-write, extent size hints,
 //! shared extents. Against qemu-img.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
@@ -207,9 +204,9 @@ fn the_extent_size_hint_is_set_and_told_as_qemu_img_does() {
                 let exists = outcome.status == Some(0);
                 let data = exists && xfs.at().join("d").exists();
                 let hints = [exists.then(|| hint("n")), data.then(|| hint("d"))];
-                let told = ["info", "info --output=json"]
+                let printed = ["info", "info --output=json"]
                     .map(|how| exists.then(|| xfs.both(&format!("{how} n"))));
-                for [ours, theirs] in told.into_iter().flatten() {
+                for [ours, theirs] in printed.into_iter().flatten() {
                     assert_eq!(ours, theirs, "info after {verb}");
                 }
                 (outcome, hints)

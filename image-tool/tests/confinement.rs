@@ -111,7 +111,7 @@ fn info_opens_neither_backing_nor_data_file() {
         "external",
         "1M",
     ]);
-    // Pipes without a writer: whoever opened them for reading would wait for ever.
+    // Opening a pipe without a writer for reading would block.
     for name in ["base", "data"] {
         fs::remove_file(folder.path().join(name)).unwrap();
         let made = Command::new("mkfifo")

@@ -1,9 +1,6 @@
 //! Block devices: their size is fixed, and they are written in place, against qemu-img.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"

@@ -1,10 +1,7 @@
 //! Files as they lie on the host: sizes that are no whole sectors, symbolic links, folders of others, sources that are
 //! targets, against qemu-img.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
@@ -237,10 +234,10 @@ fn a_name_in_an_image_does_not_command_the_terminal() {
             .current_dir(folder.path())
             .output()
             .unwrap();
-        let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        assert!(told.contains("2Jbase"), "{line}: {told:?}");
+        let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(printed.contains("2Jbase"), "{line}: {printed:?}");
         let is_command = |c: char| c.is_control() && c != '\n';
-        assert!(!told.contains(is_command), "{line}: {told:?}");
+        assert!(!printed.contains(is_command), "{line}: {printed:?}");
     }
 }
 

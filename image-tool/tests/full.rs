@@ -1,10 +1,7 @@
 //! No space, no quota, a medium with errors: every verb that writes ends with status 1 and says why, and loses nothing
 //! that was there.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
@@ -199,7 +196,7 @@ fn a_write_that_fails_is_one_clear_error_whichever_it_is() {
 
 #[test]
 fn what_is_reported_when_a_file_is_closed_is_an_error() {
-    // As NFS and quotas do: whoever closes the new file, for as long as nobody has been told.
+    // As NFS with quotas: the first close of the new file returns the error.
     let source = r#"
         #define _GNU_SOURCE
         #include <dlfcn.h>
@@ -211,12 +208,12 @@ fn what_is_reported_when_a_file_is_closed_is_an_error() {
         #include <unistd.h>
         int close(int fd) {
             static int (*real)(int); if (!real) real = dlsym(RTLD_NEXT, "close");
-            struct stat found; static off_t told;
+            struct stat found; static off_t reported;
             int flags = fcntl(fd, F_GETFL);
             int is_new = syscall(SYS_fstat, fd, &found) == 0 && S_ISREG(found.st_mode) && (flags & O_ACCMODE) == O_RDWR
-                && (found.st_nlink == 0 || found.st_nlink == 2) && found.st_blocks * 512 > (off_t)65536 + told;
+                && (found.st_nlink == 0 || found.st_nlink == 2) && found.st_blocks * 512 > (off_t)65536 + reported;
             int done = real(fd);
-            if (is_new && done == 0) { told = found.st_blocks * 512; errno = EDQUOT; return -1; }
+            if (is_new && done == 0) { reported = found.st_blocks * 512; errno = EDQUOT; return -1; }
             return done; }
     "#;
     let folder = tempfile::tempdir().unwrap();

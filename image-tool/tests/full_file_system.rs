@@ -1,9 +1,6 @@
 //! A file system that runs full: whatever fails leaves a sound image, without leaked clusters, and the same disk.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"

@@ -78,7 +78,7 @@ fn the_man_pages_are_written_into_a_folder_that_need_not_be_there() {
     assert!(written.status.success(), "{written:?}");
     let page = fs::read_to_string(pages.join("image-tool.1")).unwrap();
     assert!(page.contains("Knowing differences"), "{page}");
-    for (verb, told) in [
+    for (verb, printed) in [
         ("check", "63  images of this format cannot be checked"),
         ("compare", "4  an image cannot be read"),
         ("resize", "1  it failed"),
@@ -87,7 +87,7 @@ fn the_man_pages_are_written_into_a_folder_that_need_not_be_there() {
         ("amend", "refcount_bits=<num>"),
     ] {
         let page = fs::read_to_string(pages.join(format!("image-tool-{verb}.1"))).unwrap();
-        assert!(page.contains(told), "{verb}: {page}");
+        assert!(page.contains(printed), "{verb}: {page}");
     }
     let amend = fs::read_to_string(pages.join("image-tool-amend.1")).unwrap();
     assert!(!amend.contains("cluster_size="), "{amend}");

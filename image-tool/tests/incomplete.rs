@@ -1,10 +1,7 @@
 //! What fails, is interrupted or killed half-way leaves nothing that passes for an image, and what was there before
 //! stays as it was.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
@@ -212,7 +209,7 @@ fn a_file_of_somebody_else_is_replaced_or_stays_too() {
     assert_eq!(fs::metadata(&x).unwrap().len(), 12 << 20);
 }
 
-/// Whether `info` tells that the image is corrupt.
+/// Whether `info` shows that the image is corrupt.
 fn is_marked(folder: &Path) -> bool {
     let info = must("info", folder, &["qemu-img", "info", "-U", "x"]);
     info.contains("corrupt: true")

@@ -180,20 +180,23 @@ fn all_findings_are_told_before_what_was_repaired() {
             .unwrap();
         String::from_utf8(outcome.stdout).unwrap()
     };
-    for told in [
+    for printed in [
         merged(env!("CARGO_BIN_EXE_image-tool"), pair.ours()),
         merged("qemu-img", pair.theirs()),
     ] {
-        let (findings, repaired) = told.split_once("The following inconsistencies").unwrap();
+        let (findings, repaired) = printed.split_once("The following inconsistencies").unwrap();
         assert!(
             findings.contains("ERROR offset=60200: Data cluster"),
-            "{told}"
+            "{printed}"
         );
-        assert!(findings.contains("Rebuilding refcount structure"), "{told}");
-        assert!(!repaired.contains("ERROR offset"), "{told}");
+        assert!(
+            findings.contains("Rebuilding refcount structure"),
+            "{printed}"
+        );
+        assert!(!repaired.contains("ERROR offset"), "{printed}");
         assert!(
             repaired.contains("Double checking the fixed image"),
-            "{told}"
+            "{printed}"
         );
     }
 }

@@ -1,9 +1,6 @@
 //! Space that is reserved: where it lies, what a map says of it, and what becomes of more than the host has.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
@@ -69,8 +66,8 @@ fn what_is_reserved_is_one_piece_however_many_tables_lead_to_it() {
             pair.same(&["check", "-q", "image"]);
             let zeroes = format!("read -P 0 {size} 17M");
             let read = ["qemu-io", "-c", "read -P 3 0 3M", "-c", &zeroes, "image"];
-            let told = must("read", &pair.ours(), &read);
-            assert!(!told.contains("failed"), "{options}: {told}");
+            let printed = must("read", &pair.ours(), &read);
+            assert!(!printed.contains("failed"), "{options}: {printed}");
         }
     }
 }
@@ -120,15 +117,15 @@ fn a_file_that_the_host_cannot_make_as_long_is_refused_at_once() {
     };
     let create = ["create", "-q", "-f", "qcow2"];
     let options = ["-o", "preallocation=metadata", "image", "20T"];
-    let told = with_few_writes(&[&create[..], &options].concat());
-    assert!(told.contains("The image size is too large"), "{told}");
+    let printed = with_few_writes(&[&create[..], &options].concat());
+    assert!(printed.contains("The image size is too large"), "{printed}");
     assert!(!folder.join("image").exists());
     pair.run_ours(&[&create[..], &["image", "1G"]].concat());
     let resize = ["resize", "-f", "qcow2", "--preallocation=metadata"];
-    let told = with_few_writes(&[&resize[..], &["image", "20T"]].concat());
+    let printed = with_few_writes(&[&resize[..], &["image", "20T"]].concat());
     assert!(
-        told.ends_with(": Allocating clusters failed: File too large\n"),
-        "{told}"
+        printed.ends_with(": Allocating clusters failed: File too large\n"),
+        "{printed}"
     );
     let size = fs::metadata(folder.join("image")).unwrap().len();
     assert!(size < 64 << 20, "{size}");

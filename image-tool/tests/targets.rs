@@ -1,9 +1,6 @@
 //! Targets that no new file can replace are written in place, and what replaces a file has its attributes.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
@@ -242,13 +239,13 @@ fn what_replaces_a_file_has_its_attributes() {
     }
     let attributes = |path: &Path| {
         let line = "stat -c '%u %g %a' m; getfattr -d -m - --absolute-names m; getfacl -p m; lsattr m | cut -c1-20";
-        let told = shell(path, line);
+        let printed = shell(path, line);
         assert_eq!(
-            (told.status, told.stderr.as_str()),
+            (printed.status, printed.stderr.as_str()),
             (Some(0), ""),
-            "{told:?}"
+            "{printed:?}"
         );
-        told.stdout
+        printed.stdout
     };
     for (verb, made) in VERBS {
         let folder = folder();

@@ -1,10 +1,7 @@
 //! Two tools side by side: image-tool under the name `qemu-img`, and the real qemu-img. The same arguments go to
 //! both, and what they print, how they end and what they leave behind is compared.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(
     clippy::unwrap_used,

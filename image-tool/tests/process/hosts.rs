@@ -1,9 +1,6 @@
 //! Hosts that lack something: mounts, a writable file system, a name for the user, seccomp, locks; and an emulator.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -325,7 +322,7 @@ fn where_there_are_no_locks_a_shared_image_needs_none() {
             );
             assert_eq!(after.status, Some(0), "{error} {verb}");
         }
-        // Where nobody can even ask for locks, nobody has any.
+        // Where the system call for locks does not exist, no process has one.
         for verb in [
             "info q",
             "resize q 1M",

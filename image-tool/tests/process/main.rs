@@ -1,9 +1,6 @@
 //! How the tool behaves as a process: ignored signals, closed and full descriptors, limits; on which hosts.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"

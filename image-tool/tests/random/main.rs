@@ -5,10 +5,7 @@
 //! `IMAGE_TOOL_CASES` sets how many cases run (40), `IMAGE_TOOL_SEED` with which of them to begin (1). A failing case
 //! prints its commands and the seed that repeats it alone.
 
-#![allow(
-    clippy::disallowed_macros,
-    reason = "a test reports to whoever runs it"
-)]
+#![allow(clippy::disallowed_macros, reason = "a test prints why it was skipped")]
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
