@@ -1,5 +1,9 @@
 //! The chains of the nftables table: what the networks' modes mean for packets.
 //!
+//! An interface is a network's bridge if it has the bridge's name and the group of this program's interfaces. What comes
+//! in by an interface that has only one of them, or only the bridge's index, is dropped: somebody has renamed the bridge,
+//! or given its name to another interface, or removed the bridge of a TAP device.
+//!
 //! A packet with a guest's source address must come from that guest's bridge; what comes from elsewhere with such an
 //! address is dropped first, or else the answer would reach the guest.
 //!
@@ -18,9 +22,29 @@ use crate::subnet::Ipv4Subnet;
 /// The port of DHCP servers.
 const DHCP: u16 = 67;
 
+/// The interfaces of the networks.
+pub(crate) struct Interfaces<'a> {
+    pub(crate) networks: &'a [Network],
+    /// The index of each network's bridge, if it exists.
+    pub(crate) bridges: &'a [Option<u32>],
+    /// The group of this program's interfaces.
+    pub(crate) group: u32,
+}
+
+impl Interfaces<'_> {
+    /// The networks whose bridges are this program's, or else the others, with the indices of their bridges.
+    fn with_bridges(&self, own: bool) -> impl Iterator<Item = (&Network, Option<u32>)> {
+        let all = self.networks.iter().zip(self.bridges.iter().copied());
+        all.filter(move |(network, _)| network.owns_bridge() == own)
+    }
+}
+
 /// The chains for these networks. `only_guests` means that this host routes for guests alone, since this program has
 /// switched routing on.
-pub(crate) fn chains(networks: &[Network], only_guests: bool) -> Vec<Chain> {
+pub(crate) fn chains(interfaces: &Interfaces<'_>, only_guests: bool) -> Vec<Chain> {
+    let Interfaces {
+        networks, group, ..
+    } = *interfaces;
     // When somebody has removed a TAP device's bridge, its guest's packets come in by the TAP device itself.
     let mut to_host = vec![Rule::new().iifname_prefix(TAP_PREFIX).drop()];
     to_host.extend(spoofed(networks).map(Rule::drop));
@@ -28,9 +52,14 @@ pub(crate) fn chains(networks: &[Network], only_guests: bool) -> Vec<Chain> {
     // address on another.
     to_host.extend(networks.iter().flat_map(host_address_is_for_own_guests));
     let mut mark = Vec::new();
-    let mut leave = spoofed_and_routed(networks);
+    let mut leave = spoofed_and_routed(networks, group);
     let mut enter = Vec::new();
+    for network in networks.iter().filter(|network| network.owns_bridge()) {
+        let to_its_name = Rule::new().oifname(&network.bridge);
+        enter.push(to_its_name.not_oifgroup(group).drop());
+    }
     let mut source_nat = Vec::new();
+    let mut after_source_nat = Vec::new();
     for network in networks {
         let Some(addressing) = network.addressing else {
             continue;
@@ -46,20 +75,25 @@ pub(crate) fn chains(networks: &[Network], only_guests: bool) -> Vec<Chain> {
         enter.extend(mode.enter(bridge, subnet));
         enter.push(Rule::new().oifname(bridge).drop());
         source_nat.extend(mode.source_nat(bridge, subnet));
+        after_source_nat.extend(mode.after_source_nat(bridge, subnet));
     }
     leave.push(Rule::new().iifname_prefix(TAP_PREFIX).drop());
     enter.push(Rule::new().oifname_prefix(TAP_PREFIX).drop());
+    enter.push(Rule::new().oifgroup(group).drop());
+    let own = interfaces.with_bridges(true);
+    enter.extend(own.filter_map(|(_, index)| Some(Rule::new().oif(index?).drop())));
     if only_guests {
-        leave.extend(no_routing_for_others(networks));
+        leave.extend(no_routing_for_others(interfaces));
     }
     let chain = |name, hook, rules| Chain { name, hook, rules };
     vec![
-        chain("sources", Hook::Raw, spoofed_outside(networks)),
+        chain("inward", Hook::Raw, inward(interfaces)),
         chain("to_host", Hook::Input, to_host),
         chain("routable", Hook::PreRouting, mark),
         chain("from_guests", Hook::Forward { priority: 0 }, leave),
         chain("to_guests", Hook::Forward { priority: 1 }, enter),
         chain("translation", Hook::SourceNat, source_nat),
+        chain("translated", Hook::AfterSourceNat, after_source_nat),
     ]
 }
 
@@ -72,28 +106,37 @@ fn spoofed(networks: &[Network]) -> impl Iterator<Item = Rule> {
     })
 }
 
-/// Drops spoofed packets before anything can answer them: an IP option that is wrong, or a TTL that ends here, is
+/// Drops what comes in by an interface that is half a network's bridge, and spoofed packets, before anything can answer
+/// them: an IP option that is wrong, or a TTL that ends here, is
 /// answered before the other chains see the packet. If br_netfilter is loaded, frames within others' bridges pass this
 /// chain, too, and may have any address: what comes from those bridges is left to the other chains and the routing
 /// rules.
-fn spoofed_outside(networks: &[Network]) -> Vec<Rule> {
+fn inward(interfaces: &Interfaces<'_>) -> Vec<Rule> {
+    let Interfaces {
+        networks, group, ..
+    } = *interfaces;
     let mut rules = Vec::new();
     for rule in spoofed(networks) {
         rules.push(rule.clone().not_iifkind_bridge().drop());
-        let own = networks.iter().filter(|network| network.owns_bridge());
-        rules.extend(own.map(|network| rule.clone().iifname(&network.bridge).drop()));
+        rules.push(rule.iifgroup(group).drop());
     }
+    for (network, index) in interfaces.with_bridges(true) {
+        let by_its_name = Rule::new().iifname(&network.bridge);
+        rules.push(by_its_name.clone().iifgroup(group).accept());
+        rules.push(by_its_name.drop());
+        rules.extend(index.map(|index| Rule::new().iif(index).drop()));
+    }
+    rules.push(Rule::new().iifgroup(group).drop());
     rules
 }
 
 /// Drops spoofed packets that are routed. A packet from one bridge of others to another is left to the routing rules,
-/// since it may be a frame within one bridge (see [`spoofed_outside`]).
-fn spoofed_and_routed(networks: &[Network]) -> Vec<Rule> {
+/// since it may be a frame within one bridge (see [`inward`]).
+fn spoofed_and_routed(networks: &[Network], group: u32) -> Vec<Rule> {
     let mut rules = Vec::new();
     for rule in spoofed(networks) {
         rules.push(rule.clone().not_oifkind_bridge().drop());
-        let own = networks.iter().filter(|network| network.owns_bridge());
-        rules.extend(own.map(|network| rule.clone().oifname(&network.bridge).drop()));
+        rules.push(rule.oifgroup(group).drop());
     }
     rules
 }
@@ -143,15 +186,21 @@ fn from_guests_to_host(network: &Network, addressing: Addressing) -> Vec<Rule> {
 /// on and that is somebody else's: this host does not route for it, but lets through what answers one of our networks.
 /// If br_netfilter is loaded, frames within a bridge pass this chain, too, so packets from bridges are dropped only if
 /// guests are on the bridge and the packet leaves it.
-fn no_routing_for_others(networks: &[Network]) -> Vec<Rule> {
-    let (own, joined): (Vec<_>, Vec<_>) = networks.iter().partition(|n| n.owns_bridge());
-    let to_own = || own.iter().map(|n| Rule::new().oifname(&n.bridge));
+fn no_routing_for_others(interfaces: &Interfaces<'_>) -> Vec<Rule> {
+    let own = || interfaces.with_bridges(true);
+    let to_own = || own().map(|(network, _)| Rule::new().oifname(&network.bridge));
     let mut rules = Vec::new();
-    for network in joined {
+    for (network, index) in interfaces.with_bridges(false) {
         let bridge = &network.bridge;
         rules.extend(to_own().map(|rule| rule.iifname(bridge).ct_reply().accept()));
         let from = Rule::new().iifname(bridge).not_oifname(bridge);
         rules.push(from.nfproto_ipv4().drop());
+        // Its owner may give it another name.
+        if let Some(index) = index {
+            rules.extend(to_own().map(|rule| rule.iif(index).ct_reply().accept()));
+            let from = Rule::new().iif(index).not_oif(index);
+            rules.push(from.nfproto_ipv4().drop());
+        }
     }
     rules.extend(to_own().map(Rule::accept));
     rules.push(Rule::new().not_iifkind_bridge().nfproto_ipv4().drop());

@@ -14,8 +14,9 @@ use netlink_packet_route::rule::RuleMessage;
 use tap::InterfaceName;
 
 use crate::dhcp::Dhcp;
+use crate::firewall::Interfaces;
 use crate::forwarding::Forwarding;
-use crate::identity::random_mac;
+use crate::identity::{Identity, random_mac};
 use crate::link::{DEFAULT_MTU, InUse, Link, Links};
 use crate::network::Network;
 use crate::previous_run;
@@ -40,6 +41,8 @@ pub(crate) struct Host {
     forwarding: Option<Forwarding>,
     /// Whether everything was created and clients are served.
     pub(crate) is_complete: bool,
+    /// Whether the last repair has failed, for example because another interface has a bridge's name.
+    pub(crate) is_damaged: bool,
 }
 
 /// A network in use on this host; libvirt calls it active.
@@ -74,6 +77,7 @@ impl Host {
             state,
             forwarding: None,
             is_complete: false,
+            is_damaged: false,
         }
     }
 
@@ -101,6 +105,7 @@ impl Host {
                 .with_context(|| network.to_string())?;
             self.networks.push(active);
         }
+        self.update_table()?;
         routing::remove_all_but(&mut self.links, &self.routing)
             .context("cannot remove old routing rules")?;
         if switch_on {
@@ -119,7 +124,12 @@ impl Host {
         let replace = std::mem::replace(&mut self.record.rules, true);
         self.state.write(&self.record)?;
         let only_guests = self.record.forwarding_was_off;
-        match install_table(firewall::chains(networks, only_guests), replace) {
+        let mut bridges = Vec::new();
+        for network in networks {
+            bridges.push(self.index_of_bridge(network)?);
+        }
+        let chains = self.chains(networks, &bridges);
+        match install_table(chains, replace) {
             Ok(table) => self.table = Some(table),
             Err(error) => {
                 self.record.rules = replace;
@@ -130,9 +140,52 @@ impl Host {
         routing::add(&mut self.links, &self.routing).context("cannot create routing rules")
     }
 
+    /// The index of a network's bridge. If somebody has given a bridge that is not this program's another name, the
+    /// guests' TAP devices are still its ports.
+    fn index_of_bridge(&mut self, network: &Network) -> Result<Option<u32>> {
+        if let Some(link) = self.find_bridge(network)? {
+            return Ok(Some(link.index));
+        }
+        if network.owns_bridge() {
+            return Ok(None);
+        }
+        let taps = previous_run::taps(&mut self.links, &self.record.owner, network)?;
+        Ok(taps.iter().find_map(|tap| tap.controller))
+    }
+
+    fn chains(&self, networks: &[Network], bridges: &[Option<u32>]) -> Vec<nft::Chain> {
+        let group = self.record.owner.group();
+        let interfaces = Interfaces {
+            networks,
+            bridges,
+            group,
+        };
+        firewall::chains(&interfaces, self.record.forwarding_was_off)
+    }
+
+    /// Adds the bridges that have been created since to the rules.
+    pub(crate) fn update_table(&mut self) -> Result<()> {
+        let (mut networks, mut bridges) = (Vec::new(), Vec::new());
+        for ActiveNetwork {
+            network, bridge, ..
+        } in self.networks.clone()
+        {
+            let index =
+                bridge.map_or_else(|| self.index_of_bridge(&network), |index| Ok(Some(index)));
+            bridges.push(index?);
+            networks.push(network);
+        }
+        let chains = self.chains(&networks, &bridges);
+        let updated = self.table.as_mut().map(|table| table.set_chains(chains));
+        updated
+            .transpose()
+            .context("cannot replace the nftables table")?;
+        Ok(())
+    }
+
     /// Fails if the network's bridge or subnet is in use by somebody else, before anything is changed.
     fn check_conflicts(&mut self, network: &Network) -> Result<()> {
-        let bridge = self.links.find(&network.bridge)?;
+        let bridge = self.find_bridge(network)?;
         let Some(addressing) = network.addressing else {
             return match bridge {
                 Some(link) if link.is_bridge => Ok(()),
@@ -147,6 +200,17 @@ impl Host {
                 self.check_subnet(addressing.subnet, Some(link.index))
             }
             None => self.check_subnet(addressing.subnet, None),
+        }
+    }
+
+    /// The interface with the name of a network's bridge, or else the network's own bridge with another name.
+    fn find_bridge(&mut self, network: &Network) -> Result<Option<Link>> {
+        match self.links.find(&network.bridge)? {
+            // Only a bridge that was created can have another name.
+            None if !self.record.networks.is_empty() => {
+                previous_run::own_bridge(&mut self.links, &self.record, network)
+            }
+            found => Ok(found),
         }
     }
 
@@ -194,7 +258,7 @@ impl Host {
     fn choose_bridge_macs(&mut self) -> Result<()> {
         let mut bridges = BTreeMap::new();
         for network in self.record.networks.iter().filter(|n| n.owns_bridge()) {
-            let there = self.links.find(&network.bridge)?;
+            let there = previous_run::own_bridge(&mut self.links, &self.record, network)?;
             let mac = there.and_then(|link| <[u8; 6]>::try_from(link.mac).ok());
             let name = network.bridge.to_string();
             let mac = match (mac, self.record.bridges.get(&name)) {
@@ -214,21 +278,46 @@ impl Host {
         let mac = mac.ok_or_else(|| anyhow!("bridge {name} has no MAC address"))?;
         let created = self
             .links
-            .create_bridge(name, &mac.octets(), self.alias(name));
+            .create_bridge(name, &mac.octets(), self.identity(name));
         created.with_context(|| format!("cannot create bridge {name}"))
     }
 
-    /// The alias of a bridge and its TAP devices, which `ip link` shows.
-    pub(crate) fn alias(&self, bridge: &InterfaceName) -> String {
-        self.record.owner.alias(bridge)
+    /// What marks a bridge and its TAP devices as this program's; `ip link` shows it.
+    pub(crate) fn identity(&self, bridge: &InterfaceName) -> Identity {
+        self.record.owner.identity(bridge)
+    }
+
+    /// Gives a bridge the name and the marks back that somebody has changed. Until then the rules let nothing pass
+    /// there.
+    pub(crate) fn restore_identity(&mut self, link: &Link, network: &Network) -> Result<()> {
+        let name = &network.bridge;
+        let identity = self.identity(name);
+        if link.alias != identity.alias || link.group != identity.group {
+            self.links.set_identity(link.index, identity)?;
+        }
+        if link.name == name.as_str() {
+            return Ok(());
+        }
+        let was = &link.name;
+        if self.links.find(name)?.is_some() {
+            bail!(
+                "somebody has renamed bridge {name} to {was}, and another interface has its name"
+            );
+        }
+        let renamed = self.links.rename(link.index, name);
+        renamed.with_context(|| format!("cannot rename {was} to {name}"))?;
+        bulkhead_process::warn(&format!(
+            "{network}: somebody has renamed bridge {name} to {was}; it has its name again"
+        ));
+        Ok(())
     }
 
     fn create_network(&mut self, network: &Network) -> Result<ActiveNetwork> {
         let name = &network.bridge;
-        if network.owns_bridge() && self.links.find(name)?.is_none() {
+        if network.owns_bridge() && self.find_bridge(network)?.is_none() {
             self.create_bridge(network)?;
         }
-        let Some(link) = self.links.find(name)? else {
+        let Some(link) = self.find_bridge(network)? else {
             if network.owns_bridge() {
                 bail!("bridge {name} has disappeared");
             }
@@ -243,8 +332,7 @@ impl Host {
         };
         if network.owns_bridge() {
             self.check_is_own_bridge(&link, network)?;
-            let alias = self.alias(name);
-            self.links.set_alias(link.index, alias)?;
+            self.restore_identity(&link, network)?;
         }
         if let Some(addressing) = network.addressing {
             self.links
@@ -270,8 +358,14 @@ impl Host {
         for tap in previous_run::taps(&mut self.links, &self.record.owner, &active.network)? {
             if !tap.has_carrier {
                 self.links.delete(tap.index)?;
+                continue;
+            }
+            let group = self.record.owner.group();
+            if tap.group != group {
+                self.links.set_group(tap.index, group)?;
+            }
             // Two networks can be on one bridge that is somebody else's.
-            } else if self.ports.iter().all(|port| port.index != tap.index) {
+            if self.ports.iter().all(|port| port.index != tap.index) {
                 self.ports.push(Port {
                     index: tap.index,
                     is_adopted: true,

@@ -1,4 +1,5 @@
-//! Names and addresses of the interfaces that this program creates, and the alias that marks them as its own.
+//! Names and addresses of the interfaces that this program creates, and the alias and the group that mark them as its
+//! own.
 
 use std::io;
 
@@ -24,11 +25,19 @@ pub(crate) fn random_mac() -> Result<MacAddr> {
     Ok(MacAddr::new([0x52, 0x54, 0, a, b, c]))
 }
 
-/// An interface group (`IFLA_GROUP`) that no other interface is in.
+/// An interface group (`IFLA_GROUP`) that no other interface is in. It is odd, and an owner's group is even.
 pub(crate) fn random_group() -> Result<u32> {
     let mut bytes = [0; 4];
     getrandom(&mut bytes, GetRandomFlags::empty())?;
-    Ok(u32::from_ne_bytes(bytes) | 1 << 31)
+    Ok(u32::from_ne_bytes(bytes) | 1 << 31 | 1)
+}
+
+/// What marks an interface as this program's. Both stay when somebody gives the interface another name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) alias: String,
+    /// The interface group (`IFLA_GROUP`), by which the nftables table knows the interface.
+    pub(crate) group: u32,
 }
 
 /// Distinguishes this program's interfaces from others with the same name or index. It is a random number, which the
@@ -50,8 +59,23 @@ impl Owner {
         self.0.is_empty()
     }
 
-    pub(crate) fn alias(&self, bridge: &InterfaceName) -> String {
+    fn alias(&self, bridge: &InterfaceName) -> String {
         format!("{ALIAS_PREFIX}{} {bridge}", self.0)
+    }
+
+    /// The group of this owner's interfaces: a part of the random number.
+    pub(crate) fn group(&self) -> u32 {
+        let digits = self.0.get(..8).unwrap_or_default();
+        let number = u32::from_str_radix(digits, 16).unwrap_or_default();
+        (number | 1 << 31) & !1
+    }
+
+    /// The marks of a bridge and of the TAP devices that are created as its ports.
+    pub(crate) fn identity(&self, bridge: &InterfaceName) -> Identity {
+        Identity {
+            alias: self.alias(bridge),
+            group: self.group(),
+        }
     }
 
     /// Whether an interface is a TAP device that this owner has created, for any bridge.

@@ -144,10 +144,10 @@ fn create(wanted: Wanted, host: &mut Host) -> Result<Grant> {
     let Some(name) = taps.first().map(|tap| tap.name().clone()) else {
         anyhow::bail!("no TAP device")
     };
-    let alias = Some(host.alias(&active.network.bridge));
+    let identity = Some(host.identity(&active.network.bridge));
     let index = host
         .links
-        .attach(&name, bridge, tap_mac(mac), mtu.into(), alias)?;
+        .attach(&name, bridge, tap_mac(mac), mtu.into(), identity)?;
     // From here on this program removes the device, in batches. Otherwise the kernel would remove each one when its
     // client closes it, and every other request for interfaces would wait for that.
     let made_persistent = taps.first().map(|tap| tap.set_persistent(true));

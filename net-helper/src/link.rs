@@ -16,6 +16,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 use tap::InterfaceName;
 
+use crate::identity::Identity;
 use crate::netlink::{Attributes, Netlink};
 use crate::subnet::Ipv4Subnet;
 
@@ -40,6 +41,7 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     pub(crate) mac: Vec<u8>,
     pub(crate) alias: String,
+    pub(crate) group: u32,
     pub(crate) is_bridge: bool,
     pub(crate) is_tap: bool,
     /// The bridge that it is a port of.
@@ -118,12 +120,13 @@ impl Links {
         &mut self,
         name: &InterfaceName,
         mac: &[u8],
-        alias: String,
+        identity: Identity,
     ) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.to_string()),
             LinkAttribute::Address(mac.to_vec()),
+            LinkAttribute::Group(identity.group),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Bridge),
                 // A port forwards at once: there are no other bridges behind guests, so no loops.
@@ -139,7 +142,7 @@ impl Links {
         )?;
         let attributes = vec![
             LinkAttribute::IfName(name.to_string()),
-            LinkAttribute::IfAlias(alias),
+            LinkAttribute::IfAlias(identity.alias),
         ];
         self.bring_up(attributes, Vec::new(), true)
     }
@@ -151,7 +154,7 @@ impl Links {
         bridge: u32,
         mac: [u8; 6],
         mtu: u32,
-        alias: Option<String>,
+        identity: Option<Identity>,
     ) -> io::Result<u32> {
         // In a request of its own: below IPv6's smallest MTU the interface loses IPv6, and the kernel refuses IPv6
         // attributes.
@@ -169,7 +172,9 @@ impl Links {
             LinkAttribute::Address(mac.to_vec()),
             LinkAttribute::Controller(bridge),
         ];
-        attributes.extend(alias.map(LinkAttribute::IfAlias));
+        if let Some(Identity { alias, group }) = identity {
+            attributes.extend([LinkAttribute::IfAlias(alias), LinkAttribute::Group(group)]);
+        }
         self.bring_up(attributes, vec![forwarding_off()], mtu >= IPV6_MIN_MTU)?;
         match self.find(name)? {
             Some(link) => Ok(link.index),
@@ -202,12 +207,37 @@ impl Links {
 
     /// Makes an interface a port of a bridge. Succeeds if the interface has been removed.
     pub(crate) fn set_controller(&mut self, port: u32, bridge: u32) -> io::Result<()> {
-        self.change(port, LinkAttribute::Controller(bridge))
+        self.change(port, vec![LinkAttribute::Controller(bridge)])
     }
 
-    /// Sets the alias of an interface. Succeeds if the interface has been removed.
-    pub(crate) fn set_alias(&mut self, index: u32, alias: String) -> io::Result<()> {
-        self.change(index, LinkAttribute::IfAlias(alias))
+    /// Marks an interface. Succeeds if the interface has been removed.
+    pub(crate) fn set_identity(&mut self, index: u32, identity: Identity) -> io::Result<()> {
+        let Identity { alias, group } = identity;
+        let marks = vec![LinkAttribute::IfAlias(alias), LinkAttribute::Group(group)];
+        self.change(index, marks)
+    }
+
+    /// Gives an interface that is up another name. Succeeds if the interface has been removed.
+    pub(crate) fn rename(&mut self, index: u32, name: &InterfaceName) -> io::Result<()> {
+        let attribute = LinkAttribute::IfName(name.to_string());
+        match self.change(index, vec![attribute.clone()]) {
+            // Before Linux 6.2, an interface that is up keeps its name.
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) => {
+                self.set_up(index, false)?;
+                let renamed = self.change(index, vec![attribute]);
+                self.set_up(index, true).and(renamed)
+            }
+            renamed => renamed,
+        }
+    }
+
+    fn set_up(&mut self, index: u32, up: bool) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags.set(LinkFlags::Up, up);
+        let request = RouteNetlinkMessage::NewLink(message);
+        unless_gone(self.netlink.request(request, 0))
     }
 
     /// Removes an interface. Succeeds if somebody has removed it before.
@@ -220,13 +250,13 @@ impl Links {
 
     /// Puts an interface in a group. Succeeds if the interface has been removed.
     pub(crate) fn set_group(&mut self, index: u32, group: u32) -> io::Result<()> {
-        self.change(index, LinkAttribute::Group(group))
+        self.change(index, vec![LinkAttribute::Group(group)])
     }
 
-    fn change(&mut self, index: u32, attribute: LinkAttribute) -> io::Result<()> {
+    fn change(&mut self, index: u32, attributes: Vec<LinkAttribute>) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.attributes = vec![attribute];
+        message.attributes = attributes;
         let request = RouteNetlinkMessage::NewLink(message);
         unless_gone(self.netlink.request(request, 0))
     }
@@ -313,6 +343,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(mac) => link.mac = mac,
                 LinkAttribute::IfAlias(alias) => link.alias = alias,
+                LinkAttribute::Group(group) => link.group = group,
                 LinkAttribute::Controller(0) => {}
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 // IFF_LOWER_UP is not set while the interface is down, even if there is a carrier.

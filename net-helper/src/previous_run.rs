@@ -37,7 +37,7 @@ pub(crate) fn assign_owner(links: &mut Links, state: &StateDir, record: &mut Rec
             .iter()
             .filter(|link| is_its_tap(link) || is_its_bridge(link))
         {
-            links.set_alias(link.index, owner.alias(&network.bridge))?;
+            links.set_identity(link.index, owner.identity(&network.bridge))?;
         }
     }
     record.owner = owner;
@@ -124,9 +124,23 @@ pub(crate) fn remove(links: &mut Links, record: &Record, network: &Network) -> R
     for tap in taps(links, &record.owner, network)? {
         links.delete(tap.index)?;
     }
-    match links.find(&network.bridge)? {
-        Some(bridge) if record.is_bridge(&bridge, network) => Ok(links.delete(bridge.index)?),
-        _ => Ok(()),
+    match own_bridge(links, record, network)? {
+        Some(bridge) => Ok(links.delete(bridge.index)?),
+        None => Ok(()),
+    }
+}
+
+/// The bridge that this program, or a previous run of it, has created for a network, even if somebody has given it
+/// another name.
+pub(crate) fn own_bridge(
+    links: &mut Links,
+    record: &Record,
+    network: &Network,
+) -> Result<Option<Link>> {
+    let is_it = |link: &Link| record.is_bridge(link, network);
+    match links.find(&network.bridge)?.filter(is_it) {
+        None if network.owns_bridge() => Ok(links.all()?.into_iter().find(is_it)),
+        found => Ok(found),
     }
 }
 

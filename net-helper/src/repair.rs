@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::host::{ActiveNetwork, Host};
+use crate::host::{ActiveNetwork, Host, Port};
+use crate::identity::Owner;
 use crate::link::Link;
 use crate::network::Network;
 use crate::watch::{Ports, Watch, Watched};
@@ -35,12 +36,16 @@ impl Host {
         let watched = Watched {
             is_bridge: &|index| networks.iter().any(|active| active.bridge == Some(index)),
             is_adopted: &|index| ports.iter().any(|p| p.index == index && p.is_adopted),
-            is_missing: networks.iter().any(|active| active.bridge.is_none()),
+            is_port: &|index| ports.iter().any(|p| p.index == index),
+            is_disguised: &|link| is_disguised(link, networks, ports, &self.record.owner),
+            is_missing: self.is_damaged || networks.iter().any(|active| active.bridge.is_none()),
         };
         watch.read(&watched, self.table.as_ref().map(nft::Table::port));
         let changed = watch.take_ports();
         if watch.is_due() {
-            for error in self.repair() {
+            let errors = self.repair();
+            self.is_damaged = !errors.is_empty();
+            for error in errors {
                 bulkhead_process::warn(&format!("{error:#}"));
             }
         }
@@ -82,6 +87,21 @@ impl Host {
                     Ok(repaired) => self.replace(position, repaired),
                     Err(error) => errors.push(error.context(active.network.to_string())),
                 }
+            }
+        }
+        errors.extend(self.update_table().err());
+        let group = self.record.owner.group();
+        for port in &self.ports {
+            // A device that is removed meanwhile needs no group.
+            if let Ok(Some(tap)) = self.record.owner.tap(&mut self.links, port.index)
+                && tap.group != group
+            {
+                errors.extend(
+                    self.links
+                        .set_group(tap.index, group)
+                        .map_err(Into::into)
+                        .err(),
+                );
             }
         }
         errors
@@ -129,6 +149,9 @@ impl Host {
             },
         };
         now.bridge = Some(link.index);
+        if active.network.owns_bridge() {
+            self.restore_identity(&link, &active.network)?;
+        }
         if let Some(addressing) = active.network.addressing {
             self.links.add_address(link.index, addressing.subnet)?;
         }
@@ -146,4 +169,18 @@ impl Host {
         }
         Ok(now)
     }
+}
+
+/// Whether an interface is a bridge or a TAP device of this program and has lost the name or the marks that the rules
+/// know it by.
+fn is_disguised(link: &Link, networks: &[ActiveNetwork], ports: &[Port], owner: &Owner) -> bool {
+    let has_group = link.group == owner.group();
+    let is_disguised_bridge = |active: &ActiveNetwork| {
+        let network = &active.network;
+        let is_named = link.name == network.bridge.as_str();
+        let is_whole = has_group && is_named && owner.owns(link, &network.bridge);
+        active.bridge == Some(link.index) && network.owns_bridge() && !is_whole
+    };
+    networks.iter().any(is_disguised_bridge)
+        || !has_group && ports.iter().any(|port| port.index == link.index)
 }

@@ -48,17 +48,16 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Whether an interface is the bridge that this program has created for a network.
+    /// Whether an interface is the bridge that this program has created for a network, whatever its name is now.
     pub(crate) fn is_bridge(&self, link: &Link, network: &Network) -> bool {
         let name = network.bridge.as_str();
         let mac = self.bridges.get(name);
+        // When the program was killed between the creation and the alias, the MAC address identifies the bridge.
+        let has_mac = mac.is_some_and(|mac| mac.octets() == *link.mac);
+        let is_named = link.name == name || link.group == self.owner.group();
         link.is_bridge
-            && link.name == name
             && network.owns_bridge()
-            // When the program was killed between the creation and the alias, only the MAC address identifies the
-            // bridge.
-            && (self.owner.owns(link, &network.bridge)
-                || mac.is_some_and(|mac| mac.octets() == *link.mac))
+            && (self.owner.owns(link, &network.bridge) || (has_mac && is_named))
     }
 }
 

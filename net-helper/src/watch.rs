@@ -6,9 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
-use crate::netlink::{HEADER, Netlink, Raw};
+use crate::link::Link;
+use crate::netlink::{self, HEADER, Netlink, Raw};
 use crate::nft;
 
 /// The multicast groups of links, IPv4 addresses, IPv4 and IPv6 routing rules (`rtnetlink.h`).
@@ -42,7 +44,10 @@ pub(crate) enum Ports {
 pub(crate) struct Watched<'a> {
     pub(crate) is_bridge: &'a dyn Fn(u32) -> bool,
     pub(crate) is_adopted: &'a dyn Fn(u32) -> bool,
-    /// Whether a bridge is missing, so that every new interface may be that bridge.
+    pub(crate) is_port: &'a dyn Fn(u32) -> bool,
+    /// Whether an interface is this program's and has lost the name or the marks that the rules know it by.
+    pub(crate) is_disguised: &'a dyn Fn(&Link) -> bool,
+    /// Whether a bridge or its name is missing, so that every change of an interface may be what it waits for.
     pub(crate) is_missing: bool,
 }
 
@@ -110,13 +115,32 @@ impl Watch {
     }
 }
 
-/// Whether a bridge, its address or a routing rule has been removed, or a new interface may be the missing bridge.
+/// Whether a bridge, its address or a routing rule has been removed, a bridge or a TAP device has been disguised, or an
+/// interface may be the missing bridge.
 fn concerns_bridge(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
     match raw.kind {
-        libc::RTM_DELLINK | libc::RTM_DELADDR => (watched.is_bridge)(index(raw)),
+        libc::RTM_DELADDR => (watched.is_bridge)(index(raw)),
+        libc::RTM_DELLINK => watched.is_missing || (watched.is_bridge)(index(raw)),
         libc::RTM_DELRULE => true,
-        libc::RTM_NEWLINK => watched.is_missing,
+        libc::RTM_NEWLINK => watched.is_missing || is_disguised(raw, watched),
         _ => false,
+    }
+}
+
+fn is_disguised(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
+    let index = index(raw);
+    let is_own = (watched.is_bridge)(index) || (watched.is_port)(index);
+    is_own && link(raw).is_some_and(|link| (watched.is_disguised)(&link))
+}
+
+/// The whole of a link. The kernel also notifies of its parts alone, such as what it is as a port of a bridge.
+fn link(raw: &Raw<'_>) -> Option<Link> {
+    let family = raw.whole.get(HEADER).copied();
+    match netlink::parse(raw)? {
+        RouteNetlinkMessage::NewLink(message) if family.map(i32::from) == Some(libc::AF_UNSPEC) => {
+            Some(message.into())
+        }
+        _ => None,
     }
 }
 

@@ -75,6 +75,11 @@ pub(crate) trait ForwardMode: fmt::Debug + Sync {
     fn source_nat(&self, _bridge: &InterfaceName, _subnet: Ipv4Subnet) -> Vec<Rule> {
         Vec::new()
     }
+
+    /// Rules that drop packets whose source addresses should have been translated.
+    fn after_source_nat(&self, _bridge: &InterfaceName, _subnet: Ipv4Subnet) -> Vec<Rule> {
+        Vec::new()
+    }
 }
 
 /// One of [`MODES`].

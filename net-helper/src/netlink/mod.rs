@@ -223,7 +223,8 @@ impl AsFd for Netlink {
     }
 }
 
-fn parse(raw: &Raw<'_>) -> Option<RouteNetlinkMessage> {
+/// The message, if it is of the routing family and can be parsed.
+pub(crate) fn parse(raw: &Raw<'_>) -> Option<RouteNetlinkMessage> {
     match NetlinkMessage::deserialize(raw.whole).ok()?.payload {
         NetlinkPayload::InnerMessage(message) => Some(message),
         _ => None,

@@ -81,6 +81,42 @@ impl Rule {
             .compare(libc::NFT_CMP_EQ as u32, prefix.as_bytes())
     }
 
+    /// `iif INDEX`
+    pub(crate) fn iif(self, index: u32) -> Self {
+        self.meta(libc::NFT_META_IIF as u32)
+            .compare(libc::NFT_CMP_EQ as u32, &index.to_ne_bytes())
+    }
+
+    /// `oif INDEX`
+    pub(crate) fn oif(self, index: u32) -> Self {
+        self.meta(libc::NFT_META_OIF as u32)
+            .compare(libc::NFT_CMP_EQ as u32, &index.to_ne_bytes())
+    }
+
+    /// `oif != INDEX`
+    pub(crate) fn not_oif(self, index: u32) -> Self {
+        self.meta(libc::NFT_META_OIF as u32)
+            .compare(libc::NFT_CMP_NEQ as u32, &index.to_ne_bytes())
+    }
+
+    /// `iifgroup GROUP`
+    pub(crate) fn iifgroup(self, group: u32) -> Self {
+        self.meta(libc::NFT_META_IIFGROUP as u32)
+            .compare(libc::NFT_CMP_EQ as u32, &group.to_ne_bytes())
+    }
+
+    /// `oifgroup GROUP`
+    pub(crate) fn oifgroup(self, group: u32) -> Self {
+        self.meta(libc::NFT_META_OIFGROUP as u32)
+            .compare(libc::NFT_CMP_EQ as u32, &group.to_ne_bytes())
+    }
+
+    /// `oifgroup != GROUP`
+    pub(crate) fn not_oifgroup(self, group: u32) -> Self {
+        self.meta(libc::NFT_META_OIFGROUP as u32)
+            .compare(libc::NFT_CMP_NEQ as u32, &group.to_ne_bytes())
+    }
+
     /// `udp dport PORT`
     pub(crate) fn udp_dport(self, port: u16) -> Self {
         self.meta(libc::NFT_META_L4PROTO as u32)

@@ -22,7 +22,7 @@ const NFT_TABLE_F_OWNER: u32 = 2;
 const NFT_TABLE_F_PERSIST: u32 = 4;
 
 /// Where in a packet's path a chain is evaluated.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
     /// Packets that have come in, before they belong to a connection.
     Raw,
@@ -34,10 +34,12 @@ pub(crate) enum Hook {
     Forward { priority: i32 },
     /// The first packet of each connection that leaves this host, to translate its source address.
     SourceNat,
+    /// Packets that leave this host, with their translated source addresses.
+    AfterSourceNat,
 }
 
 /// A base chain, whose policy is `accept`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) name: &'static str,
     pub(crate) hook: Hook,
@@ -96,6 +98,15 @@ impl Table {
     /// Replaces the table by one that is as it was installed, whatever others have done to it.
     pub(crate) fn restore(&mut self) -> io::Result<()> {
         self.commit(true)
+    }
+
+    /// Replaces the chains, unless they are these already.
+    pub(crate) fn set_chains(&mut self, chains: Vec<Chain>) -> io::Result<()> {
+        if self.chains == chains {
+            return Ok(());
+        }
+        self.chains = chains;
+        self.restore()
     }
 
     /// The netlink port number that notifications of this process's own changes contain.
@@ -165,6 +176,10 @@ impl Chain {
             Hook::Input => ("filter", libc::NF_INET_LOCAL_IN, libc::NF_IP_PRI_FILTER),
             Hook::Forward { priority } => ("filter", libc::NF_INET_FORWARD, priority),
             Hook::SourceNat => ("nat", libc::NF_INET_POST_ROUTING, libc::NF_IP_PRI_NAT_SRC),
+            Hook::AfterSourceNat => {
+                let priority = libc::NF_IP_PRI_NAT_SRC + 1;
+                ("filter", libc::NF_INET_POST_ROUTING, priority)
+            }
         };
         let hook = Attributes::new()
             .number(NFTA_HOOK_HOOKNUM, hook as u32)

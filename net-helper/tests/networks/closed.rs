@@ -17,7 +17,7 @@ use crate::host::{
     Guest, Helper, Machine, attempt, eventually, mac, on_own_host, refused, run, world,
 };
 
-const NETWORKS: &str = "--network name=nat,dhcp=off \
+pub(crate) const NETWORKS: &str = "--network name=nat,dhcp=off \
     --network name=island,bridge=island0,subnet=10.78.0.0/24,mode=isolated,dhcp=off \
     --network name=lab,bridge=lab0,subnet=10.77.0.0/24,mode=routed,dhcp=off \
     --network name=lan,bridge=br7,mode=bridge";
@@ -26,7 +26,7 @@ const NETWORKS: &str = "--network name=nat,dhcp=off \
 const OTHER_NETWORKS: &str = "--network name=other,bridge=other0,subnet=10.76.0.0/24,dhcp=off";
 
 /// Sends one packet on each flow every millisecond or so.
-struct Senders {
+pub(crate) struct Senders {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -114,13 +114,13 @@ fn counted(machine: &Machine) -> BTreeMap<String, u64> {
 }
 
 /// A host with a machine on each side, a bridge of its own, and the guests of all four networks.
-struct Scene {
+pub(crate) struct Scene {
     world: Machine,
     inner: Machine,
-    nat: Guest,
-    island: Guest,
-    lab: Guest,
-    lan: Guest,
+    pub(crate) nat: Guest,
+    pub(crate) island: Guest,
+    pub(crate) lab: Guest,
+    pub(crate) lan: Guest,
     at_gateway: Arc<AtomicU64>,
     at_uplink: Arc<AtomicU64>,
     from_elsewhere: Arc<AtomicU64>,
@@ -129,7 +129,7 @@ struct Scene {
 }
 
 /// Two sides of a host that does not route between them.
-fn two_sides() -> (Machine, Machine) {
+pub(crate) fn two_sides() -> (Machine, Machine) {
     let world = world();
     for route in [
         "192.168.124.0/24",
@@ -240,9 +240,8 @@ fn guest(helper: &Helper, network: &str, address: &str, gateway: &str) -> Guest 
 }
 
 impl Scene {
-    fn new(helper: &Helper, (world, inner): (Machine, Machine)) -> Scene {
+    pub(crate) fn new(helper: &Helper, (world, inner): (Machine, Machine)) -> Scene {
         let nat = guest(helper, "nat", "192.168.124.9", "192.168.124.1");
-        nat.machine.run("ip addr add 10.99.0.9/32 dev eth0");
         let island = guest(helper, "island", "10.78.0.9", "10.78.0.1");
         let lab = guest(helper, "lab", "10.77.0.9", "10.77.0.1");
         let lan = guest(helper, "lan", "10.7.0.9", "10.7.0.1");
@@ -267,6 +266,7 @@ impl Scene {
         }
         for guest in [&nat, &island, &lab, &lan] {
             has_sources(&guest.machine, "eth0");
+            guest.machine.run("ip addr add 10.99.0.9/32 dev eth0");
         }
         answer(lan.machine.udp("10.7.0.9:7015"));
         Scene {
@@ -284,7 +284,7 @@ impl Scene {
         }
     }
 
-    fn send(&self) -> Senders {
+    pub(crate) fn send(&self) -> Senders {
         let Scene {
             nat,
             island,
@@ -303,6 +303,11 @@ impl Scene {
             (from(island, "[2001:db8:9::9]:0"), "[2001:db8:1::2]:7001"),
             (from(nat, "[2001:db8:9::9]:0"), "[2001:db8:1::2]:7001"),
             (from(nat, "10.99.0.9:0"), "203.0.113.2:7005"),
+            (from(island, "10.99.0.9:0"), "203.0.113.2:7005"),
+            (from(island, "10.99.0.9:0"), "10.77.0.9:7006"),
+            (from(island, "10.99.0.9:0"), "203.0.113.1:7010"),
+            (from(lab, "10.99.0.9:0"), "203.0.113.2:7005"),
+            (from(lab, "[2001:db8:9::9]:0"), "[2001:db8:1::2]:7001"),
             (from(nat, "192.168.124.9:0"), "10.78.0.9:7006"),
             (from(lan, "10.7.0.9:0"), "203.0.113.2:7008"),
             (from(lan, "10.7.0.9:0"), "198.51.100.2:7001"),
@@ -354,7 +359,7 @@ impl Scene {
     }
 
     /// Waits until every allowed way has let more through, ten packets on each.
-    fn resumes(&self, moment: &str) {
+    pub(crate) fn resumes(&self, moment: &str) {
         let before = self.allowed();
         eventually(&format!("{moment}: {before:?} grow"), || {
             let now = self.allowed();
@@ -366,7 +371,7 @@ impl Scene {
         self.check(moment);
     }
 
-    fn check(&self, moment: &str) {
+    pub(crate) fn check(&self, moment: &str) {
         self.check_without_networks(moment);
         assert_eq!(
             self.as_a_guest.load(Ordering::Relaxed),
@@ -421,7 +426,7 @@ impl Scene {
     }
 
     /// Lets the senders send a few hundred rounds.
-    fn pass(&self, moment: &str) {
+    pub(crate) fn pass(&self, moment: &str) {
         std::thread::sleep(Duration::from_millis(300));
         self.check(moment);
     }

@@ -6,6 +6,7 @@ mod adoption;
 mod bridge_helper;
 mod closed;
 mod deaths;
+mod disguised;
 mod fairness;
 mod flood;
 mod gateways;
