@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::host::{ActiveNetwork, Host, Port};
+use crate::host::{ActiveNetwork, Host};
 use crate::identity::Owner;
 use crate::link::Link;
 use crate::network::Network;
@@ -36,8 +36,7 @@ impl Host {
         let watched = Watched {
             is_bridge: &|index| networks.iter().any(|active| active.bridge == Some(index)),
             is_adopted: &|index| ports.iter().any(|p| p.index == index && p.is_adopted),
-            is_port: &|index| ports.iter().any(|p| p.index == index),
-            is_disguised: &|link| is_disguised(link, networks, ports, &self.record.owner),
+            is_disguised: &|link| is_disguised(link, networks, &self.record.owner),
             is_missing: self.is_damaged || networks.iter().any(|active| active.bridge.is_none()),
         };
         watch.read(&watched, self.table.as_ref().map(nft::Table::port));
@@ -90,20 +89,6 @@ impl Host {
             }
         }
         errors.extend(self.update_table().err());
-        let group = self.record.owner.group();
-        for port in &self.ports {
-            // A device that is removed meanwhile needs no group.
-            if let Ok(Some(tap)) = self.record.owner.tap(&mut self.links, port.index)
-                && tap.group != group
-            {
-                errors.extend(
-                    self.links
-                        .set_group(tap.index, group)
-                        .map_err(Into::into)
-                        .err(),
-                );
-            }
-        }
         errors
     }
 
@@ -171,16 +156,13 @@ impl Host {
     }
 }
 
-/// Whether an interface is a bridge or a TAP device of this program and has lost the name or the marks that the rules
-/// know it by.
-fn is_disguised(link: &Link, networks: &[ActiveNetwork], ports: &[Port], owner: &Owner) -> bool {
-    let has_group = link.group == owner.group();
-    let is_disguised_bridge = |active: &ActiveNetwork| {
+/// Whether an interface is a bridge of this program and has lost the name or the marks that the rules know it by.
+fn is_disguised(link: &Link, networks: &[ActiveNetwork], owner: &Owner) -> bool {
+    networks.iter().any(|active| {
         let network = &active.network;
+        let is_it = active.bridge == Some(link.index) && network.owns_bridge();
         let is_named = link.name == network.bridge.as_str();
-        let is_whole = has_group && is_named && owner.owns(link, &network.bridge);
-        active.bridge == Some(link.index) && network.owns_bridge() && !is_whole
-    };
-    networks.iter().any(is_disguised_bridge)
-        || !has_group && ports.iter().any(|port| port.index == link.index)
+        let is_marked = link.group == owner.group() && owner.owns(link, &network.bridge);
+        is_it && !(is_named && is_marked)
+    })
 }

@@ -44,8 +44,7 @@ pub(crate) enum Ports {
 pub(crate) struct Watched<'a> {
     pub(crate) is_bridge: &'a dyn Fn(u32) -> bool,
     pub(crate) is_adopted: &'a dyn Fn(u32) -> bool,
-    pub(crate) is_port: &'a dyn Fn(u32) -> bool,
-    /// Whether an interface is this program's and has lost the name or the marks that the rules know it by.
+    /// Whether an interface is a bridge of this program and has lost the name or the marks that the rules know it by.
     pub(crate) is_disguised: &'a dyn Fn(&Link) -> bool,
     /// Whether a bridge or its name is missing, so that every change of an interface may be what it waits for.
     pub(crate) is_missing: bool,
@@ -115,8 +114,8 @@ impl Watch {
     }
 }
 
-/// Whether a bridge, its address or a routing rule has been removed, a bridge or a TAP device has been disguised, or an
-/// interface may be the missing bridge.
+/// Whether a bridge, its address or a routing rule has been removed, a bridge has been disguised, or an interface may be
+/// the missing bridge.
 fn concerns_bridge(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
     match raw.kind {
         libc::RTM_DELADDR => (watched.is_bridge)(index(raw)),
@@ -128,9 +127,7 @@ fn concerns_bridge(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
 }
 
 fn is_disguised(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
-    let index = index(raw);
-    let is_own = (watched.is_bridge)(index) || (watched.is_port)(index);
-    is_own && link(raw).is_some_and(|link| (watched.is_disguised)(&link))
+    (watched.is_bridge)(index(raw)) && link(raw).is_some_and(|link| (watched.is_disguised)(&link))
 }
 
 /// The whole of a link. The kernel also notifies of its parts alone, such as what it is as a port of a bridge.
