@@ -50,7 +50,7 @@ mod state;
 mod subnet;
 mod watch;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -143,7 +143,11 @@ fn run(mut config: Config) -> Result<ExitCode> {
     // the connections, which does not wait for files that a client has sent.
     std::mem::forget(server.close(&mut host));
     let errors = host.down();
-    broker.end();
+    // Of a broker that was killed, the error names what is left, and its end would name it again.
+    match &served {
+        Err(error) if error.is::<CannotRemove>() => drop(broker),
+        _ => broker.end(),
+    }
     for error in &errors {
         bulkhead_process::warn(&format!("{error:#}"));
     }
@@ -187,20 +191,33 @@ fn bind_and_serve(
     // connect now wait.
     let mut listener = Listener::bind(&config.socket, config.group)?;
     let handed = listener.hand_file_to(broker).and_then(|()| broker.seal());
-    handed.with_context(|| cannot_remove(config))?;
+    handed.with_context(|| CannotRemove::of(config))?;
     let served = create_and_serve(config, &listener, signals, host, server);
     // The socket's file is removed before anything else, so that a client that comes now finds no helper, and not one
     // that is ending.
     listener.end();
     let removed = broker.remove_now();
-    served.and(removed.with_context(|| cannot_remove(config)))
+    served.and(removed.with_context(|| CannotRemove::of(config)))
 }
 
-fn cannot_remove(config: &Config) -> String {
-    let (socket, state) = (config.socket.display(), config.state.display());
-    format!(
-        "cannot remove {socket} and {state}: the broker, the process that does it, has been killed"
-    )
+/// The broker was killed, so the socket and the state folder stay.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot remove {} and {}: the broker, the process that does it, has been killed",
+    socket.display(), state.display()
+)]
+struct CannotRemove {
+    socket: PathBuf,
+    state: PathBuf,
+}
+
+impl CannotRemove {
+    fn of(config: &Config) -> Self {
+        CannotRemove {
+            socket: config.socket.clone(),
+            state: config.state.clone(),
+        }
+    }
 }
 
 fn create_and_serve(
