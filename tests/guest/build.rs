@@ -1,6 +1,9 @@
 //! Links the guest as a static, non-relocatable ELF at 1 MiB by its own linker script.
 
-#![allow(clippy::disallowed_macros, reason = "cargo reads what a build script prints")]
+#![allow(
+    clippy::disallowed_macros,
+    reason = "cargo reads what a build script prints"
+)]
 
 fn main() {
     println!("cargo::rerun-if-changed=guest.ld");
