@@ -24,7 +24,9 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
         None => fork_point(project)?,
     };
     let packages = packages_of(&project.sources, &changed_files(project, &since)?);
-    run::through(&mut run::cargo(project, &["fmt", "--all", "--check"]))?;
+    for mut format in formats(project) {
+        run::through(&mut format)?;
+    }
     run::through(&mut run::cargo(project, &CLIPPY))?;
     if packages.is_empty() {
         println!("no package of the workspace differs from {since}: no unit test to run");
@@ -47,6 +49,16 @@ const CLIPPY: [&str; 7] = [
     "-D",
     "warnings",
 ];
+
+/// Checks the format of the workspace, and of the two that are workspaces of their own.
+pub(crate) fn formats(project: &Project) -> [Command; 3] {
+    let own = |manifest| run::cargo(project, &["fmt", "--check", "--manifest-path", manifest]);
+    [
+        run::cargo(project, &["fmt", "--all", "--check"]),
+        own("tests/guest/Cargo.toml"),
+        own("tests/fuzz/Cargo.toml"),
+    ]
+}
 
 /// The commit from which this branch has its own changes.
 fn fork_point(project: &Project) -> Result<String> {

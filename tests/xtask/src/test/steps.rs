@@ -35,13 +35,7 @@ pub(super) fn all(project: &Project, options: &Options) -> Result<Vec<Step>> {
     ]);
     deny.current_dir(&project.sources);
     let mut steps = vec![
-        Step::new(
-            "format",
-            [
-                cargo(&["fmt", "--all", "--check"]),
-                cargo(&["fmt", "--manifest-path", GUEST, "--check"]),
-            ],
-        ),
+        Step::new("format", crate::check::formats(project)),
         Step::new(
             "clippy",
             [
