@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::closed::{NETWORKS, Scene, two_sides};
 use crate::host::{Helper, on_own_host, run};
+use crate::scene::{NETWORKS, Scene, two_sides};
 
 #[test]
 fn nothing_forbidden_passes_by_an_interface_in_disguise() {

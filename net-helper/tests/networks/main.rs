@@ -16,6 +16,7 @@ mod leases;
 mod limits;
 mod previous_run;
 mod refusals;
+mod scene;
 #[path = "../../../backends/process/tests/stopped/mod.rs"]
 #[allow(dead_code)]
 mod stopped;
