@@ -107,10 +107,9 @@ fn spoofed(networks: &[Network]) -> impl Iterator<Item = Rule> {
 }
 
 /// Drops what comes in by an interface that is half a network's bridge, and spoofed packets, before anything can answer
-/// them: an IP option that is wrong, or a TTL that ends here, is
-/// answered before the other chains see the packet. If br_netfilter is loaded, frames within others' bridges pass this
-/// chain, too, and may have any address: what comes from those bridges is left to the other chains and the routing
-/// rules.
+/// them: an IP option that is wrong, or a TTL that ends here, is answered before the other chains see the packet. If
+/// br_netfilter is loaded, frames within others' bridges pass this chain, too, and may have any address: what comes from
+/// those bridges is left to the other chains and the routing rules.
 fn inward(interfaces: &Interfaces<'_>) -> Vec<Rule> {
     let Interfaces {
         networks, group, ..
