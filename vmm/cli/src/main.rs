@@ -7,6 +7,8 @@
 
 mod guest;
 mod init;
+#[allow(dead_code, reason = "the verbs that print use it")]
+mod output;
 mod program;
 mod runtime;
 mod shell;
@@ -18,10 +20,12 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Parser)]
 #[command(name = "bulkhead", version, about, arg_required_else_help = false)]
 struct Args {
+    #[command(flatten)]
+    output: output::Output,
     #[command(subcommand)]
     verb: verbs::Verb,
 }
 
 fn main() -> ExitCode {
-    bulkhead_process::main(|args: Args| args.verb.run())
+    bulkhead_process::main(|args: Args| args.verb.run(args.output))
 }

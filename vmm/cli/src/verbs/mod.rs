@@ -1,8 +1,10 @@
-//! The list of verbs. Each verb is a folder here and a line below.
+//! The list of verbs. Each verb is a file or a folder here, and two lines below.
 
 mod run;
 
 use std::process::ExitCode;
+
+use crate::output::Output;
 
 /// The verbs of `bulkhead`.
 #[derive(Debug, clap::Subcommand)]
@@ -12,7 +14,9 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+    /// Runs the verb, which prints by `output`.
+    #[allow(unused_variables, reason = "the verbs that print use it")]
+    pub(crate) fn run(self, output: Output) -> anyhow::Result<ExitCode> {
         match self {
             Self::Run(args) => run::run(args),
         }
