@@ -66,10 +66,9 @@ fn push_line(text: &mut String, cells: &[String], widths: &[usize]) {
 
 /// Lines of `Label:  value`, whose values begin in the same column, as `dominfo` prints them.
 pub(crate) fn fields<'a>(fields: impl IntoIterator<Item = (&'a str, String)>) -> String {
-    const VALUES: usize = 16;
     let line = |(label, value): (&str, String)| {
         let label = format!("{label}:");
-        format!("{label:<width$}{value}\n", width = VALUES - 1)
+        format!("{label:<15} {value}\n")
     };
     fields.into_iter().map(line).collect()
 }
