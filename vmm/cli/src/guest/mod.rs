@@ -1,11 +1,13 @@
 //! A guest is described once, by its [`Definition`]. [`Plan`] derives its processes from that, and asks the host
 //! nothing.
 
-mod definition;
+mod command_line;
+pub(crate) mod definition;
 mod options;
 mod plan;
 mod process;
 
+pub(crate) use command_line::CommandLine;
 pub(crate) use definition::Definition;
 pub(crate) use plan::{DEFAULT_NETWORK, Helper, Plan, Site};
 pub(crate) use process::{Process, Role};

@@ -3,14 +3,14 @@
 //! This is a pure function of the definition and the [`Site`]: it reads no file, no environment and no identity. So
 //! `run`, `--dry-run` and whatever starts guests later get the same processes.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, anyhow, bail};
 use bulkhead_mac::MacAddr;
 
-use super::definition::{Definition, Disk, Net};
+use super::definition::{Definition, Disk, Net, Serial, VhostUser};
 use super::process::{Process, Role};
 use crate::program::Programs;
 
@@ -50,7 +50,7 @@ impl Plan {
     /// The plan for `guest`, whose paths are absolute.
     ///
     /// # Errors
-    /// When the path of the runtime folder has a double quote in it, which the monitor's options cannot express.
+    /// When a path or tag that the monitor is given has a double quote in it, which its options cannot express.
     pub(crate) fn new(guest: &Definition, site: &Site<'_>) -> anyhow::Result<Self> {
         let mut processes = Vec::new();
         let helper = (!guest.nets.is_empty()).then(|| helper(guest, site));
@@ -59,8 +59,8 @@ impl Plan {
             process.needs_helper = true;
             processes.push(process);
         }
-        for (index, disk) in guest.disks.iter().enumerate() {
-            processes.push(block_backend(guest, disk, index, site));
+        for (name, disk) in guest.named_disks() {
+            processes.push(block_backend(guest, disk, name, site));
         }
         let backends = (0..processes.len()).collect();
         let mut monitor = monitor(guest, site)?;
@@ -111,24 +111,33 @@ fn helper(guest: &Definition, site: &Site<'_>) -> Helper {
 fn net_backend(guest: &Definition, net: &Net, index: usize, site: &Site<'_>) -> Process {
     let name = format!("net{index}");
     let socket = site.socket(guest, &name);
-    Process::new(name, Role::Backend, &site.programs.net)
+    let process = Process::new(name, Role::Backend, &site.programs.net)
         .option("--socket-path", socket)
         .option("--network", &net.network)
         .option("--helper-socket", site.helper_socket())
-        .option("--mac", mac(guest, net, index).to_string())
+        .option("--mac", mac(guest, net, index).to_string());
+    match net.queues {
+        1 => process,
+        pairs => process.option("--num-queues", pairs.to_string()),
+    }
 }
 
-fn block_backend(guest: &Definition, disk: &Disk, index: usize, site: &Site<'_>) -> Process {
-    let name = disk_name(index);
+fn block_backend(guest: &Definition, disk: &Disk, name: String, site: &Site<'_>) -> Process {
     let socket = site.socket(guest, &name);
     let mut process = Process::new(name, Role::Backend, &site.programs.block)
         .option("--socket-path", socket)
         .option("--blk-file", &disk.path)
-        .option("--format", &disk.format);
+        .option("--format", disk.format.to_string());
     if disk.readonly {
         process = process.flag("--read-only");
     }
-    for folder in &disk.allow {
+    if let Some(serial) = &disk.serial {
+        process = process.option("--serial", serial);
+    }
+    if disk.queues > 1 {
+        process = process.option("--num-queues", disk.queues.to_string());
+    }
+    for folder in &disk.allow_path {
         process = process.option("--allow-path", folder);
     }
     process
@@ -144,52 +153,90 @@ fn monitor(guest: &Definition, site: &Site<'_>) -> anyhow::Result<Process> {
         .option("--cmdline", &guest.cmdline)
         .option("--cpus", format!("boot={}", guest.cpus))
         .option("--memory", format!("size={}", guest.memory));
-    for index in 0..guest.disks.len() {
-        let mut device = OsString::from("vhost_user=on,socket=");
-        device.push(value(&site.socket(guest, &disk_name(index)))?);
-        process = process.option("--disk", device);
+    for (name, disk) in guest.named_disks() {
+        process = process.option("--disk", disk_device(&site.socket(guest, &name), disk)?);
     }
     for (index, net) in guest.nets.iter().enumerate() {
-        let mut device = OsString::from("vhost_user=on,socket=");
-        device.push(value(&site.socket(guest, &format!("net{index}")))?);
-        device.push(format!(",mac={}", mac(guest, net, index)));
+        let socket = site.socket(guest, &format!("net{index}"));
+        let device = net_device(&socket, net, mac(guest, net, index))?;
         process = process.option("--net", device);
     }
+    for device in &guest.vhost_user {
+        process = process.option("--vhost-user", other_device(device)?);
+    }
     let mut api = OsString::from("path=");
-    api.push(value(&site.socket(guest, "api"))?);
+    api.push(base_value(&site.socket(guest, "api"))?);
     Ok(process
-        .option("--serial", "tty")
+        .option("--serial", serial(&guest.serial))
         .option("--api-socket", api))
 }
 
-/// A path as a value in one of the monitor's `key=value` lists.
-fn value(path: &Path) -> anyhow::Result<OsString> {
-    let bytes = path.as_os_str().as_bytes();
-    if bytes.contains(&b'"') {
-        bail!("$XDG_RUNTIME_DIR has a double quote in it: set it to another folder");
+fn disk_device(socket: &Path, disk: &Disk) -> anyhow::Result<OsString> {
+    let mut device = OsString::from("vhost_user=on,socket=");
+    device.push(base_value(socket)?);
+    if disk.queues > 1 {
+        device.push(format!(",num_queues={}", disk.queues));
     }
-    if !bytes.contains(&b',') {
-        return Ok(path.into());
-    }
-    let mut quoted = OsString::from("\"");
-    quoted.push(path);
-    quoted.push("\"");
-    Ok(quoted)
+    Ok(device)
 }
 
-/// `vda`, …, `vdz`, `vdaa`, as Linux names the disks in the guest.
-fn disk_name(index: usize) -> String {
-    let mut letters = Vec::new();
-    let mut rest = index;
-    loop {
-        letters.push(b'a' + u8::try_from(rest % 26).unwrap_or(0));
-        match rest / 26 {
-            0 => break,
-            more => rest = more - 1,
+fn net_device(socket: &Path, net: &Net, mac: MacAddr) -> anyhow::Result<OsString> {
+    let mut device = OsString::from("vhost_user=on,socket=");
+    device.push(base_value(socket)?);
+    device.push(format!(",mac={mac}"));
+    if net.queues > 1 {
+        // Two of each pair, and the control queue, by which the driver says how many pairs it uses.
+        let queues = u32::from(net.queues) * 2 + 1;
+        device.push(format!(",num_queues={queues}"));
+    }
+    Ok(device)
+}
+
+fn other_device(device: &VhostUser) -> anyhow::Result<OsString> {
+    let wrong = || format!("the {} device", device.device_type);
+    let mut words = OsString::from(format!("type={},socket=", device.device_type));
+    words.push(value(device.socket.as_os_str()).with_context(wrong)?);
+    if let Some(tag) = &device.tag {
+        words.push(",tag=");
+        words.push(value(OsStr::new(tag)).with_context(wrong)?);
+    }
+    if let Some(queues) = device.queues {
+        words.push(format!(",num_queues={queues}"));
+    }
+    Ok(words)
+}
+
+fn serial(serial: &Serial) -> OsString {
+    match serial {
+        Serial::Console => "tty".into(),
+        Serial::Off => "off".into(),
+        Serial::File(path) => {
+            let mut word = OsString::from("file=");
+            word.push(path);
+            word
         }
     }
-    letters.reverse();
-    format!("vd{}", String::from_utf8_lossy(&letters))
+}
+
+/// A path in the runtime folder as a value in one of the monitor's `key=value` lists.
+fn base_value(path: &Path) -> anyhow::Result<OsString> {
+    const ADVICE: &str = "$XDG_RUNTIME_DIR has a double quote in it: set it to another folder";
+    value(path.as_os_str()).map_err(|_| anyhow!(ADVICE))
+}
+
+/// A text as a value in one of the monitor's `key=value` lists.
+fn value(text: &OsStr) -> anyhow::Result<OsString> {
+    let bytes = text.as_bytes();
+    if bytes.contains(&b'"') {
+        bail!("{} has a double quote in it", text.display());
+    }
+    if !bytes.contains(&b',') {
+        return Ok(text.into());
+    }
+    let mut quoted = OsString::from("\"");
+    quoted.push(text);
+    quoted.push("\"");
+    Ok(quoted)
 }
 
 /// The card's configured address, or one in QEMU's and libvirt's range (52:54:00) that depends only on the guest's
@@ -210,18 +257,19 @@ fn fnv1a(bytes: &[u8]) -> [u8; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::CommandLine;
     use crate::program::Program;
     use clap::Parser;
 
     #[derive(clap::Parser)]
     struct Line {
         #[command(flatten)]
-        guest: Definition,
+        guest: CommandLine,
     }
 
     fn guest(words: &[&str]) -> Definition {
         let line = ["run", "--name", "g", "--kernel", "/k"].iter().chain(words);
-        Line::parse_from(line).guest
+        Line::parse_from(line).guest.into()
     }
 
     fn programs() -> Programs {
@@ -317,15 +365,6 @@ mod tests {
     }
 
     #[test]
-    fn disks_are_named_as_the_guest_names_them() {
-        let names: Vec<_> = [0, 1, 25, 26, 27, 701, 702].map(disk_name).into();
-        assert_eq!(
-            names,
-            ["vda", "vdb", "vdz", "vdaa", "vdab", "vdzz", "vdaaa"]
-        );
-    }
-
-    #[test]
     fn the_monitor_comes_after_every_backend() {
         let plan = plan(&["--disk", "/a.qcow2", "--disk", "/b.raw"]);
         let monitor = plan.processes.last().unwrap();
@@ -362,5 +401,118 @@ mod tests {
         assert_eq!(first, mac(&guest, &guest.nets[0], 0));
         assert_ne!(first, mac(&guest, &guest.nets[1], 1));
         assert!(first.to_string().starts_with("52:54:00:"));
+    }
+
+    /// The words after `option` in the command of a process.
+    fn word_after(process: &Process, option: &str) -> Vec<String> {
+        let words = process.args.windows(2).filter(|pair| pair[0] == option);
+        let word = |pair: &[OsString]| pair[1].clone().into_string().unwrap();
+        words.map(word).collect()
+    }
+
+    fn plan_of(change: impl FnOnce(&mut Definition)) -> anyhow::Result<Plan> {
+        let mut guest = guest(&["--disk", "/d.raw", "--net", "default"]);
+        change(&mut guest);
+        Plan::new(&guest, &site(&programs(), "/run/b"))
+    }
+
+    #[test]
+    fn both_ends_of_a_device_have_its_queues() {
+        let plan = plan_of(|guest| {
+            guest.disks[0].queues = 4;
+            guest.disks[0].serial = Some("s 1".into());
+            guest.nets[0].queues = 2;
+        })
+        .unwrap();
+        let [net, disk, monitor] = &plan.processes[..] else {
+            panic!("{plan:?}");
+        };
+        assert_eq!(word_after(net, "--num-queues"), ["2"]);
+        assert_eq!(word_after(disk, "--num-queues"), ["4"]);
+        assert_eq!(word_after(disk, "--serial"), ["s 1"]);
+        let disk = word_after(monitor, "--disk");
+        assert_eq!(
+            disk,
+            ["vhost_user=on,socket=/run/b/g/vda.sock,num_queues=4"]
+        );
+        let net = word_after(monitor, "--net");
+        assert!(net[0].ends_with(",num_queues=5"), "{net:?}");
+    }
+
+    #[test]
+    fn the_serial_port_is_where_the_definition_says() {
+        for (serial, word) in [
+            (Serial::Console, "tty"),
+            (Serial::Off, "off"),
+            (Serial::File("/log/a,b".into()), "file=/log/a,b"),
+        ] {
+            let plan = plan_of(|guest| guest.serial = serial).unwrap();
+            let monitor = plan.processes.last().unwrap();
+            assert_eq!(word_after(monitor, "--serial"), [word]);
+        }
+    }
+
+    #[test]
+    fn devices_of_other_programs_are_the_monitors_alone() {
+        let share = VhostUser {
+            device_type: "fs".parse().unwrap(),
+            socket: "/run/fs,1.sock".into(),
+            tag: Some("share".into()),
+            queues: Some(3),
+        };
+        let plain = VhostUser {
+            device_type: "4".parse().unwrap(),
+            socket: "/run/rng.sock".into(),
+            tag: None,
+            queues: None,
+        };
+        let quote = VhostUser {
+            socket: "/run/a\"b".into(),
+            ..plain.clone()
+        };
+        let plan = plan_of(|guest| guest.vhost_user = vec![share, plain]).unwrap();
+        assert_eq!(plan.processes.len(), 3);
+        assert_eq!(
+            word_after(&plan.processes[2], "--vhost-user"),
+            [
+                "type=fs,socket=\"/run/fs,1.sock\",tag=share,num_queues=3",
+                "type=4,socket=/run/rng.sock"
+            ]
+        );
+        let error = plan_of(|guest| guest.vhost_user = vec![quote]).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "the 4 device: /run/a\"b has a double quote in it"
+        );
+    }
+
+    #[test]
+    fn disks_come_in_the_order_of_their_names() {
+        let plan = plan_of(|guest| {
+            let named = |path: &str, target: Option<&str>| Disk {
+                path: path.into(),
+                target: target.map(Into::into),
+                ..guest.disks[0].clone()
+            };
+            guest.disks = vec![
+                named("/second", Some("vdb")),
+                named("/third", None),
+                named("/first", Some("vda")),
+                named("/last", Some("vdaa")),
+            ];
+        })
+        .unwrap();
+        let files = plan.processes[1..5]
+            .iter()
+            .map(|disk| (disk.name.clone(), word_after(disk, "--blk-file").remove(0)));
+        let expected = [
+            ("vda", "/first"),
+            ("vdb", "/second"),
+            ("vdc", "/third"),
+            ("vdaa", "/last"),
+        ];
+        assert!(files.eq(expected.map(|(name, file)| (name.into(), file.into()))));
+        let sockets = word_after(&plan.processes[5], "--disk");
+        assert!(sockets[3].ends_with("/vdaa.sock"), "{sockets:?}");
     }
 }

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use crate::guest::Definition;
+use crate::guest::CommandLine;
 
 /// A guest, and how to run it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    pub(crate) guest: Definition,
+    pub(crate) guest: CommandLine,
     /// Socket of a network helper that runs already. Without this option, a helper is started if none runs
     #[arg(long, value_name = "PATH")]
     pub(crate) helper_socket: Option<PathBuf>,

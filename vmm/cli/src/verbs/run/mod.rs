@@ -63,7 +63,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// The plan for the guest on this host.
 fn plan(args: &Args, base: &Path) -> anyhow::Result<Plan> {
-    let guest: Definition = args.guest.clone().with_absolute_paths()?;
+    let guest = Definition::from(args.guest.clone()).with_absolute_paths()?;
     let root = rustix::process::geteuid().is_root();
     let own = base.join("net-helper.sock");
     let system = Path::new(SYSTEM_HELPER);
