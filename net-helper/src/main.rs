@@ -235,7 +235,7 @@ fn create_and_serve(
         group: identity::random_group()?,
     };
     let reclaim = Reclaim::start(removal, own, server.closing.clone())?;
-    notify::ready().context("cannot report readiness")?;
+    notify::ready(signals).context("cannot report readiness")?;
     host.is_complete = true;
     server.reclaim = Some(reclaim);
     server.run(listener, signals, host)

@@ -75,7 +75,7 @@ pub(crate) fn wait_for_guest(
 ) -> anyhow::Result<Option<(VmConfig, Machine)>> {
     let mut waiting = Waiting::default();
     let mut builder = Builder::new(broker)?;
-    bulkhead_process::notify::ready()?;
+    bulkhead_process::notify::ready(signals)?;
     loop {
         let mut end = false;
         let deadline = server.deadline();
@@ -136,7 +136,7 @@ pub(crate) fn run(
         server.resolve(&Response::Done, |request| running.answer(request));
         server.tidy();
     }
-    bulkhead_process::notify::ready()?;
+    bulkhead_process::notify::ready(signals)?;
     loop {
         let deadline = server.as_ref().and_then(Server::deadline);
         let deadline = deadline

@@ -175,7 +175,7 @@ impl Daemon {
             .map_err(Error::system("epoll"))?;
         // All descriptors that the loop needs are open. If the process has none left later, it waits for some instead
         // of failing.
-        bulkhead_process::notify::ready()
+        bulkhead_process::notify::ready(&server.termination)
             .map_err(|error| Error::System("cannot notify the service manager", error))?;
         match self.endpoint {
             Endpoint::Connected(stream) => server.serve(stream).map(drop),

@@ -13,6 +13,8 @@ use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
 };
 
+use crate::signals::SignalFd;
+
 /// How long to wait for a service manager that does not read.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -28,18 +30,19 @@ pub(crate) fn prepare() {
 /// Notifies the service manager, if there is one, that the program is ready. Then closes the connection, since a
 /// datagram socket could send to other sockets than the service manager's.
 ///
-/// If its queue stays full for two seconds, one warning says so and the program goes on: signals that end it wait
-/// meanwhile.
+/// If its queue stays full for two seconds, one warning says so and the program goes on. A signal in `termination` ends
+/// the wait at once and stays there for the program's loop to take: a program that is to end need not be ready.
 ///
 /// # Errors
 /// When there is a service manager and it cannot be notified.
-pub fn ready() -> io::Result<()> {
+pub fn ready(termination: &SignalFd) -> io::Result<()> {
     prepare();
     let mut socket = SOCKET.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(socket) = socket.as_mut().and_then(Option::take) else {
         return Ok(());
     };
-    match send_within(&socket, b"READY=1\n", PATIENCE) {
+    match send_within(&socket, b"READY=1\n", PATIENCE, termination) {
+        Err(Errno::INTR) => {}
         Err(Errno::AGAIN) => crate::warn(
             "the service manager was not notified of readiness: nobody reads from the socket of NOTIFY_SOCKET",
         ),
@@ -48,8 +51,14 @@ pub fn ready() -> io::Result<()> {
     Ok(())
 }
 
-/// Sends `message`, waiting for room for no longer than `patience`. Fails with EAGAIN if there is none by then.
-fn send_within(socket: &OwnedFd, message: &[u8], patience: Duration) -> rustix::io::Result<()> {
+/// Sends `message`, waiting for room for no longer than `patience`. Fails with EAGAIN if there is none by then, and with
+/// EINTR if a signal in `termination` comes first.
+fn send_within(
+    socket: &OwnedFd,
+    message: &[u8],
+    patience: Duration,
+    termination: &SignalFd,
+) -> rustix::io::Result<()> {
     let start = Instant::now();
     loop {
         let left = patience.saturating_sub(start.elapsed());
@@ -58,7 +67,12 @@ fn send_within(socket: &OwnedFd, message: &[u8], patience: Duration) -> rustix::
             other => return other.map(drop),
         }
         let left = Timespec::try_from(left).unwrap_or_default();
-        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&left)) {
+        let mut fds = [
+            PollFd::new(socket, PollFlags::OUT),
+            PollFd::new(termination, PollFlags::IN),
+        ];
+        match poll(&mut fds, Some(&left)) {
+            Ok(_) if !fds[1].revents().is_empty() => return Err(Errno::INTR),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error),
         }
@@ -83,6 +97,7 @@ fn open(path: OsString) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signals::block;
     use rustix::io::read;
     use std::os::unix::net::UnixDatagram;
 
@@ -105,19 +120,29 @@ mod tests {
         let path = folder.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let socket = open(path.into()).unwrap();
+        let signals = block(&[libc::SIGUSR1]).unwrap();
         let now = Duration::ZERO;
-        while send_within(&socket, b"x", now).is_ok() {}
+        while send_within(&socket, b"x", now, &signals).is_ok() {}
 
         let start = Instant::now();
         let patience = Duration::from_millis(200);
-        assert_eq!(
-            send_within(&socket, b"READY=1\n", patience),
-            Err(Errno::AGAIN)
-        );
+        let sent = send_within(&socket, b"READY=1\n", patience, &signals);
+        assert_eq!(sent, Err(Errno::AGAIN));
         assert!(start.elapsed() >= patience);
 
-        // It reads, and there is room again.
+        // A signal ends the wait, and is still there for the program's loop.
+        // SAFETY: raising a signal that this thread has blocked only marks it pending.
+        unsafe { libc::raise(libc::SIGUSR1) };
+        let start = Instant::now();
+        let hour = Duration::from_secs(3600);
+        let sent = send_within(&socket, b"READY=1\n", hour, &signals);
+        assert_eq!(sent, Err(Errno::INTR));
+        assert!(start.elapsed() < hour);
+        assert_eq!(signals.take().unwrap(), Some(libc::SIGUSR1));
+
+        // The manager reads, and there is room again.
         read(&manager, &mut [0; 16]).unwrap();
-        assert_eq!(send_within(&socket, b"READY=1\n", patience), Ok(()));
+        let sent = send_within(&socket, b"READY=1\n", patience, &signals);
+        assert_eq!(sent, Ok(()));
     }
 }

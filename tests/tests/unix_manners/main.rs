@@ -9,6 +9,7 @@ mod terminal;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use bulkhead_tests::guest::{RUN, in_own_host, kvm_is_usable, processes};
 use rustix::process::Signal;
@@ -116,23 +117,69 @@ fn a_service_manager_that_reads_nothing_holds_no_program_up() {
     const NAME: &str = "a_service_manager_that_reads_nothing_holds_no_program_up";
     in_own_host(NAME, || {
         let place = Place::new();
-        let path = "/run/files/notify.sock";
-        let _manager = UnixDatagram::bind(path).unwrap();
-        let sender = UnixDatagram::unbound().unwrap();
-        sender.set_nonblocking(true).unwrap();
-        while sender.send_to(b"x", path).is_ok() {}
+        let _manager = manager_that_reads_nothing();
         for program in PROGRAMS {
             if program.needs_kvm && !kvm_is_usable(NAME) {
                 continue;
             }
-            let running = place.start(program, &format!("export NOTIFY_SOCKET={path}"));
+            let running = place.start(program, &format!("{NOTIFY} && exec 2>&1"));
+            if program.name != "bulkhead run" {
+                // `bulkhead run` notifies nobody, and is itself the service manager of what it starts.
+                let said = running.next_line().unwrap_or_default();
+                assert!(said.contains("NOTIFY_SOCKET"), "{}: {said}", program.name);
+            }
             assert!(running.serves(), "{}", program.name);
-            running.signal(Signal::TERM);
-            let (status, said) = running.end();
-            assert_eq!(status, Some(0), "{}: {said}", program.name);
-            assert!(said.lines().count() <= 1, "{}: {said}", program.name);
+            running.end_with(Signal::TERM, program.name);
         }
     });
+}
+
+#[test]
+fn sigterm_ends_a_program_that_waits_for_its_service_manager() {
+    const NAME: &str = "sigterm_ends_a_program_that_waits_for_its_service_manager";
+    in_own_host(NAME, || {
+        let place = Place::new();
+        let _manager = manager_that_reads_nothing();
+        for program in PROGRAMS.iter().chain([&program::MONITOR_WITHOUT_GUEST]) {
+            if program.needs_kvm && !kvm_is_usable(NAME) {
+                continue;
+            }
+            loop {
+                let start = Instant::now();
+                let running = place.start(program, NOTIFY);
+                assert!(running.serves(), "{}", program.name);
+                if program.name == "bulkhead-vmm" {
+                    // The monitor notifies its service manager once the guest runs.
+                    eventually("the guest runs", || running.has_thread("vcpu0"));
+                }
+                running.signal(Signal::TERM);
+                let time = start.elapsed();
+                let (status, said) = running.end();
+                assert_eq!(status, Some(0), "{}: {said}", program.name);
+                // The program had not waited for two seconds when the signal came. So it must not have waited on.
+                if time < WAITS {
+                    assert_eq!(said, "", "{}", program.name);
+                    break;
+                }
+            }
+        }
+    });
+}
+
+/// How long a program waits for a service manager that does not read.
+const WAITS: Duration = Duration::from_secs(2);
+
+/// Names the socket of a service manager.
+const NOTIFY: &str = "export NOTIFY_SOCKET=/run/files/notify.sock";
+
+/// The socket of a service manager, with a full queue.
+fn manager_that_reads_nothing() -> UnixDatagram {
+    let path = "/run/files/notify.sock";
+    let manager = UnixDatagram::bind(path).unwrap();
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.set_nonblocking(true).unwrap();
+    while sender.send_to(b"x", path).is_ok() {}
+    manager
 }
 
 #[test]
@@ -196,7 +243,7 @@ fn whatever_a_parent_has_left_to_its_signals_a_program_serves_and_ends() {
                     // What it starts is ended by signals, too: it would be killed later otherwise.
                     assert!(name != "dnsmasq" || blocks_none(number), "{what}");
                 }
-                let start = std::time::Instant::now();
+                let start = Instant::now();
                 running.end_with(signal, &what);
                 // What does not heed its signal is killed after 10 seconds.
                 assert!(start.elapsed() < KILLED, "{what}: {:?}", start.elapsed());
@@ -207,7 +254,7 @@ fn whatever_a_parent_has_left_to_its_signals_a_program_serves_and_ends() {
 }
 
 /// After this, `bulkhead` kills what was told to end.
-const KILLED: std::time::Duration = std::time::Duration::from_secs(10);
+const KILLED: Duration = Duration::from_secs(10);
 
 fn blocks_none(process: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();

@@ -100,6 +100,13 @@ pub(crate) const PROGRAMS: &[Called] = &[
     },
 ];
 
+/// A monitor that waits for a guest by its API.
+pub(crate) const MONITOR_WITHOUT_GUEST: Called = Called::guest(
+    "bulkhead-vmm without a guest",
+    "bulkhead-vmm --api-socket path=/run/api.sock",
+    "/run/api.sock",
+);
+
 /// Waits until something is so.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -280,6 +287,20 @@ impl Running {
             std::thread::sleep(Duration::from_millis(10));
         }
         true
+    }
+
+    /// The next line of its standard output; `None` when there will be no more.
+    pub(crate) fn next_line(&self) -> Option<String> {
+        self.program.borrow_mut().next_line()
+    }
+
+    /// Whether a thread of it has this name.
+    pub(crate) fn has_thread(&self, name: &str) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.id()));
+        let names = threads.into_iter().flatten().flatten();
+        let mut names =
+            names.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+        names.any(|found| found.trim_end() == name)
     }
 
     pub(crate) fn end(self) -> (Option<i32>, String) {
