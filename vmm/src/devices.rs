@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bulkhead_boot::Layout;
-use bulkhead_boot::layout::{COM1_GSI, COM1_PORTS, ECAM, PCI_32, PCI_CONFIG_PORTS, POWER_PORTS};
+use bulkhead_boot::layout::{
+    COM1_GSI, COM1_PORTS, ECAM, PCI_32, PCI_CONFIG_PORTS, POWER_BUTTON_GSI, POWER_PORTS,
+};
 use bulkhead_devices::pci::{Bdf, PciRoot, Window};
 use bulkhead_devices::vhost_user::{BackendEvent, Frontend, FrontendConfig, FrontendError, Host};
 use bulkhead_devices::virtio::VirtioPci;
-use bulkhead_devices::{Bus, BusDevice, Lifecycle, Serial};
+use bulkhead_devices::{Bus, BusDevice, Lifecycle, PowerButton, Serial};
 use bulkhead_kvm::{Interrupts, Vm};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -26,6 +28,7 @@ use crate::power::PowerRegisters;
 pub(crate) struct Devices {
     list: Vec<Listed>,
     root: Arc<PciRoot>,
+    power_button: Arc<PowerButton>,
     hypervisor: Arc<Kvm>,
     memory: GuestMemoryMmap,
 }
@@ -37,7 +40,8 @@ struct Listed {
 }
 
 impl Devices {
-    /// The PCI bus, without functions but the host bridge.
+    /// The devices that every machine has: the PCI bus, without functions but the host bridge, the power management
+    /// registers and the power button.
     pub(crate) fn new(
         vm: &Vm,
         layout: &Layout,
@@ -51,9 +55,14 @@ impl Devices {
         for (window, device) in root.mmio() {
             insert(&buses.memory, (window.base, window.len), device)?;
         }
+        let registers = Arc::new(PowerRegisters(buses.stop.clone()));
+        insert(&buses.ports, POWER_PORTS, registers.clone())?;
+        let line = interrupt_line(&interrupts, POWER_BUTTON_GSI, "the power button")?;
+        let power_button = Arc::new(PowerButton::new(line));
         let mut devices = Self {
             list: Vec::new(),
             root: root.clone(),
+            power_button: power_button.clone(),
             hypervisor: Arc::new(Kvm {
                 interrupts,
                 doorbells: vm.doorbells(),
@@ -61,6 +70,8 @@ impl Devices {
             memory: vm.memory().clone(),
         };
         devices.push(root, None);
+        devices.push(registers, None);
+        devices.push(power_button, None);
         Ok(devices)
     }
 
@@ -74,21 +85,12 @@ impl Devices {
         console: &Console,
         ports: &Bus,
     ) -> anyhow::Result<Arc<Serial>> {
-        const EVENTFD: &str = "cannot make an eventfd for the serial port";
-        let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context(EVENTFD)?;
-        self.hypervisor.interrupts.bind_pin(COM1_GSI, &irq)?;
-        let serial = Arc::new(Serial::new(irq, console.writer()).context(EVENTFD)?);
+        let line = interrupt_line(&self.hypervisor.interrupts, COM1_GSI, "the serial port")?;
+        let serial = Serial::new(line, console.writer());
+        let serial = Arc::new(serial.context("cannot make an eventfd for the serial port")?);
         insert(ports, COM1_PORTS, serial.clone())?;
         self.push(serial.clone(), None);
         Ok(serial)
-    }
-
-    /// Adds the power management registers.
-    pub(crate) fn add_power(&mut self, buses: &Buses) -> anyhow::Result<()> {
-        let registers = Arc::new(PowerRegisters(buses.stop.clone()));
-        insert(&buses.ports, POWER_PORTS, registers.clone())?;
-        self.push(registers, None);
-        Ok(())
     }
 
     /// Connects to a device's backend and puts the device on the PCI bus.
@@ -117,6 +119,11 @@ impl Devices {
         self.push(frontend, None);
         self.push(function, Some(bdf));
         Ok(())
+    }
+
+    /// Presses the power button.
+    pub(crate) fn press_power_button(&self) {
+        self.power_button.press();
     }
 
     /// Activates the devices, before the first vCPU runs.
@@ -157,6 +164,14 @@ impl Devices {
             call(&**device);
         }
     }
+}
+
+/// An eventfd that raises an edge on a pin of the I/O APIC.
+fn interrupt_line(interrupts: &Interrupts, gsi: u32, of: &str) -> anyhow::Result<EventFd> {
+    let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+    let line = line.with_context(|| format!("cannot make an eventfd for {of}"))?;
+    interrupts.bind_pin(gsi, &line)?;
+    Ok(line)
 }
 
 fn insert<T: Into<u64>>(

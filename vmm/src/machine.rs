@@ -53,7 +53,6 @@ impl Machine {
             }
             None => None,
         };
-        devices.add_power(&buses)?;
         let warnings = BackendWarnings::new();
         let warnings =
             Arc::new(warnings.context("cannot make an eventfd for warnings about backends")?);

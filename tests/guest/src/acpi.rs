@@ -144,6 +144,19 @@ impl Acpi {
         processors
     }
 
+    /// The address of the I/O APIC that has the first interrupt lines.
+    pub(crate) fn io_apic(&self) -> Option<u64> {
+        let mut rest = &self.table("APIC")?[44..];
+        while let [kind, size, ..] = *rest {
+            let (entry, next) = rest.split_at(usize::from(size).max(2));
+            rest = next;
+            if kind == 1 && number::<4>(entry, 8) == 0 {
+                return Some(number::<4>(entry, 4));
+            }
+        }
+        None
+    }
+
     /// The address of the memory-mapped PCI configuration space of segment 0, bus 0.
     pub(crate) fn pci_configuration(&self) -> Option<u64> {
         Some(number::<8>(self.table("MCFG")?, 44))
@@ -201,14 +214,36 @@ impl Acpi {
         }
     }
 
-    /// The sleep type of the soft-off state: the first element of the package `\_S5_`, found by its name.
-    pub(crate) fn soft_off_type(&self) -> u8 {
+    fn dsdt(&self) -> &'static [u8] {
         let fadt = self.fadt();
-        let address = match fadt.get(FADT_X_DSDT..FADT_X_DSDT + 8) {
+        table_at(match fadt.get(FADT_X_DSDT..FADT_X_DSDT + 8) {
             Some([0, 0, 0, 0, 0, 0, 0, 0]) | None => number::<4>(fadt, FADT_DSDT),
             Some(_) => number::<8>(fadt, FADT_X_DSDT),
+        })
+    }
+
+    /// The interrupt line of the generic event device: of its extended interrupt descriptor, which is the first after its
+    /// name. There must be a power button that it can notify.
+    pub(crate) fn event_line(&self) -> u32 {
+        /// An extended interrupt descriptor of one interrupt: a consumer's, edge-triggered, active high, not shared.
+        const DESCRIPTOR: &[u8] = &[0x89, 6, 0, 3, 1];
+        let dsdt = self.dsdt();
+        let find = |bytes: &[u8], what: &[u8]| {
+            let found = bytes.windows(what.len()).position(|part| part == what);
+            match found {
+                Some(at) => at + what.len(),
+                None => panic!("the DSDT has no {what:x?}"),
+            }
         };
-        let dsdt = table_at(address);
+        // PNP0C0C as a compressed identifier.
+        find(dsdt, &[0x41, 0xd0, 0x0c, 0x0c]);
+        let device = &dsdt[find(dsdt, b"ACPI0013")..];
+        number::<4>(device, find(device, DESCRIPTOR)) as u32
+    }
+
+    /// The sleep type of the soft-off state: the first element of the package `\_S5_`, found by its name.
+    pub(crate) fn soft_off_type(&self) -> u8 {
+        let dsdt = self.dsdt();
         let Some(name) = dsdt.windows(4).position(|bytes| bytes == b"_S5_") else {
             panic!("the DSDT has no _S5_");
         };

@@ -25,6 +25,7 @@ mod apic;
 mod blk;
 mod cmdline;
 mod interrupts;
+mod ioapic;
 mod memory;
 mod msix;
 mod net;

@@ -8,6 +8,7 @@
 //! | `idle-io` | waits for `go` in a sector, reads, writes `done` into the next, waits for `end` | `n=N` (1000), `signal=SECTOR` (0), `disk` |
 //! | `blk-msix` | masks and re-routes the interrupt of a block device | `disk` |
 //! | `echo` | says again every line it receives on COM1 | `n=N` (1) |
+//! | `button` | does what the lines say that it receives on COM1: `enable` the power button's interrupt, `wait` for a press, `count` the presses, `end` | |
 //! | `net` | ARP, ICMP echo, then datagrams to a server that returns them with every bit inverted | `ip=`, `peer=`, `port=N` (7), `n=N` (100), `progress=N` (10), `patience=SECONDS` (1) until something is sent again, `seed` |
 //! | `smp` | starts all processors, lets them count together, interrupts each | `n=N` (100000) |
 //! | `memory` | writes and checks all memory, a word every so often | `stride=BYTES` (4096) |
@@ -50,6 +51,7 @@ pub(crate) fn run(words: &CommandLine, acpi: &Acpi) {
             "idle-io" => block::idle_io(words, configuration),
             "blk-msix" => block::msix(words, configuration),
             "echo" => machine::echo(words),
+            "button" => machine::power_button(acpi),
             "net" => network::check(words, configuration),
             "smp" => machine::processors(words, acpi),
             "memory" => machine::memory(words),

@@ -12,7 +12,8 @@ use super::program::PATIENCE;
 /// When the monitor does not answer or not with such counters.
 #[must_use]
 pub fn exit_count(api_socket: &Path) -> u64 {
-    let body = get(api_socket, "vm.counters");
+    let (status, body) = ask(api_socket, "GET", "vm.counters");
+    assert_eq!(status, 200, "{body}");
     let counters: serde_json::Value = serde_json::from_str(&body).unwrap();
     let vcpus = counters.as_object().unwrap();
     let mut counts = vcpus
@@ -25,34 +26,28 @@ pub fn exit_count(api_socket: &Path) -> u64 {
     counts.sum()
 }
 
-fn get(api_socket: &Path, endpoint: &str) -> String {
+/// The status of the answer to a `PUT` without a body.
+///
+/// # Panics
+/// When the monitor does not answer.
+#[must_use]
+pub fn put(api_socket: &Path, endpoint: &str) -> u16 {
+    ask(api_socket, "PUT", endpoint).0
+}
+
+/// Status and body of the answer.
+fn ask(api_socket: &Path, method: &str, endpoint: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(api_socket).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write!(
         stream,
-        "GET /api/v1/{endpoint} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        "{method} /api/v1/{endpoint} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
     .unwrap();
     let mut response = String::new();
-    let mut bytes = [0; 4096];
-    loop {
-        let (head, length) = match response.split_once("\r\n\r\n") {
-            Some((head, body)) => (head, body.len()),
-            None => ("", 0),
-        };
-        let announced = head
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-            .map(|(_, value)| value.trim().parse::<usize>().unwrap());
-        if announced == Some(length) {
-            break;
-        }
-        let read = stream.read(&mut bytes).unwrap();
-        assert!(read > 0, "the API's answer ends early: {response}");
-        response.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
-    }
+    // The monitor closes the connection after its answer.
+    stream.read_to_string(&mut response).unwrap();
     let (head, body) = response.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200"), "{response}");
-    body.to_owned()
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    (status.unwrap(), body.to_owned())
 }

@@ -15,7 +15,7 @@ mod namespace;
 mod pattern;
 mod program;
 
-pub use api::exit_count;
+pub use api::{exit_count, put};
 pub use backend::Backend;
 pub use image::{Format, Image, crc32};
 pub use machine::{Line, Machine, disk, is_installed, kvm_is_usable, net};

@@ -1,8 +1,9 @@
-//! ACPI tables: a hardware-reduced machine (ACPI 6.5, section 4.1) whose devices are on PCI, but for one serial port.
+//! ACPI tables: a hardware-reduced machine (ACPI 6.5, section 4.1) whose devices are on PCI, but for one serial
+//! port and the power button.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
-    Package, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, Equal, IO, If, Interrupt,
+    Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as Space, GAS};
@@ -19,7 +20,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::Error;
 use crate::layout::{
     ACPI, ACPI_END, COM1_GSI, COM1_PORTS, ECAM, IOAPIC, LAPIC, Layout, PCI_32, PCI_CONFIG_PORTS,
-    POWER_PORTS, RESET_VALUE, SLEEP_TYPE_S5,
+    POWER_BUTTON_GSI, POWER_PORTS, RESET_VALUE, SLEEP_TYPE_S5,
 };
 
 const OEM: [u8; 6] = *b"BLKHED";
@@ -119,7 +120,13 @@ fn dsdt(layout: &Layout) -> Vec<u8> {
     const HEADER: u32 = 36;
     let mut aml = bytes_of(&Scope::new(
         "\\_SB_".into(),
-        vec![&PciRoot(layout), &SerialPort, &ConfigurationSpace],
+        vec![
+            &PciRoot(layout),
+            &SerialPort,
+            &ConfigurationSpace,
+            &PowerButton,
+            &EventDevice,
+        ],
     ));
     aml.extend(bytes_of(&Name::new(
         "_S5_".into(),
@@ -215,6 +222,62 @@ impl Aml for ConfigurationSpace {
                         ECAM.0 as u32,
                         ECAM.1 as u32,
                     )]),
+                ),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// The power button, as a device, since a hardware-reduced machine has no fixed one.
+struct PowerButton;
+
+const POWER_BUTTON: &str = "PWRB";
+
+impl Aml for PowerButton {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        Device::new(
+            POWER_BUTTON.into(),
+            vec![
+                &Name::new("_HID".into(), &EISAName::new("PNP0C0C")),
+                &Name::new("_UID".into(), &0_u8),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// The generic event device (ACPI 6.5, section 5.6.9): it notifies the device that an interrupt is for.
+struct EventDevice;
+
+impl Aml for EventDevice {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        /// The button was pressed (ACPI 6.5, table 5.7).
+        const PRESSED: u8 = 0x80;
+        let button = Path::new(&format!("\\_SB_.{POWER_BUTTON}"));
+        Device::new(
+            "GED_".into(),
+            vec![
+                &Name::new("_HID".into(), &"ACPI0013"),
+                &Name::new("_UID".into(), &0_u8),
+                &Name::new(
+                    "_CRS".into(),
+                    &ResourceTemplate::new(vec![&Interrupt::new(
+                        true,
+                        true,
+                        false,
+                        false,
+                        POWER_BUTTON_GSI,
+                    )]),
+                ),
+                &Method::new(
+                    "_EVT".into(),
+                    1,
+                    true,
+                    vec![&If::new(
+                        &Equal::new(&Arg(0), &POWER_BUTTON_GSI),
+                        vec![&Notify::new(&button, &PRESSED)],
+                    )],
                 ),
             ],
         )

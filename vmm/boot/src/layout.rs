@@ -66,6 +66,8 @@ pub const PCI_CONFIG_PORTS: (u16, u16) = (0xcf8, 8);
 pub const COM1_PORTS: (u16, u16) = (0x3f8, 8);
 /// The serial port's interrupt: a pin of the I/O APIC.
 pub const COM1_GSI: u32 = 4;
+/// The power button's interrupt: a pin of the I/O APIC, on which each press is an edge.
+pub const POWER_BUTTON_GSI: u32 = 5;
 /// I/O ports of the power management registers, one byte each: sleep control, sleep status, reset.
 pub const POWER_PORTS: (u16, u16) = (0x600, 3);
 /// The value that the guest writes to the reset register.

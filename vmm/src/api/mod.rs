@@ -10,6 +10,7 @@
 //! | `GET vm.info` | returns configuration and state |
 //! | `GET vm.counters` | returns how often each vCPU returned to the monitor, by reason |
 //! | `PUT vm.pause`, `PUT vm.resume` | pauses and resumes vCPUs and devices |
+//! | `PUT vm.power-button` | presses the ACPI power button; a guest that is paused sees it when it is resumed |
 //! | `PUT vm.shutdown` | ends the guest, and the monitor with it |
 //!
 //! Status codes are those of Cloud Hypervisor's OpenAPI document: 404 without a guest, 405 in the wrong state, and 501
@@ -39,12 +40,12 @@ const PUT: &[&str] = &[
     "vm.boot",
     "vm.pause",
     "vm.resume",
+    "vm.power-button",
     "vm.shutdown",
 ];
 /// Requests of that document that need a guest and are not implemented.
 const NOT_IMPLEMENTED: &[&str] = &[
     "vm.reboot",
-    "vm.power-button",
     "vm.nmi",
     "vm.resize",
     "vm.resize-disk",
@@ -264,6 +265,10 @@ impl<'a> Running<'a> {
                 Response::Done
             }
             "vm.resume" => error(Status::NotAllowed, "the guest is not paused"),
+            "vm.power-button" => {
+                self.devices.press_power_button();
+                Response::Done
+            }
             "vm.shutdown" | "vmm.shutdown" | "vm.delete" => {
                 self.stop.report(StopReason::Requested);
                 self.deleted.set(name != "vm.shutdown");
@@ -372,7 +377,7 @@ mod tests {
             ("PUT", "vm.resume", 404, 404),
             ("PUT", "vm.shutdown", 404, 405),
             ("PUT", "vm.reboot", 404, 501),
-            ("PUT", "vm.power-button", 404, 501),
+            ("PUT", "vm.power-button", 404, 405),
             ("PUT", "vm.add-disk", 404, 501),
             ("PUT", "vm.restore", 501, 501),
             ("PUT", "vm.nonsense", 404, 404),

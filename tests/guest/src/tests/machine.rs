@@ -2,9 +2,10 @@
 
 use crate::acpi::Acpi;
 use crate::cmdline::CommandLine;
+use crate::ioapic::IoApic;
 use crate::serial::say;
 use crate::start::StartInfo;
-use crate::{apic, memory, pattern, serial, smp};
+use crate::{apic, interrupts, memory, pattern, serial, smp};
 
 const PAGE: u64 = 4096;
 /// Below this lie the real-mode parts, tables of the firmware, the program itself and its heap.
@@ -65,6 +66,35 @@ pub(super) fn memory(words: &CommandLine) {
 fn places(start: u64, size: u64, stride: u64) -> impl Iterator<Item = u64> {
     let first = start.max(FIRST_FREE).next_multiple_of(PAGE);
     (first..start + size).step_by(stride as usize)
+}
+
+/// Counts the presses of the power button, as the lines say that it receives.
+pub(super) fn power_button(acpi: &Acpi) {
+    const VECTOR: u8 = 0x58;
+    let line = acpi.event_line();
+    let Some(address) = acpi.io_apic() else {
+        panic!("the MADT has no I/O APIC with line 0");
+    };
+    let io_apic = IoApic::new(address);
+    io_apic.set(line, VECTOR, true);
+    say!("button line={line} ready");
+    let mut seen = 0;
+    loop {
+        let command = serial::read_line();
+        match command.as_slice() {
+            b"enable" => io_apic.set(line, VECTOR, false),
+            b"count" => seen = interrupts::count(VECTOR),
+            b"wait" => {
+                while interrupts::count(VECTOR) == seen {
+                    core::hint::spin_loop();
+                }
+                seen = interrupts::count(VECTOR);
+            }
+            b"end" => return,
+            _ => panic!("{} is no command", command.escape_ascii()),
+        }
+        say!("button {} presses={seen}", command.escape_ascii());
+    }
 }
 
 /// Says again every line it receives.
