@@ -12,6 +12,8 @@ mod output;
 mod program;
 mod runtime;
 mod shell;
+#[allow(dead_code, reason = "the verbs on definitions use it")]
+mod store;
 mod verbs;
 
 use std::process::ExitCode;

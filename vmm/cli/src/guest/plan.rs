@@ -115,7 +115,7 @@ fn net_backend(guest: &Definition, net: &Net, index: usize, site: &Site<'_>) -> 
         .option("--socket-path", socket)
         .option("--network", &net.network)
         .option("--helper-socket", site.helper_socket())
-        .option("--mac", mac(guest, net, index).to_string());
+        .option("--mac", guest.mac(net, index).to_string());
     match net.queues {
         1 => process,
         pairs => process.option("--num-queues", pairs.to_string()),
@@ -158,7 +158,7 @@ fn monitor(guest: &Definition, site: &Site<'_>) -> anyhow::Result<Process> {
     }
     for (index, net) in guest.nets.iter().enumerate() {
         let socket = site.socket(guest, &format!("net{index}"));
-        let device = net_device(&socket, net, mac(guest, net, index))?;
+        let device = net_device(&socket, net, guest.mac(net, index))?;
         process = process.option("--net", device);
     }
     for device in &guest.vhost_user {
@@ -237,21 +237,6 @@ fn value(text: &OsStr) -> anyhow::Result<OsString> {
     quoted.push(text);
     quoted.push("\"");
     Ok(quoted)
-}
-
-/// The card's configured address, or one in QEMU's and libvirt's range (52:54:00) that depends only on the guest's
-/// name, the network and the card's number.
-fn mac(guest: &Definition, net: &Net, index: usize) -> MacAddr {
-    net.mac.unwrap_or_else(|| {
-        let [a, b, c, ..] = fnv1a(format!("{}/{}/{index}", guest.name, net.network).as_bytes());
-        MacAddr::new([0x52, 0x54, 0, a, b, c])
-    })
-}
-
-/// The hash FNV-1a, which is the same on every host and in every version.
-fn fnv1a(bytes: &[u8]) -> [u8; 8] {
-    let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step).to_le_bytes()
 }
 
 #[cfg(test)]
@@ -392,15 +377,6 @@ mod tests {
         let last = commas.processes[0].args.last().unwrap();
         assert_eq!(last, "path=\"/run/a,b/g/api.sock\"");
         assert!(plan("/run/a\"b").is_err());
-    }
-
-    #[test]
-    fn a_card_keeps_its_address_and_no_two_share_one() {
-        let guest = guest(&["--net", "default", "--net", "default"]);
-        let first = mac(&guest, &guest.nets[0], 0);
-        assert_eq!(first, mac(&guest, &guest.nets[0], 0));
-        assert_ne!(first, mac(&guest, &guest.nets[1], 1));
-        assert!(first.to_string().starts_with("52:54:00:"));
     }
 
     /// The words after `option` in the command of a process.

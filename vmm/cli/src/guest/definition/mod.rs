@@ -3,6 +3,12 @@
 //! People write it as a TOML file; `bulkhead run` makes one of its command line. Its JSON Schema is generated from the
 //! structs here, and the documentation of the fields is theirs.
 
+mod check;
+#[allow(dead_code, reason = "the verbs on definitions use it")]
+mod document;
+mod identity;
+#[allow(dead_code, reason = "the verbs on definitions use it")]
+mod text;
 mod value;
 
 use std::collections::BTreeMap;
@@ -16,6 +22,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(crate) use document::Text;
+pub(crate) use identity::VENDOR;
 pub(crate) use value::{DeviceType, Memory, disk_target, guest_name, network_name};
 
 /// The most request queues of a disk.

@@ -123,6 +123,13 @@ impl JsonSchema for Memory {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeviceType(String);
 
+impl DeviceType {
+    /// Whether it is a file system, which has a tag.
+    pub(super) fn is_fs(&self) -> bool {
+        ["fs", "26"].contains(&self.0.as_str())
+    }
+}
+
 impl FromStr for DeviceType {
     type Err = String;
 
