@@ -27,9 +27,11 @@ impl DiskFile {
             .as_ref()
             .ok_or_else(|| usage("no image is given: --blk-file PATH"))?;
         let format = args.format.ok_or_else(|| {
+            let options = Format::NAMES.map(|name| format!("--format {name}"));
             usage(format!(
-                "{}: its format must be declared: --format raw or --format qcow2",
-                path.display()
+                "{}: its format must be declared: {}",
+                path.display(),
+                options.join(" or ")
             ))
         })?;
         let mut allowed = vec![Folder::of_image(path).context("cannot open the image")?];

@@ -2,8 +2,8 @@
 //!
 //! What it may touch: the files the caller names, and the files those name if the caller allows it
 //! ([`OpenOptions::backing`], [`OpenOptions::data_file`]), as far as [`OpenOptions::allowed_files`] lets them through.
-//! What it must not depend on: any other library of Bulkhead, virtio, KVM, guest memory: callers bring their own memory
-//! through [`Destination`] and [`Source`].
+//! What it must not depend on: any other library of Bulkhead but the list of formats, virtio, KVM, guest memory: callers
+//! bring their own memory through [`Destination`] and [`Source`].
 //!
 //! ```
 //! use qcow::{Backing, CreateOptions, Format, Image, OpenOptions};
@@ -155,7 +155,6 @@ mod report;
 mod storage;
 
 pub use error::{Denied, Error, ErrorKind, FileKind, Result, TableFault};
-pub use formats::Format;
 pub use formats::plan::{Part, Place, Plan};
 pub use formats::qcow2::DirtyRanges;
 pub use formats::qcow2::journal::file::journal_paths;
@@ -166,6 +165,7 @@ pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Journal, Locking,
     OpenOptions, Preallocation,
 };
+pub use qcow_format::Format;
 pub use report::{
     BitmapInfo, CheckResult, Encryption, Info, LuksInfo, LuksSlot, Qcow2Info, Repair, SnapshotInfo,
 };

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::formats::Format;
+use qcow_format::Format;
+
 use crate::storage::Storage;
 use crate::storage::gate::AllowedFiles;
 use crate::storage::visited::MAX_DEPTH;

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::formats::Format;
+use qcow_format::Format;
+
 use crate::options::CompressionType;
 
 /// What `qemu-img info` shows of an image. No other file is opened for it.

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 
 use anyhow::{Result, anyhow};
 use clap::{Arg, ArgAction, Command, ValueHint};
+use qcow::Format;
 
 use super::cache::Cache;
 use super::getopt::Matches;
@@ -11,7 +12,7 @@ use super::manual::Manual;
 use super::object;
 use super::size::{self, SizeError};
 use super::source::Source;
-use crate::output::Format;
+use crate::output;
 use crate::output::report::Usage;
 
 /// A verb's command, with `--help`.
@@ -58,7 +59,7 @@ fn possible_values(what: &'static str) -> Vec<&'static str> {
     const CACHES: [&str; 5] = ["none", "writeback", "writethrough", "directsync", "unsafe"];
     match what {
         "PREALLOC" => vec!["off", "metadata", "falloc", "full"],
-        _ if what.ends_with("FMT") => vec!["qcow2", "raw"],
+        _ if what.ends_with("FMT") => Format::NAMES.to_vec(),
         _ if what.contains("CACHE") => CACHES.to_vec(),
         _ if what.contains('|') => what.split('|').collect(),
         _ => Vec::new(),
@@ -145,10 +146,10 @@ pub(crate) fn object() -> Arg {
 }
 
 /// The value of `--output`.
-pub(crate) fn output_of(verb: &'static str, matches: &Matches) -> Result<Format> {
+pub(crate) fn output_of(verb: &'static str, matches: &Matches) -> Result<output::Format> {
     match matches.text("output").as_deref() {
-        None | Some("human") => Ok(Format::Human),
-        Some("json") => Ok(Format::Json),
+        None | Some("human") => Ok(output::Format::Human),
+        Some("json") => Ok(output::Format::Json),
         Some(other) => Err(Usage::of(
             verb,
             format!("--output expects 'human' or 'json' not '{other}'"),

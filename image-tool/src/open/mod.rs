@@ -230,8 +230,8 @@ impl Chain {
         }
         let storage = self.storage(source, how)?;
         let (format, guessed) = format_of(source, &storage)?;
-        if guessed && format == Format::Raw && how.writable {
-            warn_guessed_raw(&source.text);
+        if guessed && !format.has_metadata() && how.writable {
+            warn_guessed(format, &source.text);
         }
         let mut options = OpenOptions::new(format)
             .writable(how.writable)
@@ -426,10 +426,10 @@ fn known(name: &str) -> Result<Format> {
     name.parse().map_err(|_| anyhow!("Unknown driver '{name}'"))
 }
 
-fn warn_guessed_raw(name: &str) {
+fn warn_guessed(format: Format, name: &str) {
     output::notice(format_args!(
-        "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
-         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
-         Specify the 'raw' format explicitly to remove the restrictions."
+        "WARNING: Image format was not specified for '{name}' and probing guessed {format}.\n         \
+         Automatically detecting the format is dangerous for {format} images, write operations on block 0 will be restricted.\n         \
+         Specify the '{format}' format explicitly to remove the restrictions."
     ));
 }

@@ -236,7 +236,7 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
         },
     )?;
     check_aio(matches, name)?;
-    if run.write && opened.guessed && opened.image.format() == qcow::Format::Raw {
+    if run.write && opened.guessed && !opened.image.format().has_metadata() {
         bail!(
             "Could not open '{}': a raw image is written only with -f raw",
             source.text

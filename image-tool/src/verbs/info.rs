@@ -223,7 +223,7 @@ fn child_nodes(image: &ImageInfo) -> Vec<ChildNode> {
             size,
         });
     }
-    if image.info.format == qcow::Format::Raw && nodes.len() > 1 {
+    if !image.info.format.has_metadata() && nodes.len() > 1 {
         // The last one is the image.
         nodes.pop();
     }

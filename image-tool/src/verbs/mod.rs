@@ -145,7 +145,7 @@ pub(crate) fn overview() -> String {
     for verb in VERBS {
         let _ = writeln!(text, "  {} - {}", verb.name, verb.manual.about);
     }
-    let mut formats = Format::ALL.map(Format::name);
+    let mut formats = Format::NAMES;
     formats.sort_unstable();
     let _ = write!(
         text,

@@ -1,7 +1,7 @@
 //! The image formats: one folder each, behind one trait.
 //!
-//! To add a format: a folder with a [`Driver`] and a [`FormatEntry`], a variant of [`Format`], and its line in
-//! [`Format::entry`].
+//! To add a format: a folder with a [`Driver`] and a [`FormatEntry`], and a variant of [`Format`], for which the compiler
+//! then asks for its line in [`entry`].
 
 pub(crate) mod backing_disk;
 pub(crate) mod plan;
@@ -9,10 +9,10 @@ pub(crate) mod qcow2;
 pub(crate) mod raw;
 pub(crate) mod references;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
+
+use qcow_format::Format;
 
 use crate::error::{Error, Result};
 use crate::formats::backing_disk::BackingDisk;
@@ -27,130 +27,24 @@ use crate::storage::buffer::{Destination, Source};
 use crate::storage::extent::Extent;
 use crate::storage::range_lock::RangeGuard;
 
-/// The format of an image. Always declared, never guessed by this library while opening.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// The file is the disk.
-    Raw,
-    /// qcow2, versions 2 and 3.
-    Qcow2,
-}
-
-impl Format {
-    /// All formats.
-    pub const ALL: [Self; 2] = [Self::Raw, Self::Qcow2];
-
-    fn entry(self) -> &'static FormatEntry {
-        match self {
-            Self::Raw => &raw::ENTRY,
-            Self::Qcow2 => &qcow2::ENTRY,
-        }
-    }
-
-    /// The name qemu-img uses.
-    pub fn name(self) -> &'static str {
-        self.entry().name
-    }
-
-    /// What it is, for help texts.
-    pub fn summary(self) -> &'static str {
-        self.entry().summary
-    }
-
-    /// Whether the file holds more than the disk: an image is then parsed when it is opened, has a size of its own, and
-    /// can grow within its file.
-    pub fn has_metadata(self) -> bool {
-        self.entry().capabilities.metadata
-    }
-
-    /// Whether an image can name a backing file.
-    pub fn has_backing(self) -> bool {
-        self.entry().capabilities.backing
-    }
-
-    /// Whether an image can have internal snapshots.
-    pub fn has_snapshots(self) -> bool {
-        self.entry().capabilities.snapshots
-    }
-
-    /// Whether an image can have persistent dirty bitmaps.
-    pub fn has_bitmaps(self) -> bool {
-        self.entry().capabilities.bitmaps
-    }
-
-    /// Whether clusters can be compressed.
-    pub fn has_compression(self) -> bool {
-        self.entry().capabilities.compression
-    }
-
-    /// Whether the metadata of an image can be checked.
-    pub fn has_checks(self) -> bool {
-        self.entry().capabilities.checks
-    }
-
-    /// Whether the options of an image can be changed after its creation.
-    pub fn has_amend(self) -> bool {
-        self.entry().capabilities.amend
-    }
-
-    /// Whether a journal is kept beside an image ([`crate::Journal`]).
-    pub fn has_journal(self) -> bool {
-        self.entry().capabilities.journal
-    }
-
-    /// Opens the image in a storage.
-    pub(crate) fn open(self, opening: Opening<'_>) -> Result<Box<dyn Driver>> {
-        (self.entry().open)(opening)
-    }
-
-    /// Refuses options that are out of range, or contradict each other.
-    pub(crate) fn check_create(self, options: &CreateOptions) -> Result<()> {
-        (self.entry().check_create)(options)
-    }
-
-    /// Makes an image with nothing allocated.
-    pub(crate) fn create(self, storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
-        (self.entry().create)(storage, options)
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Format {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        Self::ALL
-            .into_iter()
-            .find(|format| format.name() == name)
-            .ok_or_else(|| Error::unsupported(format!("unknown image format '{name}'")))
-    }
-}
-
 /// What a format's folder provides.
-struct FormatEntry {
-    name: &'static str,
-    summary: &'static str,
-    capabilities: Capabilities,
-    open: fn(Opening<'_>) -> Result<Box<dyn Driver>>,
-    check_create: fn(&CreateOptions) -> Result<()>,
-    create: fn(&dyn Storage, &CreateOptions) -> Result<()>,
+pub(crate) struct FormatEntry {
+    /// Opens the image in a storage.
+    pub(crate) open: fn(Opening<'_>) -> Result<Box<dyn Driver>>,
+    /// Refuses options that are out of range, or contradict each other.
+    pub(crate) check_create: fn(&CreateOptions) -> Result<()>,
+    /// Makes an image with nothing allocated.
+    pub(crate) create: fn(&dyn Storage, &CreateOptions) -> Result<()>,
+    /// Reserves what a new image is to have allocated. False: that takes an open image.
+    pub(crate) allocate: fn(&dyn Storage, &CreateOptions) -> Result<bool>,
 }
 
-/// What images of a format can have; see the methods of [`Format`].
-struct Capabilities {
-    metadata: bool,
-    backing: bool,
-    snapshots: bool,
-    bitmaps: bool,
-    compression: bool,
-    checks: bool,
-    amend: bool,
-    journal: bool,
+/// The folder of a format.
+pub(crate) fn entry(format: Format) -> &'static FormatEntry {
+    match format {
+        Format::Raw => &raw::ENTRY,
+        Format::Qcow2 => &qcow2::ENTRY,
+    }
 }
 
 /// An image that is to be opened.

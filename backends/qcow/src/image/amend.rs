@@ -1,7 +1,8 @@
 //! Changes of an image's format options.
 
+use qcow_format::Format;
+
 use crate::error::{Error, Result};
-use crate::formats::Format;
 use crate::image::Image;
 
 impl Image {

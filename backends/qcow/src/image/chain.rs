@@ -5,8 +5,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use qcow_format::Format;
+
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::Format;
 use crate::formats::qcow2::journal::file::{self as journal_file, Access, Beside, JournalFile};
 use crate::formats::qcow2::pending_session;
 use crate::formats::references::{resolve, resolve_data_file};
@@ -248,7 +249,7 @@ fn open_backing(
     let format = match format {
         Some(format) => format
             .parse::<Format>()
-            .map_err(|error| error.within(format!("backing file {name}")))?,
+            .map_err(|unknown| Error::unsupported(format!("backing file {name}: {unknown}")))?,
         None => options.unformatted_backing.ok_or_else(|| {
             let message = format!(
                 "{}: records no format for its backing file {name}, and it is not guessed",

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::formats::raw;
+use crate::formats::entry;
+use crate::formats::raw::allocate_first_block;
 use crate::formats::references::resolve_data_file;
 use crate::image::Image;
-use crate::options::{CreateOptions, DataFile, Locking, OpenOptions, Preallocation};
+use crate::options::{CreateOptions, DataFile, Locking, OpenOptions};
 use crate::storage::Storage;
 use crate::storage::gate::open_or_make;
 use crate::storage::host_file::HostFile;
@@ -22,7 +23,7 @@ use crate::storage::lock::{FileLock, Use};
 /// the file is in use.
 pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
     let path = path.as_ref();
-    options.format.check_create(options)?;
+    (entry(options.format).check_create)(options)?;
     let existed = path.exists();
     let done = create_named(path, options);
     if done.is_err() && !existed {
@@ -47,7 +48,7 @@ pub fn create_file(
     path: impl AsRef<Path>,
     options: &CreateOptions,
 ) -> Result<()> {
-    options.format.check_create(options)?;
+    (entry(options.format).check_create)(options)?;
     fill(file, path.as_ref(), options)
 }
 
@@ -61,33 +62,22 @@ fn fill(file: &Arc<File>, path: &Path, options: &CreateOptions) -> Result<()> {
         storage.set_len(0).map_err(failed)?;
     }
     options.empty_file.prepare(file);
-    if !options.format.has_metadata() {
-        storage.set_len(options.size).map_err(failed)?;
-        if options.preallocation == Preallocation::Off {
-            raw::allocate_first_block(&storage, options.size).map_err(failed)?;
-        }
-        return raw::preallocate(&storage, 0, options.size, options.preallocation);
-    }
-    let created = options.format.create(&storage, options);
-    created.map_err(|error| error.within(path.display()))?;
+    let format = entry(options.format);
+    let allocated = (format.create)(&storage, options)
+        .and_then(|()| (format.allocate)(&storage, options))
+        .map_err(|error| error.within(path.display()))?;
     if let Some(name) = &options.data_file {
         create_data_file(&resolve_data_file(path, name)?, options)?;
     }
-    let preallocation = options.initial_preallocation();
-    if preallocation == Preallocation::Off {
+    if allocated {
         return Ok(());
     }
     // The lock belongs to the open file, which both hold.
     drop((lock, storage));
-    preallocate(file.clone(), path, options, preallocation)
+    preallocate(file.clone(), path, options)
 }
 
-fn preallocate(
-    file: Arc<File>,
-    path: &Path,
-    options: &CreateOptions,
-    preallocation: Preallocation,
-) -> Result<()> {
+fn preallocate(file: Arc<File>, path: &Path, options: &CreateOptions) -> Result<()> {
     let data = if options.data_file.is_some() {
         DataFile::Open
     } else {
@@ -98,14 +88,15 @@ fn preallocate(
         .data_file(data)
         .locking(Locking::Exclusive);
     let image = Image::open_file(file, path, &open)?;
-    image.preallocate(0, options.size, preallocation)?;
+    image.preallocate(0, options.size, options.initial_preallocation())?;
     image.close()
 }
 
 /// Creates an image in storage of the caller's own, with nothing allocated.
 pub fn create_in(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
-    options.format.check_create(options)?;
-    options.format.create(storage, options)
+    let format = entry(options.format);
+    (format.check_create)(options)?;
+    (format.create)(storage, options)
 }
 
 fn create_data_file(path: &Path, options: &CreateOptions) -> Result<()> {
@@ -117,5 +108,6 @@ fn create_data_file(path: &Path, options: &CreateOptions) -> Result<()> {
     storage.set_len(0).map_err(failed)?;
     options.empty_file.prepare(storage.file());
     storage.set_len(options.size).map_err(failed)?;
-    raw::allocate_first_block(&storage, options.size).map_err(failed)
+    // A data file is a raw image.
+    allocate_first_block(&storage, options.size).map_err(failed)
 }

@@ -14,12 +14,14 @@ mod snapshots;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use qcow_format::Format;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::backing_disk::BackingDisk;
 use crate::formats::plan::Plan;
 use crate::formats::qcow2::journal::file::Beside;
 use crate::formats::references::References;
-use crate::formats::{Driver, Format, Opening};
+use crate::formats::{Driver, Opening, entry};
 use crate::options::OpenOptions;
 use crate::storage::Storage;
 use crate::storage::buffer::{Destination, Source};
@@ -58,7 +60,7 @@ impl Image {
         }
         let sync_state = SyncState::default();
         let (storage, syncs) = Synced::new(Arc::from(storage), &sync_state);
-        let driver = options.format.open(Opening {
+        let driver = (entry(options.format).open)(Opening {
             storage: Arc::new(storage),
             start,
             options,

@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 
 use super::tuning;
 use super::{BackingOverride, Locks, Source, Window};
-use crate::command_line::format_options::{FormatOptions, Kind, Spec};
+use crate::command_line::format_options::{FormatOptions, Kind, Spec, known_format};
 use crate::command_line::keyval;
 use crate::output::json::{Object, Value};
 use crate::output::report;
@@ -116,13 +116,12 @@ impl Node {
         )
     }
 
-    /// Whether it is a qcow2 image, or a raw node on one.
+    /// Whether it is an image that has metadata, or a node without on one.
     fn is_image(&self) -> bool {
-        match self.driver.as_deref() {
-            Some("qcow2") => true,
-            Some("raw") => self.file.as_deref().is_some_and(Self::is_image),
-            _ => false,
-        }
+        let format = self.driver.as_deref().and_then(known_format);
+        format.is_some_and(|format| {
+            format.has_metadata() || self.file.as_deref().is_some_and(Self::is_image)
+        })
     }
 
     /// The image that the tree describes; `text` is its name on the command line.
@@ -147,10 +146,10 @@ impl Node {
         let file = self
             .file
             .as_deref()
-            .filter(|_| !matches!(driver, Some(other) if !matches!(other, "raw" | "qcow2")));
+            .filter(|_| driver.is_none_or(|name| known_format(name).is_some()));
         let Some(file) = file else {
             return Err(match driver {
-                Some(other) if !matches!(other, "raw" | "qcow2") => {
+                Some(other) if known_format(other).is_none() => {
                     anyhow!("Unknown driver '{other}'")
                 }
                 _ => anyhow!("A block device must be specified for \"file\""),
@@ -295,7 +294,7 @@ impl Node {
         let file = self.file.as_deref();
         is_part(self)
             || file.is_some_and(|file| {
-                matches!(file.driver.as_deref(), Some("raw" | "qcow2")) || is_part(file)
+                file.driver.as_deref().and_then(known_format).is_some() || is_part(file)
             })
     }
 

@@ -76,20 +76,20 @@ fn disk(text: &OsStr) -> Result<Disk, String> {
     while let Some(given) = options.next(&["format", "readonly"], &["allow-path"])? {
         match &*given.key() {
             "format" => {
-                format = Some(match given.one_of(&["raw", "qcow2"])? {
-                    "raw" => Format::Raw,
-                    _ => Format::Qcow2,
-                });
+                let name = given.one_of(&Format::NAMES)?;
+                format = name.parse().ok();
             }
             "readonly" => readonly = given.switch()?,
             _ if given.value.is_empty() => return Err(given.wrong("a folder")),
             _ => allow_path.push(PathBuf::from(OsString::from_vec(given.value))),
         }
     }
-    let format = format.or_else(|| Format::by_name(&path)).ok_or_else(|| {
+    let format = format.or_else(|| Format::by_ending(&path)).ok_or_else(|| {
+        let options = Format::NAMES.map(|name| format!(",format={name}"));
         format!(
-            "the format of {} is not known: add ,format=raw or ,format=qcow2",
-            path.display()
+            "the format of {} is not known: add {}",
+            path.display(),
+            options.join(" or ")
         )
     })?;
     Ok(Disk {

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use qcow_format::Format;
+
 use crate::error::{Error, Result};
 use crate::formats::backing_disk::BackingDisk;
 use crate::formats::plan::Plan;
 use crate::formats::qcow2::{DirtyRanges, Qcow2};
 use crate::formats::references::References;
-use crate::formats::{
-    Bitmaps, Busy, Capabilities, Driver, Format, FormatEntry, Opening, Snapshots,
-};
+use crate::formats::{Bitmaps, Busy, Driver, FormatEntry, Opening, Snapshots};
 use crate::options::Preallocation;
 use crate::report::{CheckResult, Info, Repair, SnapshotInfo};
 use crate::storage::Storage;
@@ -18,24 +18,13 @@ use crate::storage::extent::Extent;
 use crate::storage::range_lock::RangeGuard;
 
 pub(in crate::formats) const ENTRY: FormatEntry = FormatEntry {
-    name: "qcow2",
-    summary: "QEMU's format, with its backing files",
-    capabilities: Capabilities {
-        metadata: true,
-        backing: true,
-        snapshots: true,
-        bitmaps: true,
-        compression: true,
-        checks: true,
-        amend: true,
-        journal: true,
-    },
     open: |opening: Opening<'_>| {
         let image = Qcow2::open(opening.storage, opening.options, opening.journal)?;
         Ok(Box::new(image))
     },
     check_create: super::create::check,
     create: super::create::create,
+    allocate: |_, options| Ok(options.initial_preallocation() == Preallocation::Off),
 };
 
 impl Driver for Qcow2 {

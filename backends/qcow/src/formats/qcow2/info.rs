@@ -4,8 +4,9 @@ mod holes;
 
 use std::path::Path;
 
+use qcow_format::Format;
+
 use crate::error::{Error, Result};
-use crate::formats::Format;
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::engine::Where;
 use crate::formats::qcow2::layout::address::GuestOffset;

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use qcow_format::Format;
+
 use crate::error::{Error, Result};
 use crate::formats::backing_disk::BackingDisk;
 use crate::formats::plan::{Place, Plan};
 use crate::formats::raw::{Raw, allocate_first_block, preallocate};
-use crate::formats::{Capabilities, Driver, Format, FormatEntry, Opening};
+use crate::formats::{Driver, FormatEntry, Opening};
 use crate::options::{CreateOptions, Discard, Preallocation};
 use crate::report::Info;
 use crate::storage::Storage;
@@ -14,24 +16,13 @@ use crate::storage::buffer::{Destination, Source};
 use crate::storage::extent::Extent;
 
 pub(in crate::formats) const ENTRY: FormatEntry = FormatEntry {
-    name: "raw",
-    summary: "The file is the disk",
-    capabilities: Capabilities {
-        metadata: false,
-        backing: false,
-        snapshots: false,
-        bitmaps: false,
-        compression: false,
-        checks: false,
-        amend: false,
-        journal: false,
-    },
     open: |opening: Opening<'_>| {
         let discard = opening.options.discard == Discard::Unmap;
         Ok(Box::new(Raw::new(opening.storage, opening.start, discard)?))
     },
     check_create,
     create,
+    allocate,
 };
 
 fn check_create(options: &CreateOptions) -> Result<()> {
@@ -47,7 +38,16 @@ fn check_create(options: &CreateOptions) -> Result<()> {
 fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     storage
         .set_len(options.size)
-        .map_err(|error| Error::io("cannot resize", error))
+        .map_err(|error| Error::io("cannot truncate", error))
+}
+
+fn allocate(storage: &dyn Storage, options: &CreateOptions) -> Result<bool> {
+    if options.preallocation == Preallocation::Off {
+        allocate_first_block(storage, options.size)
+            .map_err(|error| Error::io("cannot truncate", error))?;
+    }
+    preallocate(storage, 0, options.size, options.preallocation)?;
+    Ok(true)
 }
 
 impl Driver for Raw {

@@ -6,6 +6,7 @@
 mod check;
 #[allow(dead_code, reason = "the verbs on definitions use it")]
 mod document;
+mod format;
 mod identity;
 #[allow(dead_code, reason = "the verbs on definitions use it")]
 mod text;
@@ -13,7 +14,7 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use bulkhead_mac::MacAddr;
@@ -24,6 +25,7 @@ use uuid::Uuid;
 
 pub(crate) use document::Text;
 pub(crate) use identity::VENDOR;
+pub(crate) use qcow_format::Format;
 pub(crate) use value::{DeviceType, Memory, disk_target, guest_name, network_name};
 
 /// The most request queues of a disk.
@@ -99,6 +101,11 @@ pub(crate) struct Disk {
     /// The image.
     pub(crate) path: PathBuf,
     /// The image's format. It is never guessed from the content, which the guest can write.
+    #[serde(
+        serialize_with = "format::serialize",
+        deserialize_with = "format::deserialize"
+    )]
+    #[schemars(schema_with = "format::schema")]
     pub(crate) format: Format,
     /// Whether the guest may only read.
     #[serde(default, skip_serializing_if = "is_off")]
@@ -131,16 +138,6 @@ pub(crate) struct Disk {
     /// Folders, besides the image's own, in which its backing and data files may be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) allow_path: Vec<PathBuf>,
-}
-
-/// The format of a disk image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Format {
-    /// The bytes of the disk themselves.
-    Raw,
-    /// QEMU's copy-on-write format, version 2 or 3.
-    Qcow2,
 }
 
 /// A network card.
@@ -315,26 +312,6 @@ impl Definition {
         // `vdz` comes before `vdaa`.
         named.sort_by(|(a, _), (b, _)| (a.len(), a).cmp(&(b.len(), b)));
         named
-    }
-}
-
-impl Format {
-    /// The format that the file's name declares. The content does not count, because a guest can write it.
-    pub(crate) fn by_name(path: &Path) -> Option<Self> {
-        match path.extension()?.to_str()? {
-            "qcow2" => Some(Self::Qcow2),
-            "raw" | "img" => Some(Self::Raw),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        })
     }
 }
 
