@@ -17,7 +17,7 @@ use crate::config::{
 #[command(name = "bulkhead-vmm", version)]
 pub(crate) struct Args {
     /// Kernel: an x86-64 bzImage, or an ELF image with or without a PVH note
-    #[arg(long, value_name = "PATH", required_unless_present = "api_socket")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["api_socket", "probe"])]
     pub(crate) kernel: Option<PathBuf>,
     /// Initial RAM file system
     #[arg(long, value_name = "PATH")]
@@ -74,6 +74,10 @@ pub(crate) struct Args {
     /// Serve the API on this Unix socket. Without --kernel, wait there for a guest to be created
     #[arg(long, value_name = "path=PATH")]
     pub(crate) api_socket: Option<ApiSocketConfig>,
+    /// Run no guest. Try, confined as a monitor is, whether KVM here runs guests and can run Linux, and print what is
+    /// found: `linux`, `no-linux: WHY` or `nothing: WHY`
+    #[arg(long, exclusive = true)]
+    pub(crate) probe: bool,
 }
 
 impl Args {

@@ -20,6 +20,7 @@ mod host;
 mod kvm;
 mod machine;
 mod power;
+mod probe;
 mod run;
 mod stop;
 
@@ -43,6 +44,9 @@ fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> anyhow::Result<ExitCode> {
+    if args.probe {
+        return probe::print();
+    }
     let signals = signals::block_termination().context("cannot wait for signals")?;
     // The guest runs on while another job has the terminal.
     let job_control = signals::block(&[libc::SIGTTIN, libc::SIGTTOU]);

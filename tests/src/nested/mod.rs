@@ -16,12 +16,14 @@ use crate::workplace::{Workplace, in_outer_host};
 
 /// Why a guest with its network cannot run on this very machine, and the nested bench is needed.
 pub fn needed() -> Result<Option<String>> {
-    let why = match probe()? {
-        Verdict::CannotRunLinux(why) => format!("KVM here cannot run Linux ({why})"),
-        Verdict::CanRunLinux if !rustix::process::geteuid().is_root() => {
+    let why = match probe() {
+        Verdict::RunsLinux if !rustix::process::geteuid().is_root() => {
             "KVM here can run Linux, but only root can give it a network".to_owned()
         }
-        Verdict::CanRunLinux => return Ok(None),
+        Verdict::RunsLinux => return Ok(None),
+        Verdict::RunsNoLinux(why) | Verdict::RunsNothing(why) => {
+            format!("KVM here cannot run Linux ({why})")
+        }
     };
     if in_outer_host() {
         bail!("{why}, and this is an outer host of the nested bench already");

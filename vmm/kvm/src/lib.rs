@@ -9,12 +9,14 @@
 
 mod cpuid;
 mod irq;
+mod probe;
 mod ram;
 mod state;
 mod vcpu;
 mod vm;
 
 pub use irq::{Doorbells, Interrupt, Interrupts};
+pub use probe::{Verdict, probe};
 pub use ram::guest_ram;
 pub use vcpu::{Crash, ExitCounts, Platform, Vcpus};
 pub use vm::{Vcpu, Vm};

@@ -97,6 +97,11 @@ impl Vm {
         Ok(())
     }
 
+    /// A vCPU as KVM makes it.
+    pub(crate) fn create_bare_vcpu(&self) -> Result<VcpuFd, Error> {
+        self.fd.create_vcpu(0).map_err(refused("a vCPU"))
+    }
+
     /// The guest's RAM.
     #[must_use]
     pub fn memory(&self) -> &GuestMemoryMmap {
