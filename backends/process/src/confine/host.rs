@@ -1,8 +1,11 @@
 //! What this host refuses of the confinement, found out by a process that tries all of it and ends.
 
 use std::fmt;
-use std::io::{self, PipeWriter, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::namespaces::{Access, Network, Visible};
@@ -87,6 +90,9 @@ impl fmt::Display for Refused {
     }
 }
 
+/// How long trying the confinement may take.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// What begins the line that says why it could not be tried.
 const FAILED: &str = "!";
 
@@ -94,9 +100,9 @@ const FAILED: &str = "!";
 /// before there is a second thread.
 ///
 /// # Errors
-/// When there can be no other process, or it does not answer.
+/// When there can be no other process, or it does not answer within ten seconds.
 pub fn refused() -> io::Result<Vec<Refused>> {
-    let (mut reader, writer) = io::pipe()?;
+    let (reader, writer) = io::pipe()?;
     // SAFETY: the process has one thread. The child tries what is to be found out and ends; nothing of the parent's is
     // dropped or flushed there. Neither the standard library nor rustix can fork.
     let pid = match unsafe { libc::fork() } {
@@ -109,12 +115,15 @@ pub fn refused() -> io::Result<Vec<Refused>> {
         pid => pid,
     };
     drop(writer);
-    let mut lines = String::new();
-    let read = reader.read_to_string(&mut lines);
+    let read = read_until(reader, Instant::now() + ANSWER);
+    if read.is_err() {
+        // SAFETY: the child has not been waited for, so the number is its.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
     let mut status = 0;
     // SAFETY: it waits for the child of above, and `status` lives until it returns.
     let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
-    read?;
+    let lines = read?;
     if waited != pid || status != 0 {
         return Err(io::Error::other("trying the confinement failed"));
     }
@@ -122,6 +131,43 @@ pub fn refused() -> io::Result<Vec<Refused>> {
         return Err(io::Error::other(why.to_owned()));
     }
     Ok(lines.lines().filter_map(parse).collect())
+}
+
+/// Reads to the end, which comes before the deadline or is an error.
+fn read_until(mut reader: PipeReader, deadline: Instant) -> io::Result<String> {
+    let mut lines = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&reader, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let mut buffer = [0; 4096];
+        match reader.read(&mut buffer)? {
+            0 => return String::from_utf8(lines).map_err(io::Error::other),
+            count => lines.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+        }
+    }
+}
+
+/// The version of the kernel's Landlock; `None` where it has none.
+#[must_use]
+pub fn landlock_abi() -> Option<u32> {
+    const VERSION: u32 = 1;
+    // SAFETY: with this flag the call only returns a number; it takes no attributes. The `landlock` crate does not
+    // return that number.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0_usize,
+            VERSION,
+        )
+    };
+    u32::try_from(version).ok().filter(|version| *version > 0)
 }
 
 fn parse(line: &str) -> Option<Refused> {

@@ -42,7 +42,7 @@ mod syscalls;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use host::{Part, Refused, refused};
+pub use host::{Part, Refused, landlock_abi, refused};
 pub use rustix::thread::CapabilitySet;
 
 use namespaces::Network;
