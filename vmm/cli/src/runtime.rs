@@ -117,7 +117,7 @@ impl GuestFolder {
 
 /// Checks the runtime folder: a user who can rename the folders in it could put sockets of their own in the place of
 /// this guest's.
-fn check_base(base: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_base(base: &Path) -> anyhow::Result<()> {
     const STICKY: u32 = 0o1000;
     const ALL_WRITE: u32 = 0o002;
     let shown = base.display();

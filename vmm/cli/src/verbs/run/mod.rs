@@ -30,7 +30,7 @@ use signals::Signals;
 use supervisor::{Outcome, Supervisor};
 
 /// The socket of the helper that root starts.
-const SYSTEM_HELPER: &str = "/run/bulkhead/net-helper.sock";
+pub(crate) const SYSTEM_HELPER: &str = "/run/bulkhead/net-helper.sock";
 
 /// The monitor's status when the guest resets.
 const RESET: i32 = 3;
