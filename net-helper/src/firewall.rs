@@ -4,6 +4,9 @@
 //! in by an interface that has only one of them, or only the bridge's index, is dropped: somebody has renamed the bridge,
 //! or given its name to another interface, or removed the bridge of a TAP device.
 //!
+//! Others can put an interface on a bridge or a TAP device (a VLAN, a macvlan), by which guests would reach the host beside
+//! their network. What comes in by it, or is routed to it, is dropped.
+//!
 //! A packet with a guest's source address must come from that guest's bridge; what comes from elsewhere with such an
 //! address is dropped first, or else the answer would reach the guest.
 //!
@@ -29,6 +32,8 @@ pub(crate) struct Interfaces<'a> {
     pub(crate) bridges: &'a [Option<u32>],
     /// The group of this program's interfaces.
     pub(crate) group: u32,
+    /// The indices of others' interfaces on top of this program's.
+    pub(crate) above: &'a [u32],
 }
 
 impl Interfaces<'_> {
@@ -45,15 +50,18 @@ pub(crate) fn chains(interfaces: &Interfaces<'_>, only_guests: bool) -> Vec<Chai
     let Interfaces {
         networks, group, ..
     } = *interfaces;
+    let mut to_host = from_above(interfaces);
     // When somebody has removed a TAP device's bridge, its guest's packets come in by the TAP device itself.
-    let mut to_host = vec![Rule::new().iifname_prefix(TAP_PREFIX).drop()];
+    to_host.push(Rule::new().iifname_prefix(TAP_PREFIX).drop());
     to_host.extend(spoofed(networks).map(Rule::drop));
     // These come before the other rules of any network, so that a guest of one network does not reach the host's
     // address on another.
     to_host.extend(networks.iter().flat_map(host_address_is_for_own_guests));
     let mut mark = Vec::new();
-    let mut leave = spoofed_and_routed(networks, group);
-    let mut enter = Vec::new();
+    let mut leave = from_above(interfaces);
+    leave.extend(spoofed_and_routed(networks, group));
+    let above = interfaces.above.iter();
+    let mut enter: Vec<_> = above.map(|&index| Rule::new().oif(index).drop()).collect();
     for network in networks.iter().filter(|network| network.owns_bridge()) {
         let to_its_name = Rule::new().oifname(&network.bridge);
         enter.push(to_its_name.not_oifgroup(group).drop());
@@ -97,6 +105,13 @@ pub(crate) fn chains(interfaces: &Interfaces<'_>, only_guests: bool) -> Vec<Chai
     ]
 }
 
+/// Drops what comes in by an interface on top of this program's. If br_netfilter is loaded, such a packet passes the
+/// chains before routing as one that comes in by the bridge, so other chains have these rules, too.
+fn from_above(interfaces: &Interfaces<'_>) -> Vec<Rule> {
+    let above = interfaces.above.iter();
+    above.map(|&index| Rule::new().iif(index).drop()).collect()
+}
+
 /// Packets with a source address of a network's subnet that come neither from the network's bridge nor from this host.
 fn spoofed(networks: &[Network]) -> impl Iterator<Item = Rule> {
     networks.iter().filter_map(|network| {
@@ -106,15 +121,15 @@ fn spoofed(networks: &[Network]) -> impl Iterator<Item = Rule> {
     })
 }
 
-/// Drops what comes in by an interface that is half a network's bridge, and spoofed packets, before anything can answer
-/// them: an IP option that is wrong, or a TTL that ends here, is answered before the other chains see the packet. If
+/// Drops what comes in by an interface on top of a network's or by one that is half a network's bridge, and spoofed
+/// packets, before anything can answer them: an IP option that is wrong, or a TTL that ends here, is answered before the other chains see the packet. If
 /// br_netfilter is loaded, frames within others' bridges pass this chain, too, and may have any address: what comes from
 /// those bridges is left to the other chains and the routing rules.
 fn inward(interfaces: &Interfaces<'_>) -> Vec<Rule> {
     let Interfaces {
         networks, group, ..
     } = *interfaces;
-    let mut rules = Vec::new();
+    let mut rules = from_above(interfaces);
     for rule in spoofed(networks) {
         rules.push(rule.clone().not_iifkind_bridge().drop());
         rules.push(rule.iifgroup(group).drop());

@@ -5,8 +5,6 @@
 //! everything in place, and the next run takes it over.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
-use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use bulkhead_mac::MacAddr;
@@ -14,7 +12,6 @@ use netlink_packet_route::rule::RuleMessage;
 use tap::InterfaceName;
 
 use crate::dhcp::Dhcp;
-use crate::firewall::Interfaces;
 use crate::forwarding::Forwarding;
 use crate::identity::{Identity, random_mac};
 use crate::link::{DEFAULT_MTU, InUse, Link, Links};
@@ -23,7 +20,7 @@ use crate::previous_run;
 use crate::state::{Record, StateDir};
 use crate::subnet::Ipv4Subnet;
 use crate::watch::Watch;
-use crate::{firewall, nft, routing};
+use crate::{nft, routing};
 
 /// Everything that was created.
 #[derive(Debug)]
@@ -34,10 +31,12 @@ pub(crate) struct Host {
     pub(crate) ports: Vec<Port>,
     pub(crate) table: Option<nft::Table>,
     pub(crate) routing: Vec<RuleMessage>,
+    /// Interfaces of others on top of this program's, which the table closes.
+    pub(crate) above: Vec<u32>,
     pub(crate) watch: Option<Watch>,
     pub(crate) dhcp: Vec<Dhcp>,
     pub(crate) record: Record,
-    state: StateDir,
+    pub(crate) state: StateDir,
     forwarding: Option<Forwarding>,
     /// Whether everything was created and clients are served.
     pub(crate) is_complete: bool,
@@ -71,6 +70,7 @@ impl Host {
             ports: Vec::new(),
             table: None,
             routing: Vec::new(),
+            above: Vec::new(),
             watch: None,
             dhcp,
             record,
@@ -118,71 +118,6 @@ impl Host {
         Ok(())
     }
 
-    /// Creates the rules, or replaces those that the previous run has left. The record says before that the rules are
-    /// this program's.
-    fn install_rules(&mut self, networks: &[Network]) -> Result<()> {
-        let replace = std::mem::replace(&mut self.record.rules, true);
-        self.state.write(&self.record)?;
-        let only_guests = self.record.forwarding_was_off;
-        let mut bridges = Vec::new();
-        for network in networks {
-            bridges.push(self.index_of_bridge(network)?);
-        }
-        let chains = self.chains(networks, &bridges);
-        match install_table(chains, replace) {
-            Ok(table) => self.table = Some(table),
-            Err(error) => {
-                self.record.rules = replace;
-                return Err(error);
-            }
-        }
-        self.routing = routing::wanted(networks, only_guests, self.links.has_ipv6());
-        routing::add(&mut self.links, &self.routing).context("cannot create routing rules")
-    }
-
-    /// The index of a network's bridge. If somebody has given a bridge that is not this program's another name, the
-    /// guests' TAP devices are still its ports.
-    fn index_of_bridge(&mut self, network: &Network) -> Result<Option<u32>> {
-        if let Some(link) = self.find_bridge(network)? {
-            return Ok(Some(link.index));
-        }
-        if network.owns_bridge() {
-            return Ok(None);
-        }
-        let taps = previous_run::taps(&mut self.links, &self.record.owner, network)?;
-        Ok(taps.iter().find_map(|tap| tap.controller))
-    }
-
-    fn chains(&self, networks: &[Network], bridges: &[Option<u32>]) -> Vec<nft::Chain> {
-        let group = self.record.owner.group();
-        let interfaces = Interfaces {
-            networks,
-            bridges,
-            group,
-        };
-        firewall::chains(&interfaces, self.record.forwarding_was_off)
-    }
-
-    /// Adds the bridges that have been created since to the rules.
-    pub(crate) fn update_table(&mut self) -> Result<()> {
-        let (mut networks, mut bridges) = (Vec::new(), Vec::new());
-        for ActiveNetwork {
-            network, bridge, ..
-        } in self.networks.clone()
-        {
-            let index =
-                bridge.map_or_else(|| self.index_of_bridge(&network), |index| Ok(Some(index)));
-            bridges.push(index?);
-            networks.push(network);
-        }
-        let chains = self.chains(&networks, &bridges);
-        let updated = self.table.as_mut().map(|table| table.set_chains(chains));
-        updated
-            .transpose()
-            .context("cannot replace the nftables table")?;
-        Ok(())
-    }
-
     /// Fails if the network's bridge or subnet is in use by somebody else, before anything is changed.
     fn check_conflicts(&mut self, network: &Network) -> Result<()> {
         let bridge = self.find_bridge(network)?;
@@ -204,7 +139,7 @@ impl Host {
     }
 
     /// The interface with the name of a network's bridge, or else the network's own bridge with another name.
-    fn find_bridge(&mut self, network: &Network) -> Result<Option<Link>> {
+    pub(crate) fn find_bridge(&mut self, network: &Network) -> Result<Option<Link>> {
         match self.links.find(&network.bridge)? {
             // Only a bridge that was created can have another name.
             None if !self.record.networks.is_empty() => {
@@ -465,33 +400,4 @@ impl Host {
         note(state.remove());
         errors
     }
-}
-
-/// Creates the table. One that is to be replaced may belong to a process that was killed and has not ended yet; then
-/// the kernel refuses.
-fn install_table(chains: Vec<nft::Chain>, replace: bool) -> Result<nft::Table> {
-    const TRIES: usize = 100;
-    const RETRY_INTERVAL: Duration = Duration::from_millis(20);
-    let install = || nft::Table::install(nft::TABLE, chains.clone(), replace);
-    let mut installed = install();
-    for _ in 0..TRIES {
-        match &installed {
-            Err(e) if replace && e.kind() == ErrorKind::PermissionDenied => {
-                std::thread::sleep(RETRY_INTERVAL);
-                installed = install();
-            }
-            _ => break,
-        }
-    }
-    installed.map_err(|error| match error.kind() {
-        // EEXIST: a table without an owner. EPERM: a table whose owner is alive.
-        ErrorKind::AlreadyExists | ErrorKind::PermissionDenied => anyhow!(
-            "there is an nftables table inet {} already: is another bulkhead-net-helper running?",
-            nft::TABLE
-        ),
-        _ => Error::from(error).context(format!(
-            "cannot create the nftables table inet {}",
-            nft::TABLE
-        )),
-    })
 }

@@ -46,6 +46,8 @@ pub(crate) struct Link {
     pub(crate) is_tap: bool,
     /// The bridge that it is a port of.
     pub(crate) controller: Option<u32>,
+    /// The interface of this network namespace that it is on top of.
+    pub(crate) below: Option<u32>,
     /// A TAP device has a carrier while somebody has it open.
     pub(crate) has_carrier: bool,
 }
@@ -337,6 +339,7 @@ impl From<LinkMessage> for Link {
             index: message.header.index,
             ..Link::default()
         };
+        let mut is_elsewhere = false;
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
@@ -346,6 +349,9 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Group(group) => link.group = group,
                 LinkAttribute::Controller(0) => {}
                 LinkAttribute::Controller(index) => link.controller = Some(index),
+                LinkAttribute::Link(0) => {}
+                LinkAttribute::Link(index) => link.below = Some(index),
+                LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
                 // IFF_LOWER_UP is not set while the interface is down, even if there is a carrier.
                 LinkAttribute::Carrier(carrier) => link.has_carrier = carrier != 0,
                 LinkAttribute::LinkInfo(info) => {
@@ -354,6 +360,10 @@ impl From<LinkMessage> for Link {
                 }
                 _ => {}
             }
+        }
+        // Then the index is one of another network namespace.
+        if is_elsewhere {
+            link.below = None;
         }
         link
     }

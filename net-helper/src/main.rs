@@ -45,6 +45,7 @@ mod previous_run;
 mod reclaim;
 mod repair;
 mod routing;
+mod rules;
 mod serve;
 mod state;
 mod subnet;

@@ -1,4 +1,5 @@
-//! Restores rules, bridges and addresses that others have removed while this program runs.
+//! Restores rules, bridges and addresses that others have removed while this program runs, and closes the interfaces that
+//! others have put on top of its own.
 //!
 //! Until then no packet passes that must not: the nftables table and the routing rules each suffice without the other,
 //! and both drop the packets of a TAP device without a bridge.
@@ -8,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::host::{ActiveNetwork, Host};
+use crate::host::{ActiveNetwork, Host, Port};
 use crate::identity::Owner;
 use crate::link::Link;
 use crate::network::Network;
@@ -32,11 +33,13 @@ impl Host {
         let Some(watch) = &mut self.watch else {
             return Vec::new();
         };
-        let (networks, ports) = (&self.networks, &self.ports);
+        let (networks, ports, above) = (&self.networks, &self.ports, &self.above);
         let watched = Watched {
             is_bridge: &|index| networks.iter().any(|active| active.bridge == Some(index)),
             is_adopted: &|index| ports.iter().any(|p| p.index == index && p.is_adopted),
             is_disguised: &|link| is_disguised(link, networks, &self.record.owner),
+            is_above: &|link| is_above(link, networks, ports, above),
+            was_above: &|index| above.contains(&index),
             is_missing: self.is_damaged || networks.iter().any(|active| active.bridge.is_none()),
         };
         watch.read(&watched, self.table.as_ref().map(nft::Table::port));
@@ -165,4 +168,17 @@ fn is_disguised(link: &Link, networks: &[ActiveNetwork], owner: &Owner) -> bool 
         let is_marked = link.group == owner.group() && owner.owns(link, &network.bridge);
         is_it && !(is_named && is_marked)
     })
+}
+
+/// Whether an interface is on top of one of this program's, or of one in `known`, and is not in `known` itself.
+fn is_above(link: &Link, networks: &[ActiveNetwork], ports: &[Port], known: &[u32]) -> bool {
+    let is_ours = |index| {
+        let mut own = networks
+            .iter()
+            .filter(|active| active.network.owns_bridge());
+        own.any(|active| active.bridge == Some(index))
+            || ports.iter().any(|port| port.index == index)
+            || known.contains(&index)
+    };
+    link.below.is_some_and(is_ours) && !known.contains(&link.index)
 }

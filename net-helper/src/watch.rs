@@ -46,6 +46,10 @@ pub(crate) struct Watched<'a> {
     pub(crate) is_adopted: &'a dyn Fn(u32) -> bool,
     /// Whether an interface is a bridge of this program and has lost the name or the marks that the rules know it by.
     pub(crate) is_disguised: &'a dyn Fn(&Link) -> bool,
+    /// Whether an interface is on top of one of this program's, and the rules do not know it yet.
+    pub(crate) is_above: &'a dyn Fn(&Link) -> bool,
+    /// Whether the rules know an interface as one that is on top of one of this program's.
+    pub(crate) was_above: &'a dyn Fn(u32) -> bool,
     /// Whether a bridge or its name is missing, so that every change of an interface may be what it waits for.
     pub(crate) is_missing: bool,
 }
@@ -114,20 +118,25 @@ impl Watch {
     }
 }
 
-/// Whether a bridge, its address or a routing rule has been removed, a bridge has been disguised, or an interface may be
-/// the missing bridge.
+/// Whether a bridge, its address or a routing rule has been removed, a bridge has been disguised, an interface on top of
+/// this program's has come or gone, or an interface may be the missing bridge.
 fn concerns_bridge(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
     match raw.kind {
         libc::RTM_DELADDR => (watched.is_bridge)(index(raw)),
-        libc::RTM_DELLINK => watched.is_missing || (watched.is_bridge)(index(raw)),
+        libc::RTM_DELLINK => {
+            let index = index(raw);
+            watched.is_missing || (watched.is_bridge)(index) || (watched.was_above)(index)
+        }
         libc::RTM_DELRULE => true,
-        libc::RTM_NEWLINK => watched.is_missing || is_disguised(raw, watched),
+        libc::RTM_NEWLINK => {
+            let concerns = |link: Link| {
+                let is_bridge = (watched.is_bridge)(link.index);
+                (is_bridge && (watched.is_disguised)(&link)) || (watched.is_above)(&link)
+            };
+            watched.is_missing || link(raw).is_some_and(concerns)
+        }
         _ => false,
     }
-}
-
-fn is_disguised(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
-    (watched.is_bridge)(index(raw)) && link(raw).is_some_and(|link| (watched.is_disguised)(&link))
 }
 
 /// The whole of a link. The kernel also notifies of its parts alone, such as what it is as a port of a bridge.

@@ -113,7 +113,7 @@ fn without_it(scene: &Scene, helper: Helper, folder: &Path) -> Helper {
 
     helper.kill();
     run("nft flush ruleset");
-    scene.pass_routed("killed, table flushed");
+    scene.routes_nothing("killed, table flushed");
     let helper = Helper::start(folder, NETWORKS);
     scene.forget_the_host();
     scene.resumes("started again without a table");

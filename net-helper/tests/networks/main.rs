@@ -2,6 +2,7 @@
 //! own for the host, and more of them for guests and the world outside.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
+mod above;
 mod adoption;
 mod bridge_helper;
 mod closed;

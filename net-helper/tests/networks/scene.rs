@@ -54,7 +54,7 @@ impl Drop for Senders {
 }
 
 /// Packets that arrive at a socket of this host, which no firewall's counter sees.
-fn arrivals(address: &str) -> Arc<AtomicU64> {
+pub(crate) fn arrivals(address: &str) -> Arc<AtomicU64> {
     let socket = UdpSocket::bind(address).unwrap();
     let count = Arc::new(AtomicU64::new(0));
     let counted = count.clone();
@@ -76,7 +76,7 @@ fn answer(socket: UdpSocket) {
 }
 
 /// Has a machine count the packets that come in there, by what they are.
-fn count(machine: &Machine, what: &[(&str, &str)]) {
+pub(crate) fn count(machine: &Machine, what: &[(&str, &str)]) {
     machine.run("nft add table inet seen");
     machine.run("nft add chain inet seen inward '{ type filter hook prerouting priority -300; }'");
     machine.run("nft add rule inet seen inward iifname lo accept");
@@ -88,7 +88,7 @@ fn count(machine: &Machine, what: &[(&str, &str)]) {
     }
 }
 
-fn counted(machine: &Machine) -> BTreeMap<String, u64> {
+pub(crate) fn counted(machine: &Machine) -> BTreeMap<String, u64> {
     let text = machine.run("nft list counters table inet seen");
     let mut counters = BTreeMap::new();
     let mut name = String::new();
@@ -414,6 +414,25 @@ impl Scene {
 
     pub(crate) fn pass_routed(&self, moment: &str) {
         std::thread::sleep(Duration::from_millis(300));
+        self.check_routed(moment);
+    }
+
+    /// The table is flushed, and no helper restores it: nothing at all is routed, and guests reach the host.
+    pub(crate) fn routes_nothing(&self, moment: &str) {
+        let routed = || {
+            let [routed @ .., _, _] = self.allowed();
+            routed
+        };
+        // What had been routed before may be on its way.
+        eventually(&format!("{moment}: nothing is routed"), || {
+            let before = routed();
+            let [.., at_gateway, _] = self.allowed();
+            eventually(&format!("{moment}: guests reach the host"), || {
+                let [.., now, _] = self.allowed();
+                now >= at_gateway + 100
+            });
+            routed() == before
+        });
         self.check_routed(moment);
     }
 
