@@ -1,10 +1,12 @@
 //! `bulkhead`: the command people type.
 //!
-//! It starts and watches the other programs. It may touch their sockets and the runtime folder. It opens no image, no
-//! tap and no /dev/kvm, and depends on no code of the other programs but protocol types.
+//! It starts and watches the other programs. It may touch their sockets, the runtime folder and the definitions of
+//! guests. It opens no image, no tap and no /dev/kvm, and depends on no code of the other programs but protocol types.
 
 #![deny(unsafe_code)]
 
+mod domain;
+mod editor;
 mod guest;
 mod init;
 #[allow(dead_code, reason = "the verbs that print use it")]
@@ -12,7 +14,6 @@ mod output;
 mod program;
 mod runtime;
 mod shell;
-#[allow(dead_code, reason = "the verbs on definitions use it")]
 mod store;
 mod verbs;
 

@@ -35,6 +35,7 @@ impl Store {
     ///
     /// # Errors
     /// When one has, or the folder cannot be read.
+    #[allow(dead_code, reason = "the start of a guest uses it")]
     pub(crate) fn check_unique(&self, guest: &Definition) -> anyhow::Result<()> {
         self.taken(&guest.name)?.check(guest)
     }

@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow, bail};
 use uuid::Uuid;
 
+pub(crate) use file::bounded;
+
 use crate::guest::Definition;
 use crate::guest::definition::{Text, guest_name};
 

@@ -1,7 +1,19 @@
 //! The list of verbs. Each verb is a file or a folder here, and two lines below.
 
+mod affected;
+mod autostart;
+mod define;
+mod desc;
 mod doctor;
+mod domname;
+mod domrename;
+mod domuuid;
+mod dumptoml;
+mod edit;
+mod metadata;
 mod run;
+mod schema;
+mod undefine;
 
 use std::process::ExitCode;
 
@@ -13,14 +25,53 @@ pub(crate) enum Verb {
     Doctor(doctor::Args),
     /// Run a guest in the foreground, with its console on this terminal
     Run(Box<run::Args>),
+    /// Define a guest by a TOML file, without starting it
+    Define(define::Args),
+    /// Remove the definition of a guest
+    Undefine(undefine::Args),
+    /// Change the definition of a guest in an editor
+    Edit(edit::Args),
+    /// Print the definition of a guest
+    Dumptoml(dumptoml::Args),
+    /// Have a guest started with the host
+    Autostart(autostart::Args),
+    /// Print or set the description of a guest
+    Desc(desc::Args),
+    /// Print or set the title of a guest
+    Title(desc::TitleArgs),
+    /// Print or set a text of another program about a guest
+    Metadata(metadata::Args),
+    /// Give a guest another name
+    Domrename(domrename::Args),
+    /// Print the UUID of a guest
+    Domuuid(domuuid::Args),
+    /// Print the name of a guest
+    Domname(domname::Args),
+    /// Print the JSON Schema of a definition
+    Schema(schema::Args),
 }
 
 impl Verb {
     /// Runs the verb, which prints by `output`.
     pub(crate) fn run(self, output: Output) -> anyhow::Result<ExitCode> {
-        match self {
-            Self::Doctor(args) => doctor::run(args, output),
-            Self::Run(args) => run::run(*args),
-        }
+        let status = match self {
+            // What these print is not virsh's.
+            Self::Run(args) => return run::run(*args),
+            Self::Doctor(args) => return doctor::run(args, output),
+            Self::Schema(args) => return schema::run(&args, output),
+            Self::Define(args) => define::run(&args, output),
+            Self::Undefine(args) => undefine::run(&args, output),
+            Self::Edit(args) => edit::run(&args, output),
+            Self::Dumptoml(args) => dumptoml::run(&args, output),
+            Self::Autostart(args) => autostart::run(&args, output),
+            Self::Desc(args) => desc::run(&args, output),
+            Self::Title(args) => desc::title(&args, output),
+            Self::Metadata(args) => metadata::run(&args, output),
+            Self::Domrename(args) => domrename::run(&args, output),
+            Self::Domuuid(args) => domuuid::run(&args, output),
+            Self::Domname(args) => domname::run(&args, output),
+        }?;
+        output.end_of_command()?;
+        Ok(status)
     }
 }

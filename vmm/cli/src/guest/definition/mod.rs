@@ -4,11 +4,9 @@
 //! structs here, and the documentation of the fields is theirs.
 
 mod check;
-#[allow(dead_code, reason = "the verbs on definitions use it")]
 mod document;
 mod format;
 mod identity;
-#[allow(dead_code, reason = "the verbs on definitions use it")]
 mod text;
 mod value;
 
@@ -26,6 +24,7 @@ use uuid::Uuid;
 pub(crate) use document::Text;
 pub(crate) use identity::VENDOR;
 pub(crate) use qcow_format::Format;
+pub(crate) use text::write;
 pub(crate) use value::{DeviceType, Memory, disk_target, guest_name, network_name};
 
 /// The most request queues of a disk.
