@@ -19,10 +19,18 @@ pub fn usage(message: impl Into<String>) -> anyhow::Error {
 
 /// Parses the command line and runs `body`. An error becomes one line on standard error and the exit status.
 pub fn main<A: clap::Parser>(body: impl FnOnce(A) -> anyhow::Result<ExitCode>) -> ExitCode {
+    main_with(parse::<A>, body)
+}
+
+/// The same for a program with a parser of its own, whose error is the status to end with.
+pub fn main_with<A>(
+    parse: impl FnOnce(std::env::ArgsOs) -> Result<A, ExitCode>,
+    body: impl FnOnce(A) -> anyhow::Result<ExitCode>,
+) -> ExitCode {
     crate::stderr::prepare();
     crate::signals::prepare();
     report_panics();
-    let outcome = match parse::<A>(std::env::args_os()) {
+    let outcome = match parse(std::env::args_os()) {
         Ok(args) => body(args),
         Err(status) => return status,
     };
@@ -68,7 +76,8 @@ fn report_panics() {
 }
 
 /// clap's message without its usage and hints, in one line.
-fn first_paragraph(message: &str) -> String {
+#[must_use]
+pub fn first_paragraph(message: &str) -> String {
     let paragraph = message.split("\n\n").next().unwrap_or(message);
     let line = one_line(paragraph);
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
