@@ -5,9 +5,12 @@
 
 #![deny(unsafe_code)]
 
+mod bounded;
+mod command_line;
 mod domain;
 mod editor;
 mod guest;
+mod host;
 mod init;
 #[allow(dead_code, reason = "the verbs that print use it")]
 mod output;
@@ -17,18 +20,17 @@ mod shell;
 mod store;
 mod verbs;
 
+use std::io::Write;
 use std::process::ExitCode;
 
-/// Runs virtual machines as separate, confined processes.
-#[derive(Debug, clap::Parser)]
-#[command(name = "bulkhead", version, about, arg_required_else_help = false)]
-struct Args {
-    #[command(flatten)]
-    output: output::Output,
-    #[command(subcommand)]
-    verb: verbs::Verb,
-}
-
 fn main() -> ExitCode {
-    bulkhead_process::main(|args: Args| args.verb.run(args.output))
+    bulkhead_process::main_with(command_line::parse, |args| match args.verb {
+        Some(verb) => verb.run(args.output),
+        None => {
+            let help = verbs::help::grouped(&command_line::command());
+            // Where standard error is closed, the status says it alone.
+            let _ = std::io::stderr().write_all(help.as_bytes());
+            Ok(ExitCode::from(bulkhead_process::USAGE))
+        }
+    })
 }

@@ -10,10 +10,14 @@ mod domrename;
 mod domuuid;
 mod dumptoml;
 mod edit;
+pub(crate) mod help;
+mod hostname;
 mod metadata;
+mod nodeinfo;
 mod run;
 mod schema;
 mod undefine;
+mod version;
 
 use std::process::ExitCode;
 
@@ -23,6 +27,9 @@ use crate::output::Output;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
     Doctor(doctor::Args),
+    Help(help::Args),
+    Hostname(hostname::Args),
+    Nodeinfo(nodeinfo::Args),
     /// Run a guest in the foreground, with its console on this terminal
     Run(Box<run::Args>),
     /// Define a guest by a TOML file, without starting it
@@ -49,6 +56,7 @@ pub(crate) enum Verb {
     Domname(domname::Args),
     /// Print the JSON Schema of a definition
     Schema(schema::Args),
+    Version(version::Args),
 }
 
 impl Verb {
@@ -58,6 +66,7 @@ impl Verb {
             // What these print is not virsh's.
             Self::Run(args) => return run::run(*args),
             Self::Doctor(args) => return doctor::run(args, output),
+            Self::Help(args) => return help::run(&args, output),
             Self::Schema(args) => return schema::run(&args, output),
             Self::Define(args) => define::run(&args, output),
             Self::Undefine(args) => undefine::run(&args, output),
@@ -70,6 +79,9 @@ impl Verb {
             Self::Domrename(args) => domrename::run(&args, output),
             Self::Domuuid(args) => domuuid::run(&args, output),
             Self::Domname(args) => domname::run(&args, output),
+            Self::Hostname(args) => hostname::run(args, output),
+            Self::Nodeinfo(args) => nodeinfo::run(args, output),
+            Self::Version(args) => version::run(args, output),
         }?;
         output.end_of_command()?;
         Ok(status)

@@ -7,10 +7,10 @@ use std::io;
 use std::process::Command;
 use std::time::Duration;
 
-use super::bounded;
 use super::finding::Finding;
 use super::host::{self, Host};
 use super::nft::{self, Chain, Condition, Rule, Ruleset, Verdict};
+use crate::bounded;
 use crate::shell::quote;
 
 const NFTABLES: &str = "nftables";

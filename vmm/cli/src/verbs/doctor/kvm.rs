@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat, major, minor};
 
-use super::bounded;
 use super::finding::Finding;
 use super::host::{self, Host};
 use super::user::{self, User};
+use crate::bounded;
 use crate::program::Programs;
 
 const DEVICE: &str = "/dev/kvm";

@@ -3,7 +3,6 @@
 //! It only looks: nothing on the host is changed. What needs a device open, such as running a guest of a few
 //! instructions, is done by the program that may open it.
 
-mod bounded;
 mod clock;
 mod confinement;
 mod cpu;
@@ -32,9 +31,9 @@ use finding::Finding;
 use host::Host;
 use report::Line;
 
-/// Check what this host has and allows for guests: CPU, KVM, memory, network, the user's rights and limits,
-/// confinement and clock
+/// Check whether this host runs guests, and say what to do where it does not
 ///
+/// CPU, KVM, memory, network, the user's rights and limits, confinement and clock are looked at; nothing is changed.
 /// Each line is ok, warn (guests run; something is slower, less confined or not available) or FAIL (guests, or a part
 /// of them, do not run), and says what to do about it. Exit status: 0 without a FAIL, 1 with one.
 #[derive(Clone, Copy, Debug, clap::Args)]
