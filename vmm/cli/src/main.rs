@@ -12,18 +12,27 @@ mod editor;
 mod guest;
 mod host;
 mod init;
-#[allow(dead_code, reason = "the verbs that print use it")]
+mod live;
 mod output;
 mod program;
 mod runtime;
 mod shell;
 mod store;
+mod supervise;
+mod terminal;
 mod verbs;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // The first argument, so that it cannot be a guest's name or the value of an option.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|verb| verb == supervise::VERB)
+    {
+        return bulkhead_process::main(|_: SupervisorArgs| supervise::main());
+    }
     bulkhead_process::main_with(command_line::parse, |args| match args.verb {
         Some(verb) => verb.run(args.output),
         None => {
@@ -33,4 +42,10 @@ fn main() -> ExitCode {
             Ok(ExitCode::from(bulkhead_process::USAGE))
         }
     })
+}
+
+/// The command line of a supervisor, which this program starts itself.
+#[derive(Debug, clap::Parser)]
+struct SupervisorArgs {
+    _verb: String,
 }

@@ -1,13 +1,17 @@
 //! The runtime folder, `/run/bulkhead` for root and `$XDG_RUNTIME_DIR/bulkhead` for a user, and the folder of each
 //! guest in it.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, DirEntry, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
+
+use crate::supervise::{EVENTS, FIFO, state};
 
 /// The number of attempts to make a folder that other runs remove meanwhile.
 const TRIES: usize = 100;
@@ -24,19 +28,75 @@ pub(crate) fn base() -> anyhow::Result<PathBuf> {
     Ok(user.join("bulkhead"))
 }
 
+/// The folder in which guests are looked for. Without a login session none runs, but definitions are there.
+pub(crate) fn known_base() -> PathBuf {
+    base().unwrap_or_else(|_| usual_base())
+}
+
 /// The folder of this user in a login session.
 pub(crate) fn usual_base() -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
     PathBuf::from(format!("/run/user/{user}/bulkhead"))
 }
 
+/// The socket of the helper that root starts.
+pub(crate) const SYSTEM_HELPER: &str = "/run/bulkhead/net-helper.sock";
+
+/// The socket of a network helper that others start: the `named` one, or the one of root, which a user may share who
+/// has none. `None`: the helper in the runtime folder.
+pub(crate) fn helper_socket(base: &Path, named: Option<PathBuf>) -> Option<PathBuf> {
+    let root = rustix::process::geteuid().is_root();
+    let own = base.join("net-helper.sock");
+    let system = Path::new(SYSTEM_HELPER);
+    match named {
+        None if !root && !own.exists() && system.exists() => Some(system.to_owned()),
+        named => named,
+    }
+}
+
+/// The folder with the logs of a guest, which is made if it is missing.
+///
+/// # Errors
+/// When it cannot be made, or nobody says where it is to be.
+pub(crate) fn logs(name: &str) -> anyhow::Result<PathBuf> {
+    let path = logs_of(name)?;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+    made.with_context(|| format!("cannot create {}", path.display()))?;
+    Ok(path)
+}
+
+/// The folder with the logs of a guest, `/var/log/bulkhead/NAME` for root and `$XDG_STATE_HOME/bulkhead/log/NAME` for a
+/// user.
+pub(crate) fn logs_of(name: &str) -> anyhow::Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(Path::new("/var/log/bulkhead").join(name));
+    }
+    let named = |variable: &str| {
+        let path = std::env::var_os(variable).map(PathBuf::from);
+        path.filter(|path| path.is_absolute())
+    };
+    let state = named("XDG_STATE_HOME").or_else(|| Some(named("HOME")?.join(".local/state")));
+    let state = state.context("neither XDG_STATE_HOME nor HOME is set to an absolute path")?;
+    Ok(state.join("bulkhead/log").join(name))
+}
+
+/// Calls `body` while no other command calls this.
+pub(crate) fn with_lock<T>(base: &Path, body: impl FnOnce() -> io::Result<T>) -> anyhow::Result<T> {
+    let failed = || format!("cannot lock {}", base.display());
+    let file = File::open(base).with_context(failed)?;
+    flock(&file, FlockOperation::LockExclusive).with_context(failed)?;
+    body().with_context(|| format!("cannot write into {}", base.display()))
+}
+
 /// The length of the path in `sockaddr_un`, without the zero at the end.
 const LONGEST_SOCKET_PATH: usize = 107;
 /// The longest name of a socket in a guest's folder.
-const LONGEST_NAME: &str = "notify.sock";
+const LONGEST_NAME: &str = "control.sock";
 
 /// The file in a guest's folder whose lock reserves the guest's name.
 const LOCK: &str = "lock";
+/// The regular files in a guest's folder.
+const FILES: &[&str] = &[LOCK, state::FILE, "state.new", EVENTS];
 
 /// A running guest's folder, which reserves its name. Dropping it removes the folder.
 #[derive(Debug)]
@@ -45,13 +105,22 @@ pub(crate) struct GuestFolder {
     // Locked as long as the guest runs. The folder itself cannot serve: a process that listens in it locks it for a
     // moment.
     _lock: File,
+    /// Whether the files stay.
+    is_left: Cell<bool>,
     /// A reserved descriptor, so that the folder can be read at the end even if the process has no others left.
     spare: Option<File>,
 }
 
 impl GuestFolder {
-    /// Reserves the name, and removes the sockets that a killed run of it has left.
+    /// Reserves the name, and removes what a killed run of it has left.
     pub(crate) fn claim(path: &Path) -> anyhow::Result<Self> {
+        let folder = Self::reserve(path)?;
+        folder.clear()?;
+        Ok(folder)
+    }
+
+    /// Reserves the name.
+    pub(crate) fn reserve(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
         if path.join(LONGEST_NAME).as_os_str().len() > LONGEST_SOCKET_PATH {
             bail!(
@@ -87,15 +156,12 @@ impl GuestFolder {
             if !is_same(&lock, &path.join(LOCK)) {
                 continue;
             }
-            let folder = Self {
+            return Ok(Self {
                 path: path.to_owned(),
                 spare: lock.try_clone().ok(),
+                is_left: Cell::new(false),
                 _lock: lock,
-            };
-            folder
-                .clear()
-                .with_context(|| format!("cannot clear {shown}"))?;
-            return Ok(folder);
+            });
         }
     }
 
@@ -103,11 +169,21 @@ impl GuestFolder {
         &self.path
     }
 
-    /// Removes the sockets. The only other file is the lock.
-    fn clear(&self) -> io::Result<()> {
+    /// Has the files stay when the name is given back, since they are of processes that run.
+    pub(crate) fn leave(&self) {
+        self.is_left.set(true);
+    }
+
+    /// Removes all files but the lock.
+    pub(crate) fn clear(&self) -> anyhow::Result<()> {
+        self.remove_files()
+            .with_context(|| format!("cannot clear {}", self.path.display()))
+    }
+
+    fn remove_files(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
-            if entry.file_type()?.is_socket() {
+            if entry.file_name() != LOCK && is_ours(&entry) {
                 std::fs::remove_file(entry.path())?;
             }
         }
@@ -178,13 +254,7 @@ fn check_entries(path: &Path) -> anyhow::Result<()> {
     };
     for entry in entries {
         let entry = entry.with_context(|| format!("cannot look into {shown}"))?;
-        let is_ours = match entry.file_type() {
-            Ok(kind) if entry.file_name() == LOCK => kind.is_file(),
-            Ok(kind) => kind.is_socket(),
-            // It has just been removed.
-            Err(_) => true,
-        };
-        if !is_ours {
+        if !is_ours(&entry) {
             let entry = entry.path();
             bail!(
                 "{} is in the way, and is not bulkhead's: move it elsewhere, or choose another --name",
@@ -193,6 +263,19 @@ fn check_entries(path: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a file in the folder is of a guest: a socket, a FIFO for messages, the lock, the state, the events.
+fn is_ours(entry: &DirEntry) -> bool {
+    let name = entry.file_name();
+    let is_fifo = Path::new(&name).extension() == Some(OsStr::new(FIFO));
+    match entry.file_type() {
+        Ok(kind) if FILES.iter().any(|file| name == *file) => kind.is_file(),
+        Ok(kind) if is_fifo => kind.is_fifo(),
+        Ok(kind) => kind.is_socket(),
+        // It has just been removed.
+        Err(_) => true,
+    }
 }
 
 /// Creates the guest's folder with mode 0700, and the runtime folder, if it is missing, with mode 0755, whatever the
@@ -237,8 +320,11 @@ fn is_same(file: &File, path: &Path) -> bool {
 impl Drop for GuestFolder {
     fn drop(&mut self) {
         drop(self.spare.take());
+        if self.is_left.get() {
+            return;
+        }
         // The next run of this name removes what cannot be removed now.
-        let _ = self.clear();
+        let _ = self.remove_files();
         let _ = std::fs::remove_file(self.path.join(LOCK));
         remove_if_empty(&self.path);
     }

@@ -8,6 +8,6 @@ mod plan;
 mod process;
 
 pub(crate) use command_line::CommandLine;
-pub(crate) use definition::Definition;
-pub(crate) use plan::{DEFAULT_NETWORK, Helper, Plan, Site};
+pub(crate) use definition::{Action, Definition, guest_name};
+pub(crate) use plan::{Console, DEFAULT_NETWORK, Helper, Plan, Site};
 pub(crate) use process::{Process, Role};

@@ -27,6 +27,17 @@ pub(crate) struct Site<'a> {
     pub(crate) helper_socket: Option<&'a Path>,
     /// Whether this user may start a network helper.
     pub(crate) may_start_helper: bool,
+    /// Where the guest's console is.
+    pub(crate) console: Console,
+}
+
+/// Where a guest's console is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Console {
+    /// On the terminal of the monitor.
+    Terminal,
+    /// On the socket `console.sock` in the guest's folder; the monitor's events are in a file there.
+    Socket,
 }
 
 /// The network helper that a guest needs.
@@ -166,9 +177,8 @@ fn monitor(guest: &Definition, site: &Site<'_>) -> anyhow::Result<Process> {
     }
     let mut api = OsString::from("path=");
     api.push(base_value(&site.socket(guest, "api"))?);
-    Ok(process
-        .option("--serial", serial(&guest.serial))
-        .option("--api-socket", api))
+    process = process.option("--serial", serial(guest, site)?);
+    Ok(process.option("--api-socket", api))
 }
 
 fn disk_device(socket: &Path, disk: &Disk) -> anyhow::Result<OsString> {
@@ -206,16 +216,21 @@ fn other_device(device: &VhostUser) -> anyhow::Result<OsString> {
     Ok(words)
 }
 
-fn serial(serial: &Serial) -> OsString {
-    match serial {
-        Serial::Console => "tty".into(),
-        Serial::Off => "off".into(),
-        Serial::File(path) => {
+fn serial(guest: &Definition, site: &Site<'_>) -> anyhow::Result<OsString> {
+    Ok(match (&guest.serial, site.console) {
+        (Serial::Console, Console::Terminal) => "tty".into(),
+        (Serial::Console, Console::Socket) => {
+            let mut word = OsString::from("socket=");
+            word.push(base_value(&site.socket(guest, "console"))?);
+            word
+        }
+        (Serial::Off, _) => "off".into(),
+        (Serial::File(path), _) => {
             let mut word = OsString::from("file=");
             word.push(path);
             word
         }
-    }
+    })
 }
 
 /// A path in the runtime folder as a value in one of the monitor's `key=value` lists.
@@ -272,6 +287,7 @@ mod tests {
             base: Path::new(base),
             helper_socket: None,
             may_start_helper: true,
+            console: Console::Terminal,
         }
     }
 

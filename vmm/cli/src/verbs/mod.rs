@@ -2,20 +2,29 @@
 
 mod affected;
 mod autostart;
+mod console;
 mod define;
 mod desc;
+mod destroy;
 mod doctor;
+mod domid;
+mod dominfo;
 mod domname;
 mod domrename;
+mod domstate;
 mod domuuid;
 mod dumptoml;
 mod edit;
 pub(crate) mod help;
 mod hostname;
+mod list;
+mod logs;
 mod metadata;
 mod nodeinfo;
+mod power;
 mod run;
 mod schema;
+mod start;
 mod undefine;
 mod version;
 
@@ -30,8 +39,34 @@ pub(crate) enum Verb {
     Help(help::Args),
     Hostname(hostname::Args),
     Nodeinfo(nodeinfo::Args),
-    /// Run a guest in the foreground, with its console on this terminal
+    /// Run a guest in the foreground, with its console on this terminal, or in the background
     Run(Box<run::Args>),
+    /// Start a defined guest
+    Start(start::Args),
+    /// List guests
+    List(list::Args),
+    /// Connect this terminal to the console of a guest
+    Console(console::Args),
+    /// Print the messages of a guest's processes and its console's output
+    Logs(logs::Args),
+    /// Ask a guest to shut down, by its power button
+    Shutdown(power::ModeArgs),
+    /// Ask a guest to shut down, and start it again
+    Reboot(power::ModeArgs),
+    /// Reset a guest at once, as by its reset button
+    Reset(power::Args),
+    /// End a guest at once
+    Destroy(destroy::Args),
+    /// Stop the CPUs of a guest
+    Suspend(power::Args),
+    /// Let a suspended guest run on
+    Resume(power::Args),
+    /// Print the main facts about a guest
+    Dominfo(dominfo::Args),
+    /// Print the state of a guest
+    Domstate(domstate::Args),
+    /// Print the id of a guest
+    Domid(domid::Args),
     /// Define a guest by a TOML file, without starting it
     Define(define::Args),
     /// Remove the definition of a guest
@@ -64,10 +99,23 @@ impl Verb {
     pub(crate) fn run(self, output: Output) -> anyhow::Result<ExitCode> {
         let status = match self {
             // What these print is not virsh's.
-            Self::Run(args) => return run::run(*args),
+            Self::Run(args) => return run::run(&args, output),
             Self::Doctor(args) => return doctor::run(args, output),
             Self::Help(args) => return help::run(&args, output),
+            Self::Logs(args) => return logs::run(&args),
             Self::Schema(args) => return schema::run(&args, output),
+            Self::Start(args) => start::run(&args, output),
+            Self::List(args) => list::run(&args, output),
+            Self::Console(args) => console::run(&args, output),
+            Self::Shutdown(args) => power::shutdown(&args, output),
+            Self::Reboot(args) => power::reboot(&args, output),
+            Self::Reset(args) => power::reset(&args, output),
+            Self::Destroy(args) => destroy::run(&args, output),
+            Self::Suspend(args) => power::suspend(&args, output),
+            Self::Resume(args) => power::resume(&args, output),
+            Self::Dominfo(args) => dominfo::run(&args, output),
+            Self::Domstate(args) => domstate::run(&args, output),
+            Self::Domid(args) => domid::run(&args, output),
             Self::Define(args) => define::run(&args, output),
             Self::Undefine(args) => undefine::run(&args, output),
             Self::Edit(args) => edit::run(&args, output),

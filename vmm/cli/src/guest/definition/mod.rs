@@ -279,6 +279,14 @@ impl Definition {
         Ok(self)
     }
 
+    /// Makes all paths text, with replacement characters for what is none, so that the definition can be shown.
+    pub(crate) fn with_shown_paths(mut self) -> Self {
+        for path in self.paths_mut() {
+            *path = path.to_string_lossy().into_owned().into();
+        }
+        self
+    }
+
     fn paths_mut(&mut self) -> Vec<&mut PathBuf> {
         let mut paths = vec![&mut self.kernel];
         paths.extend(&mut self.initramfs);

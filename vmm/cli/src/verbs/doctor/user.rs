@@ -11,8 +11,8 @@ use rustix::process::{getegid, geteuid, getgroups};
 use super::finding::Finding;
 use super::host::{self, Host};
 use crate::runtime;
+use crate::runtime::SYSTEM_HELPER;
 use crate::shell::quote;
-use crate::verbs::run::SYSTEM_HELPER;
 
 /// Who this is.
 #[derive(Clone, Debug)]

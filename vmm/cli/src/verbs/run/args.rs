@@ -15,6 +15,9 @@ pub(crate) struct Args {
     /// End when the guest reboots, with status 3, instead of starting it again
     #[arg(long)]
     pub(crate) no_reboot: bool,
+    /// Run the guest in the background: see 'list', 'console', 'logs' and 'destroy'
+    #[arg(long, short, conflicts_with_all = ["dry_run", "verbose"])]
+    pub(crate) detach: bool,
     /// Report how each process ends
     #[arg(long, short)]
     pub(crate) verbose: bool,

@@ -1,97 +1,104 @@
-//! `bulkhead run`: runs a guest in the foreground until it ends.
+//! `bulkhead run`: runs a guest in the foreground until it ends, or in the background.
 
 mod args;
-mod child;
-mod console;
-mod event;
-mod helper;
-mod ready;
-mod restarts;
-mod signals;
-mod supervisor;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use bulkhead_process::confine::{self, Part, Refused};
 use bulkhead_process::warn;
 
-use crate::guest::{Definition, Plan, Process, Site};
-use crate::init;
+use crate::guest::{self, Action, Definition, Plan, Process, Site};
+use crate::output::Output;
 use crate::program::Programs;
 use crate::runtime::{self, GuestFolder};
+use crate::supervise::state::State;
+use crate::supervise::{self, Ending, Ground, Messages, Outcome, Setting, Signals, Supervisor};
+use crate::terminal::Console;
+use crate::{init, live};
 pub(crate) use args::Args;
-use console::Console;
-use signals::Signals;
-use supervisor::{Outcome, Supervisor};
 
-/// The socket of the helper that root starts.
-pub(crate) const SYSTEM_HELPER: &str = "/run/bulkhead/net-helper.sock";
-
-/// The monitor's status when the guest resets.
-const RESET: i32 = 3;
-
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     if args.dry_run {
-        return dry_run(&args);
+        return dry_run(args);
     }
     let base = runtime::base()?;
+    if args.detach {
+        warn_of_refused()?;
+        let definition = definition(args)?;
+        let helper = runtime::helper_socket(&base, args.helper_socket.clone());
+        let state = supervise::start(definition, false, helper)?;
+        let name = &state.definition.name;
+        output.success(&format!("Domain '{name}' started"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if init::is_needed() {
         return init::run();
     }
+    run_in_foreground(args, &base)
+}
+
+fn run_in_foreground(args: &Args, base: &Path) -> anyhow::Result<ExitCode> {
     // The signals are blocked first: one that comes while the host is tried ends the run in order.
     let signals = Signals::block().context("cannot watch for signals")?;
     warn_of_refused()?;
-    let folder = GuestFolder::claim(&base.join(&args.guest.name))?;
+    let definition = definition(args)?;
+    let folder = GuestFolder::claim(&base.join(&definition.name))?;
     let console = Console::attach().context("cannot use standard input")?;
-    let mut supervisor = Supervisor::new(&folder, signals, &console, args.verbose)?;
-    let plan = plan(&args, &base)?;
-    let outcome = run_until_end(&mut supervisor, &plan, args.no_reboot);
+    let plan = plan(args, &definition, base)?;
+    let mut state = State::new(definition.with_shown_paths(), false, None);
+    state.foreground = true;
+    state.id = runtime::with_lock(base, || {
+        state.id = live::free_id(base);
+        state.write(folder.path())?;
+        Ok(state.id)
+    })?;
+    let setting = Setting {
+        ground: Ground::Fore(console.input()),
+        signals,
+        terminal: console.terminal(),
+        console_log: None,
+        messages: Messages::to_standard_error(),
+        verbose: args.verbose,
+    };
+    let mut supervisor = Supervisor::new(&folder, state, setting)?;
+    let outcome = supervisor.run(&plan, false);
     // The helper is held over reboots, and released once.
-    let closed = supervisor.close();
+    let closed = supervisor.close(Ending::from(&outcome));
+    let waiting = supervisor.into_waiting();
+    drop(folder);
+    supervise::respond(waiting, &outcome);
     let outcome = outcome?;
     closed?;
     Ok(match outcome {
         Outcome::Ended(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
-        Outcome::Stopped => ExitCode::SUCCESS,
+        Outcome::Stopped | Outcome::Destroyed => ExitCode::SUCCESS,
     })
 }
 
+fn definition(args: &Args) -> anyhow::Result<Definition> {
+    let mut definition = Definition::from(args.guest.clone()).with_absolute_paths()?;
+    if args.no_reboot {
+        definition.on_reboot = Action::Destroy;
+    }
+    Ok(definition)
+}
+
 /// The plan for the guest on this host.
-fn plan(args: &Args, base: &Path) -> anyhow::Result<Plan> {
-    let guest = Definition::from(args.guest.clone()).with_absolute_paths()?;
-    let root = rustix::process::geteuid().is_root();
-    let own = base.join("net-helper.sock");
-    let system = Path::new(SYSTEM_HELPER);
-    let helper_socket = match &args.helper_socket {
-        // A user may share the helper that root has started.
-        None if !root && !own.exists() && system.exists() => Some(system),
-        named => named.as_deref(),
-    };
+fn plan(args: &Args, definition: &Definition, base: &Path) -> anyhow::Result<Plan> {
+    let helper_socket: Option<PathBuf> = runtime::helper_socket(base, args.helper_socket.clone());
     let site = Site {
         programs: &Programs::find(),
         base,
-        helper_socket,
-        may_start_helper: root,
+        helper_socket: helper_socket.as_deref(),
+        may_start_helper: rustix::process::geteuid().is_root(),
+        console: guest::Console::Terminal,
     };
-    Plan::new(&guest, &site)
-}
-
-fn run_until_end(
-    supervisor: &mut Supervisor,
-    plan: &Plan,
-    no_reboot: bool,
-) -> anyhow::Result<Outcome> {
-    loop {
-        match supervisor.run(plan.clone())? {
-            Outcome::Ended(RESET) if !no_reboot => {}
-            outcome => return Ok(outcome),
-        }
-    }
+    Plan::new(definition, &site)
 }
 
 /// Writes one warning about all that the host refuses. The programs' own warnings about it are not passed on.
@@ -124,14 +131,18 @@ fn dry_run(args: &Args) -> anyhow::Result<ExitCode> {
         warnings.push(format!("{error:#}; shown for {}", usual.display()));
         usual
     });
-    let plan = plan(args, &base)?;
+    let plan = plan(args, &definition(args)?, &base)?;
     let mut folders = OsString::from("mkdir -p -m 0700 ");
     folders.push(crate::shell::quote(base.join(&args.guest.name).as_os_str()));
     let mut lines = vec![folders];
-    if let Some(wanted) = plan.helper.as_ref().filter(|wanted| !helper::runs(wanted)) {
+    if let Some(wanted) = plan
+        .helper
+        .as_ref()
+        .filter(|wanted| !supervise::runs(wanted))
+    {
         match &wanted.start {
             Some(start) => lines.push(start.command()),
-            None => warnings.push(helper::missing(wanted).to_string()),
+            None => warnings.push(supervise::missing(wanted).to_string()),
         }
     }
     lines.extend(plan.processes.iter().map(Process::command));

@@ -18,6 +18,11 @@ pub(super) struct Restarts {
 }
 
 impl Restarts {
+    /// How often the process was started again, since it was last stable.
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
     /// The process is ready.
     pub(super) fn works(&mut self, now: Instant) {
         self.working_since = Some(now);

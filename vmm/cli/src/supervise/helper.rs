@@ -3,6 +3,7 @@
 //! A helper runs in a session of its own and stays as long as any client has a hold or a lease, whoever started it. Its
 //! standard input is its first hold, so that a helper whose starter is killed before it serves ends, too.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bulkhead_net_protocol::{Client, Error, ErrorKind, Hold};
-use bulkhead_process::say;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -24,6 +24,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::child::{detach, listen};
 use super::event::{Ended, Event, Helper as News};
+use super::messages::Messages;
 use crate::guest::{DEFAULT_NETWORK, Helper as Wanted, Process};
 
 /// How long a helper may take to create its networks or to remove them, on a busy host.
@@ -32,6 +33,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const TRIES: usize = 5;
 /// The pause between attempts after all of them have failed.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// What is reported of a helper that this run starts.
+#[derive(Clone)]
+struct Report {
+    /// Whether its end is.
+    verbose: bool,
+    messages: Messages,
+}
 
 /// The thread that holds a helper, until it is released.
 pub(crate) struct Helper {
@@ -42,11 +51,17 @@ pub(crate) struct Helper {
 
 impl Helper {
     /// Begins to find or start a helper. Changes of its state are sent to `events`.
-    pub(crate) fn need(wanted: Wanted, verbose: bool, events: Sender<Event>) -> io::Result<Self> {
+    pub(crate) fn need(
+        wanted: Wanted,
+        verbose: bool,
+        messages: Messages,
+        events: Sender<Event>,
+    ) -> io::Result<Self> {
+        let report = Report { verbose, messages };
         let (over, needed) = pipe_with(PipeFlags::CLOEXEC)?;
         let thread = std::thread::Builder::new()
             .name("net-helper".into())
-            .spawn(move || keep(&wanted, verbose, &over, &events))?;
+            .spawn(move || keep(&wanted, &report, &over, &events))?;
         Ok(Self { needed, thread })
     }
 
@@ -61,7 +76,7 @@ impl Helper {
 }
 
 /// Whether a helper serves.
-pub(super) fn runs(wanted: &Wanted) -> bool {
+pub(crate) fn runs(wanted: &Wanted) -> bool {
     match UnixStream::connect(&wanted.socket) {
         Ok(_) => true,
         // The helper's socket is one of packets, not a stream.
@@ -70,7 +85,7 @@ pub(super) fn runs(wanted: &Wanted) -> bool {
 }
 
 /// The error that no helper runs and this user may not start one.
-pub(super) fn missing(wanted: &Wanted) -> anyhow::Error {
+pub(crate) fn missing(wanted: &Wanted) -> anyhow::Error {
     let shown = wanted.socket.display();
     let other = wanted.networks.iter().find(|name| *name != DEFAULT_NETWORK);
     let root = rustix::process::geteuid().is_root();
@@ -104,12 +119,12 @@ struct Started {
 /// The thread's work: holds one helper after the other, until the other end of `over` is closed.
 fn keep(
     wanted: &Wanted,
-    verbose: bool,
+    report: &Report,
     over: &OwnedFd,
     events: &Sender<Event>,
 ) -> anyhow::Result<()> {
     loop {
-        let news = match acquire(wanted, verbose, over) {
+        let news = match acquire(wanted, report, over) {
             Ok(None) => return Ok(()),
             Ok(Some(held)) => {
                 // It fails when the run is over.
@@ -130,7 +145,7 @@ fn keep(
 }
 
 /// Holds the helper that runs, or one that it starts. Returns `None` if `over` closes meanwhile.
-fn acquire(wanted: &Wanted, verbose: bool, over: &OwnedFd) -> anyhow::Result<Option<Held>> {
+fn acquire(wanted: &Wanted, report: &Report, over: &OwnedFd) -> anyhow::Result<Option<Held>> {
     let mut last = None;
     for _ in 0..TRIES {
         match hold(Client::connect(&wanted.socket), over) {
@@ -153,7 +168,7 @@ fn acquire(wanted: &Wanted, verbose: bool, over: &OwnedFd) -> anyhow::Result<Opt
         let Some(process) = &wanted.start else {
             return Err(missing(wanted));
         };
-        let (client, started) = start(process, verbose)
+        let (client, started) = start(process, report)
             .with_context(|| format!("cannot start {}", process.program.path.display()))?;
         match hold(Ok(client), over) {
             Ok(Some(hold)) => {
@@ -193,7 +208,7 @@ fn hold(client: Result<Client, Error>, over: &OwnedFd) -> Result<Option<Hold>, E
 }
 
 /// Starts a helper, and returns the other end of its standard input, which is its first hold.
-fn start(process: &Process, verbose: bool) -> anyhow::Result<(Client, Started)> {
+fn start(process: &Process, report: &Report) -> anyhow::Result<(Client, Started)> {
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -215,17 +230,22 @@ fn start(process: &Process, verbose: bool) -> anyhow::Result<(Client, Started)> 
     drop(command);
     let (sender, end) = bounded(1);
     let ready = Arc::new(AtomicBool::new(false));
-    let is_ready = ready.clone();
+    let (is_ready, report) = (ready.clone(), report.clone());
     std::thread::Builder::new()
         .name("watch-net-helper".into())
         .spawn(move || {
-            let stderr = child.stderr.take();
-            let last_line = stderr.and_then(|stderr| listen(stderr, "net-helper", &is_ready));
-            let ended = child.wait().map(|status| Ended { status, last_line });
-            if let (true, Ok(ended)) = (verbose, &ended) {
-                let how = format!("(process {}) ended by itself, {}", child.id(), ended.status);
-                say("net-helper", &how);
+            let stderr = child.stderr.take().map(OwnedFd::from).map(File::from);
+            let last_line =
+                stderr.and_then(|it| listen(it, "net-helper", &is_ready, &report.messages));
+            let status = child.wait();
+            if let (true, Ok(status)) = (report.verbose, &status) {
+                let how = format!("(process {}) ended by itself, {status}", child.id());
+                report.messages.say("net-helper", &how);
             }
+            let ended = status.map(|status| Ended {
+                status: Some(status),
+                last_line,
+            });
             let _ = sender.send(ended);
         })?;
     Ok((Client::from_socket(ours), Started { end, ready }))
@@ -249,7 +269,7 @@ fn release(held: Held) -> anyhow::Result<()> {
         return Ok(());
     };
     match started.ended() {
-        Some(ended) if ended.status.success() => Ok(()),
+        Some(ended) if ended.is_success() => Ok(()),
         Some(ended) => bail!("net-helper: {}", ended.why()),
         None => bail!("net-helper did not end"),
     }

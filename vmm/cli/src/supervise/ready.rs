@@ -16,6 +16,11 @@ use super::event::Event;
 /// Listens on a socket for `$NOTIFY_SOCKET`, and sends [`Event::Ready`] for each process that reports there.
 pub(crate) fn listen(folder: &Path, events: Sender<Event>) -> io::Result<PathBuf> {
     let path = folder.join("notify.sock");
+    // That of a supervisor that was killed; this one holds the folder's lock.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let socket = UnixDatagram::bind(&path)?;
     // A process needs write permission to report, whatever the umask is.
     std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;

@@ -8,8 +8,8 @@ use crossbeam_channel::Sender;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, getpid, kill_process};
 
-use super::console::Terminal;
 use super::event::Event;
+use crate::terminal::Terminal;
 
 /// A terminal's signal reaches this process twice in a container, since the first process passes it on. Within this
 /// time it counts once.

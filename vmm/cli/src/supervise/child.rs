@@ -1,21 +1,46 @@
-//! A running process. It ends when this process does, a thread waits for its end, and signals go through a pidfd, which
-//! never names another process.
+//! A running process. A thread waits for its end, and signals go through a pidfd, which never names another process.
+//!
+//! In the foreground a process ends when the supervisor does. In the background it outlives the supervisor, and the next
+//! one adopts it: therefore its standard error is a FIFO with a name, which it holds open in both directions, so that
+//! neither a missing reader nor a new one matters to it.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{self, ChildStderr, ChildStdin, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{self, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use crossbeam_channel::{Sender, bounded};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::console::Input;
 use super::event::{Ended, Event};
+use super::messages::Messages;
 use crate::guest::{Process, Role};
+use crate::terminal::Input;
+
+/// Where the processes of a guest live.
+#[derive(Clone)]
+pub(crate) enum Ground {
+    /// They end with this process, and the monitor has the terminal.
+    Fore(Input),
+    /// They outlive this process. The FIFOs for their standard error are in this folder.
+    Back(PathBuf),
+}
+
+/// What all processes of a guest are started with.
+pub(crate) struct Surroundings {
+    pub(crate) ground: Ground,
+    /// The socket for `$NOTIFY_SOCKET`.
+    pub(crate) notify: PathBuf,
+    pub(crate) messages: Messages,
+    pub(crate) events: Sender<Event>,
+}
 
 /// A process that has been started.
 #[derive(Debug)]
@@ -30,29 +55,16 @@ impl Child {
     pub(crate) fn start(
         process: &Process,
         index: usize,
-        notify: &Path,
-        input: &Input,
-        events: &Sender<Event>,
+        around: &Surroundings,
     ) -> io::Result<Self> {
-        let monitor = process.role == Role::Monitor;
         let mut command = Command::new(&process.program.path);
         command
             .args(&process.args)
-            .env("NOTIFY_SOCKET", notify)
-            // Ctrl-C reaches only this process, which ends the others in order.
-            .process_group(0)
-            .stdin(match monitor {
-                true => Stdio::piped(),
-                false => null()?,
-            })
-            .stdout(match monitor {
-                true => Stdio::inherit(),
-                false => null()?,
-            })
-            .stderr(Stdio::piped());
-        end_with_parent(&mut command);
+            .env("NOTIFY_SOCKET", &around.notify);
+        let messages = set_up(&mut command, process, around)?;
         let ready = Arc::new(AtomicBool::new(false));
-        let (name, events, is_ready) = (process.name.clone(), events.clone(), ready.clone());
+        let (name, events, is_ready) = (process.name.clone(), around.events.clone(), ready.clone());
+        let log = around.messages.clone();
         let (sender, started) = bounded(1);
         std::thread::Builder::new()
             .name(format!("watch-{name}"))
@@ -60,21 +72,67 @@ impl Child {
                 // This is a setting of the thread. Users other than root may not make it: then the child sees other
                 // processes.
                 let _ = unshare_processes();
-                let Some(mut child) = started_for(&sender, command.spawn()) else {
+                let spawned = command.spawn();
+                // The command still has the standard error of the child.
+                drop(command);
+                let Some(mut child) = started_for(&sender, spawned) else {
                     return;
                 };
-                let (pid, stderr) = (child.id(), child.stderr.take());
-                let last_line = stderr.and_then(|stderr| listen(stderr, &name, &is_ready));
-                let ended = child.wait().map(|status| Ended { status, last_line });
+                let pid = child.id();
+                let stderr = child.stderr.take().map(OwnedFd::from).map(File::from);
+                let last_line = stderr
+                    .or(messages)
+                    .and_then(|stderr| listen(stderr, &name, &is_ready, &log));
+                let ended = child.wait().map(|status| Ended {
+                    status: Some(status),
+                    last_line,
+                });
                 // It fails when the run is over.
                 let _ = events.send(Event::Ended(index, pid, ended));
             })?;
         let lost = |_| io::Error::other("lost track of it");
         let (pid, handle, stdin) = started.recv().map_err(lost)??;
-        if let Some(stdin) = stdin {
+        if let (Some(stdin), Ground::Fore(input)) = (stdin, &around.ground) {
             *input.lock().unwrap_or_else(PoisonError::into_inner) = Some(stdin);
         }
         Ok(Self { pid, handle, ready })
+    }
+
+    /// Watches a process that an earlier supervisor has started, and that is ready. Its end is sent as
+    /// [`Event::Ended`], without a status, which only its parent learns.
+    pub(crate) fn adopt(
+        process: &Process,
+        index: usize,
+        pid: Pid,
+        around: &Surroundings,
+    ) -> io::Result<Self> {
+        let handle = pidfd_open(pid, PidfdFlags::empty())?;
+        let number = pid.as_raw_nonzero().get().unsigned_abs();
+        let end = handle.try_clone()?;
+        let ready = Arc::new(AtomicBool::new(true));
+        let (name, events, is_ready) = (process.name.clone(), around.events.clone(), ready.clone());
+        let messages = match &around.ground {
+            Ground::Back(folder) => Some(fifo(folder, &name)?.reader()?),
+            Ground::Fore(_) => None,
+        };
+        let log = around.messages.clone();
+        std::thread::Builder::new()
+            .name(format!("watch-{name}"))
+            .spawn(move || {
+                if let Some(messages) = messages {
+                    listen(messages, &name, &is_ready, &log);
+                }
+                let ended = wait_for_end(&end).map(|()| Ended {
+                    status: None,
+                    last_line: None,
+                });
+                let _ = events.send(Event::Ended(index, number, ended));
+            })?;
+        Ok(Self {
+            pid: number,
+            handle,
+            ready,
+        })
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -88,6 +146,90 @@ impl Child {
     /// Sends a signal, which fails only when the process has ended.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.handle, signal);
+    }
+}
+
+/// Sets the standard streams of a process and how it ends. Returns the reader of its FIFO in the background.
+fn set_up(
+    command: &mut Command,
+    process: &Process,
+    around: &Surroundings,
+) -> io::Result<Option<File>> {
+    match &around.ground {
+        Ground::Fore(_) => {
+            let monitor = process.role == Role::Monitor;
+            command
+                // Ctrl-C reaches only this process, which ends the others in order.
+                .process_group(0)
+                .stdin(match monitor {
+                    true => Stdio::piped(),
+                    false => null()?,
+                })
+                .stdout(match monitor {
+                    true => Stdio::inherit(),
+                    false => null()?,
+                })
+                .stderr(Stdio::piped());
+            end_with_parent(command);
+            Ok(None)
+        }
+        Ground::Back(folder) => {
+            let fifo = fifo(folder, &process.name)?;
+            let reader = fifo.reader()?;
+            command
+                .current_dir("/")
+                .stdin(null()?)
+                .stdout(null()?)
+                .stderr(fifo.file);
+            outlive_parent(command);
+            Ok(Some(reader))
+        }
+    }
+}
+
+/// A FIFO that is open in both directions, so that opening and writing wait for nobody.
+struct Fifo {
+    path: PathBuf,
+    file: File,
+}
+
+/// Opens, and makes if it is missing, the FIFO for the messages of a process.
+fn fifo(folder: &Path, name: &str) -> io::Result<Fifo> {
+    let path = folder.join(format!("{name}.{FIFO}"));
+    match rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::from(0o600)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(&path)?;
+    rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty())?;
+    Ok(Fifo { path, file })
+}
+
+/// The ending of the FIFOs' names.
+pub(crate) const FIFO: &str = "messages";
+
+impl Fifo {
+    /// Opens it once more for reading, which comes to its end when the last process that writes has ended.
+    fn reader(&self) -> io::Result<File> {
+        File::options()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&self.path)
+    }
+}
+
+fn wait_for_end(handle: &OwnedFd) -> io::Result<()> {
+    loop {
+        let mut fds = [PollFd::new(handle, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -127,7 +269,12 @@ const LONGEST_LINE: usize = 1024;
 
 /// Passes on the lines that a process writes to standard error. Returns the last one before it was ready, which says
 /// why it ended.
-pub(super) fn listen(stderr: ChildStderr, name: &str, ready: &AtomicBool) -> Option<String> {
+pub(super) fn listen(
+    stderr: File,
+    name: &str,
+    ready: &AtomicBool,
+    messages: &Messages,
+) -> Option<String> {
     let mut last = None;
     let mut stderr = BufReader::new(stderr);
     while let Some(line) = next_line(&mut stderr) {
@@ -137,7 +284,7 @@ pub(super) fn listen(stderr: ChildStderr, name: &str, ready: &AtomicBool) -> Opt
             continue;
         }
         let words = line.strip_prefix("warning: ").or(error).unwrap_or(&line);
-        bulkhead_process::warn(&format!("{name}: {words}"));
+        messages.warn(&format!("{name}: {words}"));
     }
     last
 }
@@ -176,9 +323,23 @@ fn end_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(arrange) };
 }
 
+/// Has the child outlive this process, in a session of its own.
+#[allow(unsafe_code)]
+fn outlive_parent(command: &mut Command) {
+    let arrange = || {
+        // As for `end_with_parent`.
+        begin(Some(libc::SIGTERM));
+        restore_sigterm();
+        rustix::process::setsid()?;
+        Ok(())
+    };
+    // SAFETY: as in `end_with_parent`.
+    unsafe { command.pre_exec(arrange) };
+}
+
 /// Puts the child into a session of its own, so that it gets no signal of this terminal and outlives this process.
 #[allow(unsafe_code)]
-pub(super) fn detach(command: &mut Command) {
+pub(crate) fn detach(command: &mut Command) {
     let arrange = || {
         begin(None);
         rustix::process::setsid()?;
