@@ -355,3 +355,30 @@ fn an_image_that_another_process_writes_is_refused() {
     drop(commands);
     writer.wait().unwrap();
 }
+
+#[test]
+fn a_chain_that_loops_is_refused_in_the_same_words() {
+    if !reference_is_there() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.make(&[
+        "qemu-img create -q -f qcow2 a 1M",
+        "qemu-img create -q -f qcow2 -b a -F qcow2 b",
+        "qemu-img rebase -u -f qcow2 -b b -F qcow2 a",
+    ]);
+    pair.same(&["info", "--backing-chain", "a"]);
+    pair.same(&["info", "b"]);
+
+    // By other names: qemu-img goes on until a name is too long.
+    pair.make(&[
+        "mkdir sub",
+        "qemu-img rebase -u -f qcow2 -b sub/../a -F qcow2 b",
+    ]);
+    for args in [&["info", "--backing-chain", "a"][..], &["map", "a"]] {
+        let refused = pair.run_ours(args);
+        assert_eq!(refused.status, Some(1));
+        let says = "Backing file 'sub/../a' creates an infinite loop.";
+        assert!(refused.stderr.contains(says), "{}", refused.stderr);
+    }
+}

@@ -160,6 +160,7 @@ pub use formats::qcow2::DirtyRanges;
 pub use formats::qcow2::journal::file::journal_paths;
 pub use formats::qcow2::layout::address::{ClusterIndex, GuestOffset, HostOffset};
 pub use image::Image;
+pub use image::chain::{Chain, Content, LinkFile, RecordedBacking, open_chain};
 pub use image::create::{create, create_file, create_in};
 pub use options::{
     Backing, CompressionType, CreateOptions, DataFile, Discard, EmptyFile, Journal, Locking,
@@ -175,5 +176,5 @@ pub use storage::folder::Folder;
 pub use storage::gate::{AllowedFiles, open_file};
 pub use storage::host_file::HostFile;
 pub use storage::sync::Flush;
-pub use storage::visited::{ChainError, VisitedFiles};
+pub use storage::visited::ChainError;
 pub use storage::{Filter, Storage};

@@ -3,6 +3,8 @@
 
 use std::io;
 
+use qcow::Content;
+
 /// Bytes at the beginning of a file that are probed.
 const HEAD: usize = 512;
 
@@ -84,7 +86,7 @@ fn is_vmdk(head: &[u8; HEAD]) -> bool {
 
 /// The format by the bytes from `start` on, or by the file's extension; `raw` if neither is known.
 pub(crate) fn format_of(
-    read_at: impl Fn(u64, &mut [u8]) -> io::Result<usize>,
+    content: &Content<'_>,
     start: u64,
     path: Option<&str>,
 ) -> io::Result<&'static str> {
@@ -92,7 +94,7 @@ pub(crate) fn format_of(
     let mut head = [0u8; HEAD];
     let mut filled = 0;
     while let Some(rest) = head.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match read_at(start.saturating_add(filled as u64), rest) {
+        match content.read_at(start.saturating_add(filled as u64), rest) {
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,287 +1,182 @@
-//! Opens images with their backing chains and external data files. Files that an image names are opened here only, and
-//! only if the options say so.
+//! Opens the images of a backing chain, one by one, from the top down. This is the only place that follows backing
+//! files: each file is opened once, no file is in a chain twice, and a chain has at most so many images.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
-use qcow_format::Format;
-
-use crate::error::{Error, ErrorKind, Result};
-use crate::formats::qcow2::journal::file::{self as journal_file, Access, Beside, JournalFile};
-use crate::formats::qcow2::pending_session;
-use crate::formats::references::{resolve, resolve_data_file};
+use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::options::{Backing, DataFile, Journal, Locking, OpenOptions};
+use crate::options::OpenOptions;
 use crate::storage::Storage;
-use crate::storage::gate::{check_type, open_file};
-use crate::storage::host_file::HostFile;
-use crate::storage::lock::{FileLock, Use};
-use crate::storage::visited::{ChainError, VisitedFiles};
+use crate::storage::visited::{ChainError, MAX_DEPTH, VisitedFiles};
 
-/// Opening.
-impl Image {
-    /// Opens `path` as the options say, and what they let it refer to.
-    ///
-    /// # Errors
-    /// The file is missing, locked, not of the declared format, damaged, or uses an unknown feature; the message names
-    /// it.
-    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        let file = open_file(path.as_ref(), options.writable)?;
-        Self::open_file(file, path, options)
+/// Decides what a backing chain consists of: where each image lies, how it is opened, and on which image it stands.
+/// [`open_chain`] calls these methods for one image after the other, in the order they have here, and calls
+/// [`Chain::file`] first for the image that another one lies in.
+///
+/// [`Image::open`] follows the names that images record. A program that lets people replace parts of a chain, or that
+/// has error messages of its own, implements this trait.
+pub trait Chain {
+    /// An image of the chain, before it is opened.
+    type Link;
+    /// Why a chain cannot be opened.
+    type Error;
+
+    /// The most images of a chain, counting those that others lie in.
+    fn max_depth(&self) -> u32 {
+        MAX_DEPTH
     }
 
-    /// Opens an image from an open file; `path` is its name in messages, and what relative backing names are relative
-    /// to.
-    ///
-    /// # Errors
-    /// As [`Image::open`].
-    pub fn open_file(
-        file: impl Into<Arc<File>>,
-        path: impl AsRef<Path>,
-        options: &OpenOptions,
-    ) -> Result<Self> {
-        open_in_chain(
-            file.into(),
-            path.as_ref(),
-            options,
-            &mut VisitedFiles::new(options.max_depth),
-        )
-    }
+    /// The name of the image in messages, and what relative names in it are relative to.
+    fn path<'a>(&self, link: &'a Self::Link) -> &'a Path;
 
-    /// Opens an image from storage of the caller's own; no locks are taken.
+    /// Opens the file of the image.
     ///
     /// # Errors
-    /// As [`Image::open`].
-    pub fn open_storage(
-        storage: Box<dyn Storage>,
-        path: impl AsRef<Path>,
-        options: &OpenOptions,
-    ) -> Result<Self> {
-        let path = path.as_ref();
-        check_options(options)?;
-        let used = match &options.journal {
-            Journal::Use(journal) => {
-                Some(JournalFile::in_storage(journal.clone(), storage.identity()))
+    /// The file cannot be opened.
+    fn file(&mut self, link: &mut Self::Link) -> Result<LinkFile<Self::Link>, Self::Error>;
+
+    /// How the image is opened. What [`OpenOptions::backing`] says of it does not matter.
+    ///
+    /// # Errors
+    /// The format is not known.
+    fn options(
+        &mut self,
+        link: &mut Self::Link,
+        content: &Content<'_>,
+    ) -> Result<OpenOptions, Self::Error>;
+
+    /// The image that this one, which is open now, stands on.
+    ///
+    /// # Errors
+    /// The image cannot be used, or what it records cannot be followed.
+    fn backing(
+        &mut self,
+        link: &mut Self::Link,
+        image: &Image,
+        recorded: Option<RecordedBacking>,
+    ) -> Result<Option<Self::Link>, Self::Error>;
+
+    /// The error for an image whose file cannot be part of this chain.
+    fn refused(&self, link: &Self::Link, why: ChainError) -> Self::Error;
+
+    /// The error for an image that cannot be opened.
+    fn failed(&self, link: &Self::Link, error: Error) -> Self::Error;
+
+    /// The error for an image, when opening the one it stands on failed with `error`.
+    fn backing_failed(&self, link: &Self::Link, error: Self::Error) -> Self::Error;
+}
+
+/// What an image lies in.
+pub enum LinkFile<L> {
+    /// A file, which is locked as the options say.
+    File(Arc<File>),
+    /// A file that is accessed through a storage of the caller's own; it is not locked.
+    Storage(Arc<File>, Box<dyn Storage>),
+    /// The disk of another image.
+    Image(L),
+}
+
+/// The backing file that an image records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedBacking {
+    /// Its name, as it is recorded.
+    pub name: String,
+    /// The name of its format.
+    pub format: Option<String>,
+}
+
+/// The content of what an image lies in, before the image is opened.
+pub struct Content<'a>(&'a Place);
+
+impl Content<'_> {
+    /// Reads into `buffer` from `offset`; fewer bytes at the end, and none behind it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let inside = |size: u64| usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        match self.0 {
+            Place::File(file) => file.read_at(buffer, offset),
+            Place::Storage(storage) => {
+                let len = buffer.len().min(inside(storage.len()?));
+                let mut part = buffer.get_mut(..len).unwrap_or_default();
+                storage.read(offset, &mut part, 0, len)?;
+                Ok(len)
             }
-            _ => None,
-        };
-        let journal = Some(Beside::of(storage.identity(), used));
-        let image = Self::assemble(storage, path, options, (None, journal))
-            .map_err(|error| error.within(path.display()))?;
-        attach(
-            image,
-            path,
-            options,
-            &mut VisitedFiles::new(options.max_depth),
-        )
-    }
-}
-
-fn check_options(options: &OpenOptions) -> Result<()> {
-    if options.writable && options.locking == Locking::Shared {
-        return Err(Error::invalid(
-            "an image can only be opened read-only with shared locking",
-        ));
-    }
-    if options.writable && options.snapshot.is_some() {
-        return Err(Error::invalid("a snapshot can only be opened read-only"));
-    }
-    Ok(())
-}
-
-fn open_in_chain(
-    file: Arc<File>,
-    path: &Path,
-    options: &OpenOptions,
-    visited: &mut VisitedFiles,
-) -> Result<Image> {
-    check_options(options)?;
-    check_type(path, &file)?;
-    visited.add(&file).map_err(|error| {
-        let path = path.display();
-        match error {
-            ChainError::Io(error) => Error::io(format!("{path}: cannot stat"), error),
-            fault => Error::new(ErrorKind::Backing, format!("{path}: {fault}")),
         }
-    })?;
-    let lock = lock(&file, path, options, visited.is_in_backing())?;
-    let journal = journal(&file, path, options)?;
-    let storage = HostFile::new(file)
-        .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
-    let image = Image::assemble(Box::new(storage), path, options, (lock, journal))
-        .map_err(|error| error.within(path.display()))?;
-    attach(image, path, options, visited)
+    }
 }
 
-fn lock(
-    file: &Arc<File>,
-    path: &Path,
-    options: &OpenOptions,
-    is_backing: bool,
-) -> Result<Option<FileLock>> {
-    let usage = match options.locking {
-        Locking::Off => return Ok(None),
-        Locking::Shared => Use::ReadShared,
-        Locking::Exclusive | Locking::NoWriters if options.writable => Use::Write,
-        // As QEMU's tools: a raw image may be read while it is written, there is no metadata to trip over.
-        Locking::Exclusive if !options.format.has_metadata() && !is_backing => Use::ReadShared,
-        Locking::Exclusive | Locking::NoWriters => Use::Read,
-    };
-    FileLock::acquire(file, usage, path).map(Some)
+/// What an image lies in, once that is open.
+pub(super) enum Place {
+    File(Arc<File>),
+    Storage(Box<dyn Storage>),
 }
 
-/// What was found beside an image that is locked; `None` if nobody is to look.
-fn journal(file: &Arc<File>, path: &Path, options: &OpenOptions) -> Result<Option<Beside>> {
-    if !options.format.has_journal() || options.for_info {
-        return Ok(None);
-    }
-    // What is being written now is not to be had otherwise.
-    if !options.writable && FileLock::has_writer(file) {
-        return Ok(None);
-    }
-    let metadata = file
-        .metadata()
-        .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
-    let image = journal_file::identity(&metadata);
-    let access = match (&options.journal, options.writable) {
-        (Journal::Use(journal), _) => {
-            let used = JournalFile::in_storage(journal.clone(), image);
-            return Ok(Some(Beside::of(image, Some(used))));
-        }
-        _ if !options.windows.is_empty() => return Ok(Some(Beside::of(image, None))),
-        (Journal::Keep, true) => Access::Create,
-        (_, true) => Access::Write,
-        (_, false) => Access::Read,
-    };
-    let session = pending_session(file)
-        .map_err(|error| Error::io(format!("{}: cannot read", path.display()), error))?;
-    if access != Access::Create && session.is_none() {
-        return Ok(Some(Beside::of(image, None)));
-    }
-    Ok(Some(Beside {
-        image,
-        found: JournalFile::beside(file, path, access, session.as_ref()),
-    }))
+/// Opens a chain; `top` is the image that stands on all others.
+///
+/// # Errors
+/// Those of the [`Chain`].
+pub fn open_chain<C: Chain>(chain: &mut C, top: &mut C::Link) -> Result<Image, C::Error> {
+    Walk::new(chain).open(top)
 }
 
-/// Opens the data file and the backing file of `image` as far as the options allow.
-fn attach(
-    mut image: Image,
-    path: &Path,
-    options: &OpenOptions,
-    visited: &mut VisitedFiles,
-) -> Result<Image> {
-    let references = image.references();
-    if let (Some(_), DataFile::Use(storage)) = (&references.data_file, &options.data_file) {
-        image.set_data_file(storage.clone(), path.to_path_buf(), None);
-    } else if let Some(name) = references.data_file {
-        let data_file = match &options.data_file {
-            DataFile::Ignore | DataFile::Use(_) => None,
-            DataFile::Open if name.is_empty() => {
-                return Err(Error::invalid(format!(
-                    "{}: the image needs a data file and names none",
-                    path.display()
-                )));
+/// A chain that is being opened.
+pub(super) struct Walk<'a, C> {
+    chain: &'a mut C,
+    visited: VisitedFiles,
+}
+
+impl<'a, C: Chain> Walk<'a, C> {
+    pub(super) fn new(chain: &'a mut C) -> Self {
+        let visited = VisitedFiles::new(chain.max_depth());
+        Self { chain, visited }
+    }
+
+    fn open(&mut self, link: &mut C::Link) -> Result<Image, C::Error> {
+        let place = match self.chain.file(link)? {
+            LinkFile::File(file) => {
+                self.add(&file, link)?;
+                Place::File(file)
             }
-            DataFile::Open => {
-                let data_path = resolve_data_file(path, &name)?;
-                let file = options.allowed_files.open(&data_path, options.writable);
-                Some((file.map_err(|error| error.named_by(path))?, data_path))
+            LinkFile::Storage(file, storage) => {
+                self.add(&file, link)?;
+                Place::Storage(storage)
             }
-            DataFile::Path(data_path) => {
-                Some((open_file(data_path, options.writable)?, data_path.clone()))
+            LinkFile::Image(mut outer) => {
+                Place::Storage(Box::new(Arc::new(self.open(&mut outer)?)))
             }
         };
-        if let Some((file, data_path)) = data_file {
-            let is_own = visited.is_last(&file);
-            if is_own.map_err(|error| {
-                Error::io(format!("{}: cannot stat", data_path.display()), error)
-            })? {
-                return Err(Error::invalid(format!(
-                    "{}: is its own data file",
-                    path.display()
-                )));
-            }
-            attach_data_file(&mut image, file, data_path, options)?;
-        }
-    } else if let DataFile::Path(_) = &options.data_file {
-        let message = format!(
-            "{}: 'data-file' can only be set for images with an external data file",
-            path.display()
-        );
-        return Err(Error::invalid(message));
+        self.open_in(place, link)
     }
-    match &options.backing {
-        Backing::Ignore => {}
-        Backing::Open => {
-            if let Some(name) = references.backing {
-                let backing =
-                    open_backing(path, &name, references.backing_format, options, visited)?;
-                image = image.over(Arc::new(backing));
-            }
-        }
+
+    /// Adds the next file of the chain.
+    pub(super) fn add(&mut self, file: &File, link: &C::Link) -> Result<(), C::Error> {
+        let added = self.visited.add(file);
+        added.map_err(|why| self.chain.refused(link, why))
     }
-    Ok(image)
-}
 
-fn attach_data_file(
-    image: &mut Image,
-    file: File,
-    path: PathBuf,
-    options: &OpenOptions,
-) -> Result<()> {
-    let file = Arc::new(file);
-    let lock = lock(&file, &path, options, true)?;
-    let storage = HostFile::new(file)
-        .map_err(|error| Error::io(format!("{}: cannot stat", path.display()), error))?;
-    image.set_data_file(Arc::new(storage), path, lock);
-    Ok(())
-}
-
-fn open_backing(
-    path: &Path,
-    name: &str,
-    format: Option<String>,
-    options: &OpenOptions,
-    visited: &mut VisitedFiles,
-) -> Result<Image> {
-    let format = match format {
-        Some(format) => format
-            .parse::<Format>()
-            .map_err(|unknown| Error::unsupported(format!("backing file {name}: {unknown}")))?,
-        None => options.unformatted_backing.ok_or_else(|| {
-            let message = format!(
-                "{}: records no format for its backing file {name}, and it is not guessed",
-                path.display()
-            );
-            Error::new(ErrorKind::Backing, message)
-        })?,
-    };
-    let backing = resolve(path, name)?;
-    let data_file = if matches!(options.data_file, DataFile::Ignore | DataFile::Use(_)) {
-        DataFile::Ignore
-    } else {
-        DataFile::Open
-    };
-    let backing_options = OpenOptions {
-        format,
-        writable: false,
-        snapshot: None,
-        windows: Vec::new(),
-        for_check: false,
-        journal: Journal::Replay,
-        data_file,
-        ..options.clone()
-    };
-    let file = options
-        .allowed_files
-        .open(&backing, false)
-        .map_err(|error| {
-            if error.kind() == ErrorKind::NotAllowed {
-                return error.named_by(path);
-            }
-            error.within(format!("backing file of {}", path.display()))
-        })?;
-    open_in_chain(file.into(), &backing, &backing_options, visited)
+    /// Opens the image in an open file or storage, and those it stands on.
+    pub(super) fn open_in(&mut self, place: Place, link: &mut C::Link) -> Result<Image, C::Error> {
+        let options = self.chain.options(link, &Content(&place))?;
+        let path = self.chain.path(link);
+        let opened = Image::open_alone(place, path, &options, &self.visited);
+        let image = opened.map_err(|error| self.chain.failed(link, error))?;
+        let references = image.references();
+        let recorded = references.backing.map(|name| RecordedBacking {
+            name,
+            format: references.backing_format,
+        });
+        let Some(mut below) = self.chain.backing(link, &image, recorded)? else {
+            return Ok(image);
+        };
+        let backing = self
+            .open(&mut below)
+            .map_err(|error| self.chain.backing_failed(link, error))?;
+        Ok(image.over(Arc::new(backing)))
+    }
 }

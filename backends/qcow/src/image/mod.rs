@@ -2,11 +2,12 @@
 
 mod amend;
 mod bitmaps;
-mod chain;
+pub(crate) mod chain;
 pub(crate) mod create;
 mod files;
 mod info;
 mod nested;
+mod open;
 mod plan;
 mod resize;
 mod snapshots;

@@ -7,10 +7,9 @@ use std::os::unix::fs::MetadataExt;
 /// The most images a chain may have, unless [`OpenOptions::max_depth`](crate::OpenOptions::max_depth) says otherwise.
 pub(crate) const MAX_DEPTH: u32 = 64;
 
-/// The files of a chain that were opened so far, whatever their names. For callers that open the images of a chain one
-/// by one ([`crate::Image::over`]); [`crate::Image::open`] keeps its own.
-#[derive(Debug, Clone)]
-pub struct VisitedFiles {
+/// The files of a chain that were opened so far, whatever their names.
+#[derive(Debug)]
+pub(crate) struct VisitedFiles {
     /// By device and inode.
     files: Vec<(u64, u64)>,
     max_depth: u32,
@@ -31,15 +30,9 @@ pub enum ChainError {
     Io(#[from] io::Error),
 }
 
-impl Default for VisitedFiles {
-    fn default() -> Self {
-        Self::new(MAX_DEPTH)
-    }
-}
-
 impl VisitedFiles {
     /// No file yet, and at most so many.
-    pub fn new(max_depth: u32) -> Self {
+    pub(crate) fn new(max_depth: u32) -> Self {
         Self {
             files: Vec::new(),
             max_depth,
@@ -50,7 +43,7 @@ impl VisitedFiles {
     ///
     /// # Errors
     /// See [`ChainError`].
-    pub fn add(&mut self, file: &File) -> Result<(), ChainError> {
+    pub(crate) fn add(&mut self, file: &File) -> Result<(), ChainError> {
         let id = identity(file)?;
         if self.files.contains(&id) {
             return Err(ChainError::Loop);
@@ -60,11 +53,6 @@ impl VisitedFiles {
         }
         self.files.push(id);
         Ok(())
-    }
-
-    /// Whether the file added last is a backing file.
-    pub(crate) fn is_in_backing(&self) -> bool {
-        self.files.len() > 1
     }
 
     /// Whether this is the file added last.

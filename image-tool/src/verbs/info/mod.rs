@@ -1,28 +1,27 @@
 //! `info`: describes an image. Only the named file is opened; with `--backing-chain` also those of its backing chain.
 
-use std::collections::HashSet;
+mod describe;
+
 use std::fmt::Write as _;
-use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::Result;
 use clap::Command;
 use qcow::{Encryption, Info, LuksSlot, Qcow2Info};
 
-use crate::command_line::format_options::extent_size;
 use crate::command_line::getopt::Matches;
 use crate::command_line::manual::{DONE_OR_FAILED, Manual};
 use crate::command_line::options;
-use crate::command_line::source::Source;
 use crate::confine;
 use crate::open::disk::whole_sectors;
-use crate::open::{self, Opening};
 use crate::output::json::{Object, Value};
 use crate::output::size;
 use crate::output::snapshot_list::{self, LocalTime};
 use crate::output::{self, Format};
+
+use describe::{ImageInfo, collect};
 
 pub(crate) const NAME: &str = "info";
 
@@ -81,94 +80,6 @@ pub(crate) fn run(matches: &Matches) -> Result<ExitCode> {
     };
     output::line(text.trim_end_matches('\n'));
     Ok(ExitCode::SUCCESS)
-}
-
-/// The description of one image.
-struct ImageInfo {
-    source: Source,
-    info: Info,
-    /// Length of the file, of which the image may be a part.
-    file_size: u64,
-    /// The file's extent size hint, if it has one.
-    extent_size_hint: Option<u32>,
-    /// The image that is its `file` node.
-    file_node: Option<Box<ImageInfo>>,
-}
-
-/// The descriptions of the image and, with `chain`, of its backing chain.
-fn collect(first: Source, chain: bool, share: bool) -> Result<Vec<ImageInfo>> {
-    let mut infos = Vec::new();
-    let mut names = HashSet::new();
-    let mut next = Some(first);
-    while let Some(source) = next.take() {
-        if !names.insert(source.path.clone()) {
-            bail!(
-                "Backing file '{}' creates an infinite loop.",
-                source.path.display()
-            );
-        }
-        let overlay = infos
-            .last()
-            .map(|image: &ImageInfo| image.source.path.clone());
-        let described = describe(&source, share).map_err(|error| match &overlay {
-            Some(image) => open::named_by(error, image),
-            None => error,
-        })?;
-        let info = &described.info;
-        if chain && let Some(name) = &info.backing_filename {
-            let backing = Source::recorded(&source.path, name, info.backing_format.as_deref());
-            next = Some(backing.map_err(|why| {
-                anyhow!(
-                    "Could not determine absolute backing filename, but backing filename '{name}' present: {why}"
-                )
-            })?);
-        }
-        infos.push(described);
-    }
-    Ok(infos)
-}
-
-/// Describes one image, and its `file` node if that is an image.
-fn describe(source: &Source, share: bool) -> Result<ImageInfo> {
-    let opening = Opening {
-        share,
-        alone: true,
-        for_info: true,
-        ..Opening::default()
-    };
-    let opened = open::open(source, &opening)?;
-    let mut info = opened.info()?;
-    if let Some(node) = &source.file_node {
-        let inner = describe(node, share)?;
-        if info.cluster_size.is_none() {
-            // raw shows the cluster size of its file node.
-            info.cluster_size = inner.info.cluster_size;
-        }
-        return Ok(ImageInfo {
-            source: source.clone(),
-            info,
-            file_size: inner.info.virtual_size,
-            extent_size_hint: None,
-            file_node: Some(Box::new(inner)),
-        });
-    }
-    let files = opened.image.files();
-    let own = files.as_ref().and_then(|files| files.first());
-    let mut extent_size_hint = own.and_then(extent_size::hint);
-    let mut file_size = info.file_size;
-    if !source.windows.is_empty() {
-        let mut whole = qcow::open_file(&source.path, false)?;
-        extent_size_hint = extent_size::hint(&whole);
-        // By its end, since a device's metadata has no size.
-        file_size = whole.seek(SeekFrom::End(0))?;
-    }
-    Ok(ImageInfo {
-        source: source.clone(),
-        info,
-        file_size,
-        extent_size_hint,
-        file_node: None,
-    })
 }
 
 impl ImageInfo {
