@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 
 use crate::config::{
-    ApiSocketConfig, CpusConfig, DiskConfig, FsConfig, MemoryConfig, NetConfig, PayloadConfig,
+    CpusConfig, DiskConfig, FsConfig, MemoryConfig, NetConfig, PathConfig, PayloadConfig,
     SerialConfig, VhostUserConfig, VmConfig,
 };
 
@@ -73,7 +73,10 @@ pub(crate) struct Args {
     pub(crate) serial: SerialConfig,
     /// Serve the API on this Unix socket. Without --kernel, wait there for a guest to be created
     #[arg(long, value_name = "path=PATH")]
-    pub(crate) api_socket: Option<ApiSocketConfig>,
+    pub(crate) api_socket: Option<PathConfig>,
+    /// Append what happens to the guest to this file, as JSON. The last event says how the guest ended
+    #[arg(long, value_name = "path=PATH")]
+    pub(crate) event_monitor: Option<PathConfig>,
     /// Run no guest. Try, confined as a monitor is, whether KVM here runs guests and can run Linux, and print what is
     /// found: `linux`, `no-linux: WHY` or `nothing: WHY`
     #[arg(long, exclusive = true)]
@@ -84,6 +87,11 @@ impl Args {
     /// The path of the API's socket.
     pub(crate) fn api_socket(&self) -> Option<&Path> {
         self.api_socket.as_ref().map(|api| api.path.as_path())
+    }
+
+    /// The path of the file for events.
+    pub(crate) fn event_monitor(&self) -> Option<&Path> {
+        self.event_monitor.as_ref().map(|file| file.path.as_path())
     }
 
     /// The guest's configuration. `None`: the API creates the guest.

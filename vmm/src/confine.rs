@@ -145,6 +145,11 @@ pub(crate) fn enter_serial() {
     );
 }
 
+/// Confines the thread that writes events to their file.
+pub(crate) fn enter_event_monitor() {
+    enter(Confinement::for_thread());
+}
+
 /// Ends the process if a thread cannot be confined: the guest needs every thread.
 fn enter(confinement: Confinement) {
     if let Err(error) = confinement.enter_thread() {

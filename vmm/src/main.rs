@@ -16,6 +16,7 @@ mod config;
 mod confine;
 mod console;
 mod devices;
+mod event_monitor;
 mod host;
 mod kvm;
 mod machine;
@@ -34,10 +35,9 @@ use broker::Broker;
 use bulkhead_process::signals::{self, SignalFd};
 use bulkhead_process::usage;
 use console::Console;
+use event_monitor::{EventMonitor, Source};
+use run::Built;
 use stop::StopReason;
-
-const RESET: u8 = 3;
-const CRASH: u8 = 4;
 
 fn main() -> ExitCode {
     bulkhead_process::main::<Args>(start)
@@ -51,10 +51,37 @@ fn start(args: Args) -> anyhow::Result<ExitCode> {
     // The guest runs on while another job has the terminal.
     let job_control = signals::block(&[libc::SIGTTIN, libc::SIGTTOU]);
     let _job_control = job_control.context("cannot ignore a terminal's signals")?;
+    let events = match args.event_monitor() {
+        Some(path) => EventMonitor::open(path)
+            .with_context(|| format!("--event-monitor: cannot write {}", path.display()))?,
+        None => EventMonitor::off(),
+    };
+    events.report(Source::Vmm, "starting", &[]);
     let broker = Broker::start().context("cannot start the broker process")?;
-    let outcome = serve(args, &signals, &broker);
+    let outcome = serve(args, &signals, &broker, &events);
     broker.end();
-    outcome
+    report_end(&events, &outcome);
+    let reason = outcome?;
+    if let StopReason::Crash(vcpu, crash) = reason {
+        bulkhead_process::report(&format!("the guest crashed: vCPU {vcpu}: {crash}"));
+    }
+    Ok(ExitCode::from(reason.status()))
+}
+
+/// Writes the last event.
+fn report_end(events: &EventMonitor, outcome: &anyhow::Result<StopReason>) {
+    let (reason, status) = match outcome {
+        Ok(reason) => (reason.name(), reason.status()),
+        Err(error) => ("error", bulkhead_process::status(error)),
+    };
+    let mut properties = vec![("reason", reason.into()), ("status", status.to_string())];
+    match outcome {
+        Ok(StopReason::Signal(number)) => properties.push(("signal", number.to_string())),
+        Ok(_) => {}
+        Err(error) => properties.push(("message", format!("{error:#}"))),
+    }
+    events.report(Source::Vmm, "shutdown", &properties);
+    events.finish();
 }
 
 /// The absolute path of the folder that `path` is in.
@@ -66,43 +93,52 @@ fn folder_of(path: &Path) -> PathBuf {
     std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned())
 }
 
-fn serve(args: Args, signals: &SignalFd, broker: &Broker) -> anyhow::Result<ExitCode> {
+/// Builds and runs the guest. Returns why it stopped.
+fn serve(
+    args: Args,
+    signals: &SignalFd,
+    broker: &Broker,
+    events: &EventMonitor,
+) -> anyhow::Result<StopReason> {
     let mut server = match args.api_socket() {
         Some(path) => Some(Server::new(path, broker).context("--api-socket")?),
         None => None,
     };
     let folder = args.api_socket().map(folder_of);
-    let (stage, guest) = match (args.into_config(), &mut server) {
+    let (stage, built) = match (args.into_config(), &mut server) {
         (Some(config), server) => {
             let config = config.check().map_err(usage)?;
             machine::check_sockets(&config)?;
             let console = Console::open(&config.serial, broker)?;
             let stage = confine::begin(None)?;
+            events.report(Source::Vmm, "started", &[]);
+            events.report(Source::Vm, "booting", &[]);
             (stage, run::build(config, console, server, broker, signals)?)
         }
         (None, Some(server)) => {
             // API requests are hostile input, so they are read in the first stage already.
             let stage = confine::begin(folder.as_deref())?;
-            (stage, run::wait_for_guest(server, signals, broker)?)
+            events.report(Source::Vmm, "started", &[]);
+            let built = run::wait_for_guest(server, signals, broker, events)?;
+            (stage, built)
         }
-        (None, None) => return Ok(ExitCode::SUCCESS),
+        // clap requires one of the two.
+        (None, None) => return Ok(StopReason::Api),
     };
-    let Some((config, mut machine)) = guest else {
-        return Ok(ExitCode::SUCCESS);
+    let (config, mut machine) = match built {
+        Built::Guest(guest) => *guest,
+        Built::Ended(reason) => return Ok(reason),
     };
     machine.make_console_raw();
     broker.seal()?;
     stage.finish()?;
     // From here on the process can only run this guest.
-    let reason = run::run(&config, &mut machine, &mut server, signals)?;
+    events
+        .start_thread(confine::enter_event_monitor)
+        .context("cannot start a thread")?;
+    let reason = run::run(&config, &mut machine, &mut server, signals, events)?;
+    reason.report_to(events);
     machine.finish();
     drop(machine);
-    Ok(match reason {
-        StopReason::PowerOff | StopReason::Requested => ExitCode::SUCCESS,
-        StopReason::Reset => ExitCode::from(RESET),
-        StopReason::Crash(vcpu, crash) => {
-            bulkhead_process::report(&format!("the guest crashed: vCPU {vcpu}: {crash}"));
-            ExitCode::from(CRASH)
-        }
-    })
+    Ok(reason)
 }

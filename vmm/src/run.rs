@@ -14,6 +14,7 @@ use crate::build::{Build, Builder};
 use crate::config::VmConfig;
 use crate::confine;
 use crate::console::Console;
+use crate::event_monitor::{EventMonitor, Source};
 use crate::machine::Machine;
 use crate::stop::StopReason;
 
@@ -28,38 +29,47 @@ enum Event {
     Api(ApiEvent),
 }
 
-type Source<'a> = (Event, PollFd<'a>);
+/// An event, and what it is polled by.
+type Polled<'a> = (Event, PollFd<'a>);
 
-/// Builds the machine, and serves the API meanwhile. Returns `None` when a signal or a request ends the monitor first,
-/// which does not wait for a backend.
+/// The guest that is to run, or the reason that there is none.
+pub(crate) enum Built {
+    Guest(Box<(VmConfig, Machine)>),
+    Ended(StopReason),
+}
+
+/// Builds the machine, and serves the API meanwhile. A signal or a request that ends the monitor first does not wait
+/// for a backend.
 pub(crate) fn build(
     config: VmConfig,
     console: Option<Console>,
     server: &mut Option<Server>,
     broker: &Broker,
     signals: &SignalFd,
-) -> anyhow::Result<Option<(VmConfig, Machine)>> {
+) -> anyhow::Result<Built> {
     let mut waiting = Waiting::booting(&config);
     let build = Build::start(config, console, broker.clone())?;
     loop {
         let deadline = server.as_ref().and_then(Server::deadline);
         let mut sources = base_sources(signals, server.as_ref());
         sources.push(source(Event::Built, build.done()));
-        let mut end = false;
+        let mut end = None;
         for event in wait(sources, deadline)? {
             match (event, &mut *server) {
-                (Event::Signal, _) => end |= signals.take()?.is_some(),
-                (Event::Built, _) if !end => return build.finish().map(Some),
+                (Event::Signal, _) => end = end.or(signals.take()?.map(StopReason::Signal)),
+                (Event::Built, _) if end.is_none() => {
+                    return Ok(Built::Guest(Box::new(build.finish()?)));
+                }
                 (Event::Api(event), Some(server)) => server.handle(event, |request| {
                     let (reply, next) = waiting.answer(request, |_| Ok(()));
-                    end |= next == Next::End;
+                    end = end.or((next == Next::End).then_some(StopReason::Api));
                     reply
                 }),
                 _ => {}
             }
         }
-        if end {
-            return Ok(None);
+        if let Some(reason) = end {
+            return Ok(Built::Ended(reason));
         }
         if let Some(server) = server {
             server.tidy();
@@ -67,24 +77,25 @@ pub(crate) fn build(
     }
 }
 
-/// Serves the API until a guest is built. Returns `None` when a signal or a request ends the monitor first.
+/// Serves the API until a guest is built, or a signal or a request ends the monitor.
 pub(crate) fn wait_for_guest(
     server: &mut Server,
     signals: &SignalFd,
     broker: &Broker,
-) -> anyhow::Result<Option<(VmConfig, Machine)>> {
+    events: &EventMonitor,
+) -> anyhow::Result<Built> {
     let mut waiting = Waiting::default();
     let mut builder = Builder::new(broker)?;
     bulkhead_process::notify::ready(signals)?;
     loop {
-        let mut end = false;
+        let mut end = None;
         let deadline = server.deadline();
         let mut sources = base_sources(signals, Some(server));
         sources.extend(builder.done().map(|done| source(Event::Built, done)));
         for event in wait(sources, deadline)? {
             let failed = match event {
                 Event::Built => match builder.take() {
-                    Ok(Some(guest)) if !end => return Ok(Some(guest)),
+                    Ok(Some(guest)) if end.is_none() => return Ok(Built::Guest(Box::new(guest))),
                     Ok(_) => continue,
                     Err(error) => Some(waiting.boot_failed(&format!("{error:#}"))),
                 },
@@ -92,26 +103,29 @@ pub(crate) fn wait_for_guest(
             };
             let answer = |request: &Request| {
                 let start = |config: &VmConfig| {
-                    let started = builder.start(config);
-                    started.map_err(|error| format!("{error:#}"))
+                    builder
+                        .start(config)
+                        .map_err(|error| format!("{error:#}"))?;
+                    events.report(Source::Vm, "booting", &[]);
+                    Ok(())
                 };
                 let (reply, next) = waiting.answer(request, start);
-                end |= next == Next::End;
+                end = end.or((next == Next::End).then_some(StopReason::Api));
                 reply
             };
             match (event, failed) {
                 (_, Some(response)) => server.resolve(&response, answer),
                 (Event::Api(event), None) => server.handle(event, answer),
-                (Event::Signal, None) => end |= signals.take()?.is_some(),
+                (Event::Signal, None) => end = end.or(signals.take()?.map(StopReason::Signal)),
                 _ => {}
             }
         }
-        if end {
+        if let Some(reason) = end {
             const WHY: &str = "the monitor is ending";
             let response = waiting.boot_failed(WHY);
             let refuse = |_: &VmConfig| Err(WHY.to_owned());
             server.resolve(&response, |request| waiting.answer(request, refuse).0);
-            return Ok(None);
+            return Ok(Built::Ended(reason));
         }
         server.tidy();
     }
@@ -123,6 +137,7 @@ pub(crate) fn run(
     machine: &mut Machine,
     server: &mut Option<Server>,
     signals: &SignalFd,
+    events: &EventMonitor,
 ) -> anyhow::Result<StopReason> {
     if let Some((console, serial)) = &mut machine.console {
         console.start(serial, confine::enter_serial)?;
@@ -131,7 +146,8 @@ pub(crate) fn run(
     let vcpus = std::mem::take(&mut machine.vcpus);
     let vcpus = Vcpus::start(vcpus, &machine.buses, false, confine::enter_vcpu)?;
     let stop = machine.buses.stop.clone();
-    let running = Running::new(config, &vcpus, &machine.devices, &stop);
+    let running = Running::new(config, &vcpus, &machine.devices, &stop, events);
+    events.report(Source::Vm, "booted", &[]);
     if let Some(server) = server {
         server.resolve(&Response::Done, |request| running.answer(request));
         server.tidy();
@@ -145,8 +161,10 @@ pub(crate) fn run(
             .min();
         for event in wait(sources(machine, server.as_ref(), signals), deadline)? {
             match (event, &mut *server) {
-                (Event::Signal, _) if signals.take()?.is_some() => {
-                    stop.report(StopReason::Requested)
+                (Event::Signal, _) => {
+                    if let Some(signal) = signals.take()? {
+                        stop.report(StopReason::Signal(signal));
+                    }
                 }
                 (Event::Api(event), Some(server)) => {
                     server.handle(event, |request| running.answer(request));
@@ -170,7 +188,7 @@ pub(crate) fn run(
 }
 
 /// Waits for an event or the deadline.
-fn wait(sources: Vec<Source<'_>>, deadline: Option<Instant>) -> anyhow::Result<Vec<Event>> {
+fn wait(sources: Vec<Polled<'_>>, deadline: Option<Instant>) -> anyhow::Result<Vec<Event>> {
     let (events, mut fds): (Vec<_>, Vec<_>) = sources.into_iter().unzip();
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     // A deadline is less than a minute away, so the conversion succeeds.
@@ -187,12 +205,12 @@ fn wait(sources: Vec<Source<'_>>, deadline: Option<Instant>) -> anyhow::Result<V
         .collect())
 }
 
-fn source(event: Event, fd: BorrowedFd<'_>) -> Source<'_> {
+fn source(event: Event, fd: BorrowedFd<'_>) -> Polled<'_> {
     (event, PollFd::from_borrowed_fd(fd, PollFlags::IN))
 }
 
 /// The event sources with and without a guest.
-fn base_sources<'a>(signals: &'a SignalFd, server: Option<&'a Server>) -> Vec<Source<'a>> {
+fn base_sources<'a>(signals: &'a SignalFd, server: Option<&'a Server>) -> Vec<Polled<'a>> {
     let mut sources = vec![source(Event::Signal, signals.as_fd())];
     if let Some(server) = server {
         server.sources(|event, fd, flags| {
@@ -207,7 +225,7 @@ fn sources<'a>(
     machine: &'a Machine,
     server: Option<&'a Server>,
     signals: &'a SignalFd,
-) -> Vec<Source<'a>> {
+) -> Vec<Polled<'a>> {
     let mut sources = base_sources(signals, server);
     sources.push(source(Event::Stopped, machine.buses.stop.event()));
     sources.push(source(Event::Backend, machine.warnings.changed()));

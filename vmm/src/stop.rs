@@ -7,17 +7,56 @@ use std::sync::{Mutex, PoisonError};
 use bulkhead_kvm::Crash;
 use rustix::event::{EventfdFlags, eventfd};
 
-/// Why the VM stopped.
+use crate::event_monitor::{EventMonitor, Source};
+
+/// Why the VM stopped, or the monitor ends without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopReason {
     /// The guest powered off.
     PowerOff,
-    /// The guest reset the machine.
+    /// The guest reset itself.
     Reset,
     /// This vCPU cannot go on.
     Crash(u8, Crash),
-    /// A signal or an API request ended the monitor.
-    Requested,
+    /// This signal ended the monitor.
+    Signal(libc::c_int),
+    /// An API request ended the monitor.
+    Api,
+}
+
+impl StopReason {
+    /// The monitor's exit status.
+    pub(crate) fn status(self) -> u8 {
+        match self {
+            Self::PowerOff | Self::Signal(_) | Self::Api => 0,
+            Self::Reset => 3,
+            Self::Crash(..) => 4,
+        }
+    }
+
+    /// Its name in events.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::PowerOff => "power-off",
+            Self::Reset => "reset",
+            Self::Crash(..) => "crash",
+            Self::Signal(_) => "signal",
+            Self::Api => "api",
+        }
+    }
+
+    /// Reports the end of the guest.
+    pub(crate) fn report_to(self, events: &EventMonitor) {
+        match self {
+            Self::Reset => events.report(Source::Vm, "rebooting", &[]),
+            Self::Crash(vcpu, crash) => {
+                let properties = [("event", crash.to_string()), ("vcpu", vcpu.to_string())];
+                events.report(Source::Guest, "panic", &properties);
+            }
+            Self::PowerOff | Self::Signal(_) | Self::Api => {}
+        }
+        events.report(Source::Vm, "shutdown", &[("reason", self.name().into())]);
+    }
 }
 
 /// The reason the VM stopped, once there is one, and an eventfd that signals it.

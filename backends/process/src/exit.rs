@@ -38,10 +38,15 @@ pub fn main_with<A>(
         Ok(status) => status,
         Err(error) => {
             report(&one_line(&format!("{error:#}")));
-            let wrong_usage = error.chain().any(|cause| cause.is::<UsageError>());
-            ExitCode::from(if wrong_usage { USAGE } else { ERROR })
+            ExitCode::from(status(&error))
         }
     }
+}
+
+/// The exit status that [`main`] makes of an error.
+pub fn status(error: &anyhow::Error) -> u8 {
+    let wrong_usage = error.chain().any(|cause| cause.is::<UsageError>());
+    if wrong_usage { USAGE } else { ERROR }
 }
 
 /// Parses `args`. `Err` is the status to end with: help and version have been printed (0), or what is wrong with the
@@ -120,7 +125,8 @@ mod tests {
     #[test]
     fn a_usage_error_is_found_below_its_context() {
         let error = usage("no --format").context("--disk");
-        assert!(error.chain().any(|cause| cause.is::<UsageError>()));
+        assert_eq!(status(&error), USAGE);
         assert_eq!(format!("{error:#}"), "--disk: no --format");
+        assert_eq!(status(&anyhow::anyhow!("no --format")), ERROR);
     }
 }

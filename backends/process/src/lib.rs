@@ -19,5 +19,7 @@ pub mod signals;
 mod stderr;
 mod warn;
 
-pub use exit::{ERROR, USAGE, UsageError, first_paragraph, main, main_with, parse, report, usage};
+pub use exit::{
+    ERROR, USAGE, UsageError, first_paragraph, main, main_with, parse, report, status, usage,
+};
 pub use warn::{say, warn};

@@ -26,6 +26,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::VmConfig;
 use crate::devices::Devices;
+use crate::event_monitor::{EventMonitor, Source};
 use crate::stop::{Stop, StopReason};
 pub(crate) use http::{Request, Response, Status};
 pub(crate) use server::{ApiEvent, Reply, Server};
@@ -218,6 +219,7 @@ pub(crate) struct Running<'a> {
     vcpus: &'a Vcpus,
     devices: &'a Devices,
     stop: &'a Stop,
+    events: &'a EventMonitor,
     deleted: Cell<bool>,
 }
 
@@ -227,12 +229,14 @@ impl<'a> Running<'a> {
         vcpus: &'a Vcpus,
         devices: &'a Devices,
         stop: &'a Stop,
+        events: &'a EventMonitor,
     ) -> Self {
         Self {
             config,
             vcpus,
             devices,
             stop,
+            events,
             deleted: Cell::new(false),
         }
     }
@@ -255,13 +259,17 @@ impl<'a> Running<'a> {
             "vm.counters" => Response::Json(self.counters()),
             "vm.pause" if self.vcpus.is_paused() => failed("the guest is paused"),
             "vm.pause" => {
+                self.report("pausing");
                 self.vcpus.pause();
                 self.devices.pause();
+                self.report("paused");
                 Response::Done
             }
             "vm.resume" if self.vcpus.is_paused() => {
+                self.report("resuming");
                 self.devices.resume();
                 self.vcpus.resume();
+                self.report("resumed");
                 Response::Done
             }
             "vm.resume" => error(Status::NotAllowed, "the guest is not paused"),
@@ -270,12 +278,16 @@ impl<'a> Running<'a> {
                 Response::Done
             }
             "vm.shutdown" | "vmm.shutdown" | "vm.delete" => {
-                self.stop.report(StopReason::Requested);
+                self.stop.report(StopReason::Api);
                 self.deleted.set(name != "vm.shutdown");
                 Response::Done
             }
             _ => failed("the guest is running"),
         }
+    }
+
+    fn report(&self, event: &str) {
+        self.events.report(Source::Vm, event, &[]);
     }
 
     fn answer_ended(&self, name: &str) -> Response {

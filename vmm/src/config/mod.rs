@@ -191,7 +191,7 @@ impl FromStr for SerialConfig {
 /// `path=PATH`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ApiSocketConfig {
+pub(crate) struct PathConfig {
     #[serde(deserialize_with = "value::path")]
     pub(crate) path: PathBuf,
 }
@@ -215,7 +215,7 @@ from_list!(
     NetConfig: &[contract::PCI, contract::NET],
     FsConfig: &[contract::PCI],
     VhostUserConfig: &[contract::PCI],
-    ApiSocketConfig: &[],
+    PathConfig: &[],
 );
 
 impl VmConfig {

@@ -75,6 +75,21 @@ const CASES: &[Case<'_>] = &[
         2,
         &["--vhost-user", "disk"],
     ),
+    (
+        &["--event-monitor", "{}/events"],
+        2,
+        &["--event-monitor", "key=value"],
+    ),
+    (
+        &["--event-monitor", "path={}/missing/events"],
+        1,
+        &["--event-monitor", "missing/events", "No such file"],
+    ),
+    (
+        &["--event-monitor", "path={}"],
+        1,
+        &["--event-monitor", "cannot write", "directory"],
+    ),
     (&["--serial", "pty"], 2, &["--serial", "pty"]),
     (
         &["--serial", "file={}/missing/log"],

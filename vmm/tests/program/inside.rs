@@ -159,7 +159,15 @@ fn a_thread_can_do_what_it_is_for_and_no_more() {
         return;
     }
     const REFUSED: i64 = -(libc::EPERM as i64);
-    let monitor = Monitor::start(&forever(), &["--serial", "socket={}/serial"]);
+    let monitor = Monitor::start(
+        &forever(),
+        &[
+            "--serial",
+            "socket={}/serial",
+            "--event-monitor",
+            "path={}/events",
+        ],
+    );
     monitor.wait_ready();
     // Its name is a thread's own first act.
     let thread = |name: &str| loop {
@@ -188,6 +196,16 @@ fn a_thread_can_do_what_it_is_for_and_no_more() {
                 libc::SYS_eventfd2,
                 libc::SYS_clone,
             ][..],
+        ),
+        (
+            "event-monitor",
+            &[
+                libc::SYS_accept4,
+                libc::SYS_socketpair,
+                libc::SYS_recvmsg,
+                libc::SYS_eventfd2,
+                libc::SYS_clone,
+            ],
         ),
         (
             "serial-output",

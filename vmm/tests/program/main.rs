@@ -11,6 +11,7 @@ mod backend;
 mod bad_input;
 mod boot;
 mod elf;
+mod events;
 mod inside;
 mod lifecycle;
 
@@ -19,6 +20,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -36,7 +38,7 @@ fn kvm_is_usable() -> bool {
 /// A running monitor and the folder it is in. It is killed when dropped.
 struct Monitor {
     child: Child,
-    folder: TempDir,
+    folder: Arc<TempDir>,
     ready: UnixDatagram,
 }
 
@@ -69,9 +71,14 @@ impl Monitor {
             .unwrap();
         Self {
             child,
-            folder,
+            folder: Arc::new(folder),
             ready,
         }
+    }
+
+    /// Keeps the folder when the monitor has ended.
+    fn keep_folder(&self) -> Arc<TempDir> {
+        self.folder.clone()
     }
 
     fn path(&self, name: impl AsRef<OsStr>) -> PathBuf {
