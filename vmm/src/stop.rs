@@ -14,7 +14,7 @@ use crate::event_monitor::{EventMonitor, Source};
 pub(crate) enum StopReason {
     /// The guest powered off.
     PowerOff,
-    /// The guest reset itself.
+    /// The guest reset itself, or an API request reset it.
     Reset,
     /// This vCPU cannot go on.
     Crash(u8, Crash),

@@ -10,6 +10,7 @@
 //! | `GET vm.info` | returns configuration and state |
 //! | `GET vm.counters` | returns how often each vCPU returned to the monitor, by reason |
 //! | `PUT vm.pause`, `PUT vm.resume` | pauses and resumes vCPUs and devices |
+//! | `PUT vm.reboot` | resets the guest as its reset register does: the monitor ends with status 3, and its supervisor starts another |
 //! | `PUT vm.power-button` | presses the ACPI power button; a guest that is paused sees it when it is resumed |
 //! | `PUT vm.shutdown` | ends the guest, and the monitor with it |
 //!
@@ -41,12 +42,12 @@ const PUT: &[&str] = &[
     "vm.boot",
     "vm.pause",
     "vm.resume",
+    "vm.reboot",
     "vm.power-button",
     "vm.shutdown",
 ];
 /// Requests of that document that need a guest and are not implemented.
 const NOT_IMPLEMENTED: &[&str] = &[
-    "vm.reboot",
     "vm.nmi",
     "vm.resize",
     "vm.resize-disk",
@@ -273,6 +274,10 @@ impl<'a> Running<'a> {
                 Response::Done
             }
             "vm.resume" => error(Status::NotAllowed, "the guest is not paused"),
+            "vm.reboot" => {
+                self.stop.report(StopReason::Reset);
+                Response::Done
+            }
             "vm.power-button" => {
                 self.devices.press_power_button();
                 Response::Done
@@ -388,7 +393,7 @@ mod tests {
             ("PUT", "vm.pause", 404, 405),
             ("PUT", "vm.resume", 404, 404),
             ("PUT", "vm.shutdown", 404, 405),
-            ("PUT", "vm.reboot", 404, 501),
+            ("PUT", "vm.reboot", 404, 405),
             ("PUT", "vm.power-button", 404, 405),
             ("PUT", "vm.add-disk", 404, 501),
             ("PUT", "vm.restore", 501, 501),

@@ -86,6 +86,11 @@ fn the_last_event_says_how_the_guest_ended() {
         (events_of(&forever(), signal(Signal::INT)), "signal", None),
         (events_of(&forever(), request("vm.shutdown")), "api", None),
         (events_of(&forever(), request("vm.delete")), "api", None),
+        (
+            events_of(&forever(), request("vm.reboot")),
+            "reset",
+            Some("vm.rebooting"),
+        ),
         (events_of(&forever(), request("vmm.shutdown")), "api", None),
     ] {
         let mut expected = start.to_vec();

@@ -39,6 +39,24 @@ fn the_exit_status_tells_how_the_guest_ended() {
 }
 
 #[test]
+fn a_reboot_by_the_api_ends_as_the_guests_own_reset_also_while_it_is_paused() {
+    if !kvm_is_usable() {
+        return;
+    }
+    for before in [&[][..], &["vm.pause"], &["vm.pause", "vm.resume"]] {
+        let monitor = Monitor::start(&forever(), &["--api-socket", "path={}/api"]);
+        monitor.wait_ready();
+        for name in before.iter().chain(&["vm.reboot"]) {
+            let answer = ask(&monitor.path("api"), "PUT", name, &Value::Null);
+            assert_eq!(answer.0, 204, "{name}");
+        }
+        let (ended, errors, left) = monitor.end();
+        assert_eq!((ended.code(), errors.as_str()), (Some(3), ""), "{before:?}");
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
 fn signals_end_it_with_0_and_nothing_is_left() {
     if !kvm_is_usable() {
         return;
