@@ -26,7 +26,8 @@ pub(crate) struct DomainArg {
 }
 
 impl DomainArg {
-    fn words(&self) -> &str {
+    /// The name, id or UUID, as it was given.
+    pub(crate) fn words(&self) -> &str {
         let words = self.domain.as_deref().or(self.named.as_deref());
         words.unwrap_or_default()
     }
@@ -104,6 +105,16 @@ impl Domain {
                 "failed to get domain '{words}': there is no such guest, see 'bulkhead list --all'"
             )
         })
+    }
+
+    /// Checks that no other guest of this user has the UUID or a MAC address of this one.
+    ///
+    /// # Errors
+    /// When one has.
+    pub(crate) fn check_unique(guest: &Definition) -> anyhow::Result<()> {
+        let running = live::all(&runtime::known_base());
+        let running = running.iter().map(|state| &state.definition);
+        Store::open()?.check_unique(guest, running)
     }
 
     fn by_name(name: &str) -> anyhow::Result<Option<Self>> {

@@ -31,13 +31,19 @@ impl Store {
         })
     }
 
-    /// Checks that no other definition has the UUID or a MAC address of this one.
+    /// Checks that no other definition, and none of `more`, has the UUID or a MAC address of this one.
     ///
     /// # Errors
     /// When one has, or the folder cannot be read.
-    #[allow(dead_code, reason = "the start of a guest uses it")]
-    pub(crate) fn check_unique(&self, guest: &Definition) -> anyhow::Result<()> {
-        self.taken(&guest.name)?.check(guest)
+    pub(crate) fn check_unique<'a>(
+        &self,
+        guest: &Definition,
+        more: impl IntoIterator<Item = &'a Definition>,
+    ) -> anyhow::Result<()> {
+        let mut taken = self.taken(&guest.name)?;
+        let others = more.into_iter().filter(|other| other.name != guest.name);
+        others.for_each(|other| taken.add(other));
+        taken.check(guest)
     }
 
     /// What the guests have, without the one of this name and those whose files are damaged.

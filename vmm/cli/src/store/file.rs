@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 
 /// The most bytes of a definition. The largest part of one are texts of other programs.
-pub(crate) const MAX_SIZE: u64 = 1 << 20;
+pub(crate) const MAX_SIZE: u64 = 256 << 10;
 
 /// The name of a file that is being written, in the folder of the definitions. The lock guards it.
 const SPARE: &str = ".new";

@@ -152,6 +152,14 @@ impl Store {
         }))
     }
 
+    /// The bytes of a guest's file, whether they are a definition or not, if it has one.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no file.
+    pub(crate) fn bytes(&self, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        file::read(&self.path(name)?)
+    }
+
     /// The definition of the guest that a user names by its name or UUID, if there is one.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ impl Taken {
         for mac in guest.macs() {
             if let Some(other) = self.macs.get(&mac) {
                 bail!(
-                    "domain '{other}' already has the MAC address {mac}: remove it from the definition, and another one is made"
+                    "domain '{other}' already has the MAC address {mac}: leave it out, and 'bulkhead define' makes another one"
                 );
             }
         }

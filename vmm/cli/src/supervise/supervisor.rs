@@ -276,6 +276,13 @@ impl<'a> Supervisor<'a> {
                 Err(error) => Response::Error(error.to_string()),
             },
             Order::RestartWhenOff => self.set_restart(true),
+            Order::SetMetadata(change) => {
+                self.state.definition.set_metadata(change);
+                match self.note() {
+                    Ok(()) => Response::Ok(serde_json::Value::Null),
+                    Err(error) => Response::Error(format!("{error:#}")),
+                }
+            }
             Order::StayOff => self.set_restart(false),
             Order::Subscribe(subscriber) => {
                 self.subscribers.push(subscriber);

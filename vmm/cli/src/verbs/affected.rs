@@ -4,6 +4,13 @@ use anyhow::{Context, bail};
 
 use crate::domain::Domain;
 use crate::guest::Definition;
+use crate::guest::definition::MetadataChange;
+use crate::store::Store;
+use crate::supervise::control::Request;
+
+const NOT_RUNNING: &str = "Requested operation is not valid: domain is not running";
+const TRANSIENT: &str =
+    "Requested operation is not valid: transient domains do not have any persistent config";
 
 /// The definition that the guest runs with, or the one in its file.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -25,33 +32,47 @@ impl Affected {
     /// # Errors
     /// When the guest does not have it.
     pub(crate) fn definition(self, domain: &Domain) -> anyhow::Result<&Definition> {
-        if self.config {
-            let name = domain.name();
-            return domain.defined.as_ref().with_context(|| transient(name));
+        let (_, config) = self.both(domain)?;
+        match &domain.defined {
+            Some(defined) if config => Ok(defined),
+            _ => Ok(domain.definition()),
         }
-        if self.live {
-            bail!("Requested operation is not valid: domain is not running");
-        }
-        Ok(domain.definition())
     }
 
-    /// Checks that the definition in the file is the one to change.
+    /// Changes a text about a guest.
     ///
     /// # Errors
-    /// When it is another one.
-    pub(crate) fn check_change(self, domain: &Domain) -> anyhow::Result<()> {
-        if self.live {
-            bail!("Requested operation is not valid: domain is not running");
+    /// When the guest does not have the definition that is to change, or it cannot be changed.
+    pub(crate) fn set(self, domain: &Domain, change: &MetadataChange) -> anyhow::Result<()> {
+        let (live, config) = self.both(domain)?;
+        if config {
+            let store = Store::open()?;
+            let changes = store.change()?;
+            changes.update(domain.name(), |text| text.set_metadata(change))?;
         }
-        match domain.defined {
-            Some(_) => Ok(()),
-            None => bail!(transient(domain.name())),
+        if live {
+            let change = change.clone();
+            let request = Request::SetMetadata { change };
+            domain
+                .request(&request)
+                .context("the running domain was not changed")?;
         }
+        Ok(())
     }
-}
 
-fn transient(name: &str) -> String {
-    format!(
-        "Requested operation is not valid: domain '{name}' is transient: it has no definition on disk"
-    )
+    /// Whether the verb is about the definition that the guest runs with, and about the one in its file.
+    fn both(self, domain: &Domain) -> anyhow::Result<(bool, bool)> {
+        let runs = domain.running.is_some();
+        let (live, config) = match (self.live, self.config) {
+            (false, false) => (runs, !runs),
+            both => both,
+        };
+        if live && !runs {
+            bail!(NOT_RUNNING);
+        }
+        if config && !domain.is_persistent() {
+            bail!(TRANSIENT);
+        }
+        Ok((live, config))
+    }
 }

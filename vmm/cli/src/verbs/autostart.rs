@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::domain::DomainArg;
 use crate::output::Output;
@@ -21,6 +21,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let domain = args.domain.find()?;
     let name = domain.name();
+    if !domain.is_persistent() {
+        bail!("Requested operation is not valid: cannot set autostart for transient domain");
+    }
     let mark = if args.disable { "unmark" } else { "mark" };
     let store = Store::open()?;
     store

@@ -7,8 +7,8 @@ use anyhow::{Context, bail};
 use super::affected::Affected;
 use crate::domain::{Domain, DomainArg};
 use crate::editor::Editor;
+use crate::guest::definition::MetadataChange;
 use crate::output::Output;
-use crate::store::Store;
 
 /// A guest whose description is printed or set.
 #[derive(Clone, Debug, clap::Args)]
@@ -115,12 +115,12 @@ fn show_or_set(
     if kind == Kind::Title && text.contains('\n') {
         bail!("Domain title can't contain newlines");
     }
-    set(
-        kind,
-        &domain,
-        affected,
-        Some(&*text).filter(|text| !text.is_empty()),
-    )?;
+    let text = Some(text).filter(|text| !text.is_empty());
+    let change = match kind {
+        Kind::Description => MetadataChange::Description(text),
+        Kind::Title => MetadataChange::Title(text),
+    };
+    affected.set(&domain, &change)?;
     output.success(&format!("Domain {word} updated successfully"))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -131,15 +131,4 @@ fn text(kind: Kind, domain: &Domain, affected: &Affected) -> anyhow::Result<Opti
         Kind::Description => definition.description.clone(),
         Kind::Title => definition.title.clone(),
     })
-}
-
-fn set(kind: Kind, domain: &Domain, affected: &Affected, new: Option<&str>) -> anyhow::Result<()> {
-    affected.check_change(domain)?;
-    let store = Store::open()?;
-    let changes = store.change()?;
-    changes.update(domain.name(), |text| match kind {
-        Kind::Description => text.set_description(new),
-        Kind::Title => text.set_title(new),
-    })?;
-    Ok(())
 }

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use anyhow::bail;
+
 use crate::domain::DomainArg;
 use crate::output::Output;
 use crate::store::Store;
@@ -28,6 +30,12 @@ struct NewName {
 
 pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let domain = args.domain.find()?;
+    if domain.running.is_some() {
+        bail!(
+            "Requested operation is not valid: cannot rename active domain: 'bulkhead shutdown {}' ends it",
+            domain.name()
+        );
+    }
     let new_name = args.new_name.new_name.as_ref();
     let new_name = new_name.or(args.new_name.new_name_option.as_ref());
     let store = Store::open()?;

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
+
 use crate::domain::DomainArg;
 use crate::guest::definition;
 use crate::output::Output;
@@ -12,19 +14,28 @@ use crate::store::Store;
 pub(crate) struct Args {
     #[command(flatten)]
     domain: DomainArg,
-    /// Print the definition in its file, even if it runs with another one
+    /// Print the definition in its file, which a running guest has when it is started next
     #[arg(long)]
     inactive: bool,
 }
 
 pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let domain = args.domain.find()?;
-    // As people have written it.
+    if domain.running.is_some() && !args.inactive {
+        let running = domain.definition();
+        let text = definition::write(running)?;
+        output.show(running, |_| text)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let stored = Store::open()?.load_text(domain.name())?;
-    let text = match stored {
-        Some(stored) => String::from_utf8(stored.bytes)?,
-        None => definition::write(domain.definition())?,
-    };
-    output.show(domain.definition(), |_| text)?;
+    let stored = stored.with_context(|| {
+        format!(
+            "domain '{}' is transient: without --inactive its definition is shown",
+            domain.name()
+        )
+    })?;
+    // As people have written it.
+    let text = String::from_utf8(stored.bytes)?;
+    output.show(&stored.definition, |_| text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -22,13 +22,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let store = Store::open()?;
-    let domain = args.domain.find()?;
-    let name = domain.name();
-    let before = store.load_text(name)?;
-    let before = before.with_context(|| {
-        format!("domain '{name}' is transient: it has no definition that could be edited")
-    })?;
-    let mut editor = Editor::new(&before.bytes, ".toml")?;
+    let (name, before) = find(&store, &args.domain)?;
+    let name = name.as_str();
+    let mut editor = Editor::new(&before, ".toml")?;
     let mut force = false;
     loop {
         let bytes = if force {
@@ -36,11 +32,11 @@ pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         } else {
             editor.edit()?
         };
-        if bytes == before.bytes {
+        if bytes == before {
             output.success(&format!("Domain '{name}' TOML configuration not changed."))?;
             return Ok(ExitCode::SUCCESS);
         }
-        let expected = (!force).then_some(&*before.bytes);
+        let expected = (!force).then_some(&*before);
         match save(&store, name, &bytes, expected) {
             Ok(()) => break,
             Err(error) => match editor.ask(error)? {
@@ -51,6 +47,21 @@ pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     }
     output.success(&format!("Domain '{name}' TOML configuration edited."))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The name of the guest, and its file. A damaged definition is edited, too, since that is how it is mended.
+fn find(store: &Store, domain: &DomainArg) -> anyhow::Result<(String, Vec<u8>)> {
+    let name = match domain.find() {
+        Ok(domain) => domain.name().to_owned(),
+        Err(error) => match store.bytes(domain.words()) {
+            Ok(Some(bytes)) => return Ok((domain.words().to_owned(), bytes)),
+            _ => return Err(error),
+        },
+    };
+    let bytes = store.bytes(&name)?.with_context(|| {
+        format!("domain '{name}' is transient: it has no definition that could be edited")
+    })?;
+    Ok((name, bytes))
 }
 
 /// Saves the definition, if the file still has the `expected` bytes.
@@ -64,9 +75,7 @@ fn save(store: &Store, name: &str, bytes: &[u8], expected: Option<&[u8]>) -> any
     }
     let changes = store.change()?;
     if let Some(expected) = expected
-        && store
-            .load_text(name)?
-            .is_none_or(|now| now.bytes != expected)
+        && store.bytes(name)?.is_none_or(|now| now != expected)
     {
         bail!("the TOML configuration was changed by another user");
     }

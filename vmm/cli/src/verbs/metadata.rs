@@ -7,8 +7,8 @@ use anyhow::{Context, bail};
 use super::affected::Affected;
 use crate::domain::DomainArg;
 use crate::editor::Editor;
+use crate::guest::definition::MetadataChange;
 use crate::output::Output;
-use crate::store::Store;
 
 /// A guest and the URI of a text about it, which is printed, set or removed.
 #[derive(Clone, Debug, clap::Args)]
@@ -59,13 +59,11 @@ pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
         .metadata
         .get(args.uri.words());
     let change = |text: Option<&str>| {
-        args.affected.check_change(&domain)?;
-        let store = Store::open()?;
-        let changes = store.change()?;
-        let changed = changes.update(domain.name(), |file| {
-            file.set_metadata(args.uri.words(), text)
-        });
-        changed.map(|_| ())
+        let change = MetadataChange::Element {
+            uri: args.uri.words().to_owned(),
+            text: text.map(str::to_owned),
+        };
+        args.affected.set(&domain, &change)
     };
     if args.remove {
         change(None)?;

@@ -33,6 +33,8 @@ pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     if domain.running.is_some() {
         bail!("Domain is already active: 'bulkhead domstate {name}' shows its state");
     }
+    Domain::check_unique(domain.definition())
+        .with_context(|| format!("Failed to start domain '{name}'"))?;
     let helper = runtime::helper_socket(domain.base(), args.helper_socket.clone());
     supervise::start(domain.definition().clone(), domain.is_persistent(), helper)
         .with_context(|| format!("Failed to start domain '{name}'"))?;

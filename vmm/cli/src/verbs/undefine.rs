@@ -51,10 +51,25 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
-    let domain = args.domain.find()?;
-    let name = domain.name();
-    let volumes = volumes(args, domain.definition())?;
     let store = Store::open()?;
+    let wants_volumes = args.remove_all_storage || !args.storage.is_empty();
+    let (name, volumes) = match args.domain.find() {
+        Ok(domain) => {
+            if wants_volumes && domain.running.is_some() {
+                bail!("Storage volume deletion is supported only on stopped domains");
+            }
+            (
+                domain.name().to_owned(),
+                volumes(args, domain.definition())?,
+            )
+        }
+        // A damaged definition can be removed, too.
+        Err(error) => match store.bytes(args.domain.words()) {
+            Ok(Some(_)) if !wants_volumes => (args.domain.words().to_owned(), Vec::new()),
+            _ => return Err(error),
+        },
+    };
+    let name = name.as_str();
     store
         .change()
         .and_then(|changes| changes.remove(name))

@@ -93,6 +93,35 @@ fn an_edit_that_cannot_be_saved_changes_nothing() {
 }
 
 #[test]
+fn a_damaged_definition_is_mended_or_removed() {
+    let host = Host::new();
+    for name in ["g", "h"] {
+        host.guest(name, "");
+        let damaged = host.read(name).replace("kernel", "kernal");
+        std::fs::write(host.file(name), damaged).unwrap();
+    }
+    let refused = host.refuses(&["domuuid", "g"]);
+    assert!(
+        refused
+            .ends_with("/g.toml: line 4, column 1: unknown key 'kernal': did you mean 'kernel'?"),
+        "{refused}"
+    );
+
+    let editor = editor(&host, "mend", "sed -i 's/kernal/kernel/' \"$1\"");
+    let output = edit(&host, &["edit", "g"], &editor);
+    assert!(output.status.success(), "{output:?}");
+    assert!(host.read("g").starts_with("# ours\n"));
+    host.prints(&["domuuid", "g"]);
+
+    assert!(
+        host.refuses(&["undefine", "h", "--remove-all-storage"])
+            .contains("kernal")
+    );
+    host.prints(&["undefine", "h"]);
+    assert!(!host.file("h").exists());
+}
+
+#[test]
 fn on_a_terminal_the_user_may_try_again() {
     let host = Host::new();
     host.guest("g", "cpus = 1\n");

@@ -101,7 +101,7 @@ fn what_cannot_be_defined_is_refused_with_its_place() {
     let large = refusal(&host.define(&"#".repeat(2 << 20)));
     assert_eq!(
         large,
-        "standard input is larger than a definition can be, 1024 KiB"
+        "standard input is larger than a definition can be, 256 KiB"
     );
     assert!(!host.file("g").exists());
 }

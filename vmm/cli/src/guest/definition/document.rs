@@ -4,8 +4,8 @@ use bulkhead_mac::MacAddr;
 use toml_edit::{DocumentMut, Item, Table, TableLike, Value};
 use uuid::Uuid;
 
-use super::Definition;
 use super::text::{self, Wrong};
+use super::{Definition, MetadataChange};
 
 /// The text of a definition.
 #[derive(Clone, Debug)]
@@ -59,26 +59,24 @@ impl Text {
         set(self.document.as_table_mut(), "autostart", on);
     }
 
-    /// Sets or removes the title.
-    pub(crate) fn set_title(&mut self, title: Option<&str>) {
-        set_or_remove(self.document.as_table_mut(), "title", title);
-    }
-
-    /// Sets or removes the description.
-    pub(crate) fn set_description(&mut self, description: Option<&str>) {
-        set_or_remove(self.document.as_table_mut(), "description", description);
-    }
-
-    /// Sets or removes the text under a URI.
-    pub(crate) fn set_metadata(&mut self, uri: &str, text: Option<&str>) {
+    /// Changes a text about the guest.
+    pub(crate) fn set_metadata(&mut self, change: &MetadataChange) {
         let root = self.document.as_table_mut();
-        let metadata = root
-            .entry("metadata")
-            .or_insert_with(|| Item::Table(Table::new()));
-        if let Some(metadata) = metadata.as_table_like_mut() {
-            set_or_remove(metadata, uri, text);
-            if metadata.is_empty() {
-                root.remove("metadata");
+        match change {
+            MetadataChange::Title(text) => set_or_remove(root, "title", text.as_deref()),
+            MetadataChange::Description(text) => {
+                set_or_remove(root, "description", text.as_deref());
+            }
+            MetadataChange::Element { uri, text } => {
+                let metadata = root
+                    .entry("metadata")
+                    .or_insert_with(|| Item::Table(Table::new()));
+                if let Some(metadata) = metadata.as_table_like_mut() {
+                    set_or_remove(metadata, uri, text.as_deref());
+                    if metadata.is_empty() {
+                        root.remove("metadata");
+                    }
+                }
             }
         }
     }
@@ -193,18 +191,22 @@ mac = \"52:54:00:00:00:09\"
     #[test]
     fn metadata_comes_and_goes() {
         let text = "name='g'\nkernel='/k'\n[[nets]]\nnetwork='a'\n";
-        let with = changed(text, |text| text.set_metadata("http://x/\"y", Some("<a/>")));
+        let element = |content: Option<&str>| MetadataChange::Element {
+            uri: "http://x/\"y".to_owned(),
+            text: content.map(Into::into),
+        };
+        let with = changed(text, |text| text.set_metadata(&element(Some("<a/>"))));
         let read = text::parse(with.as_bytes()).unwrap();
         assert_eq!(read.metadata["http://x/\"y"], "<a/>", "{with}");
         assert_eq!(read.nets.len(), 1);
-        let without = changed(&with, |text| text.set_metadata("http://x/\"y", None));
+        let without = changed(&with, |text| text.set_metadata(&element(None)));
         assert_eq!(without, text);
     }
 
     #[test]
     fn a_change_that_makes_it_invalid_is_refused() {
         let (mut text, _) = Text::parse(b"name='g'\nkernel='/k'\n").unwrap();
-        text.set_title(Some("two\nlines"));
+        text.set_metadata(&MetadataChange::Title(Some("two\nlines".into())));
         assert!(text.finish().is_err());
     }
 }

@@ -7,6 +7,7 @@ mod check;
 mod document;
 mod format;
 mod identity;
+mod metadata;
 mod text;
 mod value;
 
@@ -23,8 +24,10 @@ use uuid::Uuid;
 
 pub(crate) use document::Text;
 pub(crate) use identity::VENDOR;
+pub(crate) use metadata::MetadataChange;
 pub(crate) use qcow_format::Format;
-pub(crate) use text::write;
+#[allow(unused_imports, reason = "the fuzz target uses them")]
+pub(crate) use text::{Wrong, parse, write};
 pub(crate) use value::{DeviceType, Memory, disk_target, guest_name, network_name};
 
 /// The most request queues of a disk.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::state::{Reason, RunState};
+use crate::guest::definition::MetadataChange;
 pub(super) use server::serve;
 
 /// The socket's name in the guest's folder.
@@ -34,6 +35,8 @@ pub(crate) enum Request {
     Suspend,
     /// Lets them run on.
     Resume,
+    /// Changes a text about the guest, until it ends.
+    SetMetadata { change: MetadataChange },
     /// Makes the connection the guest's console. `force`: in the place of another client.
     Console { force: bool, terminal: String },
     /// Has a line sent for each change of the guest's state.
@@ -80,6 +83,7 @@ pub(crate) enum Order {
     RestartWhenOff,
     /// The order before is withdrawn, since the guest could not be asked to shut down.
     StayOff,
+    SetMetadata(MetadataChange),
     Subscribe(Sender<Change>),
 }
 

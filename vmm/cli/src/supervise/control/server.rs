@@ -25,7 +25,7 @@ const CLIENTS: usize = 64;
 /// How long a client may take for its request.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest request.
-const LONGEST: u64 = 4096;
+const LONGEST: u64 = 1 << 20;
 /// The pause while no client can be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -107,6 +107,7 @@ fn serve_client(client: UnixStream, shared: &Shared) -> io::Result<()> {
         Request::Console { force, terminal } => shared.attach(client, force, &terminal),
         Request::Events => shared.send_changes(&client),
         Request::State => shared.order(&client, Order::State),
+        Request::SetMetadata { change } => shared.order(&client, Order::SetMetadata(change)),
         Request::Destroy { graceful } => shared.order(&client, Order::Destroy { graceful }),
         request => {
             let response = match shared.ask_monitor(&request) {
