@@ -19,6 +19,70 @@ const NO_SNAPSHOTS: [u8; 12] = [14, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const REPAIR_ALL: [u8; 8] = [26, 2, 0, 0, 0, 0, 0, 0];
 /// Longer images are recipes only: a fuzzer does little with them.
 const LONGEST: usize = 24 << 10;
+/// Definitions of guests with every key, in the forms that TOML has for it.
+const DEFINITIONS: [(&str, &str); 4] = [
+    ("least", "name='g'\nkernel='/k'\n"),
+    (
+        "tables",
+        r#"# ours
+name = "web" # its name
+uuid = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+title = "T"
+description = """D
+E"""
+cpus = 2
+memory = 1073741824
+kernel = "/k"
+initramfs = '/i'
+cmdline = "quiet \u0041"
+serial = { file = "/log" }
+autostart = true
+on_poweroff = "preserve"
+on_reboot = "restart"
+on_crash = "destroy"
+
+[[disks]]
+path = "/d"
+format = "qcow2"
+readonly = false
+serial = "s"
+queues = 2
+target = "vdb"
+allow_path = ["/base"]
+
+[[disks]]
+path = "/e"
+format = "raw"
+
+[[nets]]
+network = "default"
+mac = "52:54:00:00:00:01"
+queues = 4
+
+[[nets]]
+network = "lan"
+
+[[vhost_user]]
+type = 26
+socket = "/s"
+tag = "t"
+queues = 3
+
+[metadata]
+"http://example.org/app" = "text"
+other = "more"
+"#,
+    ),
+    (
+        "inline",
+        "disks=[{path='/d',format='raw'},]\nname='g'\nnets=[{network='a'},{network='b',mac='52:54:00:00:00:01'}]\n\
+         vhost_user=[{type='fs',socket='/s'}]\nserial='off'\nmemory='2M'\nkernel='/k'\nmetadata={u='t',\"v.w\"='x'}\n",
+    ),
+    (
+        "dotted",
+        "name='g'\r\nkernel='/k'\r\nserial.file='/l'\r\nmetadata.u='t'\r\nmetadata.'v w'='x'\r\nmemory='512M'\r\n",
+    ),
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args_os().nth(1).ok_or("usage: seeds FOLDER")?;
@@ -65,6 +129,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 write(folder, target, &name, &join(&steps, &leaks))?;
             }
         }
+    }
+    for (name, text) in DEFINITIONS {
+        write(folder, "guest_definition", name, text.as_bytes())?;
     }
     Ok(())
 }
