@@ -205,6 +205,21 @@ impl Listen {
         )
     }
 
+    /// Whether there is a socket at `path` at which nobody listens, since the program that made it could not remove it.
+    #[must_use]
+    pub fn is_stale(&self, path: &Path) -> bool {
+        let is_stale = || -> Result<bool, Errno> {
+            let folder = Folder::open(path)?;
+            // One that another program is making now has no listener yet.
+            let _locked = folder.lock()?;
+            let status = folder.status(path.file_name().ok_or(Errno::INVAL)?)?;
+            let is_socket = FileType::from_raw_mode(status.st_mode) == FileType::Socket;
+            let probed = self.probe(&SocketAddrUnix::new(path)?);
+            Ok(is_socket && probed == Err(Errno::CONNREFUSED))
+        };
+        is_stale().unwrap_or(false)
+    }
+
     /// Connects and closes the connection. It never blocks: the error is EAGAIN when a process listens and its backlog
     /// is full.
     fn probe(&self, address: &SocketAddrUnix) -> Result<(), Errno> {
@@ -342,6 +357,25 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_socket_is_stale_once_its_listener_is_gone_and_no_other_file_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let seqpacket = Listen::default().seqpacket();
+        assert!(!seqpacket.is_stale(&path), "there is none");
+        let (socket, mut file) = seqpacket.at(&path).unwrap().into_parts();
+        for kind in [seqpacket, Listen::default()] {
+            assert!(!kind.is_stale(&path), "somebody listens");
+        }
+        drop(socket);
+        assert!(seqpacket.is_stale(&path));
+        file.identity = None;
+        drop(file);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert!(!seqpacket.is_stale(&path), "it is no socket");
     }
 
     #[test]

@@ -81,6 +81,22 @@ impl Host {
         eventually("the helper is gone", || self.running(&[helper]).is_empty());
     }
 
+    /// Kills the process that removes the helper's files at its end.
+    pub(crate) fn kill_broker_of_helper(&self) {
+        let helper = self.helper();
+        let all = processes();
+        let mut brokers = all.iter().filter(|(_, name)| name == "bulkhead-broker");
+        let broker = brokers.find(|(number, _)| parent(*number) == helper);
+        let (broker, _) = broker.unwrap();
+        signal(*broker, Signal::KILL);
+        eventually("the broker is gone", || self.running(&[*broker]).is_empty());
+    }
+
+    /// Whether a helper has left its socket, at which nobody listens.
+    pub(crate) fn is_stale_socket(&self) -> bool {
+        helper_socket().exists() && helper().is_none()
+    }
+
     pub(crate) fn runs(&self, name: &str) -> bool {
         processes().iter().any(|(_, other)| other == name)
     }
@@ -117,12 +133,15 @@ impl Host {
     }
 }
 
+fn helper_socket() -> PathBuf {
+    Path::new(RUN).join("bulkhead/net-helper.sock")
+}
+
 /// Who listens on the helper's socket.
 fn helper() -> Option<u32> {
     let kind = SocketType::SEQPACKET;
     let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
-    let path = Path::new(RUN).join("bulkhead/net-helper.sock");
-    connect(&socket, &SocketAddrUnix::new(path).unwrap()).ok()?;
+    connect(&socket, &SocketAddrUnix::new(helper_socket()).unwrap()).ok()?;
     let peer = socket_peercred(&socket).unwrap();
     Some(peer.pid.as_raw_pid().cast_unsigned())
 }

@@ -146,6 +146,39 @@ fn the_helper_is_killed() {
 }
 
 #[test]
+fn a_helper_that_cannot_remove_its_socket_says_so_through_whoever_is_last() {
+    let name = "a_helper_that_cannot_remove_its_socket_says_so_through_whoever_is_last";
+    if !kvm_is_usable(name) {
+        return;
+    }
+    in_own_host(name, || {
+        let host = Host::new();
+        for starter_is_last in [false, true] {
+            let a = Guest::run("a", 2, ENDLESS);
+            host.wait_for_traffic(&a);
+            let b = Guest::run("b", 3, ENDLESS);
+            host.wait_for_traffic(&b);
+            host.kill_broker_of_helper();
+            let [first, last] = if starter_is_last { [b, a] } else { [a, b] };
+            first.interrupt();
+            assert_eq!(first.end(), (Some(0), String::new()));
+            last.interrupt();
+            let (status, said) = last.end();
+            assert_eq!(status, Some(i32::from(starter_is_last)), "{said}");
+            let naming = said
+                .lines()
+                .filter(|line| line.contains("/run/bulkhead/net-helper.sock"));
+            assert_eq!(naming.count(), 1, "{said}");
+            assert!(host.is_stale_socket());
+            // The next one's helper takes the socket's place, and removes it.
+            let c = Guest::run("c", 4, "test=net n=100");
+            assert_eq!(c.end(), (Some(0), String::new()));
+            host.nothing_left();
+        }
+    });
+}
+
+#[test]
 fn two_that_start_at_once_share_one_helper() {
     let name = "two_that_start_at_once_share_one_helper";
     if !kvm_is_usable(name) {

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bulkhead_net_protocol::{Client, Error, ErrorKind, Hold};
+use bulkhead_process::listen::Listen;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -130,7 +132,7 @@ fn keep(
                 // It fails when the run is over.
                 let _ = events.send(Event::Helper(News::Held));
                 if closes_first(over, &held.hold, None)? {
-                    return release(held);
+                    return release(held, &wanted.socket, report);
                 }
                 News::Gone(held.started.and_then(|started| started.ended()))
             }
@@ -259,13 +261,20 @@ impl Started {
 }
 
 /// Releases the hold, and waits for the helper's end if that was the last.
-fn release(held: Held) -> anyhow::Result<()> {
+fn release(held: Held, socket: &Path, report: &Report) -> anyhow::Result<()> {
     let ends = match held.hold.release(PATIENCE) {
         // The helper has ended meanwhile.
         Err(error) if error.kind() == ErrorKind::Closed => true,
         other => other.context("net-helper")?,
     };
     let Some(started) = held.started.filter(|_| ends) else {
+        // Another run has started it, and is gone, so nobody reads what the helper says.
+        if ends && Listen::default().seqpacket().is_stale(socket) {
+            let shown = socket.display();
+            let why =
+                format!("net-helper has ended and could not remove {shown}: the next one will");
+            report.messages.warn(&why);
+        }
         return Ok(());
     };
     match started.ended() {
