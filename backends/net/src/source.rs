@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use bulkhead_mac::MacAddr;
-use bulkhead_net_protocol::{Client, Connection, TapRequest, default_socket_path};
+use bulkhead_net_protocol::{Client, Connection, TapRequest, default_socket_path, start_command};
 use bulkhead_process::usage;
 use tap::{ErrorKind, InterfaceName, Options, Tap};
 
@@ -60,9 +60,8 @@ fn lease(args: &Args, network: &str) -> Result<(Attachment, Option<Connection>)>
         queues,
         mtu: args.mtu,
     };
-    let lease = Client::connect(&path)?
-        .request_tap(&request)
-        .map_err(|error| from_helper(error, &path))?;
+    let lease = Client::connect(&path).and_then(|client| client.request_tap(&request));
+    let lease = lease.map_err(|error| from_helper(error, &path, network))?;
     let taps = lease
         .queues
         .into_iter()
@@ -82,17 +81,20 @@ fn lease(args: &Args, network: &str) -> Result<(Attachment, Option<Connection>)>
     ))
 }
 
-/// Adds the socket's path to the error if what answered there is no bulkhead-net-helper.
-fn from_helper(error: bulkhead_net_protocol::Error, path: &Path) -> anyhow::Error {
-    use bulkhead_net_protocol::ErrorKind::Protocol;
-    let foreign = error.kind() == Protocol;
-    let error = anyhow::Error::from(error);
-    match foreign {
-        true => error.context(format!(
+/// Adds to the error what the user can do: how a helper is started if none runs, or where something else than a helper
+/// has answered.
+fn from_helper(error: bulkhead_net_protocol::Error, path: &Path, network: &str) -> anyhow::Error {
+    use bulkhead_net_protocol::ErrorKind::{NotRunning, Protocol};
+    match error.kind() {
+        NotRunning => anyhow::anyhow!(
+            "{error}; start it as root ({}), or name the socket of another with --helper-socket",
+            start_command(path, [network])
+        ),
+        Protocol => anyhow::Error::from(error).context(format!(
             "{}, where bulkhead-net-helper should listen",
             path.display()
         )),
-        false => error,
+        _ => error.into(),
     }
 }
 

@@ -75,10 +75,7 @@ impl Error {
         let path = path.display();
         let (kind, what, source) = match errno {
             Errno::NOENT | Errno::CONNREFUSED | Errno::NOTDIR => {
-                let what = format!(
-                    "bulkhead-net-helper is not running: nothing listens on {path} \
-                     (start it, as root: bulkhead-net-helper --socket-path {path})"
-                );
+                let what = format!("bulkhead-net-helper is not running: nothing listens on {path}");
                 (ErrorKind::NotRunning, what, None)
             }
             Errno::ACCESS | Errno::PERM => {

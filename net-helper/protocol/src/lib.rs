@@ -36,7 +36,7 @@ pub use error::{Error, ErrorKind};
 pub use message::{
     Refusal, RefusalKind, Reply, Request, Subnet, TapInfo, TapRequest, decode, encode,
 };
-pub use path::default_socket_path;
+pub use path::{default_socket_path, start_command};
 
 /// The protocol's version. Each message contains it; a peer refuses any other.
 pub const VERSION: u32 = 1;

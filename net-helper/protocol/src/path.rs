@@ -1,4 +1,4 @@
-//! The default path of the helper's socket.
+//! The default path of the helper's socket, and the command by which it is started there.
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,26 @@ pub fn default_socket_path() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let root = rustix::process::geteuid().is_root();
     choose(root, runtime.as_deref(), |path| path.exists())
+}
+
+/// The command that root types to start a helper with these networks on `socket`, for a message to a user who has none.
+/// What its reader has to choose is in capitals.
+pub fn start_command<'a>(socket: &Path, networks: impl IntoIterator<Item = &'a str>) -> String {
+    let mut command = "bulkhead-net-helper".to_owned();
+    // A helper of root listens there anyway, and its socket must not be in a user's folder.
+    if socket != default_socket_path() && socket != Path::new(SYSTEM) {
+        command += &format!(" --socket-path {}", socket.display());
+    }
+    for name in networks {
+        command += &match name {
+            "default" => " --network default".to_owned(),
+            name => format!(" --network name={name},subnet=SUBNET,bridge=BRIDGE"),
+        };
+    }
+    if !rustix::process::geteuid().is_root() {
+        command += " --group GROUP";
+    }
+    command
 }
 
 fn choose(root: bool, runtime: Option<&Path>, exists: impl Fn(&Path) -> bool) -> PathBuf {
@@ -42,5 +62,29 @@ mod tests {
             choose(false, Some(Path::new("relative")), |_| false),
             Path::new(SYSTEM)
         );
+    }
+
+    #[test]
+    fn the_command_has_the_socket_if_it_is_another_and_all_networks() {
+        let group = match rustix::process::geteuid().is_root() {
+            true => "",
+            false => " --group GROUP",
+        };
+        for (socket, networks, wanted) in [
+            (
+                &*default_socket_path(),
+                &["default"][..],
+                "--network default",
+            ),
+            (Path::new(SYSTEM), &["default"], "--network default"),
+            (
+                Path::new("/h"),
+                &["default", "lab"],
+                "--socket-path /h --network default --network name=lab,subnet=SUBNET,bridge=BRIDGE",
+            ),
+        ] {
+            let command = start_command(socket, networks.iter().copied());
+            assert_eq!(command, format!("bulkhead-net-helper {wanted}{group}"));
+        }
     }
 }

@@ -152,7 +152,7 @@ fn a_socket_where_nothing_listens_is_said_to_be_no_running_helper() {
         "bulkhead-net-helper is not running: nothing listens on {}",
         missing.display()
     );
-    assert!(error.to_string().starts_with(&line), "{error}");
+    assert_eq!(error.to_string(), line);
 
     drop(std::os::unix::net::UnixListener::bind(&missing).unwrap());
     assert_eq!(

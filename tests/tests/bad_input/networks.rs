@@ -123,9 +123,22 @@ pub(crate) const CASES: &[Case] = &[
     refused(
         "bulkhead run --name g --kernel guest --net default",
         1,
-        &["bulkhead-net-helper is not running", "start it as root"],
+        &[
+            "bulkhead-net-helper is not running",
+            "start it as root (bulkhead-net-helper --network default --group GROUP)",
+            "run without --net",
+        ],
     )
     .when(Setting::OtherUser),
+    refused(
+        "bulkhead run --name g --kernel guest --net default --net lab --helper-socket missing",
+        1,
+        &[
+            "start it (bulkhead-net-helper --socket-path ",
+            " --network default --network name=lab,subnet=SUBNET,bridge=BRIDGE)",
+            "--helper-socket",
+        ],
+    ),
     refused(
         "bulkhead run --name g --kernel guest --net default,model=e1000",
         2,

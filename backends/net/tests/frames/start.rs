@@ -263,6 +263,11 @@ fn what_cannot_be_is_named_in_one_line() {
                 1,
                 "bulkhead-net-helper is not running: nothing listens on /",
             ),
+            (
+                &["--network", "lab", "--helper-socket", nowhere],
+                1,
+                "--network name=lab,subnet=SUBNET,bridge=BRIDGE), or name the socket of another with --helper-socket",
+            ),
         ] {
             let line = refused(&[&["--socket-path", socket], arguments].concat(), status);
             assert!(line.contains(why), "{arguments:?}: {line}");

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bulkhead_net_protocol::{Client, Error, ErrorKind, Hold};
+use bulkhead_net_protocol::{Client, Error, ErrorKind, Hold, start_command};
 use bulkhead_process::listen::Listen;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,7 +27,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::child::{detach, listen};
 use super::event::{Ended, Event, Helper as News};
 use super::messages::Messages;
-use crate::guest::{DEFAULT_NETWORK, Helper as Wanted, Process};
+use crate::guest::{Helper as Wanted, Process};
 
 /// How long a helper may take to create its networks or to remove them, on a busy host.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -89,19 +89,15 @@ pub(crate) fn runs(wanted: &Wanted) -> bool {
 /// The error that no helper runs and this user may not start one.
 pub(crate) fn missing(wanted: &Wanted) -> anyhow::Error {
     let shown = wanted.socket.display();
-    let other = wanted.networks.iter().find(|name| *name != DEFAULT_NETWORK);
-    let root = rustix::process::geteuid().is_root();
-    let advice = match other {
-        Some(name) => format!(
-            "; one that has the network '{name}' is started by root: \
-             bulkhead-net-helper --socket-path {shown} --network name={name},subnet=SUBNET,bridge=BRIDGE"
-        ),
-        None if root => String::new(),
-        None => "; start it as root (bulkhead-net-helper --network default --group GROUP, with a group of yours), \
-                 or run without --net"
-            .to_owned(),
+    let (as_root, or) = match rustix::process::geteuid().is_root() {
+        true => ("", ""),
+        false => (" as root", ", or run without --net"),
     };
-    anyhow::anyhow!("bulkhead-net-helper is not running: nothing listens on {shown}{advice}")
+    let command = start_command(&wanted.socket, wanted.networks.iter().map(String::as_str));
+    anyhow::anyhow!(
+        "bulkhead-net-helper is not running: nothing listens on {shown}; start it{as_root} ({command}), \
+         or name the socket of another with --helper-socket{or}"
+    )
 }
 
 /// A helper that we hold.
