@@ -34,6 +34,21 @@ pub(crate) const CASES: &[Case] = &[
         &["--memory", "2M to"],
     ),
     refused(
+        "bulkhead-vmm --kernel guest --memory size=512",
+        2,
+        &["--memory", "write 512M"],
+    ),
+    refused(
+        "bulkhead-vmm --kernel guest --memory 512",
+        2,
+        &["--memory", "write size=512M"],
+    ),
+    refused(
+        "bulkhead run --name g --kernel guest --memory 512",
+        2,
+        &["--memory", "write 512M"],
+    ),
+    refused(
         "bulkhead run --name g --kernel guest --memory 2097153",
         2,
         &["--memory", "page size, 4096"],

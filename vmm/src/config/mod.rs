@@ -122,14 +122,17 @@ impl MemoryConfig {
         } else {
             PAGE_SIZE
         };
-        if !(MIN_RAM..=MAX_RAM).contains(&self.size) {
-            return Err(format!(
-                "a guest has {}M to {}T of memory",
-                MIN_RAM >> 20,
-                MAX_RAM >> 40
-            ));
+        let size = self.size;
+        if !(MIN_RAM..=MAX_RAM).contains(&size) {
+            let range = format!("{}M to {}T", MIN_RAM >> 20, MAX_RAM >> 40);
+            return Err(match size {
+                1..MIN_RAM => format!(
+                    "size: {size} bytes are too few for a guest, which has {range}: for {size} MiB write {size}M"
+                ),
+                _ => format!("a guest has {range} of memory"),
+            });
         }
-        if !self.size.is_multiple_of(unit) {
+        if !size.is_multiple_of(unit) {
             return Err(format!("size is not a multiple of the page size, {unit}"));
         }
         Ok(())
@@ -210,13 +213,25 @@ macro_rules! from_list {
 
 from_list!(
     CpusConfig: &[contract::CPUS],
-    MemoryConfig: &[contract::MEMORY],
     DiskConfig: &[contract::PCI, contract::DISK],
     NetConfig: &[contract::PCI, contract::NET],
     FsConfig: &[contract::PCI],
     VhostUserConfig: &[contract::PCI],
     PathConfig: &[],
 );
+
+impl FromStr for MemoryConfig {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains('=') {
+            let unit = text.ends_with(|c: char| c.is_ascii_digit());
+            let unit = if unit { "M" } else { "" };
+            return Err(format!("write size={text}{unit}"));
+        }
+        list::parse(text, &[contract::MEMORY])
+    }
+}
 
 impl VmConfig {
     /// Reads the body of `vm.create`, and checks it as [`Self::check`] does.

@@ -23,6 +23,13 @@ const CASES: &[Case<'_>] = &[
     (&["--initramfs", "{}/large"], 1, &["large does not fit"]),
     (&["--cmdline", "LONG"], 1, &["--cmdline", "2047"]),
     (&["--memory", "size=0"], 2, &["--memory"]),
+    (
+        &["--memory", "size=512"],
+        2,
+        &["--memory: size: 512 bytes are too few", "write 512M"],
+    ),
+    (&["--memory", "512"], 2, &["--memory", "write size=512M"]),
+    (&["--memory", "1G"], 2, &["--memory", "write size=1G"]),
     (&["--memory", "size=16777217"], 2, &["--memory", "multiple"]),
     (&["--memory", "size=30T"], 1, &["--memory", "the host has"]),
     (&["--memory", "size=big"], 2, &["--memory", "size"]),

@@ -237,7 +237,11 @@ tag = "t"
                 "memory = '1Q'",
                 "line 3, column 10: memory: a size is expected",
             ),
-            ("memory = 1", "line 3, column 10: memory: a guest has 2M to"),
+            ("memory = 0", "line 3, column 10: memory: a guest has 2M to"),
+            (
+                "memory = 512",
+                "line 3, column 10: memory: 512 without a unit is bytes: write 512M",
+            ),
             (
                 "on_crash = 'explode'",
                 "line 3, column 12: on_crash: 'explode' is not one of destroy, restart, preserve",

@@ -33,6 +33,16 @@ impl Memory {
         self.0
     }
 
+    /// A number without a unit. Of one that can only be meant otherwise, the error says what to write.
+    fn from_plain(number: u64) -> Result<Self, String> {
+        if (1..MIN_MEMORY).contains(&number) {
+            return Err(format!(
+                "{number} without a unit is bytes: write {number}M for {number} MiB"
+            ));
+        }
+        Self::new(number)
+    }
+
     fn new(bytes: u64) -> Result<Self, String> {
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) {
             let (least, most) = (MIN_MEMORY >> 20, MAX_MEMORY >> 40);
@@ -72,6 +82,9 @@ impl FromStr for Memory {
         };
         // A number too large for 64 bits is out of the range, too.
         let number = digits.parse().unwrap_or(u64::MAX);
+        if shift == 0 {
+            return Self::from_plain(number);
+        }
         Self::new(number.saturating_mul(1 << shift))
     }
 }
@@ -97,7 +110,7 @@ impl Serialize for Memory {
 impl<'de> Deserialize<'de> for Memory {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let parsed = match NumberOrText::deserialize(deserializer)? {
-            NumberOrText::Number(bytes) => Self::new(bytes),
+            NumberOrText::Number(number) => Self::from_plain(number),
             NumberOrText::Text(text) => text.parse(),
         };
         parsed.map_err(de::Error::custom)
@@ -324,6 +337,8 @@ mod tests {
                 "{wrong}: {error}"
             );
         }
+        let error = "512".parse::<Memory>().unwrap_err();
+        assert_eq!(error, "512 without a unit is bytes: write 512M for 512 MiB");
         let error = "536870913".parse::<Memory>().unwrap_err();
         assert!(error.contains("page size"), "{error}");
     }
