@@ -25,7 +25,6 @@ mod probe;
 mod run;
 mod stop;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -84,15 +83,6 @@ fn report_end(events: &EventMonitor, outcome: &anyhow::Result<StopReason>) {
     events.finish();
 }
 
-/// The absolute path of the folder that `path` is in.
-fn folder_of(path: &Path) -> PathBuf {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned())
-}
-
 /// Builds and runs the guest. Returns why it stopped.
 fn serve(
     args: Args,
@@ -104,7 +94,6 @@ fn serve(
         Some(path) => Some(Server::new(path, broker).context("--api-socket")?),
         None => None,
     };
-    let folder = args.api_socket().map(folder_of);
     let (stage, built) = match (args.into_config(), &mut server) {
         (Some(config), server) => {
             let config = config.check().map_err(usage)?;
@@ -117,7 +106,7 @@ fn serve(
         }
         (None, Some(server)) => {
             // API requests are hostile input, so they are read in the first stage already.
-            let stage = confine::begin(folder.as_deref())?;
+            let stage = confine::begin(Some(server.folder()))?;
             events.report(Source::Vmm, "started", &[]);
             let built = run::wait_for_guest(server, signals, broker, events)?;
             (stage, built)

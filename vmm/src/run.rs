@@ -77,14 +77,15 @@ pub(crate) fn build(
     }
 }
 
-/// Serves the API until a guest is built, or a signal or a request ends the monitor.
+/// Serves the API until a guest is built, or a signal or a request ends the monitor. The guest's serial port may be in
+/// the socket's folder.
 pub(crate) fn wait_for_guest(
     server: &mut Server,
     signals: &SignalFd,
     broker: &Broker,
     events: &EventMonitor,
 ) -> anyhow::Result<Built> {
-    let mut waiting = Waiting::default();
+    let mut waiting = Waiting::new(server.folder());
     let mut builder = Builder::new(broker)?;
     bulkhead_process::notify::ready(signals)?;
     loop {

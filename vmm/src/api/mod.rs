@@ -21,6 +21,7 @@ mod http;
 mod server;
 
 use std::cell::Cell;
+use std::path::{Path, PathBuf};
 
 use bulkhead_kvm::Vcpus;
 use serde_json::{Map, Value, json};
@@ -132,6 +133,8 @@ fn info(config: &VmConfig, state: &str) -> Response {
 #[derive(Default)]
 pub(crate) struct Waiting {
     config: Option<VmConfig>,
+    /// The folder in which a guest that the API creates may have its serial port.
+    folder: PathBuf,
     /// The guest is being built.
     boots: bool,
     /// A request has ended the monitor.
@@ -146,12 +149,20 @@ pub(crate) enum Next {
 }
 
 impl Waiting {
+    /// Without a guest.
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// While the guest of the command line is being built.
     pub(crate) fn booting(config: &VmConfig) -> Self {
         Self {
             config: Some(config.clone()),
             boots: true,
-            ends: false,
+            ..Self::default()
         }
     }
 
@@ -159,6 +170,12 @@ impl Waiting {
     pub(crate) fn boot_failed(&mut self, why: &str) -> Response {
         self.boots = false;
         failed(why)
+    }
+
+    fn create(&self, body: &[u8]) -> Result<VmConfig, String> {
+        let config = VmConfig::from_json(body)?;
+        config.serial.check_folder(&self.folder)?;
+        Ok(config)
     }
 
     /// Answers a request. `start` begins to build the guest. While it is built, a request can end the guest and the
@@ -180,7 +197,7 @@ impl Waiting {
                 return (Reply::Now(Response::Done), Next::End);
             }
             ("vm.create", _) if self.ends => failed("the monitor is ending"),
-            ("vm.create", None) => match VmConfig::from_json(&request.body) {
+            ("vm.create", None) => match self.create(&request.body) {
                 Ok(config) => {
                     self.config = Some(config);
                     Response::Done
@@ -353,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_guest_is_created_once_and_then_booted() {
-        let mut waiting = Waiting::default();
+        let mut waiting = Waiting::new(Path::new("/run"));
         assert_eq!(waiting.ask("PUT", "vm.boot", ""), (404, Next::Wait));
         assert_eq!(waiting.ask("PUT", "vm.create", "{}"), (400, Next::Wait));
         assert_eq!(waiting.ask("PUT", "vm.create", CONFIG), (204, Next::Wait));
@@ -374,7 +391,7 @@ mod tests {
     #[test]
     fn a_guest_that_is_being_booted_is_ended_with_its_monitor() {
         for request in ["vm.shutdown", "vm.delete", "vmm.shutdown"] {
-            let mut waiting = Waiting::default();
+            let mut waiting = Waiting::new(Path::new("/run"));
             assert_eq!(waiting.ask("PUT", "vm.create", CONFIG).0, 204);
             assert_eq!(waiting.ask("PUT", "vm.boot", ""), (0, Next::Wait));
             assert_eq!(waiting.ask("PUT", request, ""), (204, Next::End));
@@ -384,7 +401,7 @@ mod tests {
 
     #[test]
     fn status_codes_are_the_contract_s() {
-        let mut waiting = Waiting::default();
+        let mut waiting = Waiting::new(Path::new("/run"));
         // Without a guest, and with one that is not booted.
         let codes = [
             ("GET", "vmm.ping", 200, 200),
@@ -418,7 +435,7 @@ mod tests {
 
     #[test]
     fn an_ended_monitor_has_no_guest() {
-        let mut waiting = Waiting::default();
+        let mut waiting = Waiting::new(Path::new("/run"));
         assert_eq!(waiting.ask("PUT", "vm.create", CONFIG).0, 204);
         assert_eq!(waiting.ask("PUT", "vmm.shutdown", ""), (204, Next::End));
         // What was pipelined behind it.

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bulkhead_process::listen::{self, AcceptPause};
@@ -44,6 +44,7 @@ pub(crate) enum ApiEvent {
 /// The API's socket and its clients.
 pub(crate) struct Server {
     listener: UnixListener,
+    folder: PathBuf,
     clients: Vec<Client>,
     pause: AcceptPause,
 }
@@ -73,9 +74,15 @@ impl Server {
         broker.remove_at_end(file)?;
         Ok(Self {
             listener: listener.into(),
+            folder: folder_of(path),
             clients: Vec::new(),
             pause: AcceptPause::default(),
         })
+    }
+
+    /// The absolute path of the folder that the socket is in.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Calls `add` for each event source.
@@ -177,6 +184,18 @@ impl Server {
             }
         }
     }
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let absolute = match folder.components().any(|part| part == Component::ParentDir) {
+        true => folder.canonicalize(),
+        false => std::path::absolute(folder),
+    };
+    absolute.unwrap_or_else(|_| folder.to_owned())
 }
 
 impl Client {

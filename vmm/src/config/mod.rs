@@ -7,7 +7,7 @@ mod list;
 mod value;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use bulkhead_boot::layout::{MAX_RAM, MIN_RAM, PAGE_SIZE};
@@ -171,6 +171,24 @@ impl SerialConfig {
             Some(name) => Err(format!("serial.{name}: this mode has no such field")),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a file or socket that is not in `folder`, the only one that a monitor sees whose guest the API creates.
+    pub(crate) fn check_folder(&self, folder: &Path) -> Result<(), String> {
+        let (name, path) = match self {
+            Self::File { file } => ("file", file),
+            Self::Socket { socket } => ("socket", socket),
+            Self::Tty | Self::Off | Self::Null => return Ok(()),
+        };
+        let mut parts = path.components();
+        if path.starts_with(folder) && !parts.any(|part| part == Component::ParentDir) {
+            return Ok(());
+        }
+        Err(format!(
+            "serial.{name}: {} is not in {}, the folder of the API's socket, which alone this monitor can write to",
+            path.display(),
+            folder.display()
+        ))
     }
 }
 
@@ -360,6 +378,35 @@ mod tests {
                 right,
                 "{cpus} {memory}"
             );
+        }
+    }
+
+    #[test]
+    fn a_guest_of_the_api_writes_only_in_its_folder() {
+        let check = |serial: &str| {
+            let serial: SerialConfig = serial.parse().unwrap();
+            serial.check_folder(Path::new("/run/guest"))
+        };
+        for right in [
+            "tty",
+            "off",
+            "null",
+            "file=/run/guest/log",
+            "file=/run/guest/logs/./1",
+            "socket=/run/guest/serial.sock",
+        ] {
+            assert_eq!(check(right), Ok(()), "{right}");
+        }
+        for wrong in [
+            "file=/run/guests/log",
+            "file=/run/guest/../log",
+            "file=log",
+            "socket=/tmp/serial.sock",
+        ] {
+            let (mode, path) = wrong.split_once('=').unwrap();
+            let error = check(wrong).unwrap_err();
+            let start = format!("serial.{mode}: {path} is not in /run/guest, the folder");
+            assert!(error.starts_with(&start), "{error}");
         }
     }
 

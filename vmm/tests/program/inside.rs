@@ -248,6 +248,19 @@ fn a_monitor_without_a_guest_sees_nothing_but_its_folder() {
     let elsewhere = outside.path().join("log");
 
     let config = path(elsewhere.to_str().unwrap());
+    let (status, error) = ask(&api, "PUT", "vm.create", &config);
+    assert_eq!(status, 400, "{error}");
+    let reason = error[0].as_str().unwrap();
+    let folder = monitor.folder.path().to_str().unwrap();
+    for word in ["serial.file", elsewhere.to_str().unwrap(), folder] {
+        assert!(reason.contains(word), "{error}");
+    }
+    assert_eq!(ask(&api, "PUT", "vm.boot", &Value::Null).0, 404);
+
+    // A way out that only the confinement sees.
+    let link = monitor.path("link");
+    std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+    let config = path(link.to_str().unwrap());
     assert_eq!(ask(&api, "PUT", "vm.create", &config).0, 204);
     let (status, error) = ask(&api, "PUT", "vm.boot", &Value::Null);
     assert_eq!(status, 500, "{error}");
