@@ -21,6 +21,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: replay TARGET INPUT [IMAGE]".into());
     };
     let bytes = std::fs::read(input)?;
+    if target == "guest_definition" {
+        return Err("the input is the definition itself".into());
+    }
     let input = Input::of(&bytes);
     let host = Host::new(&input);
     let path = arguments.next().map(PathBuf::from);

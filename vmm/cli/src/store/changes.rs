@@ -61,15 +61,20 @@ impl Store {
 }
 
 impl Changes<'_> {
-    /// Defines a guest, or redefines the one that has the same name: its UUID and its MAC addresses stay if the text
-    /// has none. Otherwise they are made.
+    /// Defines a guest, or redefines the one that has the same name or runs with it: its UUID and its MAC addresses stay
+    /// if the text has none. Otherwise they are made.
     ///
     /// # Errors
     /// When the UUID or a MAC address is another guest's, or the file cannot be written.
-    pub(crate) fn define(&self, mut text: Text, given: Definition) -> anyhow::Result<Definition> {
+    pub(crate) fn define(
+        &self,
+        mut text: Text,
+        given: Definition,
+        running: Option<Definition>,
+    ) -> anyhow::Result<Definition> {
         let path = self.store.path(&given.name)?;
         // A damaged one is replaced.
-        let old = self.store.load(&given.name).ok().flatten();
+        let old = self.store.load(&given.name).ok().flatten().or(running);
         if let (Some(old), Some(uuid)) = (&old, given.uuid)
             && old.uuid() != uuid
         {

@@ -25,7 +25,7 @@ impl Scratch {
     fn define(&self, text: &str) -> anyhow::Result<Definition> {
         let (text, definition) =
             Text::parse(text.as_bytes()).map_err(|wrong| anyhow!("{wrong}"))?;
-        self.store.change()?.define(text, definition)
+        self.store.change()?.define(text, definition, None)
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -105,6 +105,21 @@ fn a_guest_that_is_defined_again_keeps_what_was_made() {
     let error = message(scratch.define(&text("g", uuid)));
     let now = first.uuid();
     assert_eq!(error, format!("domain 'g' already exists with uuid {now}"));
+}
+
+#[test]
+fn a_guest_that_runs_keeps_what_it_has_when_it_is_defined() {
+    let scratch = Scratch::new();
+    let net = "[[nets]]\nnetwork = 'a'\n";
+    let (text, given) = Text::parse(text("g", net).as_bytes()).unwrap();
+    let running = given.clone();
+
+    let changes = scratch.store.change().unwrap();
+    let defined = changes.define(text, given, Some(running.clone())).unwrap();
+
+    assert_eq!(defined.uuid, Some(running.uuid()));
+    assert!(defined.macs().eq(running.macs()));
+    assert!(defined.nets[0].mac.is_some());
 }
 
 #[test]

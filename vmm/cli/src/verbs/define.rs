@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow};
 use crate::guest::definition::Text;
 use crate::output::Output;
 use crate::store::{self, Store};
+use crate::{live, runtime};
 
 /// A guest that is defined, or redefined.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,10 +61,12 @@ pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
     let (text, definition) = Text::parse(&bytes)
         .map_err(|wrong| anyhow!("{wrong}"))
         .with_context(failed)?;
+    let running = live::get(&runtime::known_base(), &definition.name);
+    let running = running.map(|state| state.definition);
     let store = Store::open()?;
     let defined = store
         .change()
-        .and_then(|changes| changes.define(text, definition))
+        .and_then(|changes| changes.define(text, definition, running))
         .with_context(failed)?;
     output.success(&format!("Domain '{}' defined from {shown}", defined.name))?;
     Ok(ExitCode::SUCCESS)

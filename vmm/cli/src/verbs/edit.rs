@@ -79,6 +79,6 @@ fn save(store: &Store, name: &str, bytes: &[u8], expected: Option<&[u8]>) -> any
     {
         bail!("the TOML configuration was changed by another user");
     }
-    changes.define(text, definition)?;
+    changes.define(text, definition, None)?;
     Ok(())
 }
