@@ -13,6 +13,7 @@
 //! | `args`, `network`, `subnet` | the command line and the networks on it |
 //! | `mode/` | the network modes, one file each |
 //! | `host` | everything that exists on the host while the helper runs; its creation and removal |
+//! | `rules` | the table and the routing rules, as the interfaces of the moment require them |
 //! | `previous_run` | networks that a killed run has left, and the guests on them |
 //! | `watch`, `repair` | the changes that others make, and what they have removed is restored |
 //! | `identity` | names, addresses and aliases of interfaces |
