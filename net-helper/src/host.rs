@@ -13,8 +13,8 @@ use tap::InterfaceName;
 
 use crate::dhcp::Dhcp;
 use crate::forwarding::Forwarding;
-use crate::identity::{Identity, random_mac};
-use crate::link::{DEFAULT_MTU, InUse, Link, Links};
+use crate::identity::random_mac;
+use crate::link::{DEFAULT_MTU, Identity, InUse, Link, Links};
 use crate::network::Network;
 use crate::previous_run;
 use crate::state::{Record, StateDir};

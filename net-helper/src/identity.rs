@@ -9,7 +9,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use tap::InterfaceName;
 
-use crate::link::{Link, Links};
+use crate::link::{Identity, Link, Links};
 
 /// The beginning of the names of this program's TAP devices.
 pub(crate) const TAP_PREFIX: &str = "bhtap";
@@ -30,14 +30,6 @@ pub(crate) fn random_group() -> Result<u32> {
     let mut bytes = [0; 4];
     getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(u32::from_ne_bytes(bytes) | 1 << 31 | 1)
-}
-
-/// What marks an interface as this program's. Both stay when somebody gives the interface another name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) alias: String,
-    /// The interface group (`IFLA_GROUP`), by which the nftables table knows the interface.
-    pub(crate) group: u32,
 }
 
 /// Distinguishes this program's interfaces from others with the same name or index. It is a random number, which the

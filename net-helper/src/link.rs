@@ -16,7 +16,6 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 use tap::InterfaceName;
 
-use crate::identity::Identity;
 use crate::netlink::{Attributes, Netlink};
 use crate::subnet::Ipv4Subnet;
 
@@ -50,6 +49,14 @@ pub(crate) struct Link {
     pub(crate) below: Option<u32>,
     /// A TAP device has a carrier while somebody has it open.
     pub(crate) has_carrier: bool,
+}
+
+/// What marks an interface as its owner's ([`crate::identity`]). Both stay when somebody gives the interface another name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) alias: String,
+    /// The interface group (`IFLA_GROUP`), by which the nftables table knows the interface.
+    pub(crate) group: u32,
 }
 
 /// A range of IPv4 addresses that is in use on this host.
