@@ -1,11 +1,11 @@
 //! The chains of the nftables table: what the networks' modes mean for packets.
 //!
-//! An interface is a network's bridge if it has the bridge's name and the group of this program's interfaces. What comes
-//! in by an interface that has only one of them, or only the bridge's index, is dropped: somebody has renamed the bridge,
-//! or given its name to another interface, or removed the bridge of a TAP device.
+//! An interface is a network's bridge if it has the bridge's name and the group of this program's interfaces. What
+//! comes in by an interface that has only one of them, or only the bridge's index, is dropped: somebody has renamed
+//! the bridge, or given its name to another interface, or removed the bridge of a TAP device.
 //!
-//! Others can put an interface on a bridge or a TAP device (a VLAN, a macvlan), by which guests would reach the host beside
-//! their network. What comes in by it, or is routed to it, is dropped.
+//! Others can put an interface on a bridge or a TAP device (a VLAN, a macvlan), by which guests would reach the host
+//! beside their network. What comes in by it, or is routed to it, is dropped.
 //!
 //! A packet with a guest's source address must come from that guest's bridge; what comes from elsewhere with such an
 //! address is dropped first, or else the answer would reach the guest.
@@ -122,9 +122,9 @@ fn spoofed(networks: &[Network]) -> impl Iterator<Item = Rule> {
 }
 
 /// Drops what comes in by an interface on top of a network's or by one that is half a network's bridge, and spoofed
-/// packets, before anything can answer them: an IP option that is wrong, or a TTL that ends here, is answered before the other chains see the packet. If
-/// br_netfilter is loaded, frames within others' bridges pass this chain, too, and may have any address: what comes from
-/// those bridges is left to the other chains and the routing rules.
+/// packets, before anything can answer them: an IP option that is wrong, or a TTL that ends here, is answered before
+/// the other chains see the packet. If br_netfilter is loaded, frames within others' bridges pass this chain, too,
+/// and may have any address: what comes from those bridges is left to the other chains and the routing rules.
 fn inward(interfaces: &Interfaces<'_>) -> Vec<Rule> {
     let Interfaces {
         networks, group, ..

@@ -1,5 +1,5 @@
-//! Restores rules, bridges and addresses that others have removed while this program runs, and closes the interfaces that
-//! others have put on top of its own.
+//! Restores rules, bridges and addresses that others have removed while this program runs, and closes the interfaces
+//! that others have put on top of its own.
 //!
 //! Until then no packet passes that must not: the nftables table and the routing rules each suffice without the other,
 //! and both drop the packets of a TAP device without a bridge.

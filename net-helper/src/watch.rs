@@ -118,8 +118,8 @@ impl Watch {
     }
 }
 
-/// Whether a bridge, its address or a routing rule has been removed, a bridge has been disguised, an interface on top of
-/// this program's has come or gone, or an interface may be the missing bridge.
+/// Whether a bridge, its address or a routing rule has been removed, a bridge has been disguised, an interface on top
+/// of this program's has come or gone, or an interface may be the missing bridge.
 fn concerns_bridge(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
     match raw.kind {
         libc::RTM_DELADDR => (watched.is_bridge)(index(raw)),

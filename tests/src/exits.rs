@@ -1,4 +1,4 @@
-//! How processes end, told by the kernel itself (the process event connector) and not by their parent.
+//! How processes end, as the kernel itself reports it (the process event connector), not their parent.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The first process of a guest: mounts, modules, and how a guest tells the test what it sees.
+# The first process of a guest: mounts, modules, and how a guest reports to the test what it sees.
 # One line per observation, so that the test can wait for it: `guest: ok …`, `guest: value NAME …`, `guest: FAILED …`.
 export PATH=/bin
 mount -t proc proc /proc

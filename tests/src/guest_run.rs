@@ -36,7 +36,7 @@ enum Line {
 pub enum Word {
     /// It has observed something.
     Ok(String),
-    /// A value it tells: name and value.
+    /// A value it reports: name and value.
     Value(String, String),
     /// Anything else it says.
     Said(String),
@@ -90,7 +90,7 @@ impl GuestRun {
         self.child.id()
     }
 
-    /// The guest's next word; none when the run is over. An error if the guest says that it failed.
+    /// The guest's next word; `None` when the run is over. An error if the guest reports a failure.
     pub fn next_word(&mut self) -> Result<Option<Word>> {
         loop {
             self.exits.extend(self.watch.poll()?);
@@ -129,7 +129,7 @@ impl GuestRun {
         )
     }
 
-    /// Waits for the run to be over and tells how it ended.
+    /// Waits until the run is over, and returns how it ended.
     pub fn wait(mut self) -> Result<End> {
         while self.next_word()?.is_some() {}
         loop {

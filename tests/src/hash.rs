@@ -1,4 +1,4 @@
-//! Content that can be told apart: SHA-256 in hexadecimal, and bytes that do not repeat.
+//! Content that can be distinguished: SHA-256 in hexadecimal, and bytes that do not repeat.
 
 use std::io::Read;
 use std::path::Path;

@@ -139,7 +139,8 @@ impl Initramfs {
     }
 }
 
-/// One header, name and content, each padded to four bytes (`Documentation/driver-api/early-userspace/buffer-format.rst`).
+/// One header, name and content, each padded to four bytes
+/// (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 fn record(
     out: &mut impl Write,
     inode: u32,

@@ -54,9 +54,9 @@ impl Intruder {
         Ok(intruder)
     }
 
-    /// Tries everything by which an intruder would reach something on the host that is not the process's own: sockets, files, processes, the
-    /// network, other programs. Returns what was not refused; a file that is not to be seen is not reached, and
-    /// neither is one of a root folder that nobody can change.
+    /// Tries everything by which an intruder would reach something on the host that is not the process's own:
+    /// sockets, files, processes, the network, other programs. Returns what was not refused; a file that is not to be
+    /// seen is not reached, and neither is one of a root folder that nobody can change.
     pub fn reach(&self, host: &Host) -> Result<Vec<String>> {
         let mut reached = Vec::new();
         for (name, number, arguments) in self.attempts(host)? {

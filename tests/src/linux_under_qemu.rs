@@ -1,4 +1,5 @@
-//! A Linux guest under QEMU, on backends of ours: a frontend that is not ours, and the word of the guest on its console.
+//! A Linux guest under QEMU, on backends of ours: a frontend that is not ours, and the word of the guest on its
+//! console.
 #![allow(clippy::unwrap_used, clippy::panic)] // for tests: one that cannot go on has failed
 
 use std::io::{BufRead, BufReader};

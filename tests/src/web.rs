@@ -30,7 +30,7 @@ impl WebServer {
     /// Serves `page` to whoever asks.
     pub fn start(page: Vec<u8>) -> Result<Self> {
         let network = Network::create()?;
-        let (told, clients) = channel();
+        let (asked, clients) = channel();
         let (started, start) = channel();
         std::thread::spawn(move || {
             let listener = listen_in_namespace();
@@ -39,7 +39,7 @@ impl WebServer {
             for stream in listener.iter().flat_map(TcpListener::incoming).flatten() {
                 let from = stream.peer_addr().map(|address| address.ip());
                 if let (Ok(()), Ok(from)) = (answer(&stream, &page), from) {
-                    let _ = told.send(from);
+                    let _ = asked.send(from);
                 }
             }
         });

@@ -200,7 +200,7 @@ fn guest_io_does_not_wake_the_monitor() {
     let words = format!("test=idle-io n={REQUESTS}");
     let mut machine = machine(&words, &backend, &["--api-socket", &api_argument]);
     machine.expect("idle-io ready");
-    // The guest has no more to say before it is told "end".
+    // The guest prints nothing more before it reads "end".
     let before = exit_count(&api);
     assert!(
         before > 0,

@@ -59,7 +59,7 @@ fn a_socket_can_be_the_serial_port() {
     assert!(!path.exists(), "the socket has been left behind");
 }
 
-/// The monitor makes its socket before the guest runs, but tells nobody.
+/// The monitor makes its socket before the guest runs, but does not report that.
 fn connect(path: &std::path::Path) -> UnixStream {
     let end = std::time::Instant::now() + Duration::from_secs(60);
     loop {

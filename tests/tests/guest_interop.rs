@@ -78,7 +78,7 @@ fn bulkhead_block_may_be_killed_under_qemu() {
         backend.kill_and_restart();
     }
     let end = machine.expect("blk-stress sectors");
-    // QEMU tells on standard error what it thinks of backends that vanish.
+    // QEMU warns on standard error about backends that vanish.
     machine.expect_end();
     drop(backend);
     assert_eq!(end.number("crc32"), crc32(&image.contents()));

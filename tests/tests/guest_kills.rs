@@ -1,4 +1,5 @@
-//! A guest whose disk's backend is killed again and again: no data is lost, and no memory of the guest changes but what it asked for.
+//! A guest whose disk's backend is killed again and again: no data is lost, and no memory of the guest changes but
+//! what it asked for.
 //!
 //! `GUEST_KILLS` says how many kills there are for each backend and number of vCPUs.
 

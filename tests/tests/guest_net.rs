@@ -160,7 +160,8 @@ fn traffic_does_not_wake_the_monitor() {
         let words = format!("test=net ip=10.9.0.2 peer=10.9.0.1 n={COUNT} progress=0");
         let mut machine = Machine::start(&words, &arguments);
 
-        // Its lines about the start are written by then, on a busy machine too; until the last datagram it has no more to say.
+        // Its lines about the start are written by then, on a busy machine too; until the last datagram it has no
+        // more to say.
         answers.wait_for(COUNT / 10);
         let before = exit_count(&api);
         answers.wait_for(COUNT - 8);

@@ -1,4 +1,5 @@
-//! What an intruder reaches from inside each program while a guest runs: calls made in its processes, on each of their threads.
+//! What an intruder reaches from inside each program while a guest runs: calls made in its processes, on each of
+//! their threads.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use std::fs;
@@ -29,7 +30,7 @@ fn reach(name: &str, process: u32, host: &Host) {
     }
 }
 
-/// It has namespaces of its own, and nothing in its root folder.
+/// The process has namespaces of its own, and its root folder is empty.
 fn sees_nothing(name: &str, process: u32) {
     for kind in ["mnt", "net", "ipc"] {
         let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/{kind}")).unwrap();
@@ -67,7 +68,7 @@ fn an_intruder_in_any_program_reaches_its_own_peers_and_nothing_else() {
         let image = Image::with_pattern(folder.path(), "disk", Format::Qcow2, 4 << 20, 1);
         let block = Backend::block(folder.path(), "vda", &image, &["--num-queues", "2"]);
         let card = Backend::net(folder.path(), "net0", &["--tap", "tap0", "--persist"]);
-        // Another guest's, in the same folder, with the same owner.
+        // The socket of another guest, in the same folder, with the same owner.
         let foreign = folder.path().join("other-guest.sock");
         let listener = UnixListener::bind(&foreign).unwrap();
         listener.set_nonblocking(true).unwrap();

@@ -1,4 +1,5 @@
-//! An unmodified Linux on `bulkhead-block`, with QEMU between them: the driver that most guests have, and a frontend that is not ours.
+//! An unmodified Linux on `bulkhead-block`, with QEMU between them: the driver that most guests have, and a frontend
+//! that is not ours.
 
 #![allow(
     clippy::disallowed_macros,
@@ -15,7 +16,8 @@ use bulkhead_tests::workplace::Workplace;
 
 const SIZE: usize = 32 << 20;
 
-/// Both disks: read, write, discard; then writers that go on while their backend is killed, and a look at what they wrote.
+/// Both disks: read, write, discard; then writers that go on while their backend is killed, and a look at what they
+/// wrote.
 const SCRIPT: &str = r#"
 for disk in vda vdb; do
   say value $disk.serial "$(cat /sys/block/$disk/serial)"

@@ -1,5 +1,5 @@
-//! An unmodified Linux on `bulkhead-net`, with QEMU between them, on a network of `bulkhead-net-helper`: the driver that most guests have, and
-//! a frontend that is not ours.
+//! An unmodified Linux on `bulkhead-net`, with QEMU between them, on a network of `bulkhead-net-helper`: the driver
+//! that most guests have, and a frontend that is not ours.
 
 #![allow(
     clippy::disallowed_macros,
@@ -85,7 +85,8 @@ impl Drop for Helper {
     }
 }
 
-/// Gives `page` to who asks for it on one port, and says on another whether it came back as it was. Tells of each page that is half on its way.
+/// Gives `page` to who asks for it on one port, and says on another whether it came back as it was. Tells of each
+/// page that is half on its way.
 fn serve(page: Vec<u8>) -> Receiver<()> {
     let (half, halves) = channel();
     let asked = TcpListener::bind((GATEWAY, 8080)).unwrap();
@@ -129,8 +130,8 @@ fn take(mut stream: TcpStream, page: &[u8]) -> std::io::Result<()> {
     writeln!(stream, "{same}")
 }
 
-/// Runs a guest with a network card of so many pairs of queues and these options, whose backend is killed in each round if that is
-/// wanted.
+/// Runs a guest with a network card of so many pairs of queues and these options, whose backend is killed in each
+/// round if that is wanted.
 fn goes_to_the_network_and_back(test: &str, pairs: u32, options: &str, killed: bool) {
     let workplace = Workplace::find().unwrap();
     let found = workplace

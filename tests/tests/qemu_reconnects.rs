@@ -1,4 +1,5 @@
-//! QEMU on our backends: what its guest's reboot, its own end and the death of a backend come to, as the backends' pages say.
+//! QEMU on our backends: what its guest's reboot, its own end and the death of a backend come to, as the backends'
+//! pages say.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on has failed
 
 use std::ffi::OsString;

@@ -1,5 +1,5 @@
-//! The commands of README and CONTRIBUTING are what the programs take and print. (That the four commands by hand run a guest is shown end to end, by
-//! the `dry_run` scenario, which runs what `--dry-run` prints as it is printed.)
+//! The commands of README and CONTRIBUTING are what the programs take and print. (That the four commands by hand run
+//! a guest is shown end to end, by the `dry_run` scenario, which runs what `--dry-run` prints as it is printed.)
 
 #![allow(
     clippy::disallowed_macros,

@@ -1,5 +1,4 @@
-//! What the serving process can still do, asked of the process itself: a system call is put into it with ptrace(2), as
-//! a hole in it would.
+//! What the serving process can still do: ptrace(2) has it make system calls, as an intruder in it would.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]

@@ -1,5 +1,5 @@
-//! What is written into the file of an image that is served, from outside: a copy of it made before, or less than there
-//! was. After a kill, what is there is the disk as it was when the copy was made, or an error.
+//! Another process writes an earlier copy of an image into the image's file while it is served, or makes the file
+//! shorter. After a kill, the disk is as it was when the copy was made, or opening it is an error.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -15,7 +15,7 @@ use peer::killed::{
 use peer::{Backend, Guest};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_DISCARD;
 
-/// Gives up the cluster at this sector.
+/// Discards the cluster at this sector.
 fn discard(guest: &mut Guest, sector: u64) {
     const SECTORS: u32 = 128;
     let mut range = sector.to_le_bytes().to_vec();
@@ -27,7 +27,7 @@ fn discard(guest: &mut Guest, sector: u64) {
 
 const COPY: &str = "a copy of an image in use";
 
-/// As cp does, which writes into the file that there is.
+/// Copies as cp does, into the existing file.
 fn put_back(copy: &[u8], image: &Path) {
     let before = std::fs::metadata(image).unwrap().ino();
     std::fs::write(image, copy).unwrap();

@@ -1,5 +1,4 @@
-//! Descriptors of a frontend that means no good: nothing that it sends may make the server wait, and nothing of it
-//! stays open.
+//! Descriptors from a hostile frontend: none of them makes the server wait, and none stays open.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -102,7 +101,8 @@ fn more_descriptors_than_a_message_may_have_end_the_connection_alone() {
             (&table, table.len()),
             (&message(FrontendReq::GET_FEATURES, &[]), 12),
             (&message(FrontendReq::SET_VRING_CALL, &[0; 8]), 20),
-            // In the header's or the body's part, and with the rest to come or never.
+            // The descriptors come with the header or with the body, and the rest of the message follows or never
+            // comes.
             (&table, 1),
             (&table, 12),
             (&table, 13),
@@ -137,7 +137,7 @@ fn descriptors_where_none_belong_are_closed() {
             assert!(is_closed(&stream));
         }
     }
-    // A frontend that goes in the middle of a message.
+    // The frontend disconnects in the middle of a message.
     let stream = connect(&backend);
     stream
         .send_with_fds(&[[1u8; 3].as_slice()], &[event.as_raw_fd(); 20])
@@ -250,7 +250,7 @@ fn only_eventfds_kick_and_are_signalled() {
         assert!(frontend.set_vring_err(0, fd).is_err(), "err {number}");
         assert!(frontend.set_vring_kick(0, fd).is_err(), "kick {number}");
     }
-    // What there was before is in use.
+    // The descriptors that were set before are still in use.
     assert_eq!(guest.request_on(0, VIRTIO_BLK_T_IN, 5, (512, true)), 0);
     drop((guest, socket_end));
     is_unharmed(backend, before);

@@ -1,4 +1,4 @@
-//! Guests and frontends that mean no good: a ring or a connection is lost, never the process, its memory or its time.
+//! Hostile guests and frontends: they lose a ring or a connection, and cost the process no memory and no time.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -31,7 +31,7 @@ fn server() -> (tempfile::TempDir, Backend) {
     (folder, backend)
 }
 
-/// The proof that nothing was lost: another frontend reads a sector.
+/// Shows that the server still serves: another frontend reads a sector.
 fn still_serves(backend: &mut Backend) {
     let mut guest = Guest::connect(backend, 2);
     assert_eq!(guest.read(9, 512), [9; 512]);
@@ -79,7 +79,7 @@ fn a_malformed_chain_costs_its_ring_alone_and_is_named_in_one_line() {
         assert!(peer::readable(&guest.rings[0].err, peer::PATIENCE));
         assert_eq!(guest.used_index(0), 0, "{descriptors:?}");
 
-        // The other ring does not notice.
+        // The other ring goes on.
         assert_eq!(guest.request_on(1, VIRTIO_BLK_T_IN, 5, (512, true)), 0);
 
         // The driver resets the ring and starts over.
@@ -170,7 +170,7 @@ fn a_message_that_makes_no_sense_is_refused_and_the_next_one_heard() {
     assert!(frontend.set_vring_num(0, 64).is_err());
     assert!(frontend.set_vring_base(0, 3).is_err());
     assert!(frontend.set_vring_addr(0, &config).is_err());
-    // What cannot be waited for, and what cannot be mapped.
+    // A file that cannot be polled, and one that cannot be mapped.
     let file = tempfile::tempfile().unwrap();
     // SAFETY: the descriptor is the file's own, given up by it.
     let no_event = unsafe {

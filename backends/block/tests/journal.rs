@@ -1,4 +1,4 @@
-//! The journal beside a qcow2 image: who finds it after a kill, who does not believe it, and what others may do to it.
+//! The journal beside a qcow2 image: when it is found after a kill, when it is refused, and what others may do to it.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -160,7 +160,7 @@ fn one_of_another_image_is_not_believed_nor_by_a_copy() {
     std::fs::copy(journal_of(&other), journal_of(&image)).unwrap();
     let said = open(&image, false).unwrap_err().to_string();
     assert!(said.contains("is not in the folder of the image"), "{said}");
-    // Nor the right one by whoever has a copy of the image.
+    // A copy of the image with a copy of its journal is refused, too.
     let copy = other.with_file_name("copy.qcow2");
     std::fs::copy(&other, &copy).unwrap();
     std::fs::copy(journal_of(&other), journal_of(&copy)).unwrap();
@@ -239,7 +239,7 @@ fn what_somebody_else_put_in_its_place_is_neither_followed_nor_changed() {
         shell("rm -r disk.qcow2.bulkhead-journal");
     }
 
-    // In the place of one that counts.
+    // Another file is in the place of a valid journal.
     let (_folder, image, ..) = killed();
     std::fs::rename(journal_of(&image), image.with_file_name("moved")).unwrap();
     std::os::unix::fs::symlink("moved", journal_of(&image)).unwrap();
@@ -352,7 +352,7 @@ fn nothing_behind_the_in_flight_records_harms_the_image_or_the_server() {
     let (status, said) = backend.end();
     assert!(status.success(), "{said}");
     is_sound_and_closed(&image);
-    // And nothing was said of it.
+    // And there was no warning about it.
     let _ = std::io::stderr().flush();
     assert_eq!(said, "");
 }

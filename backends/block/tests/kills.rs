@@ -27,7 +27,7 @@ const SIZE: u64 = BLOCKS * BLOCK as u64;
 const BATCH: u64 = 24;
 /// The flag of a write of zeroes that may give the space back.
 const UNMAP: u32 = 1;
-/// In place of the stamp of a block that may read as anything.
+/// The stamp of a block whose content is undefined.
 const UNDEFINED: u64 = u64::MAX;
 /// After so many kills the whole disk is read.
 const READ_AFTER: u32 = 100;

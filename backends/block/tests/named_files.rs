@@ -35,7 +35,7 @@ fn naming(folder: &Path, name: &str, as_data: bool) -> std::path::PathBuf {
     let image = folder.join("images/disk.qcow2");
     let _ = std::fs::remove_file(&image);
     let mut options = CreateOptions::new(Format::Qcow2, SIZE);
-    // One as long, which is there for as long as this takes.
+    // A file whose name is as long, for `create` to find.
     let beside = "x".repeat(name.len());
     let place = match as_data {
         // Such a name is relative to the working directory.
@@ -175,7 +175,7 @@ fn only_regular_files_and_block_devices_are_opened_and_nothing_is_waited_for() {
         ];
         for name in inside.iter().map(String::as_str).chain(outside) {
             let image = naming(path, name, as_data);
-            // Some are of no length that makes sense, or are no image; none keeps anybody waiting.
+            // Some of them have an impossible length, or are no images; opening one never waits.
             let said = refused(&image, &everywhere);
             assert!(said.starts_with("error: "), "{name}: {said}");
         }

@@ -37,17 +37,18 @@ impl Numbers {
     }
 }
 
-/// What a sector may hold: the number of the write that was the last one to it; 0 for zeroes.
+/// What a sector may hold: the number of the last write to it; 0 for zeroes.
 type Value = u64;
 
-/// After a discard nobody says what there is.
+/// After a discard the content is undefined.
 const ANYTHING: Value = u64::MAX;
 
 /// A change of a sector. Times are counted in requests posted and completed.
 struct Change {
     value: Value,
     posted: u64,
-    /// When one was completed that had been posted after this one was completed: nobody may see this one any more.
+    /// When a later change was completed that was posted after this one's completion. From then on no read may return
+    /// this one.
     gone: u64,
     completed: u64,
 }
@@ -355,7 +356,7 @@ fn stress(image: &Path, queues: usize, aio: &str, seed: u64) {
     let mut driver = Driver::new(&backend, queues, SECTORS, seed);
     const LIVES: u32 = 12;
     for life in 0..LIVES {
-        // Many a one is killed before it has done much more than to take over.
+        // Many backends are killed just after they have taken over.
         let requests = match life % 3 {
             0 => 200 + driver.numbers.below(200),
             _ => driver.numbers.below(12),
@@ -459,7 +460,7 @@ fn threads(pid: u32, name: &str) -> Vec<PathBuf> {
 }
 
 /// How often the threads of `pid` have been given the processor. Those that the kernel has in a process for io_uring
-/// are its own affair.
+/// do not count.
 fn wakeups(pid: u32) -> u64 {
     let mut sum = 0;
     for name in ["rings", "storage", "bulkhead-block"] {

@@ -1,4 +1,4 @@
-//! A backend is killed at any moment: the next one does what is left, all of it and nothing twice.
+//! A backend is killed at any moment: the next one does every request that was not completed, and none twice.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]

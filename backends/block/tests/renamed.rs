@@ -122,7 +122,7 @@ fn an_image_that_is_moved_without_its_journal_is_an_error_that_names_it() {
         backend.kill();
         let journal = journal_of(&old.canonicalize().unwrap_or(old.clone()));
         is_refused(&new, &[journal.to_str().unwrap(), "not in the folder"]);
-        // Under whatever name it is put there.
+        // The journal is found there, whatever its name is.
         let name = elsewhere.join("any.bulkhead-journal");
         std::fs::rename(&journal, name).unwrap();
         all_is_found(&new, &mut backend, &mut guest);
@@ -161,11 +161,11 @@ fn a_renamed_journal_that_nobody_waits_for_goes_when_the_image_is_served_again()
     let (_folder, image, mut backend, mut guest) = killed();
     let name = image.with_file_name("x.bulkhead-journal");
     std::fs::rename(journal_of(&image), &name).unwrap();
-    // Another image's, which nobody serves.
+    // The journal of another image, which nobody serves.
     let (_other_folder, other, ..) = killed();
     let theirs = image.with_file_name("theirs.bulkhead-journal");
     std::fs::copy(journal_of(&other), &theirs).unwrap();
-    // The image as whoever does not know of journals leaves it.
+    // The image as a program leaves it that knows no journals.
     let written = Command::new("qemu-io")
         .args(["-f", "qcow2", "-c", "write -P 1 0 4k"])
         .arg(&image)

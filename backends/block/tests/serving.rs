@@ -1,4 +1,4 @@
-//! What a guest gets from `bulkhead-block`, with the `vhost` crate as its frontend.
+//! Reads, writes and the other requests of a guest, with the `vhost` crate as the frontend of `bulkhead-block`.
 
 // clippy knows a test by its attribute, and not what a test is made of.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]

@@ -125,7 +125,7 @@ fn eight_mebibytes(folder: &Path, kind: &str) -> (PathBuf, PathBuf, &'static str
     (qcow2.clone(), file.clone(), "qcow2")
 }
 
-/// Requests that would make the file longer again, or pass for done on one that has lost what it had.
+/// Requests that would make the file longer again, or seem to succeed on a file that has lost data.
 const REQUESTS: [(u32, u32); 4] = [
     (VIRTIO_BLK_T_OUT, 0),
     (VIRTIO_BLK_T_WRITE_ZEROES, 0),
@@ -162,7 +162,7 @@ fn no_request_turns_what_was_cut_off_into_zeroes_and_no_flush_succeeds_any_more(
                         guest.request(request, 0, 16, false);
                     }
                 }
-                // What changes tables alone has not met the file.
+                // A request that changes only tables has not accessed the file.
                 let has_met = match kind {
                     "raw" => true,
                     "backing" => false,
@@ -226,7 +226,7 @@ fn a_file_that_is_cut_under_load_never_reads_as_zeroes() {
             let backend = Backend::start(&image, "raw", way);
             let mut guest = Guest::connect(&backend, 1);
             let shorter = std::fs::File::options().write(true).open(&image).unwrap();
-            // Each other one writes what is there; none reaches the end.
+            // Every other request writes what is there already; none reaches the end of the file.
             for slot in 0..40 {
                 let sector = (slot * 4093 + round * 977) % (SECTORS - 64);
                 let is_read = slot % 2 == 0;

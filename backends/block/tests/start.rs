@@ -204,7 +204,8 @@ fn give_away(folder: &Path) {
     }
 }
 
-/// The program as an ordinary user starts it, whoever runs the test. It is copied to `folder`, which is then that user's.
+/// The program as an ordinary user starts it, whoever runs the test. It is copied to `folder`, which is then that
+/// user's.
 fn program_of_a_user(folder: &Path) -> Command {
     let program = folder.join("bulkhead-block");
     std::fs::copy(env!("CARGO_BIN_EXE_bulkhead-block"), &program).unwrap();

@@ -51,8 +51,8 @@ pub fn ready(termination: &SignalFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends `message`, waiting for room for no longer than `patience`. Fails with EAGAIN if there is none by then, and with
-/// EINTR if a signal in `termination` comes first.
+/// Sends `message`, waiting for room for no longer than `patience`. Fails with EAGAIN if there is none by then, and
+/// with EINTR if a signal in `termination` comes first.
 fn send_within(
     socket: &OwnedFd,
     message: &[u8],

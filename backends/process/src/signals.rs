@@ -61,7 +61,7 @@ pub fn unblock_termination() {
 ///
 /// * SIGXFSZ is ignored: a write beyond the limit of file sizes (`ulimit -f`) fails with EFBIG then, instead of ending
 ///   the program.
-/// * SIGCHLD is not ignored: who ignores it is not told how its children ended.
+/// * SIGCHLD is not ignored: a program that ignores it cannot learn how its children ended.
 /// * None is blocked but those that [`block_termination`] takes: what a program starts would not heed them either.
 pub fn prepare() {
     // SAFETY: no handler is installed; the kernel only stops or begins to deliver a signal. The set is initialised by

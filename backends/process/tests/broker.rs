@@ -129,7 +129,7 @@ fn what_came_since_the_checkpoint_is_forgotten() {
     broker.remove_at_end(file).unwrap();
     let before = broker.peer(&path("api")).unwrap();
     broker.checkpoint().unwrap();
-    // More often than it would remember things.
+    // More often than the broker has room for names.
     for _ in 0..5000 {
         let (_serial, file) = listen(&path("serial")).unwrap().into_parts();
         broker.remove_at_end(file).unwrap();

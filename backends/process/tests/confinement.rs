@@ -118,7 +118,7 @@ fn a_path_that_is_allowed_opens_and_others_do_not() {
     assert!(File::open(&inside).is_ok());
     assert!(refused(File::options().write(true).open(&inside)));
     assert!(refused(File::open("/etc/passwd")));
-    // The folder was not among the paths, so it stays; a temporary place.
+    // The folder was not among the allowed paths, so the program cannot remove it.
     std::mem::forget(folder);
 }
 
@@ -435,7 +435,7 @@ fn signals_to_others_and_foreign_memory_are_refused_by_argument() {
 fn a_thread_gives_up_more_than_its_process() {
     Confinement::new().allow_socket_pairs().enter().unwrap();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
-    // One of datagram sockets could send to any path.
+    // A pair of datagram sockets could send to any path.
     assert!(refused(UnixDatagram::pair()));
     let thread = std::thread::spawn(move || {
         Confinement::for_thread().enter_thread().unwrap();

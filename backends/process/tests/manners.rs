@@ -104,7 +104,7 @@ fn panic() {
 
 fn warn_twice() {
     warn("first");
-    // Told by the reader that there is room now.
+    // The reader reports that there is room now.
     std::io::stdin().read_exact(&mut [0]).unwrap();
     warn("second");
 }

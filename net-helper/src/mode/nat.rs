@@ -50,8 +50,8 @@ impl ForwardMode for Nat {
         vec![translate(from_guest), translate(from_host)]
     }
 
-    /// A connection that was tracked before the guest's packets came by the network, for example while its TAP device was on
-    /// another bridge, is not translated.
+    /// A connection that was tracked before the guest's packets came by the network, for example while its TAP device
+    /// was on another bridge, is not translated.
     fn after_source_nat(&self, bridge: &InterfaceName, subnet: Ipv4Subnet) -> Vec<Rule> {
         let from_guest = Rule::new().ip_saddr_in(subnet).mark_bits(MAY_LEAVE);
         let leaves = from_guest.not_ip_daddr_in(subnet).not_oifname(bridge);

@@ -1,6 +1,6 @@
-//! An administrator puts an interface on top of a guest network's bridge: what guests send there, with addresses that are
-//! nobody's, does not pass. (Some kernels that these tests run on have no VLANs, so it is a macvlan. The helper treats
-//! everything on top of its interfaces alike.)
+//! An administrator puts an interface on top of a guest network's bridge: what guests send there, with addresses that
+//! are nobody's, does not pass. (Some kernels that these tests run on have no VLANs, so it is a macvlan. The helper
+//! treats everything on top of its interfaces alike.)
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,5 +1,4 @@
-//! What becomes of guests, and of others' interfaces, whose helper was killed: whatever is removed before the next one
-//! comes.
+//! The helper is killed while guests run, others remove or rename things, and the next helper takes over what is left.
 
 use bulkhead_net_protocol::TapRequest;
 
@@ -9,7 +8,7 @@ const NETWORKS: &str = "--network dhcp=off \
     --network name=lan,bridge=br7,mode=bridge \
     --network name=lab,bridge=lab0,subnet=10.5.0.0/24,mode=routed,dhcp=off";
 
-/// Has nothing in common with those.
+/// A network that has nothing in common with those.
 const OTHER: &str = "--network name=other,bridge=other0,subnet=10.9.0.0/24,dhcp=off";
 
 fn own_bridge() {
@@ -111,7 +110,7 @@ fn guests_on_a_bridge_of_another_wait_for_it_and_keep_no_helper_from_starting() 
                 helper.lease(&TapRequest::on("lan")).unwrap();
             }
             helper.stop();
-            // Without guests, a bridge that is not there is a mistake.
+            // Without guests, a missing bridge is an error.
             run("ip link del br7");
             let lan = "--network name=lan,bridge=br7,mode=bridge";
             assert!(refused(folder.path(), lan, 1).contains("there is no bridge br7"));
@@ -227,7 +226,7 @@ fn what_others_have_made_under_the_names_of_ours_is_left_alone() {
             let lease = helper.lease(&TapRequest::on("default")).unwrap();
             let name = lease.info.interface.clone();
             helper.kill();
-            // The device of a guest that has ended is gone, and somebody else's has its name.
+            // The guest has ended, so its TAP device is gone, and another program's device has the name.
             drop(lease);
             run(&format!(
                 "ip link del {name} && ip tuntap add {name} mode tap && ip link set {name} master bulkhead0"
@@ -239,7 +238,7 @@ fn what_others_have_made_under_the_names_of_ours_is_left_alone() {
             }
             run(&format!("ip link set {name} nomaster"));
 
-            // And somebody else's bridge has ours', with no guests that could want it back.
+            // Another program's bridge has the name of ours, and no guest is on ours.
             run("ip link del bulkhead0 && ip link add bulkhead0 type bridge");
             let theirs = mac("bulkhead0");
             let error = refused(folder.path(), "--network dhcp=off", 1);

@@ -1,4 +1,4 @@
-//! As `qemu-bridge-helper`, with QEMU as the caller.
+//! The helper in place of `qemu-bridge-helper`, started by QEMU.
 
 #![allow(
     clippy::disallowed_macros,
@@ -12,9 +12,9 @@ use crate::host::{attempt, eventually, on_own_host, run};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_bulkhead-net-helper");
 
-/// Has `/etc/bulkhead/bridge.conf` say this, for this test. `false` if that cannot be had here.
+/// Gives this test an `/etc/bulkhead/bridge.conf` with this content. Returns `false` where that is not allowed.
 fn rules(test: &str, text: &str) -> bool {
-    // The namespace of mounts is the test's own: what lies over /etc is seen by nobody else.
+    // The test has a mount namespace of its own, so nobody else sees what is mounted over /etc.
     let over = "mount --make-rprivate / && mkdir -p /tmp/o && mount -t tmpfs o /tmp/o && mkdir /tmp/o/u /tmp/o/w && \
                 mount -t overlay -o lowerdir=/etc,upperdir=/tmp/o/u,workdir=/tmp/o/w overlay /etc && mkdir -p /etc/bulkhead";
     if !attempt(over).status.success() {

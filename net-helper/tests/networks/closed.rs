@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::host::{Helper, attempt, eventually, mac, on_own_host, refused, run};
 use crate::scene::{NETWORKS, Scene, Senders, two_sides};
 
-/// None of the scene's networks.
+/// A network that is not one of the scene's.
 const OTHER_NETWORKS: &str = "--network name=other,bridge=other0,subnet=10.76.0.0/24,dhcp=off";
 
 const OUR_RULES: &str = "for family in -4 -6; do ip $family rule show | sed -n 's/^\\([1-5]\\):.*/\\1/p' | while read pref; do ip $family rule del pref $pref; done; done";
@@ -35,7 +35,7 @@ fn nothing_forbidden_passes_at_any_moment() {
         with_the_helper(&scene);
         let helper = without_it(&scene, helper, folder.path());
 
-        // An end in order takes the guests' devices.
+        // A helper that ends in order removes the guests' devices.
         helper.signal(Signal::HUP);
         helper.wait_for_the_end();
         std::thread::sleep(Duration::from_millis(300));
@@ -47,7 +47,7 @@ fn nothing_forbidden_passes_at_any_moment() {
     });
 }
 
-/// Others do their worst while the helper runs.
+/// Others remove rules and bridges, and switch forwarding, while the helper runs.
 fn with_the_helper(scene: &Scene) {
     for _ in 0..5 {
         attempt("nft flush ruleset");
@@ -92,7 +92,7 @@ fn with_the_helper(scene: &Scene) {
     scene.resumes("their bridge made again");
 }
 
-/// The helper is killed, and others do their worst before the next one comes.
+/// The helper is killed, and others do the same before the next one starts.
 fn without_it(scene: &Scene, helper: Helper, folder: &Path) -> Helper {
     helper.kill();
     scene.resumes("killed");

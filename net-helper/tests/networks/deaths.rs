@@ -29,7 +29,7 @@ impl Victim {
             Init => processes.init,
             Dnsmasq => processes.dnsmasq,
         };
-        // Gone with another already, perhaps.
+        // It may have ended with another one that was killed before.
         let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
     }
 }
@@ -75,7 +75,7 @@ fn whoever_is_killed_dhcp_comes_back_and_nothing_stays() {
                 if victims.contains(&TheHelper) {
                     helper.child.wait().unwrap();
                 } else if victims.starts_with(&[Supervisor, Standby]) {
-                    // Nobody is left to start it.
+                    // No process is left that could start dnsmasq.
                     eventually(&format!("{victims:?}: no dnsmasq"), || {
                         dnsmasqs().is_empty()
                     });
@@ -177,7 +177,7 @@ fn a_signal_at_any_moment_of_the_start_leaves_nothing() {
     on_own_host(test, || {
         let folder = tempfile::tempdir().unwrap();
         let before = traces(folder.path());
-        // At many moments of a start. Before it has blocked the signals, it ends by them and has created nothing.
+        // The signal comes at many moments of a start. A helper that has not blocked it yet has created nothing.
         for moment in (0..120).step_by(4) {
             for signal in [Signal::TERM, Signal::HUP] {
                 let mut helper = command(folder.path(), "").spawn().unwrap();
@@ -218,7 +218,7 @@ fn a_helper_whose_broker_was_killed_ends_and_names_what_it_leaves() {
         assert!(said.starts_with(&named), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
         assert!(dnsmasqs().is_empty() && !run("ip -o link").contains("bulkhead0"));
-        // The next one takes both over.
+        // The next helper replaces both, and removes them at its end.
         Helper::start(folder.path(), "").stop();
         assert!(!state.exists());
     });

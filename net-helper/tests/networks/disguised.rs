@@ -1,4 +1,5 @@
-//! What must not pass does not pass when others rename the helper's interfaces, move them or take their marks from them.
+//! What must not pass does not pass when others rename the helper's interfaces, move them or take their marks from
+//! them.
 
 use std::path::Path;
 
@@ -97,8 +98,8 @@ fn disguised(scene: &Scene) {
     scene.resumes("uplink has its name again");
 }
 
-/// If br_netfilter is loaded, the host tracks a connection of a NAT guest whose device is on another bridge, and does not
-/// translate it. It stays so when the device is back, and must not leave.
+/// If br_netfilter is loaded, the host tracks a connection of a NAT guest whose device is on another bridge, and does
+/// not translate it. It stays so when the device is back, and must not leave.
 fn untranslated(scene: &Scene) {
     let tap = &scene.nat.lease.info.interface;
     run(&format!("ip link set {tap} master br7"));

@@ -103,7 +103,7 @@ fn others_wait(drop_all: fn(Vec<Lease>)) {
     helper.stop();
 }
 
-/// What the requests of the test itself may have left.
+/// How many devices of the test's own requests may still be there.
 const FEW: usize = 8;
 
 #[test]

@@ -36,8 +36,7 @@ fn answers(address: &str, patience: Duration) -> [bool; 2] {
     ]
 }
 
-/// What an outside machine has had from this host since its counter was made: nothing may come, be it an answer or an
-/// error.
+/// How many packets an outside machine has received from this host: none may arrive, neither an answer nor an error.
 fn heard(world: &Machine) -> String {
     let text = world.run("nft list counter inet seen heard");
     let mut words = text.split_whitespace().skip_while(|w| *w != "packets");

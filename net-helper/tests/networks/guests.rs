@@ -1,4 +1,4 @@
-//! What guests get of their networks.
+//! What guests reach on a network of each mode, and how they get their addresses.
 
 #![allow(
     clippy::disallowed_macros,

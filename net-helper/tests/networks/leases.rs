@@ -1,4 +1,4 @@
-//! What clients get and when they lose it.
+//! Which TAP device a client's lease gives it, and when the lease ends.
 
 use std::fs::File;
 use std::io::{ErrorKind as IoErrorKind, IoSlice};
@@ -221,7 +221,7 @@ fn requests_that_cannot_be_met_are_refused_with_a_reason() {
     );
 }
 
-/// A connection to say things on that the client would not.
+/// A connection for messages that the client library does not send.
 fn rude(helper: &Helper) -> Channel {
     let socket = socket_with(
         AddressFamily::UNIX,
@@ -256,7 +256,7 @@ fn nonsense_closes_its_connection_and_harms_nobody_else() {
                     assert!(channel.receive().unwrap().is_none());
                 }
             }
-            // Files that nobody asked for.
+            // Files with a request, which has none.
             let channel = rude(&helper);
             let null = File::open("/dev/null").unwrap();
             send_files(&channel, &[null.as_fd(); 4]);
@@ -279,7 +279,7 @@ fn lingering() -> OwnedFd {
     file
 }
 
-/// Sends what is no request, with files if the kernel lets them through to the helper; whether it does.
+/// Sends a message that is no request, with files. Returns whether the kernel let the files through to the helper.
 fn send_files(channel: &Channel, files: &[BorrowedFd<'_>]) -> bool {
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -294,11 +294,11 @@ fn send_files(channel: &Channel, files: &[BorrowedFd<'_>]) -> bool {
     !is_refused
 }
 
-/// Leaves the last copy of a file to the helper, if it was sent one.
+/// Closes this process's copy of a file, so that the helper has the last one, if it was sent one.
 fn leave(file: OwnedFd, is_sent: bool) {
     match is_sent {
         true => drop(file),
-        // Who closes the last copy waits.
+        // Whoever closes the last copy waits.
         false => std::mem::forget(file),
     }
 }
@@ -312,7 +312,7 @@ fn files_that_take_long_to_close_keep_nobody_waiting() {
             let helper = Helper::start(folder.path(), "--network dhcp=off");
             for count in [1, 16, 17, 33, 253] {
                 let start = Instant::now();
-                // Received, or left where it was sent.
+                // The helper receives the file, or leaves it in the socket.
                 let (read, unread) = (rude(&helper), rude(&helper));
                 let file = lingering();
                 send_files(&read, &vec![file.as_fd(); count]);
@@ -321,11 +321,11 @@ fn files_that_take_long_to_close_keep_nobody_waiting() {
                 unread.receive().unwrap().unwrap();
                 send_files(&unread, &vec![file.as_fd(); count]);
                 if count > 1 {
-                    // An answer that the client closes without having received it.
+                    // The client closes the connection before it receives the answer.
                     let mut answered = [PollFd::new(&unread, PollFlags::IN)];
                     poll(&mut answered, None).unwrap();
                 }
-                // Behind a message of nothing, which looks like the end.
+                // The file comes after an empty message, which looks like the end of the connection.
                 let empty = rude(&helper);
                 let nothing = SendFlags::empty();
                 let another = lingering();
@@ -347,7 +347,7 @@ fn files_that_take_long_to_close_keep_nobody_waiting() {
                 let took = start.elapsed();
                 assert!(took < Duration::from_secs(10), "{count}: {took:?}");
             }
-            // They come too late: the helper is to end before it sees them.
+            // These messages come so late that the helper ends before it sees them.
             let held = rude(&helper);
             held.send(&Request::Hold, &[]).unwrap();
             held.receive().unwrap().unwrap();
@@ -426,7 +426,7 @@ fn an_idle_helper_ends_by_itself_once_it_was_of_use() {
             let folder = tempfile::tempdir().unwrap();
             let before = crate::host::traces(folder.path());
             let mut helper = Helper::start(folder.path(), "--network default --exit-idle");
-            // One that asks for nothing is no use.
+            // A client that requests nothing does not keep the helper from ending.
             drop(Client::connect(&helper.socket).unwrap());
             let (one, other) = (
                 helper.lease(&TapRequest::on("default")).unwrap(),

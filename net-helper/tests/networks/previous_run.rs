@@ -1,4 +1,4 @@
-//! What remains: after an end in order nothing, after a crash what the next run puts right.
+//! What a helper leaves: nothing after an orderly end; after a crash, what the next run takes over or removes.
 
 #![allow(
     clippy::disallowed_macros,
@@ -299,7 +299,7 @@ fn guests_stay_on_networks_that_the_next_run_is_not_told_of_until_they_end() {
     );
 }
 
-/// A guest that asks this host all the time, and gets each packet back.
+/// A guest that sends packets to this host all the time, which sends each of them back.
 struct Pings {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,

@@ -1,4 +1,4 @@
-//! What a helper refuses to start with: one line, and the host as it was.
+//! Configurations with which a helper refuses to start: it writes one line and leaves the host as it was.
 
 use std::os::unix::net::UnixListener;
 
@@ -45,7 +45,7 @@ fn a_subnet_in_use_is_named_with_where_it_is_in_use() {
                 run(reset);
             }
             run("ip link del eth8");
-            // A way to everywhere is no use of this subnet.
+            // A default route does not use this subnet.
             run("ip addr add 10.0.0.1/24 dev eth7 && ip route add default via 10.0.0.2");
             Helper::start(folder.path(), "--network dhcp=off").stop();
         },
@@ -113,7 +113,7 @@ fn a_socket_path_that_cannot_be_used_is_named() {
                     .contains("in use by another process")
             );
             drop(somebody);
-            // Left by a program that has died: replaced.
+            // A socket left by a program that has died is replaced.
             Helper::start(folder.path(), "--network dhcp=off").stop();
         },
     );

@@ -168,7 +168,7 @@ pub(crate) fn two_sides() -> (Machine, Machine) {
     (world, inner)
 }
 
-/// An address on each network, for packets that come from where it is not, and the networks.
+/// An address on each network, as the source of packets that come from elsewhere.
 const SOURCES: [(&str, &str); 3] = [
     ("nat", "192.168.124.77"),
     ("island", "10.78.0.77"),
@@ -372,7 +372,7 @@ impl Scene {
         );
     }
 
-    /// When there are no networks, their addresses are nobody's.
+    /// The same while there are no networks: then their addresses mean nothing.
     pub(crate) fn check_without_networks(&self, moment: &str) {
         self.check_routed(moment);
         assert_eq!(
@@ -387,7 +387,8 @@ impl Scene {
         );
     }
 
-    /// Nothing forbidden has been routed. What guests may say to the host itself is for the table alone to judge.
+    /// Nothing forbidden has been routed. What goes to the host itself does not count: only the table drops that, and
+    /// not the routing rules.
     fn check_routed(&self, moment: &str) {
         for machine in [
             &self.world,

@@ -1,4 +1,5 @@
-//! The demo: a Linux guest on Bulkhead's processes, every step observed. Directly where KVM can run Linux, on the nested bench otherwise.
+//! The demo: a Linux guest on Bulkhead's processes, every step observed. Directly where KVM can run Linux, on the
+//! nested bench otherwise.
 
 #![allow(
     clippy::disallowed_macros,

@@ -38,7 +38,7 @@ pub struct Options {
     pub kernel: KernelImage,
 }
 
-/// Runs it on this host, whose KVM must be able to run Linux. `ok` is told each thing that was observed.
+/// Runs it on this host, whose KVM must be able to run Linux. `ok` gets each thing that was observed.
 pub fn run(workplace: &Workplace, options: Options, ok: &mut dyn FnMut(&str)) -> Result<()> {
     let scratch = scratch_folder(workplace)?;
     let folder = scratch.path();
@@ -122,7 +122,7 @@ fn follow(run: &mut GuestRun, ok: &mut dyn FnMut(&str)) -> Result<String> {
         }
     }
     ensure!(done, "the guest did not get to its end; {}", run.story());
-    new_hash.context("the guest did not tell the hash of its new file")
+    new_hash.context("the guest did not print the hash of its new file")
 }
 
 /// Each program of a guest runs once.
@@ -134,7 +134,7 @@ fn running() -> Result<()> {
     Ok(())
 }
 
-/// `bulkhead run` and every process it started have ended with status 0, and nobody told them to.
+/// `bulkhead run` and every process it started have ended with status 0 by themselves.
 fn ended_well(end: &End, ok: &mut dyn FnMut(&str)) -> Result<()> {
     let said = end.errors.join("\n  ");
     ensure!(
@@ -151,8 +151,8 @@ fn ended_well(end: &End, ok: &mut dyn FnMut(&str)) -> Result<()> {
             "{program} ended as {exits:?}; bulkhead said:\n  {said}"
         );
         // The helper has a second process, which keeps dnsmasq; `bulkhead` knows the first.
-        let told = |pid: u32| format!("(process {pid}) ended by itself");
-        let by_itself = |line: &String| exits.iter().any(|exit| line.contains(&told(exit.pid)));
+        let reported = |pid: u32| format!("(process {pid}) ended by itself");
+        let by_itself = |line: &String| exits.iter().any(|exit| line.contains(&reported(exit.pid)));
         ensure!(
             end.errors.iter().any(by_itself),
             "{program} had to be told to end; bulkhead said:\n  {said}"
@@ -184,7 +184,7 @@ fn check_images(
     );
     ensure!(
         hash::of(&new) == new_hash,
-        "the new file read out of the image has another hash than the guest told"
+        "the new file read out of the image has another hash than the guest printed"
     );
     let noted = images.read("/new.sha256")?;
     ensure!(

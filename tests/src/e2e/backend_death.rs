@@ -9,7 +9,7 @@ use crate::hash;
 use crate::web::WebServer;
 use crate::workplace::Workplace;
 
-/// Writes file after file, each flushed, tells of each, and reads them all back from the disk at the end.
+/// Writes file after file, each flushed, prints a line for each, and reads them all back from the disk at the end.
 /// Set by the host: FILES, KIB.
 const WRITER: &str = r#"
 mke2fs /dev/vda >/dev/null 2>&1 || fail "mke2fs"
@@ -112,13 +112,13 @@ fn finish(mut run: GuestRun, process: &str, deaths: usize) -> Result<()> {
         "bulkhead run: {}; it said:\n  {said}",
         end.status
     );
-    let told = end
+    let reported = end
         .errors
         .iter()
         .filter(|line| line.contains(&format!("{process} died")))
         .count();
     ensure!(
-        told == deaths,
+        reported == deaths,
         "{process} was killed {deaths} times, and bulkhead said:\n  {said}"
     );
     Ok(())

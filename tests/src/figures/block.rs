@@ -10,7 +10,8 @@ use crate::workplace::Workplace;
 
 const ROUNDS: &str = "5";
 
-/// Requests a second, and the processor time of each: as it is by default beside QEMU, then all by one way; with one queue and with two.
+/// Requests a second, and the processor time of each: as it is by default beside QEMU, then all by one way; with one
+/// queue and with two.
 pub(super) fn requests(_: &Workplace) -> Result<Vec<Measurement>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)

@@ -1,4 +1,5 @@
-//! From the start of a monitor to the guest's first line in user space, in virtual time: one instruction, one nanosecond.
+//! From the start of a monitor to the guest's first line in user space, in virtual time: one instruction, one
+//! nanosecond.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

@@ -58,7 +58,8 @@ fn round(monitor: &Path, kernel: &Path) -> Result<f64> {
     Ok(took)
 }
 
-/// An ELF image with one loadable segment and a PVH note (`xen/include/public/elfnote.h`, type 18) that names its entry.
+/// An ELF image with one loadable segment and a PVH note (`xen/include/public/elfnote.h`, type 18) that names its
+/// entry.
 fn elf() -> Vec<u8> {
     const HEADERS: u64 = 64 + 2 * 56;
     const NOTE: u64 = HEADERS;

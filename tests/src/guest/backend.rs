@@ -14,7 +14,7 @@ pub struct Backend {
     program: Program,
     command: Vec<OsString>,
     socket: PathBuf,
-    /// What a program writes when it listens that has no other way to report it.
+    /// The file into which a program writes its process id once it listens, if it cannot notify.
     pid_file: Option<PathBuf>,
 }
 
@@ -103,7 +103,7 @@ impl Backend {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).env("NOTIFY_SOCKET", &address);
         let mut program = Program::start(command);
-        // When it ends before it is ready its end of the socket does not tell: a second sender does.
+        // A datagram socket does not show that its sender has ended, so the end of the process is polled, too.
         let pid = rustix::process::Pid::from_raw(program.id().cast_signed()).unwrap();
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         let mut fds = [
@@ -141,7 +141,7 @@ impl Backend {
         self.program = match &self.pid_file {
             None => Self::run(&self.command),
             Some(pid_file) => {
-                // It takes neither the file nor the socket of one that was killed.
+                // It would refuse the file and the socket of the killed one.
                 let _ = std::fs::remove_file(pid_file);
                 let _ = std::fs::remove_file(&self.socket);
                 Self::run_qemu(&self.command, pid_file)

@@ -74,7 +74,8 @@ pub fn kvm_is_usable(test: &str) -> bool {
 }
 
 impl Machine {
-    /// Starts `bulkhead-vmm` with `arguments` beyond the guest and its command line. Without `--memory` the guest gets 64 MiB.
+    /// Starts `bulkhead-vmm` with `arguments` beyond the guest and its command line. Without `--memory` the guest
+    /// gets 64 MiB.
     ///
     /// # Panics
     /// When it cannot be started.
@@ -193,9 +194,9 @@ impl Machine {
         assert_eq!(self.expect_end(), "");
     }
 
-    /// Waits for the guest's `ok` and an orderly end of the monitor, which must have said nothing but that the backend was
-    /// gone and came back, up to `times` each: one that is killed again before it was found is not missed twice, and what
-    /// happened in the last second is not reported any more.
+    /// Waits for the guest's `ok` and an orderly end of the monitor, which must have said nothing but that the
+    /// backend was gone and came back, up to `times` each: one that is killed again before it was found is not missed
+    /// twice, and what happened in the last second is not reported any more.
     ///
     /// # Panics
     /// When that is not how it ends.

@@ -1,8 +1,8 @@
 //! The bare-metal guest of `tests/guest`, run by the real programs on this machine's KVM.
 //!
-//! A test starts backends ([`Backend`]) and a monitor ([`Machine`]) as processes, tells the guest by its command line
-//! what to do, and compares what it says on the serial port, and what is then in the image or arrived at the tap, with
-//! what the test knows to be right.
+//! A test starts backends ([`Backend`]) and a monitor ([`Machine`]) as processes, gives the guest its task by the
+//! command line, and compares what it says on the serial port, and what is then in the image or arrived at the tap,
+//! with what the test knows to be right.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
@@ -52,7 +52,7 @@ pub fn kernel() -> &'static Path {
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/Cargo.toml"))
             .arg("--target-dir")
             .arg(&target)
-            // What cargo tells a test about its own build is not for another build.
+            // Variables that cargo sets for this test's build are not for another build.
             .env_remove("RUSTFLAGS")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .status()

@@ -40,8 +40,8 @@ pub fn in_own_namespace(test: &str, body: impl FnOnce()) {
 /// Where programs keep their runtime files. Empty at first in namespaces of a test's own.
 pub const RUN: &str = "/run";
 
-/// Runs `body` as the first process of its own mount, network and process namespaces, with an empty [`RUN`]: the test program starts itself again,
-/// for this one test. Nothing it starts outlives it.
+/// Runs `body` as the first process of its own mount, network and process namespaces, with an empty [`RUN`]: the test
+/// program starts itself again, for this one test. Nothing it starts outlives it.
 ///
 /// # Panics
 /// When the test fails in there.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// After this a test gives up on whatever it waits for.
+/// How long a test waits for anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running program. It is killed when this is dropped.
@@ -135,7 +135,7 @@ impl Program {
 
     /// Kills it at once (`SIGKILL`) and waits until it is gone.
     pub fn kill(&mut self) {
-        // One that has ended already needs no signal.
+        // It fails if the program has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

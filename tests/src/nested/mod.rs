@@ -36,8 +36,8 @@ pub fn needed() -> Result<Option<String>> {
 pub enum End {
     /// With the exit status of the command.
     Status(u8),
-    /// Its own kernel has overflowed its stack. Under emulation with two processors that happens now and then, with any monitor: it says
-    /// nothing of what ran in it. The end of its console.
+    /// Its own kernel has overflowed its stack, which happens now and then under emulation with two processors,
+    /// whatever runs in it. Holds the end of its console.
     StackOverflow(String),
 }
 

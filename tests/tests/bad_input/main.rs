@@ -1,5 +1,5 @@
-//! What every program does with bad input: one `error: …` line that says what was wrong with which argument or file, exit
-//! status 1 (2 for usage), and nothing left behind: no file, process, link, address, nftables table or setting.
+//! What every program does with bad input: one `error: …` line that says what was wrong with which argument or file,
+//! exit status 1 (2 for usage), and nothing left behind: no file, process, link, address, nftables table or setting.
 //!
 //! A case is a command line, the status it has to end with, and words that its line has to have in it. All of them run
 //! natively, one after the other, in namespaces of this test's own, where whatever is left can be seen.

@@ -16,9 +16,9 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::peer::Peer;
 
-/// After this a test gives up on whatever it waits for.
+/// How long a test waits for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// So many datagrams are traffic.
+/// How many datagrams show that a guest has traffic.
 const ENOUGH: usize = 200;
 
 /// Waits until something is so.
@@ -157,7 +157,7 @@ fn signal(process: u32, signal: Signal) {
     kill_process(process, signal).unwrap();
 }
 
-/// All there is to leave something in, a line each.
+/// Everything that a guest could leave behind, a line each.
 fn traces() -> String {
     let commands = "ip -oneline link | cut -d' ' -f2; ip -oneline -4 address | sed 's/valid_lft.*//'; ip route; ip rule; \
                     nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; find /run/bulkhead 2>/dev/null | sort";

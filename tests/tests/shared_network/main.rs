@@ -1,7 +1,9 @@
-//! Two guests on one network: whatever becomes of one of them, or of the helper that made the network, costs the other no packet.
+//! Two guests on one network: whatever becomes of one of them, or of the helper that made the network, costs the
+//! other no packet.
 //!
-//! Each is run by `bulkhead run` in namespaces of the test's own: real programs, a real KVM, a real bridge. The guests send datagrams to a
-//! server on the network's gateway; one that is lost is sent again much later, and the server counts those.
+//! Each is run by `bulkhead run` in namespaces of the test's own: real programs, a real KVM, a real bridge. The
+//! guests send datagrams to a server on the network's gateway; one that is lost is sent again much later, and the
+//! server counts those.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
 mod host;
@@ -12,7 +14,7 @@ use rustix::process::Signal;
 
 use host::{Guest, Host, eventually};
 
-/// Both run, and have done so for a while.
+/// Runs two guests, and calls `body` once both have traffic.
 fn with_two(test: &str, first: &str, body: impl FnOnce(&Host, Guest, &Guest)) {
     if !kvm_is_usable(test) {
         return;
@@ -93,7 +95,7 @@ fn its_bulkhead_is_killed() {
         eventually("all of its processes end", || {
             host.running(&processes).is_empty()
         });
-        // Its folder is left, and taken over by the next run of that name.
+        // The run folder stays, and the next run of that name takes it over.
         assert!(host.run_folder("a").exists());
         let again = Guest::run("a", 2, "test=net n=8");
         assert_eq!(again.end(), (Some(0), String::new()));
@@ -115,7 +117,7 @@ fn its_monitor_is_killed() {
 fn its_network_backend_is_killed() {
     the_other_goes_on("its_network_backend_is_killed", ENDLESS, |host, a| {
         a.kill_process("bulkhead-net");
-        // It may have lost frames of its own, and goes on all the same.
+        // The backend may have lost frames of this guest, which goes on.
         host.forgive(&a);
         host.wait_for_traffic(&a);
         a.interrupt();

@@ -1,4 +1,5 @@
-//! A server on the network's gateway that returns each datagram with every bit inverted, and counts what every guest has sent.
+//! A server on the network's gateway that returns each datagram with every bit inverted, and counts what every guest
+//! has sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, UdpSocket};

@@ -1,5 +1,5 @@
-//! Every program of a guest as a good citizen of Unix: under nohup, with limits, closed descriptors and odd umasks, in containers, in a
-//! shell's jobs. A line for each program and each condition; all of them natively, in namespaces of this test's own.
+//! Every program of a guest under the conditions that a Unix program meets: nohup, limits, closed descriptors, odd
+//! umasks, containers, a shell's jobs. Each program is tried under each condition, in namespaces of this test's own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
 mod descriptors;
@@ -16,10 +16,10 @@ use rustix::process::Signal;
 
 use program::{PROGRAMS, Place, eventually};
 
-/// What has to come of a condition.
+/// How a program must behave under a condition.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// It serves, ends with 0 when it is told to, and says nothing.
+    /// It serves, ends with 0 on SIGTERM, and writes nothing to standard error.
     Works,
     /// That, or one line says what is wrong, and it ends with 1.
     WorksOrSays,
@@ -195,7 +195,7 @@ fn a_signal_that_is_ignored_stays_ignored_and_others_end_a_program() {
                 let running = place.start(program, &format!("trap '' {word}"));
                 assert!(running.serves(), "{}", program.name);
                 running.signal(signal);
-                // It is delivered by the time that another is, which is not heeded either.
+                // An ignored signal has no effect to wait for, so another one follows, and the program serves on.
                 running.signal(Signal::URG);
                 assert!(running.still_serves(), "{} ignores SIG{word}", program.name);
                 running.end_with(Signal::TERM, program.name);
@@ -240,7 +240,7 @@ fn whatever_a_parent_has_left_to_its_signals_a_program_serves_and_ends() {
                 let running = place.start_in(program, condition, below);
                 assert!(running.serves(), "{what}");
                 for (number, name) in processes() {
-                    // What it starts is ended by signals, too: it would be killed later otherwise.
+                    // dnsmasq must heed signals as well: otherwise it would be killed only later.
                     assert!(name != "dnsmasq" || blocks_none(number), "{what}");
                 }
                 let start = Instant::now();
@@ -253,7 +253,7 @@ fn whatever_a_parent_has_left_to_its_signals_a_program_serves_and_ends() {
     });
 }
 
-/// After this, `bulkhead` kills what was told to end.
+/// How long `bulkhead` waits for a process that is to end before it kills it.
 const KILLED: Duration = Duration::from_secs(10);
 
 fn blocks_none(process: u32) -> bool {

@@ -12,7 +12,7 @@ use bulkhead_tests::workplace::Workplace;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// After this a test gives up on whatever it waits for.
+/// How long a test waits for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the files are.
 pub(crate) const FOLDER: &str = "/run/files";
@@ -30,7 +30,7 @@ pub(crate) struct Called {
 }
 
 impl Called {
-    /// One that needs no KVM, and whose files are of no interest.
+    /// A program that needs no KVM, and whose files' modes are not checked.
     pub(crate) const fn quiet(
         name: &'static str,
         line: &'static str,
@@ -45,7 +45,7 @@ impl Called {
         }
     }
 
-    /// One that needs KVM.
+    /// The same for a program that needs KVM.
     pub(crate) const fn guest(
         name: &'static str,
         line: &'static str,

@@ -1,4 +1,5 @@
-//! `bulkhead run` on a terminal: it is given back whatever happens, and Ctrl-C, Ctrl-Z from outside and hang-ups do what they do to others.
+//! `bulkhead run` on a terminal: it is given back whatever happens, and Ctrl-C, Ctrl-Z from outside and hang-ups do
+//! what they do to others.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};

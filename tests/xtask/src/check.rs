@@ -1,4 +1,5 @@
-//! `cargo xtask check`: the two-minute loop of who changes something: format, clippy, and the unit tests of what changed.
+//! `cargo xtask check`: the two-minute loop of who changes something: format, clippy, and the unit tests of what
+//! changed.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -91,8 +92,8 @@ fn packages_of(sources: &Path, files: &[String]) -> BTreeSet<String> {
     packages.collect()
 }
 
-/// The package of the nearest manifest above a file. The test guest and the fuzz targets are workspaces of their own, which
-/// `cargo xtask test` checks.
+/// The package of the nearest manifest above a file. The test guest and the fuzz targets are workspaces of their own,
+/// which `cargo xtask test` checks.
 fn package_of(sources: &Path, file: &str) -> Option<String> {
     let mut folders = Path::new(file).ancestors().skip(1);
     let manifest = folders

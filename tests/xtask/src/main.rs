@@ -1,7 +1,8 @@
 //! `xtask`: the developers' one door: `cargo xtask setup`, `check`, `test`, `demo`, `bench`, `soak`.
 //!
-//! It installs, builds, calls and reports; what is tested is in `bulkhead-tests` and in the crates themselves.
-//! May touch the target folder, and Debian's packages in `setup` alone. It depends on none of them: it calls what they build.
+//! It installs, builds, calls and reports; what is tested is in `bulkhead-tests` and in the crates themselves. May
+//! touch the target folder, and Debian's packages in `setup` alone. It depends on none of them: it calls what they
+//! build.
 
 #![allow(
     clippy::disallowed_macros,

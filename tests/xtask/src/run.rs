@@ -1,4 +1,4 @@
-//! Commands: shown, run, and their failures told with what they said.
+//! Runs commands: shows them, and reports their failures with what they wrote.
 
 use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};

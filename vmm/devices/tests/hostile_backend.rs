@@ -1,4 +1,4 @@
-//! The frontend against backends that refuse, die or never answer: whoever asks for something, a vCPU, returns at once.
+//! The frontend against backends that refuse, die or never answer: the calls that a vCPU makes return at once.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test says so when something is wrong
 
@@ -108,7 +108,7 @@ fn whatever_a_backend_does_at_the_start_no_caller_waits() {
 fn a_kick_that_the_backend_throws_away_at_the_start_is_made_again() {
     for acknowledges in [true, false] {
         let folder = tempfile::tempdir().unwrap();
-        // It is slow, too: what it has not said that it did, it may not have done.
+        // The backend enables a ring slowly; without an acknowledgement the frontend does not know when it has.
         let rule = |request: u32, _: &[u8]| {
             if request == SET_VRING_ENABLE {
                 std::thread::sleep(Duration::from_millis(50));
@@ -200,7 +200,7 @@ fn pausing_and_resuming_never_waits_for_a_backend() {
 
 #[test]
 fn queues_are_as_long_as_the_backend_takes_them() {
-    // As backends do that are made with `vhost-user-backend`: they refuse, and the connection is over.
+    // Backends made with the crate `vhost-user-backend` do this: they refuse a request and end the connection.
     let rule = |seen: u32, body: &[u8]| match seen {
         SET_VRING_NUM if body[4..] > [128, 0, 0, 0][..] || body[5] > 0 => Then::Die,
         _ => Then::Answer,

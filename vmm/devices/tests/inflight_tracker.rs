@@ -1,5 +1,5 @@
-//! A backend that keeps no notes of its requests dies, and the next one does those that were not answered: no other,
-//! and none is left out.
+//! A backend that keeps no in-flight record dies. The next one does the requests that were not answered, all of them and
+//! no other.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test says so when something is wrong
 
@@ -18,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use fake::{Fake, SET_VRING_BASE, SET_VRING_ENABLE, Then};
 use guest::{AVAILABLE, BlockGuest, Events, SIZE, USED, guest_memory};
 
-/// A driver and a backend that do nothing but ask and answer.
+/// A driver and a backend of which the one makes requests available and the other returns them.
 struct Rings {
     _folder: tempfile::TempDir,
     fake: Fake,
@@ -147,7 +147,7 @@ fn one_request_that_takes_very_long_is_not_left_out() {
 fn where_it_is_not_known_the_driver_is_to_reset_the_device() {
     let mut rings = Rings::start();
     rings.ask(40);
-    // Nobody hears of these, and the rings are overwritten.
+    // The backend answers these without an interrupt until the used ring has wrapped around, so the tracker misses some.
     for _ in 0..SIZE {
         rings.ask(1);
         rings.ask(2);

@@ -94,7 +94,7 @@ impl Monitor {
         monitor
     }
 
-    /// Has the daemon do something.
+    /// Has the daemon execute a command of its protocol.
     fn order(&mut self, command: &str) {
         self.0.get_mut().write_all(command.as_bytes()).unwrap();
         let mut line = self.line(command);
@@ -201,7 +201,7 @@ fn a_backend_that_dies_is_a_pause_for_the_guest() {
     for round in 0..3 {
         assert_eq!(guest.read(round), sector(round));
 
-        // It gets a request and dies before it does anything about it.
+        // The backend dies before it takes the request.
         daemon.signal(Signal::STOP);
         guest.submit_read(100 + round);
         daemon.kill();

@@ -68,7 +68,7 @@ fn a_client_is_accepted_once_there_is_a_descriptor_for_it() {
     let monitor = Monitor::start(&forever(), &["--api-socket", "path={}/api"]);
     monitor.wait_ready();
     let socket = monitor.path("api");
-    // The kernel lets nobody poll more descriptors than he may have.
+    // poll(2) takes no more descriptors than a process may have open.
     allow_files(&monitor.child, 24);
     let silent: Vec<_> = (0..14)
         .map(|_| UnixStream::connect(&socket).unwrap())
@@ -79,9 +79,9 @@ fn a_client_is_accepted_once_there_is_a_descriptor_for_it() {
     while start.elapsed() < Duration::from_secs(1) {
         std::thread::sleep(Duration::from_millis(20));
     }
-    // The guest's thread may use more.
+    // The vCPU's thread runs all the time and does not count.
     assert!(main_thread_time(&monitor.child) < Duration::from_millis(300));
-    // Those that have been silent for longest make room for it.
+    // The clients that have been silent for longest are disconnected to make room for it.
     assert_eq!(client.join().unwrap().0, 200);
     drop(silent);
     allow_files(&monitor.child, 1024);

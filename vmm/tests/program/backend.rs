@@ -1,4 +1,4 @@
-//! A monitor whose backend goes away, with whatever standard error there is.
+//! A monitor whose backend goes away, with a standard error that nobody reads, that is closed, and so on.
 
 use std::fs::File;
 use std::io::Read;
@@ -96,7 +96,7 @@ fn a_lost_backend_is_survived_whatever_standard_error_is() {
             fake.cut();
             wait("the return", || fake.connections() > before);
         }
-        // What is to be said is said a second later.
+        // The warning is written a second later.
         std::thread::sleep(Duration::from_millis(1500));
         assert_eq!(state(folder.path()), "Running");
         end(folder.path(), child);

@@ -1,4 +1,4 @@
-//! A guest that is not there yet, because a backend keeps the monitor waiting, or that cannot be made.
+//! A monitor that waits for a backend before there is a guest, and a guest that cannot be built.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -41,7 +41,7 @@ fn silent(folder: &Path, from: u32) -> Fake {
     Fake::start(folder, 0, Box::new(rule))
 }
 
-/// Ends it by a signal, which must not take long, and leave nothing.
+/// Ends the monitor by a signal; it must end soon and leave nothing.
 fn end_by_signal(monitor: Monitor, what: &str) {
     let start = Instant::now();
     monitor.signal(Signal::TERM);
@@ -56,7 +56,7 @@ fn a_backend_that_is_silent_at_the_start_keeps_no_signal_and_no_client_waiting()
     if !kvm_is_usable() {
         return;
     }
-    // The first request, one in between, the last one, and a length of queue that is tried.
+    // The backend stops at its first request, at one in between, at the last one, and while queue lengths are tried.
     for request in [1, 15, 24, 8] {
         let folder = tempfile::tempdir().unwrap();
         let fake = silent(folder.path(), request);
@@ -172,7 +172,7 @@ fn a_guest_that_cannot_be_built_leaves_nothing_and_may_be_tried_again() {
         std::fs::read_dir(path).unwrap().count()
     };
     assert_eq!(put("vm.create", &config(&monitor)).0, 204);
-    // With the connection of that request, perhaps: what is left six times is more than that.
+    // The connection of that request may still be counted here; a leak would leave six descriptors more.
     let before = descriptors();
     let (kernel, elsewhere) = (monitor.path("kernel"), monitor.path("notify.kernel"));
     let mut ended = Vec::new();
@@ -211,7 +211,7 @@ fn a_guest_that_cannot_be_built_leaves_nothing_and_may_be_tried_again() {
         "Running"
     );
     assert!(monitor.path("serial").exists());
-    // The backend that is connected to after a loss is the last one, not one of a guest that never was.
+    // After a loss the monitor connects to this guest's backend, not to one of a guest that could not be built.
     let connections = fake.connections();
     fake.cut();
     wait("the return", || fake.connections() > connections);

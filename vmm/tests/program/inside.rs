@@ -48,7 +48,7 @@ impl Puppet {
 
 impl Drop for Puppet {
     fn drop(&mut self) {
-        // It goes on with what it was doing.
+        // The thread goes on with its own system call.
         set_registers(self.thread, &self.registers);
         ptrace(libc::PTRACE_DETACH, self.thread, 0).unwrap();
     }
@@ -101,11 +101,11 @@ fn files_programs_and_the_network_are_refused() {
     let puppet = Puppet::stop(pid as pid_t);
     let socket = |family: i32| puppet.call(libc::SYS_socket, [family as u64, 1, 0]);
 
-    // That a call is made at all: these are allowed.
+    // These calls are allowed: they show that the test makes calls at all.
     assert_eq!(puppet.call(libc::SYS_getpid, [0; 3]), i64::from(pid));
     let pair = [libc::AF_UNIX as u64, libc::SOCK_STREAM as u64, 0];
     assert_ne!(puppet.call(libc::SYS_socketpair, pair), REFUSED);
-    // Were it not for the confinement, the null pointers would be what is wrong.
+    // Without the confinement most of these would fail with EFAULT, because of the null pointers.
     assert_eq!(puppet.call(libc::SYS_open, [0; 3]), REFUSED);
     let here = libc::AT_FDCWD as u64;
     assert_eq!(puppet.call(libc::SYS_openat, [here, 0, 0]), REFUSED);
@@ -169,7 +169,7 @@ fn a_thread_can_do_what_it_is_for_and_no_more() {
         ],
     );
     monitor.wait_ready();
-    // Its name is a thread's own first act.
+    // A thread sets its own name first of all.
     let thread = |name: &str| loop {
         let threads = format!("/proc/{}/task", monitor.child.id());
         let mut threads = std::fs::read_dir(threads).unwrap().map(Result::unwrap);

@@ -95,7 +95,7 @@ fn a_guest_whose_output_nobody_reads_runs_on_and_can_be_ended() {
             .as_u64()
             .unwrap()
     };
-    // A byte each: more than a pipe holds.
+    // Each exit writes a byte; this many are more than a pipe holds.
     while exits() < 200_000 {
         std::thread::yield_now();
     }
@@ -175,7 +175,7 @@ fn a_serial_file_that_nobody_reads_or_that_has_no_room_keeps_nobody() {
         return;
     }
     let mut code = out(COM1, b'x');
-    // So often: mov ecx, 200000; again: out dx, al; loop again
+    // 200,000 bytes: mov ecx, 200000; again: out dx, al; loop again
     code.extend([0xb9, 0x40, 0x0d, 0x03, 0, 0xee, 0xe2, 0xfd]);
     code.extend(out(SLEEP_CONTROL, 0x34));
     code.extend(forever());

@@ -46,7 +46,7 @@ fn a_guest_gets_frames_on_the_pairs_it_uses_and_on_no_other() {
             assert_eq!(guest.used_index(2), 0);
 
             assert_eq!(use_pairs(&mut guest, 2), 0);
-            // The kernel chooses by the hash of a flow; of so many, some go each way.
+            // The kernel chooses a queue by the hash of a flow; of this many flows each queue gets some.
             let mut on_second = 0;
             for port in 0..64u8 {
                 peer.send(&udp(port));

@@ -58,7 +58,7 @@ fn a_large_packet_is_merged_from_as_many_buffers_as_it_needs() {
                     (66 + length as u32).div_ceil(PAGE_PART),
                     "{length}"
                 );
-                // Back to none that is offered.
+                // Until no buffer is offered.
                 while guest.outstanding(0) > 0 {
                     peer.send(&frame(1, 60));
                     guest.receive(0);
@@ -233,7 +233,7 @@ fn another_guest_is_served_after_the_first() {
         first.receive(0);
         drop(first);
 
-        // This one takes no large packets.
+        // This guest takes no large packets.
         let mut second = Guest::connect(&net, MERGED, 2);
         second.post_receive(0, 50, 2048);
         eventually("the offloads are the second's", || {

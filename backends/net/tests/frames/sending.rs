@@ -109,7 +109,7 @@ fn the_driver_is_notified_when_it_wants_to_be() {
             let mut guest = Guest::connect(&net, 0, 2);
             guest.send(&frame(0, 60), &[]);
             while guest.rings[1].call.read().is_ok() {}
-            // Of the tenth from here, and not before.
+            // The driver wants a call for the tenth chain from here, and for none before it.
             guest.want_call(1, 10);
             for _ in 0..9 {
                 guest.post(1, &[60], false);

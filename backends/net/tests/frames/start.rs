@@ -1,4 +1,4 @@
-//! How it starts and ends.
+//! How `bulkhead-net` starts and ends.
 
 use std::os::fd::AsRawFd;
 
@@ -155,7 +155,7 @@ fn a_device_that_is_removed_while_nobody_is_connected_ends_it_at_once() {
         || {
             for options in ["", "--persist", "--persist --num-queues 2"] {
                 let mut never = Net::start(options);
-                // Frames that nobody reads are no reason.
+                // Frames that nobody reads do not end it.
                 let peer = Peer::new(Offloads::empty());
                 (0..20).for_each(|number| peer.send(&frame(number, 100)));
                 assert_still_waits(&mut never);

@@ -1,4 +1,4 @@
-//! A process that another one looks into: for tests of what a confined program can still do, in whatever package it is.
+//! System calls made in another process by ptrace(2), for tests of what a confined program can still do.
 
 #![allow(
     clippy::disallowed_macros,
@@ -94,8 +94,8 @@ impl Stopped {
         at
     }
 
-    /// The way in works: what is allowed is done. And each of these calls is refused, which without a filter would give
-    /// a descriptor, a process, or another error: the arguments are no good.
+    /// Allowed calls succeed, which shows that calls can be made at all. Each of these calls is refused; without a
+    /// filter it would return a descriptor or a process, or fail otherwise, since its arguments are invalid.
     pub(crate) fn is_refused(&self, calls: &[(&str, libc::c_long, [u64; 4])]) {
         let own_id = self.call(libc::SYS_getpid, [0; 4]);
         assert_eq!(own_id, i64::from(self.pid));
@@ -106,7 +106,7 @@ impl Stopped {
     }
 }
 
-/// System calls that no confined program needs, with arguments that would otherwise do.
+/// System calls that no confined program needs. Where arguments are valid, the call would succeed without a filter.
 pub(crate) const NEEDLESS: [(&str, libc::c_long, [u64; 4]); 11] = [
     ("open", libc::SYS_open, [0; 4]),
     ("openat", libc::SYS_openat, [0; 4]),

@@ -11,8 +11,8 @@ use crate::hash::pseudo_random;
 /// Data lies in pieces of this length, and of this alignment.
 const PIECE: u64 = 1 << 20;
 
-/// A disk: pieces of data at places that look random, and nothing between them. Of three pieces one does not compress and
-/// two read like text.
+/// A disk: pieces of data at places that look random, and nothing between them. Of three pieces one does not compress
+/// and two read like text.
 pub(super) struct Content {
     pub(super) size: u64,
     pub(super) pieces: usize,

@@ -1,5 +1,5 @@
-//! `image-tool` beside `qemu-img`: the same options on the same images, turn by turn, so that what else the machine does
-//! hits both; everything that is read is in the page cache.
+//! `image-tool` beside `qemu-img`: the same options on the same images, turn by turn, so that what else the machine
+//! does hits both; everything that is read is in the page cache.
 
 mod content;
 mod scattered;

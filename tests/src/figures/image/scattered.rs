@@ -1,5 +1,5 @@
-//! A qcow2 image of 1 TiB with 16 GiB of clusters all over it, as a guest leaves it behind after years. Only its metadata is
-//! written: the clusters are holes in the file.
+//! A qcow2 image of 1 TiB with 16 GiB of clusters all over it, as a guest leaves it behind after years. Only its
+//! metadata is written: the clusters are holes in the file.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -83,8 +83,8 @@ fn header() -> Vec<u8> {
     wide(REFCOUNT_TABLE * CLUSTER)
         .into_iter()
         .for_each(&mut word);
-    // One cluster of refcount table, no snapshots, no feature bits, refcounts of 2^4 bits, the header's length; the end of
-    // the extensions.
+    // One cluster of refcount table, no snapshots, no feature bits, refcounts of 2^4 bits, the header's length; the
+    // end of the extensions.
     [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 104, 0, 0]
         .into_iter()
         .for_each(&mut word);

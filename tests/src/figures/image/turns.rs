@@ -161,8 +161,8 @@ impl<'a> Turns<'a> {
         self.touch_memory()
     }
 
-    /// Takes memory for page cache and gives it back. A virtual machine's host gives memory when it is first touched, which
-    /// may take longer than all that is measured; whoever comes first would pay for it.
+    /// Takes memory for page cache and gives it back. A virtual machine's host gives memory when it is first touched,
+    /// which may take longer than all that is measured; whoever comes first would pay for it.
     fn touch_memory(&self) -> Result<()> {
         let path = self.folder.join("touched");
         let mut file = std::fs::File::create(&path).context("touched")?;
@@ -195,12 +195,13 @@ pub(super) fn run(command: &mut Command) -> Result<Took> {
     })
 }
 
-/// Waits for the child, and learns what it used: neither the standard library nor rustix tells that.
+/// Waits for the child, and returns what it used, which neither the standard library nor rustix reports.
 fn wait(child: &Child) -> std::io::Result<(i32, libc::rusage)> {
     let mut status = 0;
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     loop {
-        // SAFETY: both pointers are to memory of ours of the right types; the process is a child that nobody else waits for.
+        // SAFETY: both pointers are to memory of ours of the right types; the process is a child that nobody else
+        // waits for.
         let waited = unsafe {
             libc::wait4(
                 child.id() as libc::pid_t,

@@ -40,7 +40,7 @@ const BACKPORTS_SOURCE: &str = "deb [signed-by=/usr/share/keyrings/debian-archiv
     http://deb.debian.org/debian bookworm-backports main";
 const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/bulkhead-backports.list";
 
-/// Installs what is missing, as root or through sudo. Without either, tells the command to run.
+/// Installs what is missing, as root or through sudo. Without either, prints the command to run.
 pub(crate) fn install() -> Result<()> {
     let mut missing = Vec::new();
     for &package in PACKAGES {

@@ -81,7 +81,8 @@ pub(super) const SOAKS: [Soak; 7] = [
         name: "linux",
         amount: 200,
         what: "Linux guests whose disk's backend is killed three times, with one vCPU; a quarter as many with two",
-        // Small files: most of the time goes by for what is looked for, not for random numbers and hashes under emulation.
+        // Small files: most of the time goes by for what is looked for, not for random numbers and hashes under
+        // emulation.
         plan: |project, amount| {
             Ok(linux(
                 project,
@@ -129,7 +130,7 @@ fn linux(project: &Project, runs: u32, load: &[&str]) -> Plan {
     }
 }
 
-/// A cargo test whose amount is told by a variable of the environment.
+/// A cargo test whose amount is set by an environment variable.
 fn tests(project: &Project, arguments: &[&str], variable: &str, amount: u32) -> Plan {
     let mut command = run::cargo(project, arguments);
     command.env(variable, amount.to_string());

@@ -211,7 +211,8 @@ fn count(text: &str, outcome: &mut Outcome) {
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
-            // `test result: ok. 3 passed; 0 failed; 1 ignored; …`. With some filtered out it is a test that has started itself anew.
+            // `test result: ok. 3 passed; 0 failed; 1 ignored; …`. With some filtered out it is a test that has
+            // started itself anew.
             ["test", "result:", _, passed, "passed;", ..] if !is_part(line) => {
                 outcome.passed += passed.parse().unwrap_or(0)
             }

@@ -1,4 +1,4 @@
-//! A backend that a test controls: it answers as a correct one, unless the test's rule says otherwise.
+//! A backend that a test controls: it answers correctly, except to requests for which the test's rule says otherwise.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSliceMut, Read, Write};
@@ -32,7 +32,7 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 const PROTOCOL: u64 = 1 << 0 | REPLY_ACK | 1 << 9;
 const REPLY_ACK: u64 = 1 << 3;
 
-/// What becomes of a request.
+/// How the backend answers a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Then {
     Answer,
@@ -71,7 +71,7 @@ impl Fake {
         Self::offering(folder, (features, PROTOCOL), rule)
     }
 
-    /// The same; it does not say whether it did what it was asked for.
+    /// The same without REPLY_ACK: the backend does not report whether a request succeeded.
     #[allow(dead_code)] // not all tests that have this module use it
     pub(crate) fn without_acknowledgements(folder: &Path, rule: Rule) -> Self {
         Self::offering(folder, (0, PROTOCOL & !REPLY_ACK), rule)
