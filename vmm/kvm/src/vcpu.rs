@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
@@ -152,7 +153,8 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts every vCPU in a thread of its own, paused when `paused`. `enter` is what each thread does first.
+    /// Starts every vCPU in a thread of its own, `vcpu0` and so on, paused when `paused`. `enter` is what each thread
+    /// does first. When this returns, each has its name and has done that.
     ///
     /// # Errors
     /// When a thread cannot be started, or the handler of the interrupting signal cannot be installed.
@@ -174,7 +176,9 @@ impl Vcpus {
             counters: Vec::new(),
             threads: Vec::new(),
         };
+        let (entering, entered) = channel::<()>();
         for vcpu in vcpus {
+            let entering = entering.clone();
             let counters = Arc::new(Counters::default());
             let (control, platform) = (all.control.clone(), platform.clone());
             all.counters.push(counters.clone());
@@ -184,6 +188,7 @@ impl Vcpus {
                 .stack_size(STACK_SIZE)
                 .spawn(move || {
                     enter();
+                    drop(entering);
                     run(vcpu, &control, &counters, &*platform);
                 });
             match thread {
@@ -194,6 +199,9 @@ impl Vcpus {
                 }
             }
         }
+        drop(entering);
+        // Nobody sends anything: it fails once the last thread has dropped its sender.
+        let _ = entered.recv();
         Ok(all)
     }
 

@@ -235,6 +235,55 @@ fn the_serial_port_is_in_a_file() {
 }
 
 #[test]
+fn each_vcpu_is_a_thread_with_its_name_that_others_can_bind_to_a_processor() {
+    if !kvm_is_usable() {
+        return;
+    }
+    const VCPUS: usize = 4;
+    let monitor = Monitor::start(&forever(), &["--cpus", &format!("boot={VCPUS}")]);
+    monitor.wait_ready();
+
+    let threads = format!("/proc/{}/task", monitor.child.id());
+    let read = |thread: &str, file: &str| {
+        std::fs::read_to_string(format!("{threads}/{thread}/{file}")).unwrap()
+    };
+    let ids = std::fs::read_dir(&threads).unwrap();
+    let ids = ids.map(|thread| thread.unwrap().file_name().into_string().unwrap());
+    let mut vcpus: Vec<_> = ids
+        .map(|id| (read(&id, "comm").trim().to_owned(), id))
+        .filter(|(name, _)| name.starts_with("vcpu"))
+        .collect();
+    vcpus.sort();
+    let names: Vec<_> = vcpus.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["vcpu0", "vcpu1", "vcpu2", "vcpu3"]);
+
+    let own = rustix::thread::sched_getaffinity(None).unwrap();
+    let last = (0..rustix::thread::CpuSet::MAX_CPU).rfind(|cpu| own.is_set(*cpu));
+    let last = last.unwrap();
+    let mut only = rustix::thread::CpuSet::new();
+    only.set(last);
+    let thread = vcpus[1]
+        .1
+        .parse()
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    rustix::thread::sched_setaffinity(thread, &only).unwrap();
+    let allowed = |thread: &str| {
+        let status = read(thread, "status");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        line.unwrap().trim().to_owned()
+    };
+    assert_eq!(allowed(&vcpus[1].1), last.to_string());
+    // It is bound, and no other is.
+    assert_eq!(
+        allowed(&vcpus[0].1),
+        allowed(&monitor.child.id().to_string())
+    );
+}
+
+#[test]
 fn a_running_guest_is_in_a_process_that_can_do_little() {
     if !kvm_is_usable() {
         return;
