@@ -7,8 +7,11 @@
 )]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+use bulkhead_tests::guest::{Machine, is_installed, kvm_is_usable};
 
 /// Where the programs are: `target/release`, built before the tests.
 fn programs() -> PathBuf {
@@ -111,6 +114,60 @@ fn the_commands_by_hand_are_those_of_the_guest_above() {
 
     let shown = block("README.md", "## The same by hand, or as services");
     assert_eq!(printed.lines().collect::<Vec<_>>(), shown);
+}
+
+#[test]
+fn a_running_guest_answers_the_requests_of_the_api() {
+    const TEST: &str = "a_running_guest_answers_the_requests_of_the_api";
+    if !kvm_is_usable(TEST) || !is_installed("curl", TEST) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().display();
+    let api = [
+        "--api-socket".into(),
+        format!("path={here}/api.sock").into(),
+    ];
+    let (mut guest, mut input) = Machine::start_with_input("test=button", &api);
+    guest.expect("button line=");
+    writeln!(input, "enable").unwrap();
+    guest.expect("button enable");
+    let ask = |line: &str| {
+        let line = line.replacen("curl", "curl --silent --show-error --fail", 1);
+        stdout(
+            &line.replace("/run/bulkhead/demo", &here.to_string()),
+            folder.path(),
+        )
+    };
+
+    let lines = block("README.md", "## The API of a running guest");
+    let info = lines.iter().find(|line| line.ends_with("vm.info")).unwrap();
+    for line in &lines {
+        let answer = ask(line);
+        let expected = match line.rsplit('/').next().unwrap() {
+            "vmm.ping" => "bulkhead-vmm",
+            "vm.info" => "Running",
+            "vm.pause" => {
+                assert!(ask(info).contains("Paused"));
+                ""
+            }
+            "vm.resume" => {
+                assert!(ask(info).contains("Running"));
+                ""
+            }
+            "vm.power-button" => {
+                writeln!(input, "wait").unwrap();
+                assert_eq!(guest.expect("button wait").number("presses"), 1);
+                ""
+            }
+            other => panic!("{other} is tried nowhere"),
+        };
+        assert!(answer.contains(expected), "{line}: {answer}");
+        assert_eq!(answer.is_empty(), expected.is_empty(), "{line}: {answer}");
+    }
+    assert_eq!(lines.len(), 5);
+    writeln!(input, "end").unwrap();
+    guest.expect_success();
 }
 
 #[test]

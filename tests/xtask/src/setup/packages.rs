@@ -15,6 +15,7 @@ const PACKAGES: &[&str] = &[
     "btrfs-progs",
     "busybox-static",
     "cpio",
+    "curl",
     "dnsmasq-base",
     "e2fsprogs",
     "g++",
