@@ -29,6 +29,7 @@ mod client;
 mod error;
 mod message;
 mod path;
+mod tap_mac;
 
 pub use channel::{Channel, Packet};
 pub use client::{Client, Connection, Hold, Lease, PendingHold};
@@ -37,6 +38,7 @@ pub use message::{
     Refusal, RefusalKind, Reply, Request, Subnet, TapInfo, TapRequest, decode, encode,
 };
 pub use path::{default_socket_path, start_command};
+pub use tap_mac::tap_mac;
 
 /// The protocol's version. Each message contains it; a peer refuses any other.
 pub const VERSION: u32 = 1;

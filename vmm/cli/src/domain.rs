@@ -152,6 +152,12 @@ impl Domain {
         &self.definition
     }
 
+    /// The definition in its file where the `inactive` one is wanted and there is one, otherwise as [`Self::definition`].
+    pub(crate) fn definition_that_is(&self, inactive: bool) -> &Definition {
+        let defined = self.defined.as_ref().filter(|_| inactive);
+        defined.unwrap_or(&self.definition)
+    }
+
     pub(crate) fn name(&self) -> &str {
         &self.definition.name
     }

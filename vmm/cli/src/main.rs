@@ -17,6 +17,7 @@ mod output;
 mod program;
 mod runtime;
 mod shell;
+mod stats;
 mod store;
 mod supervise;
 mod terminal;

@@ -32,10 +32,19 @@ impl ProcessId {
 
     /// The processor time that it has used, in seconds.
     pub(crate) fn cpu_time(self) -> Option<f64> {
-        let stat = stat(self.pid).filter(|stat| stat.start == self.start)?;
-        let per_second = rustix::param::clock_ticks_per_second();
+        let total = self.times()?.total();
         #[allow(clippy::cast_precision_loss, reason = "it is shown with one decimal")]
-        Some(stat.ticks as f64 / per_second as f64)
+        Some(total as f64 / 1e9)
+    }
+
+    /// The processor time that it has used.
+    pub(crate) fn times(self) -> Option<Times> {
+        let stat = stat(self.pid).filter(|stat| stat.start == self.start)?;
+        let tick = 1_000_000_000 / rustix::param::clock_ticks_per_second();
+        Some(Times {
+            user: stat.user.saturating_mul(tick),
+            system: stat.system.saturating_mul(tick),
+        })
     }
 
     /// Whether it runs still.
@@ -44,11 +53,36 @@ impl ProcessId {
     }
 }
 
+/// Processor time in nanoseconds. That of a guest's own code counts as user time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Times {
+    pub(crate) user: u64,
+    pub(crate) system: u64,
+}
+
+impl Times {
+    pub(crate) fn total(self) -> u64 {
+        self.user.saturating_add(self.system)
+    }
+}
+
+impl std::ops::Add for Times {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            user: self.user.saturating_add(other.user),
+            system: self.system.saturating_add(other.system),
+        }
+    }
+}
+
 /// What is needed of `/proc/PID/stat`.
 struct Stat {
     parent: u32,
-    /// User and system time.
-    ticks: u64,
+    /// Times in clock ticks.
+    user: u64,
+    system: u64,
     start: u64,
 }
 
@@ -64,12 +98,13 @@ fn stat(pid: u32) -> Option<Stat> {
     }
     let parent = fields.next()?.parse().ok()?;
     // The fields of proc_pid_stat(5); the parent is field 4.
-    let user: u64 = fields.nth(14 - 5)?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
+    let user = fields.nth(14 - 5)?.parse().ok()?;
+    let system = fields.next()?.parse().ok()?;
     let start = fields.nth(22 - 16)?.parse().ok()?;
     Some(Stat {
         parent,
-        ticks: user.saturating_add(system),
+        user,
+        system,
         start,
     })
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::proc::ProcessId;
+pub(crate) use super::proc::Times;
 use crate::guest::Definition;
 
 /// The name of the file in the guest's folder.

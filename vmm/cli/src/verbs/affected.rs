@@ -9,7 +9,7 @@ use crate::store::Store;
 use crate::supervise::control::Request;
 
 const NOT_RUNNING: &str = "Requested operation is not valid: domain is not running";
-const TRANSIENT: &str =
+pub(crate) const TRANSIENT: &str =
     "Requested operation is not valid: transient domains do not have any persistent config";
 
 /// The definition that the guest runs with, or the one in its file.

@@ -3,11 +3,17 @@
 mod affected;
 mod autostart;
 mod console;
+mod cpu_stats;
+mod create;
 mod define;
 mod desc;
 mod destroy;
 mod doctor;
+mod domblklist;
+mod domdisplay;
 mod domid;
+mod domiflist;
+mod domifstat;
 mod dominfo;
 mod domname;
 mod domrename;
@@ -22,10 +28,14 @@ mod logs;
 mod metadata;
 mod nodeinfo;
 mod power;
+mod qemu_monitor_command;
 mod run;
 mod schema;
 mod start;
 mod undefine;
+mod vcpucount;
+mod vcpuinfo;
+mod vcpupin;
 mod version;
 
 use std::process::ExitCode;
@@ -67,6 +77,26 @@ pub(crate) enum Verb {
     Domstate(domstate::Args),
     /// Print the id of a guest
     Domid(domid::Args),
+    /// Start a guest from a TOML file, without defining it
+    Create(create::Args),
+    /// List the disks of a guest
+    Domblklist(domblklist::Args),
+    /// List the network cards of a guest
+    Domiflist(domiflist::Args),
+    /// Print what went through a network card of a guest
+    Domifstat(domifstat::Args),
+    /// Say that a guest has no graphical display
+    Domdisplay(domdisplay::Args),
+    /// Say what to use in place of a command of QEMU's monitor
+    QemuMonitorCommand(qemu_monitor_command::Args),
+    /// Print facts about the virtual CPUs of a guest
+    Vcpuinfo(vcpuinfo::Args),
+    /// Print the number of virtual CPUs of a guest
+    Vcpucount(vcpucount::Args),
+    /// Print or set which CPUs of the host virtual CPUs run on
+    Vcpupin(vcpupin::Args),
+    /// Print the processor time that a guest has used
+    CpuStats(cpu_stats::Args),
     /// Define a guest by a TOML file, without starting it
     Define(define::Args),
     /// Remove the definition of a guest
@@ -116,6 +146,16 @@ impl Verb {
             Self::Dominfo(args) => dominfo::run(&args, output),
             Self::Domstate(args) => domstate::run(&args, output),
             Self::Domid(args) => domid::run(&args, output),
+            Self::Create(args) => create::run(&args, output),
+            Self::Domblklist(args) => domblklist::run(&args, output),
+            Self::Domiflist(args) => domiflist::run(&args, output),
+            Self::Domifstat(args) => domifstat::run(&args, output),
+            Self::Domdisplay(args) => domdisplay::run(&args, output),
+            Self::QemuMonitorCommand(args) => qemu_monitor_command::run(&args, output),
+            Self::Vcpuinfo(args) => vcpuinfo::run(&args, output),
+            Self::Vcpucount(args) => vcpucount::run(&args, output),
+            Self::Vcpupin(args) => vcpupin::run(&args, output),
+            Self::CpuStats(args) => cpu_stats::run(&args, output),
             Self::Define(args) => define::run(&args, output),
             Self::Undefine(args) => undefine::run(&args, output),
             Self::Edit(args) => edit::run(&args, output),

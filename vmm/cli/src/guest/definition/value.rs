@@ -141,6 +141,16 @@ impl DeviceType {
     pub(super) fn is_fs(&self) -> bool {
         ["fs", "26"].contains(&self.0.as_str())
     }
+
+    /// Whether it is a disk.
+    pub(crate) fn is_block(&self) -> bool {
+        ["blk", "2"].contains(&self.0.as_str())
+    }
+
+    /// Whether it is a network card.
+    pub(crate) fn is_net(&self) -> bool {
+        ["net", "1"].contains(&self.0.as_str())
+    }
 }
 
 impl FromStr for DeviceType {
