@@ -3,13 +3,24 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bulkhead_daemon::{RecoveryArea, RingError};
+use bulkhead_daemon::{Chain, RecoveryArea, RingError};
 use qcow::{Destination, Image, Source};
+use vm_memory::GuestMemoryMmap;
 
 use crate::completions::{Completion, Completions};
 use crate::memory::GuestBuffers;
-use crate::pool::Job;
 use crate::request::{HEADER, Limits, Range, Request, Status, status_offset};
+
+/// A request to execute, with what its completion needs.
+pub(crate) struct Job {
+    /// The request's slot in its queue.
+    pub(crate) slot: usize,
+    pub(crate) chain: Chain,
+    pub(crate) request: Request,
+    pub(crate) memory: Arc<GuestMemoryMmap>,
+    /// The completions of its queue.
+    pub(crate) completions: Arc<Completions>,
+}
 
 /// The image and what requests need to know of it. All threads share it.
 #[derive(Debug)]

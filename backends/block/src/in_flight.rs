@@ -11,8 +11,8 @@ use bulkhead_daemon::uring::Uring;
 use bulkhead_daemon::{Chain, Queue, RingError};
 
 use crate::completions::{Completion, Completions};
+use crate::execute::Job;
 use crate::operations::{Kind, Operation, Operations};
-use crate::pool::Job;
 use crate::request::{Request, SERIAL_LENGTH, Status, status_offset};
 use crate::shared::Shared;
 use crate::slot::{Slot, Stage};

@@ -4,28 +4,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use bulkhead_daemon::{Chain, RingError};
-use vm_memory::GuestMemoryMmap;
+use bulkhead_daemon::RingError;
 
-use crate::completions::Completions;
-use crate::execute::{Disk, is_read};
-use crate::request::Request;
+use crate::execute::{Disk, Job, is_read};
 
 /// How many requests that change the disk are executed together, so that the tables are written once for all of them.
 const BATCH: usize = 64;
 /// More threads than this are of no use to one image.
 const MAX_THREADS: usize = 4;
-
-/// A request for the pool.
-pub(crate) struct Job {
-    /// The request's slot in its queue.
-    pub(crate) slot: usize,
-    pub(crate) chain: Chain,
-    pub(crate) request: Request,
-    pub(crate) memory: Arc<GuestMemoryMmap>,
-    /// Of its queue.
-    pub(crate) completions: Arc<Completions>,
-}
 
 #[derive(Default)]
 struct State {

@@ -11,8 +11,8 @@ use qcow::{Flush, Place, Plan};
 
 use super::InFlight;
 use crate::execute::Disk;
+use crate::execute::Job;
 use crate::operations::{Kind, Operation, Operations};
-use crate::pool::Job;
 use crate::request::{Range, Request};
 use crate::shared::Shared;
 use crate::slot::Stage;
