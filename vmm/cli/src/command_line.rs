@@ -31,6 +31,49 @@ pub(crate) fn command() -> Command {
     command.help_template(TEMPLATE).after_help(verbs)
 }
 
+/// What a command line asks for.
+pub(crate) enum Invocation {
+    Verb(Verb, Output),
+    /// One argument with several commands, after options for all of them.
+    Commands(Vec<OsString>, String),
+    /// The interactive shell, with options for all commands.
+    Shell(Vec<OsString>),
+}
+
+/// Parses the command line of this process, which begins with the program's name.
+pub(crate) fn parse_own(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, ExitCode> {
+    let words: Vec<_> = words.into_iter().collect();
+    let options = words.get(1..).unwrap_or_default();
+    if let Some((line, options)) = options.split_last()
+        && let Some(line) = line.to_str()
+        && line.contains([' ', ';', '\n', '\t'])
+        && are_options(options)
+    {
+        return Ok(Invocation::Commands(options.to_vec(), line.to_owned()));
+    }
+    let options = options.to_vec();
+    let args = parse(words)?;
+    Ok(match args.verb {
+        Some(verb) => Invocation::Verb(verb, args.output),
+        None => Invocation::Shell(options),
+    })
+}
+
+/// Whether these words are options alone, of which each has its value.
+fn are_options(words: &[OsString]) -> bool {
+    let mut words = words.iter().map(|word| word.to_string_lossy());
+    while let Some(word) = words.next() {
+        let has_value = match &*word {
+            "-o" | "--output" => words.next().is_some(),
+            word => word.starts_with('-'),
+        };
+        if !has_value {
+            return false;
+        }
+    }
+    true
+}
+
 /// Parses the words of a command line. The error is the status to end with, once the reason is printed.
 pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, ExitCode> {
     let parsed = command().try_get_matches_from(words);
@@ -109,6 +152,26 @@ mod tests {
             wrong("qqq"),
             "unknown command: 'qqq': 'bulkhead help' lists the commands"
         );
+    }
+
+    #[test]
+    fn one_argument_with_several_words_is_commands() {
+        let asked = |words: &[&str]| {
+            let words = words.iter().map(OsString::from);
+            parse_own(std::iter::once("bulkhead".into()).chain(words))
+        };
+        for (words, count) in [
+            (&["pwd; hostname"][..], 0),
+            (&["-q", "nodeinfo -o json"], 1),
+            (&["-o", "json", "pwd;pwd"], 2),
+        ] {
+            let Ok(Invocation::Commands(options, line)) = asked(words) else {
+                panic!("{words:?}");
+            };
+            assert_eq!((options.len(), &*line), (count, words[count]));
+        }
+        assert!(matches!(asked(&["echo", "a b"]), Ok(Invocation::Verb(..))));
+        assert!(matches!(asked(&["-q"]), Ok(Invocation::Shell(options)) if options == ["-q"]));
     }
 
     #[test]

@@ -23,8 +23,9 @@ mod supervise;
 mod terminal;
 mod verbs;
 
-use std::io::Write;
 use std::process::ExitCode;
+
+use command_line::Invocation;
 
 fn main() -> ExitCode {
     // The first argument, so that it cannot be a guest's name or the value of an option.
@@ -34,14 +35,10 @@ fn main() -> ExitCode {
     {
         return bulkhead_process::main(|_: SupervisorArgs| supervise::main());
     }
-    bulkhead_process::main_with(command_line::parse, |args| match args.verb {
-        Some(verb) => verb.run(args.output),
-        None => {
-            let help = verbs::help::grouped(&command_line::command());
-            // Where standard error is closed, the status says it alone.
-            let _ = std::io::stderr().write_all(help.as_bytes());
-            Ok(ExitCode::from(bulkhead_process::USAGE))
-        }
+    bulkhead_process::main_with(command_line::parse_own, |invocation| match invocation {
+        Invocation::Verb(verb, output) => verb.run(output),
+        Invocation::Commands(options, line) => verbs::interactive::run_line(options, &line),
+        Invocation::Shell(options) => verbs::interactive::run(options),
     })
 }
 

@@ -337,6 +337,17 @@ fn outlive_parent(command: &mut Command) {
     unsafe { command.pre_exec(arrange) };
 }
 
+/// Has the child begin with no signal blocked, as a program begins that a shell starts.
+#[allow(unsafe_code)]
+pub(crate) fn block_nothing(command: &mut Command) {
+    let arrange = || {
+        begin(None);
+        Ok(())
+    };
+    // SAFETY: as in `end_with_parent`.
+    unsafe { command.pre_exec(arrange) };
+}
+
 /// Puts the child into a session of its own, so that it gets no signal of this terminal and outlives this process.
 #[allow(unsafe_code)]
 pub(crate) fn detach(command: &mut Command) {

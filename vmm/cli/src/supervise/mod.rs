@@ -6,7 +6,7 @@
 
 mod api;
 mod background;
-mod child;
+pub(crate) mod child;
 mod console;
 pub(crate) mod control;
 mod ending;

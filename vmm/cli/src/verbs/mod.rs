@@ -23,6 +23,7 @@ mod dumptoml;
 mod edit;
 pub(crate) mod help;
 mod hostname;
+pub(crate) mod interactive;
 mod list;
 mod logs;
 mod metadata;
@@ -46,9 +47,14 @@ use crate::output::Output;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
     Doctor(doctor::Args),
+    Cd(interactive::Cd),
+    Echo(interactive::Echo),
+    Exit(interactive::Quit),
     Help(help::Args),
     Hostname(hostname::Args),
     Nodeinfo(nodeinfo::Args),
+    Pwd(interactive::Pwd),
+    Quit(interactive::Quit),
     /// Run a guest in the foreground, with its console on this terminal, or in the background
     Run(Box<run::Args>),
     /// Start a defined guest
@@ -133,6 +139,9 @@ impl Verb {
             Self::Doctor(args) => return doctor::run(args, output),
             Self::Help(args) => return help::run(&args, output),
             Self::Logs(args) => return logs::run(&args),
+            Self::Cd(_) => return interactive::outside("cd"),
+            Self::Echo(args) => return interactive::echo(&args),
+            Self::Exit(_) | Self::Quit(_) => return Ok(ExitCode::SUCCESS),
             Self::Schema(args) => return schema::run(&args, output),
             Self::Start(args) => start::run(&args, output),
             Self::List(args) => list::run(&args, output),
@@ -169,6 +178,7 @@ impl Verb {
             Self::Domname(args) => domname::run(&args, output),
             Self::Hostname(args) => hostname::run(args, output),
             Self::Nodeinfo(args) => nodeinfo::run(args, output),
+            Self::Pwd(args) => interactive::pwd(args, output),
             Self::Version(args) => version::run(args, output),
         }?;
         output.end_of_command()?;
