@@ -26,7 +26,7 @@ struct InterfaceArg {
     interface: Option<String>,
     /// The same, as an option
     #[arg(long = "interface", value_name = "INTERFACE", hide = true)]
-    named: Option<String>,
+    named_interface: Option<String>,
 }
 
 pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
@@ -41,7 +41,10 @@ pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<ExitCode> {
 
 impl InterfaceArg {
     fn words(&self) -> &str {
-        let words = self.interface.as_deref().or(self.named.as_deref());
+        let words = self
+            .interface
+            .as_deref()
+            .or(self.named_interface.as_deref());
         words.unwrap_or_default()
     }
 }

@@ -89,7 +89,7 @@ impl Counts {
         let lines = ["maximum", "current"].into_iter().flat_map(|what| {
             let of = [("config", self.config), ("live", self.live)];
             of.into_iter().filter_map(move |(which, count)| {
-                Some(format!("{what:<12} {which:<8} {:>3}\n", count?))
+                Some(format!("{what:<12} {which:<12} {:>3}\n", count?))
             })
         });
         lines.collect()
