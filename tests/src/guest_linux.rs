@@ -10,6 +10,9 @@ use crate::kernel::Kernel;
 /// The modules of the kernel package that a guest needs for its devices.
 pub const MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio_net"];
 
+/// Those that make the power button a key.
+pub const POWER_BUTTON_MODULES: [&str; 2] = ["button", "evdev"];
+
 /// The kernel command line: console on the serial port, and nothing printed there but what matters.
 pub const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init";
 
@@ -23,11 +26,22 @@ pub const DEMO_SCRIPT: &str = include_str!("guest-demo.sh");
 ///
 /// `settings` become variables of the script; their values must not need quoting.
 pub fn build(kernel: &Kernel, script: &str, settings: &[(&str, &str)], path: &Path) -> Result<()> {
+    build_with_modules(kernel, &MODULES, script, settings, path)
+}
+
+/// The same with these modules of the kernel package instead of [`MODULES`].
+pub fn build_with_modules(
+    kernel: &Kernel,
+    modules: &[&str],
+    script: &str,
+    settings: &[(&str, &str)],
+    path: &Path,
+) -> Result<()> {
     let mut root = Initramfs::new();
     root.directory("/mnt", 0o755);
     root.copy("/bin/busybox", Path::new("/usr/bin/busybox"))?;
     root.busybox_links("/bin", &["/bin"])?;
-    kernel.add_modules(&mut root, &MODULES)?;
+    kernel.add_modules(&mut root, modules)?;
     root.file("/dhcp", 0o755, include_str!("guest-dhcp.sh"));
     let settings: String = settings
         .iter()

@@ -5,6 +5,7 @@ mod backend_death;
 mod confinement;
 mod dry_run;
 mod endings;
+mod power_button;
 
 pub use backend_death::{FILE_KIB, KILLS};
 
@@ -46,7 +47,7 @@ pub struct Setting {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 10] = [
+pub const SCENARIOS: [Scenario; 11] = [
     Scenario {
         name: "a_guest_on_its_processes",
         run: |setting| demo(&setting.workplace, 1, KernelImage::BzImage),
@@ -80,6 +81,10 @@ pub const SCENARIOS: [Scenario; 10] = [
         run: |setting| endings::crash(&setting.workplace),
     },
     Scenario {
+        name: "linux_sees_each_press_of_the_power_button",
+        run: |setting| power_button::presses(&setting.workplace),
+    },
+    Scenario {
         name: "the_commands_of_a_dry_run_work_as_printed",
         run: |setting| dry_run::commands(&setting.workplace),
     },
@@ -111,8 +116,19 @@ impl<'a> Stage<'a> {
 
     /// A guest that runs `script`.
     fn guest(&self, script: &str, settings: &[(&str, &str)]) -> Result<GuestCommand> {
+        self.guest_with_modules(&guest_linux::MODULES, script, settings)
+    }
+
+    /// A guest that loads these modules of the kernel package and runs `script`.
+    fn guest_with_modules(
+        &self,
+        modules: &[&str],
+        script: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<GuestCommand> {
         let initramfs = self.path("guest.cpio");
-        guest_linux::build(&self.workplace.kernel()?, script, settings, &initramfs)?;
+        let kernel = self.workplace.kernel()?;
+        guest_linux::build_with_modules(&kernel, modules, script, settings, &initramfs)?;
         Ok(GuestCommand::new("scenario", &initramfs))
     }
 

@@ -180,6 +180,7 @@ fn add_kernel(root: &mut Initramfs, kernel: &Kernel) -> Result<()> {
         &BOOT_MODULES[..],
         &ON_DEMAND_MODULES,
         &crate::guest_linux::MODULES,
+        &crate::guest_linux::POWER_BUTTON_MODULES,
     ]
     .concat();
     names.extend(kernel.modules_in(&ON_DEMAND_FOLDERS));
