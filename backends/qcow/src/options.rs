@@ -91,6 +91,7 @@ pub struct OpenOptions {
     pub(crate) cache_bytes: usize,
     pub(crate) for_check: bool,
     pub(crate) for_info: bool,
+    pub(crate) refuse_missing: bool,
     pub(crate) snapshot: Option<String>,
     pub(crate) unformatted_backing: Option<Format>,
     pub(crate) windows: Vec<(u64, Option<u64>)>,
@@ -112,6 +113,7 @@ impl OpenOptions {
             cache_bytes: 8 << 20,
             for_check: false,
             for_info: false,
+            refuse_missing: false,
             snapshot: None,
             unformatted_backing: None,
             windows: Vec::new(),
@@ -184,6 +186,14 @@ impl OpenOptions {
     /// read-only use.
     pub fn for_info(mut self, for_info: bool) -> Self {
         self.for_info = for_info;
+        self
+    }
+
+    /// Reading data clusters that lie wholly past the end of the file is an error. Otherwise they read as zeroes, as in
+    /// QEMU: they are those of a copy that was cut off, or, after a power cut, those of data that was never flushed,
+    /// which a guest must be able to read.
+    pub fn refuse_missing(mut self, refuse_missing: bool) -> Self {
+        self.refuse_missing = refuse_missing;
         self
     }
 

@@ -5,7 +5,7 @@
 pub(crate) enum Failure {
     Status(u64, qcow::Error),
     /// The data lies past the end of the image's file.
-    Lost(u64),
+    Missing(u64),
     Read(u64, qcow::Error),
     Write(u64, qcow::Error),
 }

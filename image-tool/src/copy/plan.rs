@@ -159,21 +159,14 @@ impl Plan {
             kind => kind,
         };
         let end = self.offset + extent.length;
-        match position
-            .disk
-            .lost_from(&extent)
-            .filter(|_| kind == Kind::Zero)
-        {
-            Some(lost) if lost > extent.start => Ok((kind, self.offset + (lost - extent.start))),
-            Some(_) => match self.salvage {
-                None => Err(Failure::Lost(self.offset)),
-                Some(salvage) => {
-                    salvage.warn_of_lost(self.offset, end - self.offset);
-                    Ok((kind, end))
-                }
-            },
-            None => Ok((kind, end)),
+        if !extent.missing || kind == Kind::Backing {
+            return Ok((kind, end));
         }
+        let Some(salvage) = self.salvage else {
+            return Err(Failure::Missing(self.offset));
+        };
+        salvage.warn_of_missing(self.offset, extent.length);
+        Ok((Kind::Zero, end))
     }
 }
 

@@ -21,7 +21,7 @@ impl Salvage {
     }
 
     /// Warns about data past the end of the image's file, unless it is quiet.
-    pub(super) fn warn_of_lost(self, offset: u64, len: u64) {
+    pub(super) fn warn_of_missing(self, offset: u64, len: u64) {
         if !self.quiet {
             report::warning(format_args!(
                 "error while reading offset {offset}: {len} bytes lie past the end of the image's file"

@@ -96,6 +96,7 @@ impl qcow::Chain for Chain {
             .discard(Discard::Unmap)
             .for_check(how.for_check)
             .for_info(how.for_info)
+            .refuse_missing(true)
             .snapshot(how.snapshot.clone());
         for window in &source.windows {
             options = options.window(window.offset, window.size);

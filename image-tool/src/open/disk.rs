@@ -2,7 +2,6 @@
 //! zeroes.
 
 use qcow::{Extent, Image};
-use rustix::fs::SeekFrom;
 
 /// The unit of a disk's size.
 pub(crate) const SECTOR: u64 = 512;
@@ -40,25 +39,6 @@ impl Disk<'_> {
         self.inside(offset, len, Image::map_layer)
     }
 
-    /// The start of an extent's part whose clusters lie wholly past the end of the image's file. It reads as zeroes,
-    /// but its data is lost: a writer of the format leaves at most a part of the last cluster past the end.
-    pub(crate) fn lost_from(self, extent: &Extent) -> Option<u64> {
-        let host = extent.offset.filter(|_| extent.data && extent.zero)?;
-        let mut chain = std::iter::successors(Some(self.0), |image| {
-            image.backing().map(|backing| &**backing)
-        });
-        let layer = chain.nth(usize::try_from(extent.depth).ok()?)?;
-        let cluster = layer.cluster_size()?;
-        if extent.file.as_deref() != Some(layer.path()) {
-            return None;
-        }
-        let file = layer.files()?.into_iter().next()?;
-        // A device's metadata has no size.
-        let len = rustix::fs::seek(file, SeekFrom::End(0)).ok()?;
-        let end = len.checked_next_multiple_of(cluster)?;
-        (host.checked_add(extent.length)? > end).then(|| extent.start + end.saturating_sub(host))
-    }
-
     fn inside(
         self,
         offset: u64,
@@ -83,6 +63,7 @@ impl Disk<'_> {
             zero: true,
             data: false,
             compressed: false,
+            missing: false,
             offset: offset.checked_add(start),
             file: Some(self.0.path().to_owned()),
         })

@@ -186,7 +186,7 @@ fn commit(
     };
     copy::run(&copy, plan).map_err(|failure| match failure {
         Failure::Status(_, error) | Failure::Read(_, error) => failed(&top.image, &error),
-        Failure::Lost(offset) => anyhow!(
+        Failure::Missing(offset) => anyhow!(
             "Block job failed: the data at offset {offset} lies past the end of the file '{}'",
             top.image.path().display()
         ),

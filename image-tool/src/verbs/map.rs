@@ -249,6 +249,7 @@ fn json(out: &mut impl std::io::Write, mut extents: Extents<'_>) -> Result<()> {
             zero: false,
             data: false,
             compressed: false,
+            missing: false,
             offset: None,
             file: None,
         };

@@ -428,5 +428,6 @@ impl<'a> Rebase<'a> {
 }
 
 fn reads_zero(extent: &qcow::Extent) -> bool {
-    extent.zero || !extent.present
+    // The read of what is missing fails.
+    !extent.missing && (extent.zero || !extent.present)
 }

@@ -19,6 +19,8 @@ pub struct Extent {
     pub data: bool,
     /// It is stored compressed.
     pub compressed: bool,
+    /// Its data lies past the end of the file, in whole clusters: see [`crate::OpenOptions::refuse_missing`].
+    pub missing: bool,
     /// Where the data lies in the file, if it lies there as it is.
     pub offset: Option<u64>,
     /// The file `offset` refers to: the image's own, or its external data file.

@@ -231,6 +231,7 @@ fn past_the_end(start: u64) -> Extent {
         zero: true,
         data: false,
         compressed: false,
+        missing: false,
         offset: None,
         file: None,
     }
@@ -249,7 +250,8 @@ fn kind(extent: &Extent) -> [bool; 5] {
 }
 
 fn reads_zero(extent: &Extent) -> bool {
-    extent.zero || !extent.present
+    // The read of what is missing fails.
+    !extent.missing && (extent.zero || !extent.present)
 }
 
 fn different(why: &str) -> Verdict {

@@ -344,7 +344,7 @@ fn explain(failure: &Failure, input: &Input, target: &Image) -> anyhow::Error {
                 cause(error, input.path_at(*offset))
             )
         }
-        Failure::Lost(offset) => {
+        Failure::Missing(offset) => {
             anyhow!(
                 "error while reading at byte {offset}: the data lies past the end of the file '{}'",
                 input.path_at(*offset).display()

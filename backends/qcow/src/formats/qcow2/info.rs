@@ -48,6 +48,7 @@ impl Qcow2 {
                 zero,
                 data,
                 compressed,
+                missing: false,
                 offset: host,
                 file: host.map(|_| file.to_path_buf()),
             };
@@ -59,7 +60,7 @@ impl Qcow2 {
         }
         let extent =
             extent.ok_or_else(|| crate::error::Error::invalid("cannot map an empty range"))?;
-        self.look_for_holes(extent)
+        self.look_for_holes(self.look_for_missing(extent)?)
     }
 
     fn encryption(&self, header: &Header) -> Result<Option<Encryption>> {

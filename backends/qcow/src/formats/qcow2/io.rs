@@ -78,10 +78,12 @@ impl Qcow2 {
     ) -> Result<()> {
         let len = piece.len as usize;
         match (piece.place, backing) {
-            (Where::Data(host), _) => self
-                .data_storage()?
-                .read(host.0, dst, at, len)
-                .map_err(|error| Error::io("read error", error)),
+            (Where::Data(host), _) => {
+                self.check_missing(host, piece.len)?;
+                self.data_storage()?
+                    .read(host.0, dst, at, len)
+                    .map_err(|error| Error::io("read error", error))
+            }
             (Where::Zero(_), _) => {
                 dst.zero(at, len);
                 Ok(())

@@ -14,6 +14,7 @@ mod create;
 mod format;
 mod info;
 mod io;
+mod missing;
 mod plan;
 mod preallocation;
 mod recovery;
@@ -75,6 +76,7 @@ pub(crate) struct Qcow2 {
     encrypted: bool,
     writable: bool,
     for_check: bool,
+    refuse_missing: bool,
     discard: Discard,
     /// It was closed: dropping it does nothing more.
     closed: AtomicBool,
@@ -152,6 +154,7 @@ impl Qcow2 {
             bitmaps: Bitmaps::default(),
             repaired: std::sync::OnceLock::new(),
             writable: options.writable,
+            refuse_missing: options.refuse_missing,
             for_check: options.for_check,
             discard: options.discard,
             closed: false.into(),

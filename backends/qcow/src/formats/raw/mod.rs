@@ -117,6 +117,7 @@ impl Raw {
             zero: !data,
             data,
             compressed: false,
+            missing: false,
             offset: Some(self.place(offset)),
             file: Some(path.to_path_buf()),
         })
