@@ -8,7 +8,7 @@ use crate::formats::qcow2::layout::l2::compressed_limit;
 use crate::formats::qcow2::layout::table::Table;
 
 impl Engine {
-    /// Allocates up to `max` clusters that follow each other, as many as the first free place has.
+    /// Allocates the first free clusters: up to `max`, as many as are contiguous.
     pub(crate) fn allocate(&mut self, max: u64) -> Result<(HostOffset, u64), Stop> {
         let start = self.find_free(self.hint)?;
         let mut count = 0;
@@ -26,7 +26,7 @@ impl Engine {
         Ok((self.geometry.offset_of(start), count))
     }
 
-    /// Allocates exactly `count` clusters that follow each other, for something the driver writes itself.
+    /// Allocates exactly `count` contiguous clusters, which the caller writes without the cache of pages.
     pub(crate) fn allocate_exactly(&mut self, count: u64) -> Result<HostOffset, Stop> {
         let first = self.find_free(self.hint)?;
         self.set_hint(first.0);
@@ -42,14 +42,14 @@ impl Engine {
             self.set_hint(start.0 + count);
         }
         let host = self.geometry.offset_of(start);
-        // They are written directly: what the cache knows of their former content would be wrong.
+        // The caller does not write them through the cache, whose copy of the former content would be stale.
         self.pages
             .forget(host.0, count * self.geometry.cluster_size());
         Ok(host)
     }
 
-    /// Makes the refcount blocks that the next free clusters lack, if there are `count` in a row: beyond them, so that
-    /// they are taken in one piece. Nothing happens where that is not possible.
+    /// If the next `count` free clusters are contiguous, creates the refcount blocks that they lack, and places those
+    /// behind them, so that one allocation can take them all. Otherwise does nothing.
     pub(super) fn describe_next(&mut self, count: u64) -> Result<(), Stop> {
         let Some(start) = self.next_free(self.hint)? else {
             return Ok(());
@@ -60,8 +60,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes some of the refcount blocks that the next `count` free clusters lack, in the first of them; returns
-    /// whether none is missing.
+    /// Creates some of the refcount blocks that the next `count` free clusters lack, and places them in the first of
+    /// these clusters. Returns whether none was missing.
     pub(crate) fn describe_ahead(&mut self, count: u64) -> Result<bool, Stop> {
         const AT_A_TIME: u64 = 64;
         self.check_usable()?;
@@ -104,8 +104,8 @@ impl Engine {
         Ok(false)
     }
 
-    /// The first free cluster at or after `from`, described or not; nothing if that is past what the refcount table has
-    /// room for.
+    /// The first free cluster at or after `from`, whether it has a refcount block or not. `None` if the refcount table
+    /// has no entry for it.
     fn next_free(&mut self, from: u64) -> Result<Option<ClusterIndex>, Stop> {
         let per_block = self.geometry.refcount_block_entries();
         let mut cluster = ClusterIndex(from.max(1));
@@ -122,7 +122,7 @@ impl Engine {
         Ok(None)
     }
 
-    /// The first cluster in use of so many. Those that no refcount block describes are free.
+    /// The first of these `count` clusters that is in use. A cluster without a refcount block is free.
     fn first_used(
         &mut self,
         start: ClusterIndex,
@@ -147,8 +147,8 @@ impl Engine {
         Ok(None)
     }
 
-    /// Makes the refcount blocks that describe these clusters, beyond them: within, they would be in the way, and more
-    /// clusters than one block describes could never follow each other.
+    /// Creates the refcount blocks for these clusters, and places them behind the clusters. Placed among them, as
+    /// usual, they would limit a contiguous run to the clusters of one block.
     fn describe_from_beyond(&mut self, start: ClusterIndex, count: u64) -> Result<(), Stop> {
         let per_block = self.geometry.refcount_block_entries();
         let mut beyond = start.0 + count;
@@ -157,7 +157,7 @@ impl Engine {
             if self.refcount_block(cluster)?.is_some() {
                 continue;
             }
-            // Where that is not described either, its block comes first, and may be this one.
+            // The place may lack a refcount block, too. Then that is created here, and it may be the one wanted.
             let at = self.find_free(beyond)?;
             beyond = at.0;
             if self.refcount_block(cluster)?.is_none() {
@@ -178,8 +178,8 @@ impl Engine {
         self.set_refcount(cluster, 1)
     }
 
-    /// The first free cluster at or after `from`. Where a refcount block is missing, it gets one, which
-    /// lies in the clusters it describes.
+    /// The first free cluster at or after `from`. Creates each refcount block that is missing on the way, in the first
+    /// of the clusters that it counts.
     fn find_free(&mut self, from: u64) -> Result<ClusterIndex, Stop> {
         let per_block = self.geometry.refcount_block_entries();
         let mut cluster = ClusterIndex(from.max(1));
@@ -203,7 +203,7 @@ impl Engine {
         }
     }
 
-    /// The first cluster from `from` to `end`, all of them described by `block`, that has refcount 0.
+    /// The first cluster with refcount 0 from `from` to `end`, all of which `block` counts.
     fn scan_block(
         &mut self,
         block: HostOffset,
@@ -216,7 +216,7 @@ impl Engine {
         let mut cluster = from.0;
         while cluster < end {
             if cluster.is_multiple_of(per_word) {
-                // Whole words at once: a word without a zero count holds nothing to be found.
+                // A word without a zero count is skipped as a whole.
                 let word = self.get(block.0 + (cluster % per_block) / per_word * 8)?;
                 if !has_zero_count(word, bits as u32) {
                     cluster += per_word;
@@ -231,12 +231,12 @@ impl Engine {
         Ok(None)
     }
 
-    /// A refcount block for a cluster, in that very one.
+    /// Creates the refcount block that counts `cluster`, in that cluster.
     fn create_refcount_block(&mut self, cluster: ClusterIndex) -> Result<(), Stop> {
         self.create_refcount_block_at(cluster, cluster)
     }
 
-    /// A refcount block for `described` and its neighbours, in the free cluster `cluster`.
+    /// Creates the refcount block that counts `described` and its neighbours, in the free cluster `cluster`.
     fn create_refcount_block_at(
         &mut self,
         described: ClusterIndex,
@@ -259,8 +259,8 @@ impl Engine {
         self.set_refcount(cluster, 1)
     }
 
-    /// Allocates `len` bytes for a compressed cluster, at most a cluster's worth, beginning where the last one ended if
-    /// it can.
+    /// Allocates `len` bytes, at most the size of a cluster, for a compressed cluster: behind the last compressed one
+    /// where there is room.
     pub(crate) fn allocate_bytes(&mut self, len: u64) -> Result<HostOffset, Stop> {
         let cluster_size = self.geometry.cluster_size();
         let mut begin = None;
@@ -276,7 +276,7 @@ impl Engine {
         } else {
             let (fresh, _) = self.allocate(1)?;
             match begin {
-                // The new cluster follows the old one: the data may lie across both.
+                // The new cluster is next to the old one, so the data may span both.
                 Some(tail) if fresh.0 == tail + room => tail,
                 _ => {
                     begin = None;
@@ -297,14 +297,14 @@ impl Engine {
         Ok(HostOffset(host))
     }
 
-    /// Returns what [`Engine::allocate_bytes`] gave and no table came to use.
+    /// Frees what [`Engine::allocate_bytes`] returned, if no table refers to it.
     pub(crate) fn release_bytes(&mut self, host: HostOffset, len: u64) -> Result<(), Stop> {
         let first = self.geometry.cluster_of(host);
         let last = self.geometry.cluster_of(HostOffset(host.0 + len - 1));
         self.release(self.geometry.offset_of(first), last.0 - first.0 + 1)
     }
 
-    /// Returns clusters that were allocated and never used by any table.
+    /// Frees allocated clusters that no table refers to.
     pub(crate) fn release(&mut self, host: HostOffset, clusters: u64) -> Result<(), Stop> {
         for index in 0..clusters {
             self.dereference(ClusterIndex(self.geometry.cluster_of(host).0 + index))?;

@@ -9,18 +9,19 @@ use crate::formats::qcow2::layout::geometry::{MAX_REFCOUNT_TABLE_BYTES, OFFSET_M
 use crate::formats::qcow2::layout::header::Header;
 use crate::formats::qcow2::layout::refcount::{refcount_ones, to_bytes};
 
-/// A switch to another table: first `writes`, a sync, the header, a sync; then [`Engine::switched`].
+/// A switch to another table. The caller writes `writes`, syncs, writes the header, syncs, and then calls
+/// [`Engine::switched`].
 #[derive(Debug)]
 pub(crate) struct Switch {
     pub(crate) writes: Vec<(u64, Vec<u8>)>,
     pub(crate) header: Header,
-    /// The old table, which the switch leaves behind.
+    /// The old table, which is freed after the switch.
     old: Option<Freed>,
     /// The clusters of the new table and what belongs to it.
     metadata: Vec<ClusterIndex>,
 }
 
-/// At most this much of a table is asked for at a time; a multiple of all page sizes.
+/// A table is read in pieces of at most this size, which is a multiple of all page sizes.
 const MAX_NEED: u64 = 1 << 20;
 
 impl Engine {
@@ -55,7 +56,7 @@ impl Engine {
         let table_entries = |clusters: u64| clusters * size / 8;
         let max_clusters = (MAX_REFCOUNT_TABLE_BYTES / size).max(1);
         let mut clusters = (old_clusters + old_clusters.div_ceil(2)).min(max_clusters);
-        // The new table lies in clusters that only it has room for, together with the blocks that describe those.
+        // The new table, and the refcount blocks for its clusters, lie in clusters for which only it has entries.
         let blocks = loop {
             let blocks = (1..)
                 .find(|blocks| blocks * per_block >= blocks + clusters)
@@ -100,7 +101,7 @@ impl Engine {
         })
     }
 
-    /// Another L1 table with these entries, at `host`, where the clusters for it are allocated.
+    /// Another L1 table with these entries, at `host`, where its clusters are allocated already.
     pub(crate) fn replace_l1(
         &mut self,
         host: HostOffset,
@@ -127,7 +128,7 @@ impl Engine {
         }
     }
 
-    /// The header is on the medium: use the new table, and free the old one with the next batches.
+    /// To be called once the header is on the medium: uses the new table, and frees the old one in the next batches.
     pub(crate) fn switched(&mut self, switch: Switch) {
         self.header = switch.header;
         for cluster in switch.metadata {
@@ -145,7 +146,7 @@ impl Engine {
         while (words.len() as u64) < count {
             match self.pages.words_from(offset + words.len() as u64 * 8) {
                 Ok(more) => words.extend_from_slice(more),
-                // All that is missing at once, not a page after the other.
+                // All missing pages in one read.
                 Err(Stop::Need {
                     offset: missing,
                     len,
@@ -188,7 +189,7 @@ impl Engine {
                 .map(|entry| entry & OFFSET_MASK)
                 .filter(|offset| *offset != 0)
             {
-                // Tables are written before anything points to them. This also bounds what is remembered.
+                // A table is written before anything points to it, so none lies past the end. This also bounds the memory used.
                 if offset >= file_len {
                     return Err(Error::corrupt(format!(
                         "{what} at {offset:#x} lies beyond the end of the file"

@@ -11,7 +11,7 @@ impl Engine {
         (u64::from(self.header.refcount_table_clusters) << self.geometry.cluster_bits) / 8
     }
 
-    /// First cluster that the refcount table has no room for.
+    /// The first cluster for which the refcount table has no entry.
     pub(crate) fn refcount_table_end(&self) -> u64 {
         self.refcount_table_entries()
             .saturating_mul(self.geometry.refcount_block_entries())
@@ -61,7 +61,7 @@ impl Engine {
         Ok(blocks)
     }
 
-    /// Whether a refcount block counts no cluster but itself.
+    /// Whether a refcount block counts no cluster in use other than its own.
     pub(crate) fn is_idle(&mut self, index: u64, block: HostOffset) -> Result<bool, Stop> {
         let itself = self.geometry.cluster_of(block);
         let (own, shift) = self.refcount_place(block, itself);
@@ -76,13 +76,13 @@ impl Engine {
         }))
     }
 
-    /// Takes a refcount block out of the table. Its own count is lowered by whoever commits that first, if another
-    /// block holds it.
+    /// Removes a refcount block from the table. If another block counts it, the caller lowers that count once this
+    /// change is in the file.
     pub(crate) fn unlist_refcount_block(&mut self, index: u64) -> Result<(), Stop> {
         self.set(Table::Blocks, self.refcount_table_slot(index), 0)
     }
 
-    /// The last cluster in use that a refcount block counts.
+    /// The last cluster in use of those that a refcount block counts.
     pub(crate) fn last_in_use(
         &mut self,
         index: u64,
@@ -122,7 +122,7 @@ impl Engine {
         let bit = (cluster.0 % self.geometry.refcount_block_entries()) * bits;
         let offset = block.0 + bit / 64 * 8;
         let within = bit % 64;
-        // Counts of a byte and more are big-endian numbers in order; smaller ones fill a byte from its low end.
+        // Counts of a byte or more are big-endian; smaller ones are packed into a byte from its lowest bits on.
         let shift = if bits >= 8 {
             64 - bits - within
         } else {
@@ -164,7 +164,7 @@ impl Engine {
         )
     }
 
-    /// One use more.
+    /// Adds one to the refcount.
     pub(crate) fn reference(&mut self, cluster: ClusterIndex) -> Result<u64, Stop> {
         let count = self.refcount(cluster)?;
         if count == 0 {
@@ -177,7 +177,7 @@ impl Engine {
         Ok(more)
     }
 
-    /// One use less; returns what is left.
+    /// Subtracts one from the refcount, and returns the result.
     pub(crate) fn dereference(&mut self, cluster: ClusterIndex) -> Result<u64, Stop> {
         let Some(left) = self.refcount(cluster)?.checked_sub(1) else {
             return Err(

@@ -13,10 +13,10 @@ use crate::options::CompressionType;
 
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 const MAX_BACKING_NAME: u32 = 1023;
-/// Length of the header this library writes, version 3, and of what a version 2 header has.
+/// Length of the version 3 header that this library writes, and of a version 2 header.
 pub(crate) const LENGTH_V3: u32 = 112;
 const LENGTH_V2: u32 = 72;
-/// Encryption by the format itself, and by LUKS.
+/// Methods of encryption: the format's own AES, and LUKS.
 pub(crate) const CRYPT_AES: u32 = 1;
 pub(crate) const CRYPT_LUKS: u32 = 2;
 /// Sectors are written whole or not at all.
@@ -43,7 +43,7 @@ pub(crate) struct Header {
     pub(crate) refcount_order: u32,
     pub(crate) compression: CompressionType,
     pub(crate) header_length: u32,
-    /// Header bytes from 104 on that only a later version of the format knows; kept.
+    /// Header bytes from 104 on, of fields that only a later version of the format defines; they are preserved.
     pub(crate) unknown_fields: Vec<u8>,
     pub(crate) extensions: Vec<Extension>,
 }
@@ -54,7 +54,7 @@ impl Header {
         bytes.starts_with(&MAGIC)
     }
 
-    /// The size of cluster 0, from the first 24 bytes: how much [`Header::parse`] wants to see.
+    /// The size of cluster 0, which is what [`Header::parse`] needs, from the first 24 bytes.
     pub(crate) fn first_cluster(bytes: &[u8]) -> Result<usize> {
         if !Self::has_magic(bytes) {
             return Err(Error::new(
@@ -122,7 +122,7 @@ impl Header {
             autoclear: if v3 { be64(cluster, 88) } else { 0 },
             refcount_order: if v3 { be32(cluster, 96) } else { 4 },
             compression: compression_type(cluster, v3 && header_length >= 105)?,
-            // As long as the specification has it, should it not be: the next extension begins at a multiple of 8.
+            // The specification wants a multiple of 8, and the extensions begin at one, whatever the header says.
             header_length: header_length.next_multiple_of(8),
             unknown_fields: unknown_fields(cluster, header_length as usize),
             extensions,
@@ -181,7 +181,8 @@ impl Header {
         Ok(())
     }
 
-    /// Checks the place of the snapshot table; apart, because a check says more of what is wrong with it.
+    /// Checks the place of the snapshot table. It is a method of its own because `check` reports more of what is wrong
+    /// there.
     pub(crate) fn check_snapshot_table(&self) -> Result<(), TableFault> {
         match self.snapshots {
             0 => Ok(()),
@@ -192,7 +193,7 @@ impl Header {
         }
     }
 
-    /// Checks the place of the refcount table; apart, because a repair can do without.
+    /// Checks the place of the refcount table. It is a method of its own because a repair does not need that table.
     pub(crate) fn check_refcount_table(&self) -> Result<()> {
         let bytes = u64::from(self.refcount_table_clusters) << self.cluster_bits;
         if bytes == 0 {
@@ -200,7 +201,7 @@ impl Header {
                 "Image does not contain a reference count table",
             ));
         }
-        // QEMU's limit is on the bytes of the table; clusters may be larger than that.
+        // QEMU limits the table's bytes, and one cluster may be larger than that.
         let max = MAX_REFCOUNT_TABLE_BYTES.max(1 << self.cluster_bits);
         self.geometry()
             .check_table(self.refcount_table_offset, bytes, max)
@@ -229,7 +230,7 @@ impl Header {
     }
 
     pub(crate) fn extension(&self, kind: u32) -> Option<&[u8]> {
-        // Of several of one kind QEMU takes the last.
+        // QEMU uses the last one of a kind.
         self.extensions
             .iter()
             .rev()
@@ -286,7 +287,7 @@ impl Header {
     }
 }
 
-/// The fields behind those that are known, with zeroes up to a multiple of 8.
+/// The unknown fields, padded with zeroes to a multiple of 8.
 fn unknown_fields(cluster: &[u8], header_length: usize) -> Vec<u8> {
     let mut fields = cluster.get(105..header_length).unwrap_or_default().to_vec();
     fields.resize(header_length.next_multiple_of(8).saturating_sub(105), 0);

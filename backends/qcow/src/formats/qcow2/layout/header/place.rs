@@ -1,16 +1,18 @@
-//! Where a header goes in the first cluster, and how one replaces another so that at any instant one of them is whole.
+//! The layout of a header in the first cluster, and how a new header replaces the old one so that after a power cut the
+//! image has one of them, complete.
 //!
-//! A sector is written whole or not at all. What a header needs beyond the first one (a long name, long extensions) is
-//! written where the old header has nothing that is of use, and is on the medium before the first sector, which leads
-//! to it. The list of extensions has no pointers: one that nobody needs, the table of feature names, is made as long as
-//! the way to where the list goes on.
+//! This relies on a sector being written as a whole or not at all. Parts of a header that do not fit into the first
+//! sector (a long name, long extensions) are written to a place that the old header does not use, and synced before the
+//! first sector, which refers to them. The list of extensions has no pointers. To make it continue elsewhere, the table
+//! of feature names, which no program needs, is made so long that it covers the gap.
 //!
-//! In the end a header lies as QEMU lays it, one thing after the other in QEMU's order, if there is room for that.
-//! Where the old one is in the way, the new one is first put beside both. The exception are images with bitmaps: their
-//! extension, which changes often, would lie across the end of the first sector, and stays within it instead.
+//! Where there is room, the header ends up in QEMU's layout: all parts adjacent, in QEMU's order. If the old header
+//! occupies that place, the new one is first written to a third place, and then to its own. Images with bitmaps are an
+//! exception: in QEMU's layout the bitmaps extension, which changes often, would cross the end of the first sector, so
+//! it is kept within that sector.
 //!
-//! Where clusters are so small, or unknown extensions so long, that both headers do not fit beside each other, one
-//! overwrites the other, as with QEMU always: that is the one change that a power cut may leave half done.
+//! With small clusters, or long unknown extensions, the first cluster has no room for two headers. Then the new header
+//! overwrites the old one, as QEMU always does. That is the one change that a power cut can leave half done.
 
 use crate::error::{Error, Result};
 use crate::formats::qcow2::journal::progress::PROGRESS;
@@ -20,13 +22,13 @@ use crate::formats::qcow2::layout::feature;
 use crate::formats::qcow2::layout::header::{Header, SECTOR};
 use crate::storage::Storage;
 
-/// So much of the first cluster is read at first, which nearly always has all there is.
+/// How much of the first cluster is read at first. It nearly always contains the whole header.
 const USUAL: usize = 8 << 10;
-/// The head of an extension; the mark of the end of the list is as long.
+/// Length of the head of an extension, and of the mark that ends the list.
 const HEAD: usize = 8;
 
-/// Writes `header` over the one in the file. `sync` makes durable what was written; the first sector is written last,
-/// and is not.
+/// Replaces the header in the file by `header`. Calls `sync` between the steps, but not after the last one, which writes
+/// the first sector.
 pub(crate) fn write(
     storage: &dyn Storage,
     header: &Header,
@@ -44,7 +46,7 @@ pub(crate) fn write(
     Placed::over(header, &old, &live)?.write(storage, sync)
 }
 
-/// Whether this header and one like it fit beside each other, so that one can replace the other at any time.
+/// Whether the first cluster has room for two such headers, so that one can safely replace the other.
 pub(crate) fn fits_twice(header: &Header) -> bool {
     let room = room(header);
     Parts::of(header).is_some_and(|parts| {
@@ -52,14 +54,14 @@ pub(crate) fn fits_twice(header: &Header) -> bool {
     })
 }
 
-/// Whether the header in the file leaves the end of the first cluster to what says how far a journal has got.
+/// Whether the header in the file leaves the end of the first cluster free for the journal's progress.
 pub(crate) fn leaves_end(storage: &dyn Storage, header: &Header) -> Result<bool> {
     let cluster = 1usize << header.cluster_bits;
     let live = Live::of(&read(storage, cluster)?).ok_or_else(damaged)?;
     Ok(live.leaves(cluster - PROGRESS, cluster))
 }
 
-/// What a header may fill of the first cluster: with a journal, all but what says how far that has got.
+/// How many bytes of the first cluster a header may use: with a journal, all except the journal's progress.
 fn room(header: &Header) -> usize {
     let cluster = 1usize << header.cluster_bits;
     match header.extension(kind::JOURNAL) {
@@ -68,7 +70,7 @@ fn room(header: &Header) -> usize {
     }
 }
 
-/// The same of the first sector.
+/// How many bytes of the first sector it may use.
 fn first_room(header: &Header) -> usize {
     SECTOR.min(room(header))
 }
@@ -94,17 +96,17 @@ fn read(storage: &dyn Storage, len: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What is of use beyond the first sector of a header in the file.
+/// The range behind the first sector that the header in the file uses.
 #[derive(Debug, Default)]
 struct Live {
     start: usize,
     end: usize,
-    /// Where extensions and the name begin.
+    /// The offsets of the extensions and of the name.
     begins: Vec<usize>,
 }
 
 impl Live {
-    /// Of a header of which the beginning is given; `None` if that is not all of it.
+    /// From the header's first bytes; `None` if they do not contain the whole header.
     fn of(bytes: &[u8]) -> Option<Self> {
         let mut live = Self {
             start: usize::MAX,
@@ -151,18 +153,18 @@ impl Live {
     }
 }
 
-/// A header divided into what the first sector holds and what lies beyond.
+/// A header, divided into the part in the first sector and the part behind it.
 struct Parts<'a> {
     header: &'a Header,
     near: Vec<u8>,
-    /// Extensions beyond the first sector, with the mark of their end; nothing if all are in it.
+    /// Extensions behind the first sector, with the mark that ends the list. Empty if all are in the first sector.
     far: Vec<u8>,
     name: &'a str,
 }
 
 impl<'a> Parts<'a> {
-    /// With extensions beyond the first sector only if they do not fit into it. `None` if not even those that change
-    /// do.
+    /// Divides a header. If not all extensions fit into the first sector, only those that change stay there. `None` if
+    /// these do not fit either.
     fn of(header: &'a Header) -> Option<Self> {
         let name = header.backing.as_deref().unwrap_or_default();
         let encoded = |of_near: bool| {
@@ -192,12 +194,12 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// All that goes beyond the first sector.
+    /// The bytes behind the first sector.
     fn beyond(&self) -> Vec<u8> {
         [&self.far, self.name.as_bytes()].concat()
     }
 
-    /// The first sector, where the rest begins at `beyond`; `name` is the place of the name.
+    /// The first sector of a header whose other part is at `beyond`; `name` is the offset of the name.
     fn first_sector(&self, beyond: usize, name: usize) -> Vec<u8> {
         let mut out = self.header.encode_fields(name as u64);
         out.extend_from_slice(&self.near);
@@ -221,12 +223,12 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Whether the features are named in the image: in small clusters QEMU leaves the room to other things.
+/// Whether the image has a table of feature names. As in QEMU, small clusters have no room for one.
 fn has_names(header: &Header) -> bool {
     header.version >= 3 && header.cluster_bits > 12
 }
 
-/// Extensions in the order in which they are written. Names of features are not among them.
+/// The extensions in the order in which they are written, without the table of feature names.
 fn in_order(header: &Header) -> Vec<&Extension> {
     let order = |kind: u32| match kind {
         kind::BACKING_FORMAT => 0,
@@ -243,7 +245,7 @@ fn in_order(header: &Header) -> Vec<&Extension> {
     extensions
 }
 
-/// The header as QEMU lays it; `None` if there is no room.
+/// The header in QEMU's layout; `None` if there is no room for it.
 fn as_usual(header: &Header) -> Option<Vec<u8>> {
     if header.extension(kind::BITMAPS).is_some() {
         return None;
@@ -270,7 +272,7 @@ fn as_usual(header: &Header) -> Option<Vec<u8>> {
     (out.len() <= room(header)).then_some(out)
 }
 
-/// The fields, the whole list of extensions, the name. At least what it may fill of the first sector.
+/// The fields, the whole list of extensions, and the name, padded to at least the usable part of the first sector.
 fn one_after_the_other(header: &Header, list: &[u8]) -> Vec<u8> {
     let name = header.backing.as_deref().unwrap_or_default();
     let place = header.encode_fields(0).len() + list.len();
@@ -281,7 +283,7 @@ fn one_after_the_other(header: &Header, list: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What is to be written where, one after the other, each on the medium before the next.
+/// The writes that place a header: offset and bytes, in order, with a sync before each one but the first.
 struct Placed {
     steps: Vec<(usize, Vec<u8>)>,
 }
@@ -314,7 +316,7 @@ impl Placed {
         Self::in_one_piece(header)
     }
 
-    /// The header as QEMU lays it, by way of another place if what is `live` is in the way.
+    /// Writes the header in QEMU's layout. If the old header uses that place (`live`), another place comes first.
     fn usual_over(header: &Header, usual: &[u8], old: &[u8], live: &Live) -> Option<Self> {
         let (first, beyond) = usual.split_at_checked(SECTOR)?;
         let first = (0, first.to_vec());
@@ -339,7 +341,8 @@ impl Placed {
         Some(placed)
     }
 
-    /// If not as QEMU lays it, the name lies beyond the first sector, so that that one has room for more.
+    /// For a new image. Where QEMU's layout is not possible, the name is placed behind the first sector, which leaves
+    /// room there.
     fn new(header: &Header) -> Result<Self> {
         if let Some(usual) = as_usual(header) {
             return Ok(Self {
@@ -369,7 +372,7 @@ impl Placed {
         })
     }
 
-    /// Beyond the first sector where there is room and `live` is not.
+    /// Behind the first sector, where there is room and the old header (`live`) is not.
     fn beside(parts: &Parts<'_>, live: &Live) -> Option<Self> {
         let beyond = parts.beyond();
         if beyond.is_empty() {
@@ -399,7 +402,7 @@ impl Placed {
         }
     }
 
-    /// One after the other, whatever was there.
+    /// All parts adjacent, over whatever is there.
     fn in_one_piece(header: &Header) -> Result<Self> {
         let mut list = Vec::new();
         for extension in in_order(header) {
