@@ -79,7 +79,9 @@ fn an_intruder_in_any_program_reaches_its_own_peers_and_nothing_else() {
             socket: foreign.display().to_string(),
             process: std::process::id(),
         };
-        let arguments = [disk(&block), net(&card, "")].concat();
+        let events = format!("path={}", folder.path().join("events").display());
+        let events = ["--event-monitor".into(), events.into()];
+        let arguments = [disk(&block), net(&card, ""), events].concat();
         let (mut machine, _input) = Machine::start_with_input("test=blk,echo", &arguments);
         machine.expect("blk");
 
