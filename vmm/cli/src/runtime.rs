@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::supervise::{EVENTS, FIFO, state};
+use crate::guest::EVENTS;
+use crate::supervise::{FIFO, state};
 
 /// The number of attempts to make a folder that other runs remove meanwhile.
 const TRIES: usize = 100;

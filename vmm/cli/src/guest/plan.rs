@@ -31,6 +31,9 @@ pub(crate) struct Site<'a> {
     pub(crate) console: Console,
 }
 
+/// The file of the monitor's events in the guest's folder.
+pub(crate) const EVENTS: &str = "events.json";
+
 /// Where a guest's console is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Console {
@@ -178,6 +181,11 @@ fn monitor(guest: &Definition, site: &Site<'_>) -> anyhow::Result<Process> {
     let mut api = OsString::from("path=");
     api.push(base_value(&site.socket(guest, "api"))?);
     process = process.option("--serial", serial(guest, site)?);
+    if site.console == Console::Socket {
+        let mut events = OsString::from("path=");
+        events.push(base_value(&site.folder(guest).join(EVENTS))?);
+        process = process.option("--event-monitor", events);
+    }
     Ok(process.option("--api-socket", api))
 }
 

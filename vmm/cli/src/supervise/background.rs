@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::child::{Ground, detach};
 use super::control::{Responder, Response};
-use super::ending::{EVENTS, Ending};
+use super::ending::Ending;
 use super::messages::Messages;
 use super::proc::{self, ProcessId};
 use super::signals::Signals;
@@ -221,11 +221,10 @@ fn plan(state: &State, base: &Path) -> anyhow::Result<Plan> {
 fn run(
     base: &Path,
     folder: &GuestFolder,
-    mut state: State,
+    state: State,
     signals: Signals,
     adopts: bool,
 ) -> (anyhow::Result<Outcome>, Vec<Responder>) {
-    state.supervisor = ProcessId::own();
     let prepared = plan(&state, base).and_then(|plan| {
         let logs = runtime::logs(&state.definition.name)?;
         let setting = Setting {
@@ -237,10 +236,6 @@ fn run(
                 .with_context(|| format!("cannot write into {}", logs.display()))?,
             verbose: true,
         };
-        if !adopts {
-            make_events(&folder.path().join(EVENTS))
-                .context("cannot write into the runtime folder")?;
-        }
         Ok((plan, Supervisor::new(folder, state, setting)?))
     });
     let (plan, mut supervisor) = match prepared {
@@ -253,27 +248,11 @@ fn run(
             return (Err(error), Vec::new());
         }
     };
-    if adopts {
-        report(&Report::Runs(Box::new(supervisor.state().clone())));
-    } else {
-        supervisor.on_started(|state| report(&Report::Runs(Box::new(state.clone()))));
-    }
+    supervisor.on_started(|state| report(&Report::Runs(Box::new(state.clone()))));
     let outcome = supervisor.run(&plan, adopts);
     let closed = supervisor.close(Ending::from(&outcome));
     let outcome = outcome.and_then(|outcome| closed.map(|()| outcome));
     (outcome, supervisor.into_waiting())
-}
-
-/// Makes the file to which the monitor appends its events.
-fn make_events(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .map(drop)
 }
 
 /// Writes the report on standard output, and closes that, so that the command goes on.

@@ -4,7 +4,7 @@
 //! The thread waits in poll alone. A client that does not read loses the oldest output, and nobody waits for it.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -48,18 +48,23 @@ struct Inbox {
 pub(super) struct Seat(u64);
 
 impl Hub {
-    /// Starts the thread. Without a `log`, output is kept in memory alone.
-    pub(super) fn start(log: Option<PathBuf>) -> io::Result<Self> {
+    /// Starts the thread. Without a `log`, output is kept in memory alone. `goes_on`: the guest runs already, and what it
+    /// has written is in the log.
+    pub(super) fn start(log: Option<&Path>, goes_on: bool) -> io::Result<Self> {
         let (sender, ended) = bounded(0);
         let hub = Self {
             inbox: Arc::default(),
             wake: Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?),
             ended,
         };
+        let mut output = Output::default();
+        if let (true, Some(log)) = (goes_on, log) {
+            output.push(&last_of(log).unwrap_or_default());
+        }
         let thread = Thread {
             hub: hub.clone(),
-            log: log.and_then(|path| Log::open(&path).ok()),
-            output: Output::default(),
+            log: log.and_then(|path| Log::open(path).ok()),
+            output,
             monitor: None,
             client: None,
             input: VecDeque::new(),
@@ -207,8 +212,6 @@ impl Thread {
             self.client = Some(Client { seat, stream, at });
         }
         if let Some(path) = monitor {
-            // What the guest before has not read is not for this one.
-            self.input.clear();
             let connected = UnixStream::connect(path);
             let nonblocking = connected.and_then(|it| it.set_nonblocking(true).map(|()| it));
             self.monitor = nonblocking.ok();
@@ -245,7 +248,11 @@ impl Thread {
         };
         let mut bytes = [0; 4096];
         match read(monitor, &mut bytes) {
-            Some([]) => self.monitor = None,
+            Some([]) => {
+                self.monitor = None;
+                // What this guest has not read is not for the next one.
+                self.input.clear();
+            }
             Some(bytes) => {
                 self.output.push(bytes);
                 if let Some(log) = &mut self.log {
@@ -274,8 +281,6 @@ impl Thread {
 
     fn write_monitor(&mut self) {
         let Some(monitor) = &mut self.monitor else {
-            // Nobody is there to take it, as with a cable that is not plugged in.
-            self.input.clear();
             return;
         };
         let (piece, _) = self.input.as_slices();
@@ -304,6 +309,16 @@ impl Thread {
             self.hub.leave(client.seat);
         }
     }
+}
+
+/// The last output in a log.
+fn last_of(log: &Path) -> io::Result<Vec<u8>> {
+    let mut file = std::fs::File::open(log)?;
+    let start = file.metadata()?.len().saturating_sub(KEPT as u64);
+    file.seek(SeekFrom::Start(start))?;
+    let mut last = Vec::new();
+    file.take(KEPT as u64).read_to_end(&mut last)?;
+    Ok(last)
 }
 
 /// What can be read now: `None` if that is nothing, empty at the end.
@@ -337,7 +352,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("console.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        let hub = Hub::start(Some(folder.path().join("log"))).unwrap();
+        let hub = Hub::start(Some(&folder.path().join("log")), false).unwrap();
         hub.connect(&path);
         let guest = listener.accept().unwrap().0;
         Bench {

@@ -8,14 +8,12 @@ use serde::Deserialize;
 use super::event::Ended;
 use super::state::{Reason, RunState};
 use super::supervisor::Outcome;
+use crate::guest::EVENTS;
 
 /// The monitor's status when the guest resets.
 pub(super) const RESET: i32 = 3;
 /// The monitor's status when the guest crashes.
 pub(super) const CRASHED: i32 = 4;
-
-/// The file of the monitor's events in the guest's folder.
-pub(crate) const EVENTS: &str = "events.json";
 
 /// The state of a guest that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,17 +52,21 @@ pub(super) fn monitor_ended(ended: &Ended, began: bool, folder: &Path) -> anyhow
 #[derive(Deserialize)]
 struct MonitorEvent {
     event: String,
+    properties: Option<Properties>,
 }
 
-/// The exit status that goes with the last of the monitor's events.
+#[derive(Deserialize)]
+struct Properties {
+    status: Option<String>,
+}
+
+/// The exit status by the last of the monitor's events. Returns `None` for one that was killed.
 fn status_by_events(path: &Path) -> Option<i32> {
     let text = std::fs::read_to_string(path).ok()?;
     let events = serde_json::Deserializer::from_str(&text).into_iter::<MonitorEvent>();
     let last = events.map_while(Result::ok).last()?;
     match last.event.as_str() {
-        "shutdown" | "deleted" => Some(0),
-        "rebooting" | "rebooted" | "reset" => Some(RESET),
-        "panic" | "crashed" => Some(CRASHED),
+        "shutdown" => last.properties?.status?.parse().ok(),
         _ => None,
     }
 }

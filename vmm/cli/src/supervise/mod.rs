@@ -22,7 +22,7 @@ mod supervisor;
 
 pub(crate) use background::{VERB, adopt, main, respond, start};
 pub(crate) use child::{FIFO, Ground};
-pub(crate) use ending::{EVENTS, Ending};
+pub(crate) use ending::Ending;
 pub(crate) use helper::{missing, runs};
 pub(crate) use messages::Messages;
 pub(crate) use signals::Signals;

@@ -1,6 +1,7 @@
 //! The main thread of a supervisor: starts the processes of a guest, starts a backend that dies again, carries out what
 //! clients order, and ends all processes in order.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use rustix::process::Signal;
 use super::child::{Child, Ground, Surroundings};
 use super::console::Hub;
 use super::control::{self, Change, Order, Responder, Response};
-use super::ending::{Ending, RESET, monitor_ended};
+use super::ending::{CRASHED, Ending, RESET, monitor_ended};
 use super::event::{Ended, Event, Helper as HelperNews};
 use super::helper::Helper;
 use super::messages::Messages;
@@ -21,7 +22,7 @@ use super::ready;
 use super::restarts::Restarts;
 use super::signals::Signals;
 use super::state::{ProcessState, Reason, RunState, State};
-use crate::guest::{Action, Plan, Process, Role};
+use crate::guest::{Action, EVENTS, Plan, Process, Role};
 use crate::runtime::GuestFolder;
 use crate::terminal::Terminal;
 
@@ -105,14 +106,19 @@ impl<'a> Supervisor<'a> {
         let console = match &setting.ground {
             Ground::Fore(_) => None,
             Ground::Back(_) => {
-                Some(Hub::start(setting.console_log).context("cannot start a thread")?)
+                let goes_on = state.supervisor != ProcessId::own();
+                let hub = Hub::start(setting.console_log.as_deref(), goes_on);
+                Some(hub.context("cannot start a thread")?)
             }
         };
         let control =
             control::serve(path, sender.clone(), console.clone()).with_context(listens)?;
         Ok(Self {
             folder,
-            state,
+            state: State {
+                supervisor: ProcessId::own(),
+                ..state
+            },
             events,
             around: Surroundings {
                 ground: setting.ground,
@@ -134,11 +140,6 @@ impl<'a> Supervisor<'a> {
             on_started: None,
             _control: control,
         })
-    }
-
-    /// The guest's state.
-    pub(crate) fn state(&self) -> &State {
-        &self.state
     }
 
     /// Has `then` called when the guest runs for the first time.
@@ -196,7 +197,11 @@ impl<'a> Supervisor<'a> {
         self.slots = processes.map(Slot::new).collect();
         match adopt {
             true => self.adopt_all()?,
-            false => self.change(RunState::Starting, Reason::Booted)?,
+            false => {
+                // The events of the run before are not those of this one.
+                let _ = std::fs::remove_file(self.folder.path().join(EVENTS));
+                self.change(RunState::Starting, Reason::Booted)?;
+            }
         }
         let outcome = self.watch();
         let ended = self.end(&outcome);
@@ -227,7 +232,9 @@ impl<'a> Supervisor<'a> {
             let index = self.slots.len().saturating_sub(1);
             let _ = self.sender.send(Event::Ended(index, 0, Ok(ended)));
         }
-        self.note()
+        self.note()?;
+        self.report_start();
+        Ok(())
     }
 
     fn watch(&mut self) -> anyhow::Result<Outcome> {
@@ -381,11 +388,15 @@ impl<'a> Supervisor<'a> {
         if monitor {
             self.monitor_runs();
             self.change(RunState::Running, Reason::Booted)?;
-            if let Some(then) = self.on_started.take() {
-                then(&self.state);
-            }
+            self.report_start();
         }
         Ok(())
+    }
+
+    fn report_start(&mut self) {
+        if let Some(then) = self.on_started.take() {
+            then(&self.state);
+        }
     }
 
     fn monitor_runs(&self) {
@@ -475,15 +486,9 @@ impl<'a> Supervisor<'a> {
                     if slot.child.take_if(|child| child.pid == pid).is_none() {
                         continue;
                     }
-                    let name = slot.process.name.clone();
+                    let (name, is_monitor) = (slot.process.name.clone(), slot.is_monitor());
                     self.log_end(&name, pid, &ended, by_itself);
-                    // A process that has just been started does not handle the signal yet. How one ends that was
-                    // adopted, nobody learns.
-                    let is_fine = ended.status.is_none_or(|status| {
-                        use std::os::unix::process::ExitStatusExt;
-                        status.success() || !by_itself && status.signal() == Some(libc::SIGTERM)
-                    });
-                    if !is_fine {
+                    if !ended_well(is_monitor, &ended, by_itself) {
                         failures.push(format!("{name}: {}", ended.why()));
                     }
                 }
@@ -562,6 +567,19 @@ impl<'a> Supervisor<'a> {
             written => written.with_context(failed),
         }
     }
+}
+
+/// Whether a process ended as it should while all of them end.
+fn ended_well(is_monitor: bool, ended: &Ended, by_itself: bool) -> bool {
+    // How a process ends that was adopted, nobody learns.
+    let Some(status) = ended.status else {
+        return true;
+    };
+    // A process that has just been started does not handle the signal yet.
+    let by_signal = !by_itself && status.signal() == Some(libc::SIGTERM);
+    // The guest may just have reset or crashed itself.
+    let by_guest = is_monitor && matches!(status.code(), Some(RESET | CRASHED));
+    status.success() || by_signal || by_guest
 }
 
 impl Slot {
