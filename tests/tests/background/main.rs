@@ -4,6 +4,7 @@
 
 mod console;
 mod host;
+mod readme;
 
 use bulkhead_tests::guest::{in_own_host, kernel, kvm_is_usable};
 
