@@ -1,7 +1,7 @@
 //! `cargo xtask check`: the two-minute loop of who changes something: format, clippy, and the unit tests of what
 //! changed.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -33,12 +33,20 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
         println!("no package of the workspace differs from {since}: no unit test to run");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut tests = run::cargo(project, &["test", "--quiet", "--lib", "--bins"]);
-    for package in &packages {
+    run::through(&mut unit_tests(project, &packages))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the unit tests of these packages. Cargo takes `--lib` for a mistake where none of them has a library.
+fn unit_tests(project: &Project, packages: &BTreeMap<String, bool>) -> Command {
+    let mut tests = run::cargo(project, &["test", "--quiet", "--bins"]);
+    if packages.values().any(|&has_library| has_library) {
+        tests.arg("--lib");
+    }
+    for package in packages.keys() {
         tests.args(["--package", package]);
     }
-    run::through(&mut tests)?;
-    Ok(ExitCode::SUCCESS)
+    tests
 }
 
 const CLIPPY: [&str; 7] = [
@@ -86,23 +94,27 @@ fn git(project: &Project) -> Command {
     command
 }
 
-/// The packages of the workspace that these files belong to.
-fn packages_of(sources: &Path, files: &[String]) -> BTreeSet<String> {
+/// The packages of the workspace that these files belong to, each with whether it has a library.
+fn packages_of(sources: &Path, files: &[String]) -> BTreeMap<String, bool> {
     let packages = files.iter().filter_map(|file| package_of(sources, file));
     packages.collect()
 }
 
 /// The package of the nearest manifest above a file. The test guest and the fuzz targets are workspaces of their own,
 /// which `cargo xtask test` checks.
-fn package_of(sources: &Path, file: &str) -> Option<String> {
+fn package_of(sources: &Path, file: &str) -> Option<(String, bool)> {
     let mut folders = Path::new(file).ancestors().skip(1);
-    let manifest = folders
-        .find_map(|folder| std::fs::read_to_string(sources.join(folder).join("Cargo.toml")).ok())?;
+    let (folder, manifest) = folders.find_map(|folder| {
+        let folder = sources.join(folder);
+        let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).ok()?;
+        Some((folder, manifest))
+    })?;
     let is_own_workspace = manifest.lines().any(|line| line.trim() == "[workspace]");
     let (_, package) = manifest.split_once("[package]")?;
     let (_, name) = package.split_once("name = \"")?;
     let (name, _) = name.split_once('"')?;
-    (!is_own_workspace).then(|| name.to_owned())
+    let has_library = folder.join("src/lib.rs").exists();
+    (!is_own_workspace).then(|| (name.to_owned(), has_library))
 }
 
 #[cfg(test)]
@@ -115,7 +127,7 @@ mod tests {
         let project = Project::find().context("project")?;
         let files: Vec<String> = files.iter().map(|&file| file.to_owned()).collect();
         let packages = packages_of(&project.sources, &files);
-        Ok(packages.into_iter().collect())
+        Ok(packages.into_keys().collect())
     }
 
     #[test]
@@ -128,6 +140,26 @@ mod tests {
         ];
         let packages = ["bulkhead-kvm", "bulkhead-vmm", "qcow", "xtask"];
         assert_eq!(found(&files)?, packages);
+        Ok(())
+    }
+
+    #[test]
+    fn a_library_is_asked_for_only_where_there_is_one() -> Result<()> {
+        let project = Project::find().context("project")?;
+        for (files, wanted) in [
+            (&["backends/block/src/main.rs"][..], false),
+            (&["backends/process/src/lib.rs"], true),
+            (
+                &["backends/block/src/main.rs", "backends/process/src/lib.rs"],
+                true,
+            ),
+        ] {
+            let files: Vec<String> = files.iter().map(|&file| file.to_owned()).collect();
+            let packages = packages_of(&project.sources, &files);
+            let command = unit_tests(&project, &packages);
+            let has_it = command.get_args().any(|word| word == "--lib");
+            assert_eq!(has_it, wanted, "{files:?}");
+        }
         Ok(())
     }
 
