@@ -6,6 +6,8 @@ mod console;
 mod host;
 mod readme;
 
+use std::path::Path;
+
 use bulkhead_tests::guest::{in_own_host, kernel, kvm_is_usable};
 
 use host::{Host, eventually};
@@ -201,6 +203,28 @@ fn a_supervisor_that_is_killed_is_replaced_by_the_next_command() {
             host.ok(&["destroy", "g"]);
         },
     );
+}
+
+#[test]
+fn the_network_helper_stays_as_long_as_an_adopted_guest_needs_it() {
+    let name = "the_network_helper_stays_as_long_as_an_adopted_guest_needs_it";
+    on_host(name, |host| {
+        host.define("g", "echo", "[[nets]]\nnetwork = \"default\"");
+        host.ok(&["start", "g"]);
+        let helper = Path::new("/run/bulkhead/net-helper.sock");
+        assert!(helper.exists());
+        host.kill(host.supervisor("g"));
+        assert_eq!(host.running(), ["g"]);
+        let card = host.process("g", "net0").unwrap();
+        host.kill(card);
+        eventually("the card's backend is started again", || {
+            host.process("g", "net0").is_some_and(|now| now != card)
+        });
+        assert!(helper.exists());
+        host.ok(&["destroy", "g"]);
+        // The last guest has its helper end, and waits for that.
+        assert!(!helper.exists());
+    });
 }
 
 #[test]
