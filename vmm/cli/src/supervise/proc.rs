@@ -1,6 +1,7 @@
 //! Processes as /proc shows them: one that is the same as before, and those that run a given command.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
@@ -87,7 +88,12 @@ struct Stat {
 }
 
 fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut text = [0; 1024];
+    let length = fs::File::open(format!("/proc/{pid}/stat"))
+        .ok()?
+        .read(&mut text)
+        .ok()?;
+    let text = std::str::from_utf8(text.get(..length)?).ok()?;
     // The name, in parentheses, may have spaces and parentheses itself.
     let rest = text.rsplit_once(')')?.1;
     let mut fields = rest.split_ascii_whitespace();

@@ -166,7 +166,9 @@ fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<Option<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
-    let mut text = Vec::new();
+    // With room for all of it, one call reads it.
+    let length = file.metadata()?.len().min(LONGEST);
+    let mut text = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 1);
     file.take(LONGEST).read_to_end(&mut text)?;
     Ok(Some(serde_json::from_slice(&text)?))
 }
