@@ -1,5 +1,5 @@
-//! Images that wait for a journal: of a process that served them and was killed. What it was told to write is there, or
-//! nothing is said to be whole.
+//! Images that wait for a journal: of a process that served them and was killed. What it was asked to write is there,
+//! or nothing is said to be whole.
 
 #![allow(
     clippy::unwrap_used,

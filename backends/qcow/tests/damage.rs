@@ -2,8 +2,8 @@
 //!
 //! Sound images get a few of their metadata words overwritten. Then both tools check a copy and repair one, with `-r
 //! leaks` and with `-r all`: exit status, every count of the JSON output, and the verdict of both tools on what either
-//! repaired must agree, and what the repaired image holds must be what the other's holds. Knowing differences, told
-//! from agreement by [`differs_knowingly`]:
+//! repaired must agree, and what the repaired image holds must be what the other's holds. Intended differences,
+//! which [`differs_knowingly`] recognizes:
 //!
 //! * a refcount table that the header places where none can be: qemu-img does not open the image; here it is counted,
 //!   and gets a new table;
@@ -302,10 +302,10 @@ fn differs_knowingly(
         .any(|message| message.contains("copied flag must never"));
     // Killed, or out of time.
     let crashed = matches!(verdict.status, -1 | 124 | 134 | 139);
-    let told = |what: &str| messages.iter().any(|message| message.contains(what));
-    let reserved_bits = told("ERROR refcount table entry") && told("Rebuilding");
-    let mended = told("Repairing L2 entry");
-    let grows = told("ERROR could not resize image");
+    let reported = |what: &str| messages.iter().any(|message| message.contains(what));
+    let reserved_bits = reported("ERROR refcount table entry") && reported("Rebuilding");
+    let mended = reported("Repairing L2 entry");
+    let grows = reported("ERROR could not resize image");
     let (snapshots, table) = (patient.half(60), patient.word(64));
     let snapshots_nowhere = match snapshots {
         0 => table != 0,

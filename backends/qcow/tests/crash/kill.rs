@@ -12,7 +12,7 @@ impl Cuts {
     /// Kills after the operation that began at `start`, and within it.
     pub(crate) fn kill(&mut self, workload: &mut Workload, has_journal: bool, start: usize) {
         let end = workload.files[0].now();
-        // Another stream, so that the workload is the same without.
+        // A random stream of its own, so that the workload is the same without kills.
         let mut rng = Rng(workload.seed << 20 ^ end as u64);
         if !has_journal || rng.chance(40) {
             return;
@@ -49,7 +49,7 @@ impl Cuts {
         let found = writer.check(Repair::None).unwrap();
         let bad = (found.corruptions, found.check_errors);
         assert_eq!(bad, (0, 0), "{context}: {:?}", found.messages);
-        // Snapshots, sizes and the like are changed by several steps that are not noted.
+        // Snapshots, sizes and the like change in several steps that the journal does not record.
         let leaks = found.leaks;
         assert!(!is_done || leaks == 0, "{context}: {:?}", found.messages);
         writer.close().unwrap();

@@ -15,7 +15,7 @@
 //!
 //! `QCOW_SEED` repeats a run; `QCOW_CRASH_POINTS` says how many points to look at, `QCOW_CRASH_QEMU` that of each
 //! so-manieth of them qemu-img compares the content, too; `QCOW_CRASH_VERSION` that all images are of this version;
-//! `QCOW_CRASH_TRACE` tells of every operation.
+//! `QCOW_CRASH_TRACE` prints every operation.
 
 #![allow(
     clippy::disallowed_macros,

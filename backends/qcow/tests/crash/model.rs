@@ -9,7 +9,7 @@ pub(crate) type Value = u64;
 
 /// A value that does not compress.
 pub(crate) const DENSE: Value = 1 << 63;
-/// What a sector that is about to be cut off holds: nobody cares.
+/// A sector that is about to be cut off: it may hold anything.
 const ANY: Value = u64::MAX;
 
 /// The bytes of a sector.
@@ -30,7 +30,7 @@ pub(crate) fn bytes_of_all(values: &[Value]) -> Vec<u8> {
     values.iter().flat_map(|value| bytes_of(*value)).collect()
 }
 
-/// The value whose bytes these are; `None` if they are those of no value, as a mixture of two would be.
+/// The value with these bytes; `None` if there is none, for instance because they are a mixture of two.
 pub(crate) fn value_of(bytes: &[u8]) -> Option<Value> {
     let value = Value::from_be_bytes(bytes[..8].try_into().unwrap());
     (bytes_of(value)[..] == *bytes).then_some(value)
@@ -40,7 +40,7 @@ pub(crate) fn value_of(bytes: &[u8]) -> Option<Value> {
 #[derive(Clone, Default)]
 pub(crate) struct Bitmap {
     pub(crate) enabled: bool,
-    /// What the disk was when the bitmap was last empty; several while that changes, none if nobody knows.
+    /// The disk when the bitmap was last empty: several candidates while that changes, none if it is not known.
     pub(crate) since: Vec<Vec<Value>>,
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct Model {
     /// The snapshot that the present operation takes: it may not be there yet.
     pub(crate) fresh: Option<String>,
     pub(crate) bitmaps: BTreeMap<String, Bitmap>,
-    /// What the backing file and the external data file may be called.
+    /// The names that the image may have for its backing file and its external data file.
     pub(crate) names: [Vec<String>; 2],
     /// The disk looked at last, and its values: most sectors are the same after the next crash.
     seen: (Vec<u8>, Vec<Option<Value>>),
@@ -129,7 +129,7 @@ impl Model {
         }
     }
 
-    /// The operation is over: what it was to do is done.
+    /// To be called when the operation has ended: its effects are no longer optional.
     pub(crate) fn settle(&mut self) {
         self.fresh = None;
         for names in &mut self.names {
@@ -197,7 +197,7 @@ impl Model {
         }
     }
 
-    /// Panics unless the image names its files as it did or does.
+    /// Panics unless the image names its files by the former or the present names.
     pub(crate) fn check_names(&self, found: [Option<String>; 2], context: &str) {
         for (names, found) in self.names.iter().zip(found) {
             let fits = match &found {
@@ -208,7 +208,7 @@ impl Model {
         }
     }
 
-    /// Panics if a bitmap that claims to be right is silent about a change.
+    /// Panics if a bitmap that is marked as consistent lacks a change.
     pub(crate) fn check_bitmap(
         &self,
         name: &str,
@@ -219,14 +219,14 @@ impl Model {
         let Some(bitmap) = self.bitmaps.get(name) else {
             return;
         };
-        let mut told = vec![false; disk.len()];
+        let mut reported = vec![false; disk.len()];
         for (start, len) in ranges {
-            told[*start as usize / SECTOR..(*start + *len) as usize / SECTOR].fill(true);
+            reported[*start as usize / SECTOR..(*start + *len) as usize / SECTOR].fill(true);
         }
         let silent = |since: &Vec<Value>| {
             (0..disk.len()).find(|sector| {
                 let old = since.get(*sector).copied().unwrap_or(0);
-                !told[*sector] && old != ANY && disk[*sector] != old
+                !reported[*sector] && old != ANY && disk[*sector] != old
             })
         };
         let silences: Vec<Option<usize>> = bitmap.since.iter().map(silent).collect();

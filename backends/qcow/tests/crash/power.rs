@@ -176,7 +176,7 @@ impl Tail {
     }
 }
 
-/// The host is another start of it: what an image says of its session is of a former one.
+/// Changes the boot id in the image's session, as if the host had been started again.
 fn start_anew(image: &mut [u8]) {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let digits: String = id.chars().filter(char::is_ascii_hexdigit).collect();
@@ -189,7 +189,7 @@ fn start_anew(image: &mut [u8]) {
     }
 }
 
-/// Files that remember nothing.
+/// Media with these contents, which record no events.
 pub(crate) fn media(files: &[Vec<u8>]) -> Vec<Medium> {
     let medium = |bytes: &Vec<u8>| {
         let medium = Medium::silent();
@@ -214,7 +214,7 @@ impl Cuts {
         }
     }
 
-    /// What is there before a workload is on the medium.
+    /// What exists before the workload counts as durable.
     pub(crate) fn begin(&mut self, workload: &Workload) {
         let base = |medium: &Medium| {
             let state = medium.state();
@@ -248,7 +248,7 @@ impl Cuts {
             .collect();
         for _ in 0..(end - start + 1).min(POINTS) {
             let time = match workload.rng.chance(60) {
-                // As late as the tail is longest.
+                // Also at the moment when most is unsynced.
                 true => *workload.rng.pick(&syncs),
                 false => start + workload.rng.below((end - start) as u64 + 1) as usize,
             };
@@ -268,7 +268,7 @@ impl Cuts {
     fn look_at(&mut self, workload: &mut Workload, files: Vec<Vec<u8>>) {
         let context = format!("seed {}, crash point {}", workload.seed, self.points);
         let media = media(&files);
-        // Whoever reads it as it is finds the right data.
+        // A reader finds the right data without a repair.
         let content = look_at_content(workload, &media, &context);
         let dirty = is_dirty(&files[0]);
         if dirty && workload.rng.chance(30) {
@@ -390,7 +390,7 @@ pub(crate) fn look_at_snapshots(workload: &Workload, files: &[Medium], context: 
     }
 }
 
-/// No corruptions; returns how much leaks.
+/// Panics if the image is corrupt; returns the number of leaked clusters.
 pub(crate) fn check(medium: &Medium, context: &str) -> u64 {
     let options = OpenOptions::new(qcow::Format::Qcow2).for_check(true);
     let image = Image::open_storage(Box::new(medium.clone()), "crash", &options);
@@ -403,7 +403,7 @@ pub(crate) fn check(medium: &Medium, context: &str) -> u64 {
     found.leaks
 }
 
-/// QEMU finds the same disk in the image.
+/// qemu-img reads the same disk from the image.
 fn compare_with_qemu(
     workload: &Workload,
     files: &[Vec<u8>],

@@ -9,13 +9,13 @@ use std::thread::JoinHandle;
 
 use crate::peer;
 
-/// Started at a time: each of them waits as long as it works.
+/// How many run at a time: each spends as much time waiting as working.
 const AT_A_TIME: usize = 4;
 
 /// An image to be looked at.
 struct Question {
     image: Vec<u8>,
-    /// It says of itself that it must be repaired first.
+    /// It is marked dirty, so it is repaired first.
     repairs: bool,
     context: String,
 }
@@ -26,7 +26,7 @@ pub(crate) struct Reference {
     workers: Vec<JoinHandle<()>>,
     complaints: Arc<Mutex<Vec<String>>>,
     seen: HashSet<u64>,
-    /// How many images it was asked about, the same one counted each time it came.
+    /// How many checks were asked for, counting the same image each time.
     pub(crate) asked: usize,
 }
 
@@ -55,7 +55,7 @@ impl Reference {
         self.seen.len()
     }
 
-    /// Asks about an image. Panics if one of those before was found wanting.
+    /// Has an image checked. Panics if an earlier one was not sound.
     pub(crate) fn ask(&mut self, image: &[u8], repairs: bool, context: &str) {
         self.asked += 1;
         let mut hasher = DefaultHasher::new();
@@ -78,7 +78,7 @@ impl Reference {
         assert!(complaints.is_empty(), "{}", complaints.join("\n"));
     }
 
-    /// Waits for the last answers. Panics if an image was found wanting.
+    /// Waits for the last results. Panics if an image was not sound.
     pub(crate) fn finish(&mut self) {
         self.questions = None;
         for worker in self.workers.drain(..) {
@@ -113,7 +113,7 @@ fn answer(questions: &Mutex<Receiver<Question>>, complaints: &Mutex<Vec<String>>
     }
 }
 
-/// QEMU finds the image sound, or that it leaks and nothing else: once repaired, if it asks for that, not even that.
+/// qemu-img finds nothing wrong with the image but leaks; if it is dirty, and was repaired, not even these.
 fn check(dir: &Path, path: &Path, repairs: bool) -> Result<(), String> {
     let path = peer::text(path);
     let mut arguments = vec!["check", "-f", "qcow2"];

@@ -17,7 +17,7 @@ use crate::peer::Rng;
 use crate::peer::header::{add_unknown, filling};
 use crate::peer::medium::{Medium, SECTOR};
 
-/// What the backing file is called, and the external data file.
+/// The names of the backing file and of the external data file.
 pub(crate) const BASE: &str = "base";
 pub(crate) const DATA: &str = "data";
 
@@ -25,9 +25,9 @@ pub(crate) const DATA: &str = "data";
 pub(crate) struct Workload {
     pub(crate) seed: u64,
     pub(crate) rng: Rng,
-    /// The image, and the external data file if there is one.
+    /// The image and, if there is one, the external data file.
     pub(crate) files: Vec<Medium>,
-    /// Where its journal is, if one is kept where that is possible.
+    /// The journal's storage, if the workload keeps a journal where that is possible.
     pub(crate) journal: Option<Medium>,
     pub(crate) options: CreateOptions,
     pub(crate) model: Model,
@@ -37,13 +37,13 @@ pub(crate) struct Workload {
     cache_bytes: usize,
     /// Writes so far.
     writes: u64,
-    /// Tells of every operation.
+    /// Every operation is printed.
     trace: bool,
-    /// What stands in an extension that nobody knows, if there is one.
+    /// The content of an unknown extension, if the image has one.
     pub(crate) unknown: Option<Vec<u8>>,
 }
 
-/// The number of the "write" that made the backing image.
+/// The value that the backing image holds, as the number of a write.
 const BELOW: u64 = (1 << 40) - 1;
 
 impl Workload {
@@ -89,7 +89,7 @@ impl Workload {
             } else {
                 Discard::Ignore
             },
-            // Often small, so that tables are written at odd moments.
+            // Often small, so that the cache writes tables between flushes.
             cache_bytes: *rng.pick(&[8 << 10, 32 << 10, 1 << 20]),
             options,
             rng,
@@ -136,12 +136,12 @@ impl Workload {
         Ok(self.over_backing(image))
     }
 
-    /// Opens the image in files that have no journal.
+    /// Opens the image in files without a journal.
     pub(crate) fn open(&self, files: &[Medium], writable: bool) -> qcow::Result<Image> {
         self.open_with((files, None), writable)
     }
 
-    /// All files there are.
+    /// All files: image, external data file, journal.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Medium> {
         self.files.iter().chain(&self.journal)
     }
@@ -152,7 +152,8 @@ impl Workload {
             .unwrap()
     }
 
-    /// Does one operation, and adds what it may leave behind to the model. Returns whether all is durable after it.
+    /// Does one operation, and adds to the model what may be on the medium after it. Returns whether all of it is
+    /// durable.
     pub(crate) fn step(&mut self, image: &mut Option<Image>) -> bool {
         if self.rng.chance(4) {
             self.say(|| "close and open".to_owned());
@@ -228,7 +229,7 @@ impl Workload {
             .unwrap();
     }
 
-    /// Several threads write and flush.
+    /// Several threads write and flush at once.
     fn write_at_once(&mut self, image: &Image) {
         let (start, end) = self.range();
         let (first, second) = (start + (end - start) / 3, start + (end - start) * 2 / 3);
@@ -477,7 +478,7 @@ fn draw_options(rng: &mut Rng) -> (CreateOptions, usize) {
     (options, sectors as usize)
 }
 
-/// The length of an extension that nobody knows: beside each other there must be room for two headers that have it.
+/// The length of an unknown extension. The first cluster must have room for two headers with it.
 fn draw_unknown(rng: &mut Rng, options: &CreateOptions) -> Option<usize> {
     let most = options.cluster_size.saturating_sub(SECTOR as u64) / 4;
     (most >= 300 && rng.chance(30)).then(|| rng.below(most.min(1500)) as usize)

@@ -47,10 +47,10 @@ fn a_backing_file_without_a_recorded_format_is_not_probed() {
         ErrorKind::Backing,
         "no format",
     );
-    let told = read_only()
+    let given = read_only()
         .follow_references()
         .unformatted_backing(Some(Format::Raw));
-    Image::open(&path, &told).unwrap();
+    Image::open(&path, &given).unwrap();
 }
 
 // CVE-2015-5163, CVE-2024-32498, CVE-2024-4467.

@@ -2,8 +2,8 @@
 //!
 //! A writer of the format leaves at most a part of the last cluster past the end. After a power cut, however, tables may
 //! lead there, too: QEMU writes a table without waiting for the data it leads to, if that is of whole clusters. Such
-//! data was never flushed, and what reads it goes on with whatever is there. Nothing in the image tells the two apart.
-//! So these clusters read as zeroes, as in QEMU, unless [`crate::OpenOptions::refuse_missing`] is set.
+//! data was never flushed, and what reads it goes on with whatever is there. Nothing in the image shows which of the
+//! two it is. So these clusters read as zeroes, as in QEMU, unless [`crate::OpenOptions::refuse_missing`] is set.
 
 use crate::error::{Error, Result};
 use crate::formats::qcow2::Qcow2;

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     /// Bit by bit.
-    fn told(bits: &[u8], granularity: u64, size: u64) -> Vec<(u64, u64)> {
+    fn reported(bits: &[u8], granularity: u64, size: u64) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for bit in
             (0..bits.len() as u64 * 8).filter(|bit| bits[*bit as usize / 8] >> (bit % 8) & 1 == 1)
@@ -121,7 +121,7 @@ mod tests {
             let all = bits.len() as u64 * 8 * 512;
             for size in [all, all.saturating_sub(300), all / 2, 0] {
                 let ranges: Vec<_> = DirtyRanges::new(bits.to_vec(), 512, size).collect();
-                assert_eq!(ranges, told(bits, 512, size), "{bits:x?} {size}");
+                assert_eq!(ranges, reported(bits, 512, size), "{bits:x?} {size}");
             }
         }
     }
@@ -133,7 +133,7 @@ mod tests {
                 let mut bits = [0; 16];
                 set(&mut bits, 0, start, len);
                 let expected = if len == 0 { vec![] } else { vec![(start, len)] };
-                assert_eq!(told(&bits, 1, 128), expected);
+                assert_eq!(reported(&bits, 1, 128), expected);
                 let ranges: Vec<_> = DirtyRanges::new(bits.to_vec(), 1, 128).collect();
                 assert_eq!(ranges, expected);
             }

@@ -157,7 +157,7 @@ impl Check<'_> {
         for (cluster, count) in used {
             if !block.set(cluster - first, count) {
                 return Err(Error::corrupt(format!(
-                    "cluster {cluster} is used more often than a refcount can tell"
+                    "cluster {cluster} is used more often than a refcount can count"
                 )));
             }
         }

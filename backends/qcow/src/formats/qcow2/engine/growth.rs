@@ -189,7 +189,8 @@ impl Engine {
                 .map(|entry| entry & OFFSET_MASK)
                 .filter(|offset| *offset != 0)
             {
-                // A table is written before anything points to it, so none lies past the end. This also bounds the memory used.
+                // A table is written before anything points to it, so none lies past the end of the file. This also
+                // bounds the memory used.
                 if offset >= file_len {
                     return Err(Error::corrupt(format!(
                         "{what} at {offset:#x} lies beyond the end of the file"

@@ -32,17 +32,17 @@ use crate::storage::Storage;
 /// "blkhdjnl"
 const MAGIC: u64 = 0x626c_6b68_646a_6e6c;
 const VERSION: u64 = 5;
-/// The same, of an image that does not say how far it has got.
+/// The version of a journal whose image does not record the progress.
 const WITHOUT_PROGRESS: u64 = 4;
 const HEADER_WORDS: usize = 8;
 const LENGTH: u64 = PARTS_AT + (PARTS * PART) as u64;
 pub(super) const SUFFIX: &str = ".bulkhead-journal";
 
-/// Where the journal of the image of this name is made, if it has one: the first, or the second if the first is that of
-/// an image that had this name before.
+/// The paths at which the journal of this image can be created: the first, or the second if the first is in use by
+/// another image, which had this name before.
 ///
 /// # Errors
-/// The image is not there.
+/// The image does not exist.
 pub fn journal_paths(image: impl AsRef<Path>) -> io::Result<[PathBuf; 2]> {
     let real = std::fs::canonicalize(image)?;
     let inode = std::fs::metadata(&real)?.ino();
@@ -51,7 +51,7 @@ pub fn journal_paths(image: impl AsRef<Path>) -> io::Result<[PathBuf; 2]> {
     Ok(names.map(|name| real.with_file_name(name)))
 }
 
-/// What the file begins with.
+/// The header of the file.
 pub(super) struct Header {
     words: [u64; HEADER_WORDS],
 }
@@ -65,8 +65,8 @@ impl Header {
     }
 
     /// # Errors
-    /// It cannot be read, or is none: a header is on the medium before the image's speaks of it, and stays as it is for
-    /// as long as that does.
+    /// It cannot be read, or is damaged. The header is on the medium before the image's header refers to the journal,
+    /// and does not change for as long as it does, so an incomplete one is damage.
     pub(super) fn read(storage: &dyn Storage, path: &Path) -> Result<Self> {
         let mut bytes = [0; HEADER_WORDS * 8];
         let len = bytes.len();
@@ -106,33 +106,33 @@ fn damaged(path: &Path) -> Error {
     ))
 }
 
-/// A journal, or a place for one.
+/// A journal, or a place where one can be created.
 pub(crate) struct JournalFile {
-    /// The file, once there is one.
+    /// The file, once it is created.
     storage: Option<Arc<dyn Storage>>,
     pub(crate) path: PathBuf,
     image: [u64; 2],
-    /// Where it is to be removed from when it is not needed any more.
+    /// The name to remove when the journal is no longer needed.
     place: Option<Place>,
     next: Next,
-    /// Those that are of no use once the next session has begun.
+    /// Journals to remove once the next session has begun.
     former: Vec<(Arc<dyn Storage>, Place)>,
 }
 
-/// Where the next session has its journal.
+/// Where the journal of the next session will be.
 enum Next {
     Nowhere,
     Here,
-    /// In this file, if there is one.
+    /// At this place, in the file that is there, if there is one.
     There(Option<Arc<dyn Storage>>, Place),
 }
 
-/// What was found where the journal of an image may be.
+/// The result of looking for the journal of an image.
 pub(crate) struct Beside {
     /// See [`identity`].
     pub(crate) image: [u64; 2],
-    /// The journal of the session that the image's header has or, to keep one, a place for it; or why that cannot be
-    /// had.
+    /// The journal of the session in the image's header or, if one is to be kept, a place for it; or why it cannot be
+    /// used.
     pub(crate) found: Result<Option<JournalFile>>,
 }
 
@@ -146,11 +146,11 @@ impl Beside {
 /// How a journal is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// To see what is in it.
+    /// To read it.
     Read,
-    /// To take over what is in it.
+    /// To write its changes to the image.
     Write,
-    /// To keep one.
+    /// To keep a journal from now on.
     Create,
 }
 
@@ -167,11 +167,11 @@ impl JournalFile {
         }
     }
 
-    /// The journal of `session` or, to keep one, a place for it, in the folder of the image that is open as `file` by
-    /// the name `path`. `None`: there is none or, where one is to be kept, none is possible.
+    /// The journal of `session` or, if one is to be kept, a place for it, in the folder of the image that was opened as
+    /// `file` by the name `path`. `None` if there is none and none can be created.
     ///
     /// # Errors
-    /// Something is in the place of that of the session, and cannot be trusted or opened.
+    /// The session's journal, or what has its name, cannot be trusted or opened.
     pub(crate) fn beside(
         file: &File,
         path: &Path,
@@ -215,11 +215,11 @@ impl JournalFile {
         })
     }
 
-    /// What is noted of a session, and whether the image says how far its journal has got. `None`: it is the journal of
-    /// another one.
+    /// The records of a session, and whether the image records the journal's progress. `None` if this is the journal of
+    /// another session.
     ///
     /// # Errors
-    /// It is damaged: not all of it is there, or it makes no sense.
+    /// The journal is damaged: it is incomplete or contradicts itself.
     pub(crate) fn read(
         &self,
         session: &Session,
@@ -245,8 +245,8 @@ impl JournalFile {
         Ok(Some((left, header.words[1] != WITHOUT_PROGRESS)))
     }
 
-    /// Makes it the empty one of a new session. What it had is gone, which the image's header must say before. All of
-    /// it is on the medium then. The image says how far it has got.
+    /// Empties the journal for a new session, and syncs it. The image's header must no longer refer to the former
+    /// content when this is called. The image records the progress from now on.
     pub(crate) fn begin(
         &mut self,
         progress: Progress,
@@ -273,7 +273,7 @@ impl JournalFile {
             (None, None) => return Err(io::ErrorKind::NotFound.into()),
         };
         storage.set_len(0)?;
-        // Reserved, so that a full file system does not end the journal.
+        // The space is reserved, so that the journal goes on when the file system is full.
         storage.allocate(0, LENGTH)?;
         let words = Header::new(&session).words;
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -299,15 +299,15 @@ impl JournalFile {
         let Some(storage) = &self.storage else {
             return;
         };
-        // The name first: if the process is killed in between, the next session still recognizes the file as a former
-        // one's.
+        // The name is removed before the content: if the process is killed in between, the next session still
+        // recognizes the file as that of a former one.
         if let Some(place) = &self.place {
             place.remove(&**storage);
         }
         let _ = storage.set_len(0);
     }
 
-    /// The file, if there is one.
+    /// The file, if it exists.
     pub(crate) fn storage(&self) -> Option<&Arc<dyn Storage>> {
         self.storage.as_ref()
     }
@@ -320,13 +320,13 @@ impl JournalFile {
     }
 }
 
-/// When the image was made, and its inode. Its file system may have another device number when it is mounted the next
-/// time, and a file that is put in the place of the image may have the same inode.
+/// What identifies an image: its time of birth and its inode. The device number would not, since it may change with the
+/// next mount; nor would the inode alone, since a file that replaces the image may get the same.
 pub(crate) fn identity(image: &Metadata) -> [u64; 2] {
     let birth = image.created().ok();
     let birth = birth.and_then(|birth| birth.duration_since(UNIX_EPOCH).ok());
     let birth = birth.map_or(0, |birth| birth.as_nanos() as u64);
-    // Not every file system knows.
+    // Not every file system records it.
     let birth = if birth == 0 { image.dev() } else { birth };
     [birth, image.ino()]
 }
@@ -339,7 +339,7 @@ pub(crate) fn boot_id() -> Option<[u64; 2]> {
     Some([(id >> 64) as u64, id as u64])
 }
 
-/// A number that no other session has; its upper bits, which the image's header shows, are not all zero.
+/// A random number for a session. Its upper bits, which are also in the image's header, are not all zero.
 fn new_session() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish() | 1 << 63

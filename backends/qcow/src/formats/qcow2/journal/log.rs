@@ -1,27 +1,27 @@
 //! Records of changes of tables that are not in the image yet.
 //!
-//! A completed write must be found again even if the process is killed the moment after. What was written is with the
-//! host's kernel then, but not the tables that lead to it: they reach the file in an order with syncs in between, which
-//! only a flush pays for. So each change of a table is recorded in a file beside the image ([`super::file`]), and
-//! whoever opens the image next makes the same changes. The journal is for a process that is killed; after a power cut,
-//! what was flushed is what counts.
+//! A completed write must be found again even if the process is killed the moment after. The host's kernel has the data
+//! then, but not the tables that lead to it: these are written in a certain order with syncs in between, which would be
+//! too slow for each write and happens at a flush. So each change of a table is recorded in a file beside the image
+//! ([`super::file`]), and the next process that opens the image makes the same changes. The journal is only for killed
+//! processes; after a power cut, the image has what was flushed.
 //!
-//! Records are written in groups, one for each operation of the engine, into one of several parts of the file. When
-//! tables are about to be written to the image, the journal goes on in another part; once the tables are there, a group
-//! in it ends the need for the parts before. A group has a checksum, so that neither what a kill has cut off nor what
-//! an earlier session left is taken for one; and it says which groups are needed with it, so that damage among these is
-//! not taken for what a kill has cut off. Behind the last one are zeroes, the size of a record: what is there instead
-//! is damage, unless it looks like the next group and is in several pages, between which a kill may have ended its
-//! writing.
+//! Records are written in groups, one for each operation of the engine, into one of several parts of the file. Each
+//! use of a part is an epoch. When tables are about to be written to the image, the journal continues in another part;
+//! once the tables are there, a group in that part says that the earlier parts are no longer needed. Each group has a
+//! checksum, so that neither an incomplete group nor one of an earlier session is taken for valid. It also says which
+//! groups are needed with it, so that damage among these is not taken for a write that a kill interrupted. The last
+//! group is followed by zeroes, as long as a record. Anything else there is damage, with one exception: a kill can
+//! interrupt the write of the next group, but only between two pages.
 //!
 //! ```text
 //! group:  epoch, first epoch that is needed, number << 32 | groups before it that are needed << 15 | records,
 //!         checksum; then the records
 //! record: 1 | table << 8, offset, old value, new value      a word of a table was changed
-//!         2 | table << 8, offset, length, 0                 a table of zeroes was begun
-//!         3, host offset, clusters, number                  each of them has one reference more than tables have
-//!         4, number, clusters, 0                            no longer so for the first of those
-//!         5, 0, 0, 0                                        what follows in this part is not all there was
+//!         2 | table << 8, offset, length, 0                 a table was created, filled with zeroes
+//!         3, host offset, clusters, number                  these clusters have one reference more than the tables say
+//!         4, number, clusters, 0                            the first clusters of run `number` no longer have it
+//!         5, 0, 0, 0                                        further changes of this epoch are not recorded
 //! ```
 
 use std::collections::BTreeMap;
@@ -31,29 +31,29 @@ use super::{JournalContents, JournalWriter};
 use crate::formats::qcow2::layout::address::HostOffset;
 use crate::formats::qcow2::layout::table::Table;
 
-/// Where the parts begin; before them is the file's header.
+/// Offset of the first part; the file's header comes before.
 pub(crate) const PARTS_AT: u64 = 4096;
 pub(crate) const PART: usize = 512 << 10;
-/// At most three are in use while an image is served; the last is for the process that takes them over.
+/// While an image is in use, at most three parts are; the fourth is for the process that takes over from a killed one.
 pub(crate) const PARTS: usize = 4;
 const SERVED_PARTS: usize = 3;
 
 pub(super) const RECORD: usize = 32;
-/// A part has fewer records than this, and all parts have fewer groups than the bits from here to a group's number can
-/// count.
+/// The number of bits for a group's count of records. The bits from here to the group's number are enough for the
+/// count of all groups.
 pub(super) const NEEDED_AT: u32 = 15;
-/// Room for the group that says that notes are missing, for an empty one that ends the need for other parts, and for
-/// the end.
+/// Bytes reserved at the end of a part: for the group that says that changes are not recorded, for one that ends the
+/// need for other parts, and for the zeroes behind.
 const RESERVE: usize = 4 * RECORD;
-/// Tables begun within a part: the next process has all of them in memory.
+/// The most bytes of tables created within a part, all of which the next process has in memory.
 const MAX_CREATED: u64 = 64 << 20;
 
-/// A run of host clusters whose last use is about to leave the medium.
+/// A run of host clusters whose last reference is about to be removed from the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Freed {
     pub(crate) host: HostOffset,
     pub(crate) clusters: u64,
-    /// By which the journal knows it; 0 if there is none.
+    /// Its number in the journal; 0 without a journal.
     pub(crate) number: u64,
 }
 
@@ -81,8 +81,8 @@ pub(crate) enum Change {
         offset: u64,
         len: u64,
     },
-    /// These clusters have a reference that no table will have: theirs was just taken, or will end when tables are
-    /// written.
+    /// These clusters have one reference more than the tables will show: they were just allocated, or are freed when
+    /// tables are written.
     Owed(Freed),
     Settled {
         number: u64,
@@ -136,7 +136,7 @@ impl Change {
     }
 }
 
-/// Not cryptographic: it only shows whether all of a group was written.
+/// Shows whether a group was written completely. It is not cryptographic.
 pub(crate) fn checksum<'a>(session: u64, words: impl IntoIterator<Item = &'a u64>) -> u64 {
     let start = session ^ 0xcbf2_9ce4_8422_2325;
     words.into_iter().fold(start, |sum, word| {
@@ -154,12 +154,12 @@ pub(crate) fn words_of(bytes: &[u8]) -> Vec<u64> {
 /// What is recorded, and where the next group goes.
 pub(crate) struct Journal {
     writer: Arc<JournalWriter>,
-    /// The number of the part that takes notes.
+    /// The epoch of the part that records go to.
     epoch: u64,
-    /// The epochs of the parts that hold something needed.
+    /// The epochs of the parts whose content is needed.
     parts: [Option<u64>; PARTS],
     part: usize,
-    /// Bytes in the part, and the size of tables begun.
+    /// Bytes in the part, and the size of the tables created in it.
     used: usize,
     created: u64,
     /// The number of the next group, and of the first one in the part.
@@ -168,7 +168,7 @@ pub(crate) struct Journal {
     /// The first epoch that is needed, and the number of its first group.
     base: u64,
     base_number: u64,
-    /// Not everything that belongs to these epochs is noted.
+    /// Epochs with changes that are not recorded.
     incomplete: Vec<u64>,
     /// The epochs of the batch that is being written to the image.
     in_writeback: Vec<u64>,
@@ -177,10 +177,10 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// A new one, in a file that has nothing of use.
+    /// A new journal, in a file whose content is not needed.
     pub(crate) fn new(writer: Arc<JournalWriter>) -> Self {
         let mut journal = Self::after(writer, [None; PARTS], (0, 0));
-        // One without any group is damaged.
+        // A journal without any group would count as damaged.
         journal.written();
         journal
     }
@@ -210,8 +210,7 @@ impl Journal {
         journal
     }
 
-    /// One that goes on where a former process left off, all of whose changes are in the image now, but for what it
-    /// owed.
+    /// Continues the journal of a killed process. All its changes are in the image now, except the clusters it owed.
     pub(crate) fn resume(writer: Arc<JournalWriter>, left: &JournalContents) -> Self {
         let mut journal = Self::after(writer, left.parts, (left.last_epoch, left.groups));
         journal.owed = left.owed.iter().map(|run| (run.number, *run)).collect();
@@ -225,7 +224,7 @@ impl Journal {
         journal
     }
 
-    /// Goes on in a part that holds nothing needed, if fewer than `most` do.
+    /// Continues in a free part, if fewer than `most` are in use. Returns whether it does.
     fn begin_part(&mut self, most: usize) -> bool {
         let free = self.parts.iter().position(Option::is_none);
         let in_use = self.parts.iter().flatten().count();
@@ -288,7 +287,7 @@ impl Journal {
         self.incomplete
             .retain(|epoch| !self.in_writeback.contains(epoch));
         if std::mem::take(&mut self.in_writeback).contains(&self.epoch) {
-            // The part it wrote to last is not overwritten before another one says that it is not needed.
+            // Another part must say that this one is not needed before this one is overwritten.
             let kept = self.part;
             if let Some(part) = self.parts.get_mut(kept) {
                 *part = Some(self.epoch);
@@ -304,7 +303,7 @@ impl Journal {
         self.write_group(owed.get(..room.min(owed.len())).unwrap_or_default());
     }
 
-    /// The image has other tables, and all there is, is in it.
+    /// To be called when the image has new tables, and all changes are in it.
     pub(crate) fn restart(&mut self) {
         self.owed.clear();
         self.in_writeback = self.parts.iter().flatten().copied().collect();
@@ -333,7 +332,7 @@ impl Journal {
         run
     }
 
-    /// Takes that back; returns what it was.
+    /// Undoes [`Self::owe`]; returns the run.
     pub(crate) fn forget_owed(&mut self, number: u64) -> Option<Freed> {
         self.owed.remove(&number)
     }
@@ -342,7 +341,7 @@ impl Journal {
         self.owed.insert(run.number, run);
     }
 
-    /// The first clusters of a run have as many references as tables say. Returns the run as it was.
+    /// To be called when the refcounts of the first clusters of a run are what the tables say. Returns the former run.
     pub(crate) fn settle_owed(&mut self, number: u64, clusters: u64, size: u64) -> Option<Freed> {
         let before = self.owed.remove(&number)?;
         if let Some(rest) = without_first(before, clusters, size) {

@@ -1,8 +1,9 @@
-//! The journal: changes of tables that are not in the image yet, recorded where the process after a kill finds them.
+//! The journal: a file with the changes of tables that are not in the image yet. If the process is killed, the next one
+//! that opens the image reads it.
 //!
-//! [`log`] decides what is recorded, [`writer`] writes it and [`reader`] reads it back; [`mod@file`] is the file beside
-//! the image, which [`place`] finds; [`session`] is what the image's header says of it, and [`progress`] how far the
-//! image says it has got.
+//! [`log`] decides what is recorded, [`writer`] writes it and [`reader`] reads it back. [`mod@file`] is the file beside
+//! the image, and [`place`] finds it. [`session`] and [`progress`] are what the image itself records of its journal:
+//! which one it is, and how many groups of records it has.
 
 pub(crate) mod file;
 pub(crate) mod log;

@@ -1,8 +1,8 @@
-//! Where journals are: in the folder of the image, each under the name that its image had when it was made.
+//! Where journals are: in the folder of the image, under the name that the image had when the journal was created.
 //!
-//! A journal is a regular file with one name, that nobody but its owner may write, who is this process's user, the
-//! image's owner or root: what somebody else put there is neither followed nor changed. Whatever else an image's header
-//! says, no other folder is looked into: an image must not be able to make this process open files.
+//! A journal is a regular file with one name. Its owner is this process's user, the image's owner or root, and nobody
+//! else may write it: files that other users put there are neither read nor changed. No other folder is searched,
+//! whatever the image's header says, since an image must not be able to make this process open files.
 
 use std::fs::{File, Metadata};
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::storage::host_file::HostFile;
 
-/// So many of a folder's journals are looked at, to find one that was renamed.
+/// How many journals of a folder are examined, to find one that was renamed.
 const MOST: usize = 4096;
 
 const FLAGS: OFlags = OFlags::CLOEXEC
@@ -41,7 +41,7 @@ impl Place {
         Ok(Arc::new(HostFile::new(File::from(file))?))
     }
 
-    /// Removes the name, if it is that of this file.
+    /// Removes the name, if it is still that of this file.
     pub(super) fn remove(&self, storage: &dyn Storage) {
         let there = rustix::fs::statat(&self.folder, self.name.as_str(), AtFlags::SYMLINK_NOFOLLOW);
         if there.is_ok_and(|stat| [stat.st_dev, stat.st_ino] == storage.identity()) {
@@ -49,7 +49,7 @@ impl Place {
         }
     }
 
-    /// What is there, if it can be trusted; `None` if nothing is.
+    /// The file of this name, if it can be trusted; `None` if there is none.
     fn open(&self, access: Access, image: &Metadata) -> Result<Option<Arc<dyn Storage>>> {
         let mode = match access {
             Access::Read => OFlags::RDONLY,
@@ -92,25 +92,25 @@ impl Place {
     }
 }
 
-/// The folder that an image is in, by the name it was opened by.
+/// The folder of an image, found by the name by which the image was opened.
 pub(super) struct ImageFolder {
     folder: Arc<OwnedFd>,
     path: PathBuf,
-    /// What a journal made now is called.
+    /// The name of a journal created now.
     own: String,
     image: Metadata,
-    /// Whoever opens the image comes to this folder.
+    /// Everybody who opens the image finds this folder.
     is_for_all: bool,
 }
 
 impl ImageFolder {
-    /// `None` if the image is no regular file, or not to be found by this name.
+    /// `None` if the image is no regular file, or has this name no longer.
     pub(super) fn of(file: &File, path: &Path) -> Option<Self> {
         let image = file.metadata().ok()?;
         if !image.is_file() {
             return None;
         }
-        // The file's own place, whatever links lead there.
+        // The folder of the file itself, not of a symbolic link to it.
         let real = std::fs::canonicalize(path).ok()?;
         let (parent, name) = (real.parent()?, real.file_name()?.to_str()?);
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
@@ -119,7 +119,7 @@ impl ImageFolder {
         if (there.st_dev, there.st_ino) != (image.dev(), image.ino()) {
             return None;
         }
-        // A file that is mounted somewhere has another folder for everybody else.
+        // A file that is mounted by itself has another folder for everybody else.
         let beside =
             rustix::fs::fstat(&folder).ok()?.st_dev == there.st_dev && !is_mount(&folder, name);
         let own = format!("{name}{SUFFIX}");
@@ -144,7 +144,7 @@ impl ImageFolder {
         }
     }
 
-    /// The journal of this session, by the name it was made by, the image's name of now, or any.
+    /// The journal of this session: under the name it was created by, the image's present name, or any other.
     ///
     /// # Errors
     /// Something that cannot be trusted or opened has one of the first two names.
@@ -153,7 +153,7 @@ impl ImageFolder {
         session: &Session,
         access: Access,
     ) -> Result<Option<(Arc<dyn Storage>, Place)>> {
-        // Of a copy, another image has it.
+        // If this is a copy, the journal belongs to the original.
         if session.image != self.image() {
             return Ok(None);
         }
@@ -205,8 +205,8 @@ impl ImageFolder {
         entries.filter_map(name).take(MOST).collect()
     }
 
-    /// Where a journal that is begun now goes, and what is there already and of no use any more. `None`: not everybody
-    /// would find it, or what is there is not to be touched.
+    /// The place for a new journal, with the file there that is no longer needed, if there is one. `None` if not
+    /// everybody would find the journal there, or if the file there must be kept.
     pub(super) fn new_journal(&self) -> Option<(Option<Arc<dyn Storage>>, Place)> {
         if !self.is_for_all {
             return None;
@@ -216,7 +216,7 @@ impl ImageFolder {
         if !self.is_of_another(there.as_deref(), &own) {
             return Some((there, own));
         }
-        // An image of that name may be called otherwise now, and wait for it.
+        // The image that it belongs to may have been renamed, and need it.
         let name = self.own.strip_suffix(SUFFIX)?;
         let name = second_name(name, self.image.ino());
         let second = self.place(&name);
@@ -225,8 +225,8 @@ impl ImageFolder {
         is_free.then_some((there, second))
     }
 
-    /// The journals of this image but the one of this name. Where the image waits for none, somebody has renamed them,
-    /// and a process left them that was killed when it needed them no more.
+    /// The journals of this image under other names than this one. If the image needs no journal, these were renamed,
+    /// and left by a process that was killed after it had last needed them.
     pub(super) fn former(&self, but: &str) -> Vec<(Arc<dyn Storage>, Place)> {
         let journals = self.journals().into_iter().filter(|name| name != but);
         let former = journals.filter_map(|name| {
@@ -246,7 +246,7 @@ impl ImageFolder {
     }
 }
 
-/// What the journal of an image of this name and inode is called if another image's journal has the first name.
+/// The second name for the journal of an image, for when the first is in use by another image's.
 pub(super) fn second_name(image: &str, inode: u64) -> String {
     format!("{image}.{inode}{SUFFIX}")
 }

@@ -1,16 +1,17 @@
 //! How many groups the journal has, as the image itself records it.
 //!
-//! Whoever puts a copy of an image that is in use back into the image's own file has the birth, the inode and the
-//! session of the image; but what was noted since the copy was made leads to what is not there. So before groups are
-//! written to the journal, the image says how many it will have. A process that is killed leaves no more groups than
-//! the image says are about to be written, and no fewer than it says were. With a copy of the image that was put back
-//! there are more; with a copy of the journal, fewer, unless it lacks what was written last alone.
+//! This detects copies. If a copy of an image in use is later written back into the same file, the birth, the inode and
+//! the session are still those of the image, but the journal has records of clusters that the copy lacks. So before
+//! groups are written to the journal, the image records how many there will be. After a kill, the journal has at least
+//! as many groups as the image says were written, and at most as many as it says are about to be. With an old copy of
+//! the image there are more. With an old copy of the journal there are fewer, unless only the groups are missing that
+//! were being written.
 //!
-//! It is at the end of the first cluster, which the format leaves to other data: a header that replaces another neither
-//! moves nor changes it. It is never synced, since after a power cut no journal counts.
+//! The record is at the end of the first cluster, where the format allows other data, and stays in place when the
+//! header is replaced. It is never synced, since a journal is not used after a power cut.
 //!
 //! ```text
-//! magic, session, groups written << 32 | groups about to be, length of the image's file:
+//! magic, session, groups written << 32 | groups about to be written, length of the image's file:
 //! each of 8 bytes in big-endian order
 //! ```
 
@@ -25,30 +26,30 @@ const MAGIC: u64 = 0x4248_4a4c_646f_6e65;
 /// Bytes at the end of the first cluster.
 pub(crate) const PROGRESS: usize = 32;
 
-/// Where an image says how far its journal has got.
+/// Where an image records its journal's progress.
 #[derive(Clone)]
 pub(crate) struct Progress {
     image: Arc<dyn Storage>,
     at: u64,
 }
 
-/// How far it has got.
+/// The progress of a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reached {
-    /// By the number of the next group.
+    /// The groups written, as the number of the next one.
     pub(crate) written: u32,
-    /// The same, once what is about to be written is.
+    /// The same, once the groups are written that are about to be.
     pub(crate) next: u32,
-    /// The least that the image's file has.
+    /// The least length of the image's file.
     pub(crate) len: u64,
 }
 
-/// What does not belong to the session that the image waits for.
+/// What is not as the killed process left it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stale {
     Image,
     Journal,
-    /// The image's file: so long it was, and so long it is.
+    /// The length of the image's file.
     Length {
         was: u64,
         is: u64,
@@ -73,7 +74,7 @@ impl Progress {
         Ok(bytes)
     }
 
-    /// What the image says; `None` if it says nothing of this session.
+    /// Reads the record; `None` if it is not of this session.
     pub(crate) fn read(&self, session: u64) -> io::Result<Option<Reached>> {
         let bytes = self.bytes()?;
         let is_of_session = (be64(&bytes, 0), be64(&bytes, 8)) == (MAGIC, session);
@@ -94,13 +95,13 @@ impl Progress {
         self.image.write(self.at, &&bytes[..], 0, PROGRESS)
     }
 
-    /// Whether nothing else is there.
+    /// Whether the place is unused, or has a record.
     pub(crate) fn is_free(&self) -> io::Result<bool> {
         let bytes = self.bytes()?;
         Ok(bytes == [0; PROGRESS] || be64(&bytes, 0) == MAGIC)
     }
 
-    /// Leaves the place as it was before.
+    /// Removes the record.
     pub(crate) fn clear(&self) -> io::Result<()> {
         if be64(&self.bytes()?, 0) == MAGIC {
             self.image
@@ -110,8 +111,8 @@ impl Progress {
     }
 }
 
-/// Compares what an image of such a length said before its journal was read, and after, with so many groups that are in
-/// it: a process that goes on meanwhile writes to both.
+/// Compares the image's records, read before and after its journal, with the number of groups in the journal and the
+/// length of the image's file. Two records, because another process may be writing to both files meanwhile.
 pub(crate) fn check(
     [before, after]: [Option<Reached>; 2],
     groups: u32,
@@ -120,7 +121,7 @@ pub(crate) fn check(
     let (Some(before), Some(after)) = (before, after) else {
         return Err(Stale::Image);
     };
-    // Numbers begin again at 0 some time.
+    // Numbers wrap around.
     let follows = |number: u32, other: u32| number.wrapping_sub(other) as i32 >= 0;
     match () {
         () if !follows(after.next, groups) => Err(Stale::Image),
@@ -154,7 +155,7 @@ mod tests {
             assert_eq!(checked(said, at(2)), Err(Stale::Journal));
             (3..=5).for_each(|groups| assert_eq!(checked(said, at(groups)), Ok(())));
             assert_eq!(checked(said, at(6)), Err(Stale::Image));
-            // Somebody goes on meanwhile.
+            // Another process writes meanwhile.
             let both = [said, says(at(8), at(9))];
             (3..=9).for_each(|groups| assert_eq!(check(both, at(groups), 200), Ok(())));
             let cut = Stale::Length { was: 100, is: 99 };

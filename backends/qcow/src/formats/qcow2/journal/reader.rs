@@ -10,7 +10,7 @@ use crate::formats::qcow2::journal::log::{
 /// The journal of a process that was killed.
 #[derive(Debug, Default)]
 pub(crate) struct JournalContents {
-    /// In the order in which it happened.
+    /// In the order in which they were made.
     pub(crate) changes: Vec<Change>,
     pub(crate) owed: Vec<Freed>,
     /// Not all changes were recorded: the file may have later values than the records.
@@ -39,7 +39,7 @@ impl JournalContents {
                 owed.entry(run.number).or_insert(Some(run));
             }
             Change::Settled { number, clusters } => {
-                // What is settled stays so, though it may be noted as owed once more.
+                // Clusters that are settled stay so, even if the run is recorded as owed once more.
                 let run = owed.entry(number).or_insert(None);
                 *run = run.and_then(|run| without_first(run, clusters, cluster_size));
             }
@@ -53,14 +53,14 @@ struct Group {
     epoch: u64,
     base: u64,
     number: u32,
-    /// How many groups before it belong to the same state.
+    /// How many groups before it are needed with it.
     needed: u32,
-    /// `None`: they cannot be decoded.
+    /// `None` if they cannot be decoded.
     changes: Option<Vec<Change>>,
 }
 
 impl Group {
-    /// The group that begins here, and what follows it; `None` if none does.
+    /// The group at the beginning of `words`, and the words behind it; `None` if there is no valid group.
     fn read(session: u64, words: &[u64]) -> Option<(Self, &[u64])> {
         let (&[epoch, base, place, sum], rest) = words.split_first_chunk::<4>()?;
         let count = place & ((1 << NEEDED_AT) - 1);
@@ -82,18 +82,18 @@ impl Group {
     }
 }
 
-/// What is in a part of the file.
+/// The content of one part of the file.
 #[derive(Default)]
 struct Part {
-    /// As they were written, one after the other.
+    /// The valid groups at its beginning, in order.
     groups: Vec<Group>,
-    /// What is left behind these: of the epoch that was in this part before or, where something is damaged, of theirs.
+    /// Valid groups behind those: of the part's former epoch or, where a group is damaged, of the same.
     others: Vec<Group>,
-    /// What follows the groups is neither nothing nor what a kill has cut off.
+    /// The groups are followed by something that neither this program nor a kill leaves there.
     ends_in_damage: bool,
 }
 
-/// A kill ends a write between two pages of the host's cache.
+/// A kill interrupts a write only between two pages of the host's cache.
 const PAGE: usize = 4096;
 
 impl Part {
@@ -131,12 +131,13 @@ impl Part {
     }
 }
 
-/// Whether what follows the last group, at this place in its part, is neither zeroes nor the beginning of the next one.
+/// Whether the words behind the last group, at offset `at` of its part, are neither zeroes nor the beginning of the
+/// next group.
 fn is_damage(last: &Group, rest: &[u64], at: usize) -> bool {
     let Some(&[epoch, base, place, sum]) = rest.first_chunk::<4>() else {
         return false;
     };
-    // At the beginning of a page is what was there before, if the zeroes were not written any more.
+    // If the write was interrupted before the zeroes, the page still has its former content.
     if [epoch, base, place, sum] == [0; 4] || at.is_multiple_of(PAGE) {
         return false;
     }
@@ -146,10 +147,10 @@ fn is_damage(last: &Group, rest: &[u64], at: usize) -> bool {
     !is_next || at / PAGE == (at + len - 1) / PAGE
 }
 
-/// Whether these are all that are needed, as the last of them says.
+/// Whether these are all the groups that the last of them needs.
 fn is_whole(groups: &[&Group]) -> bool {
     let Some(last) = groups.last() else {
-        // Nobody begins a journal without one.
+        // A journal has a group from the beginning on.
         return false;
     };
     let first = last.number.wrapping_sub(last.needed);
@@ -161,7 +162,7 @@ fn is_whole(groups: &[&Group]) -> bool {
             .all(|(group, number)| group.number == number)
 }
 
-/// What the parts, as words, have. `None` if something is missing or makes no sense.
+/// Reads all parts of a journal. `None` if something is missing or contradictory.
 pub(crate) fn read(session: u64, parts: &[u64], cluster_size: u64) -> Option<JournalContents> {
     let parts = parts.chunks(PART / 8).take(PARTS);
     let parts = parts.map(|part| Part::read(session, part));
@@ -181,7 +182,7 @@ pub(crate) fn read(session: u64, parts: &[u64], cluster_size: u64) -> Option<Jou
     }
     all.retain(|(_, part)| part.groups.first().is_some_and(is_needed));
     all.sort_by_key(|(_, part)| part.epoch());
-    // The ends of the others are seen by the numbers of the groups.
+    // Where earlier parts end too soon, the numbers of the groups show it.
     if all.last().is_some_and(|(_, part)| part.ends_in_damage) {
         return None;
     }
@@ -202,6 +203,6 @@ pub(crate) fn read(session: u64, parts: &[u64], cluster_size: u64) -> Option<Jou
         }
     }
     left.owed = owed.into_values().flatten().collect();
-    // One is always free.
+    // The process that takes over needs a free part.
     left.parts.contains(&None).then_some(left)
 }

@@ -6,9 +6,9 @@
 //!                    then the journal's name
 //! ```
 //!
-//! It counts if the upper bits of the session are the upper 16 autoclear bits: by the format, whoever opens the image
-//! for writing and does not know these bits clears them first. A copy of the image has it, too, but another time of
-//! birth and inode.
+//! The extension is valid only if the upper 16 autoclear bits equal the upper bits of the session: a program that opens
+//! the image for writing and does not know these bits must clear them first, as the format demands. A copy of the image
+//! has the extension, too, but another time of birth and inode.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -23,19 +23,19 @@ use crate::formats::qcow2::layout::header::{Header, place};
 
 const WORDS: usize = 5;
 
-/// A time that an image is open for writing by a process that keeps a journal.
+/// A session: one time that a process has an image open for writing and keeps a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Session {
     pub(crate) number: u64,
     pub(crate) boot: [u64; 2],
     /// See [`super::file::identity`].
     pub(crate) image: [u64; 2],
-    /// Where its journal is; empty if the header has no room for that.
+    /// The path of its journal; empty if the header has no room for it.
     pub(crate) journal: PathBuf,
 }
 
 impl Session {
-    /// The one that an image's header says has not ended.
+    /// The session in an image's header, if it has not ended.
     pub(crate) fn of(header: &Header) -> Option<Self> {
         let data = header.extension(kind::JOURNAL)?;
         let path = data.get(WORDS * 8..)?;
@@ -50,7 +50,7 @@ impl Session {
         (bits != 0 && session.number & feature::JOURNAL == bits).then_some(session)
     }
 
-    /// The header with this session; `None` if it has no room for that.
+    /// The header with this session; `None` if there is no room for it.
     pub(crate) fn begin(&self, header: &Header) -> Option<Header> {
         let words = [
             self.number,
@@ -73,7 +73,7 @@ impl Session {
             .find(place::fits_twice)
     }
 
-    /// What its journal was called when it was made.
+    /// The name under which its journal was created.
     pub(crate) fn journal_name(&self) -> Option<&str> {
         self.journal.file_name()?.to_str()
     }
@@ -93,7 +93,7 @@ impl Session {
         Error::corrupt(format!("{why}, or {GO_ON}"))
     }
 
-    /// The error of an image and a journal that are not both as the killed process left them.
+    /// The error of an image or a journal that is not as the killed process left it.
     pub(crate) fn stale(&self, stale: Stale, journal: &Path) -> Error {
         let journal = journal.display();
         let why = match stale {
@@ -119,18 +119,18 @@ impl Session {
 /// How to do without a journal.
 pub(crate) const GO_ON: &str = "go on without, by image-tool check -r all";
 
-/// No session is under way any more.
+/// Removes the session, which has ended.
 pub(crate) fn end(header: &mut Header) {
     header.autoclear &= !feature::JOURNAL;
     header.set_extension(kind::JOURNAL, None);
 }
 
-/// Whether the header has, or had, a session.
+/// Whether the header has a session, ended or not.
 pub(crate) fn is_in(header: &Header) -> bool {
     header.autoclear & feature::JOURNAL != 0 || header.extension(kind::JOURNAL).is_some()
 }
 
-/// A path that an image names, on one line.
+/// A path that an image names, without control characters.
 fn shown(path: &Path) -> String {
     match path.as_os_str().is_empty() {
         true => "NAME.bulkhead-journal".to_owned(),

@@ -1,4 +1,4 @@
-//! Writes the journal: the engine adds groups, requests and commits write them to the file.
+//! Writes the journal: the engine adds groups, and the threads of requests and commits write them to the file.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,10 +17,10 @@ pub(crate) struct JournalWriter {
     waiting: Mutex<Waiting>,
     /// Held while groups are written to the file.
     writing: Mutex<()>,
-    /// Groups that there are, and those that were written, by the number of the next one.
+    /// The groups added and the groups written, each as the number of the next one.
     added: AtomicU32,
     written: AtomicU32,
-    /// One could not be written.
+    /// A group could not be written.
     broken: AtomicBool,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct JournalWriter {
 type Waiting = Vec<(u64, Vec<u8>)>;
 
 impl JournalWriter {
-    /// Goes on behind the groups that the journal has.
+    /// Continues behind the groups that the journal has.
     pub(crate) fn new(
         file: Arc<dyn Storage>,
         session: u64,
@@ -75,7 +75,7 @@ impl JournalWriter {
                     self.added.load(Ordering::Acquire),
                 )
             };
-            // What follows a group that could not be written must not be found without it.
+            // Groups behind one that could not be written must not be written either.
             if !taken.is_empty() && (!self.is_whole() || self.write_groups(taken, next).is_err()) {
                 self.broken.store(true, Ordering::Release);
             }
@@ -93,8 +93,8 @@ impl JournalWriter {
         Ok(())
     }
 
-    /// Has the image say that groups up to `next` are about to be written, and that its file is as long as it is, or
-    /// `len`.
+    /// Records in the image that groups up to `next` are about to be written, and the length of its file, or `len` if
+    /// that is less.
     fn write_progress(&self, next: u32, len: u64) -> io::Result<()> {
         let Some(progress) = &self.progress else {
             return Ok(());
@@ -107,7 +107,7 @@ impl JournalWriter {
         progress.write(self.session, reached)
     }
 
-    /// Has the image's file made so long, which may be shorter, by `set_len`.
+    /// Changes the length of the image's file to `len`, by `set_len`, and records the new length before.
     pub(crate) fn set_len(
         &self,
         len: u64,
@@ -118,7 +118,7 @@ impl JournalWriter {
         set_len()
     }
 
-    /// Whether everything could be written so far.
+    /// Whether all groups could be written so far.
     pub(crate) fn is_whole(&self) -> bool {
         !self.broken.load(Ordering::Acquire)
     }

@@ -27,8 +27,8 @@ const USUAL: usize = 8 << 10;
 /// Length of the head of an extension, and of the mark that ends the list.
 const HEAD: usize = 8;
 
-/// Replaces the header in the file by `header`. Calls `sync` between the steps, but not after the last one, which writes
-/// the first sector.
+/// Replaces the header in the file by `header`. Calls `sync` between the steps, but not after the last one, which
+/// writes the first sector.
 pub(crate) fn write(
     storage: &dyn Storage,
     header: &Header,
