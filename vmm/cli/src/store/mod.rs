@@ -9,7 +9,7 @@ mod unique;
 
 use std::ffi::OsStr;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 pub(crate) use file::bounded;
 
 use crate::guest::Definition;
-use crate::guest::definition::{Text, guest_name};
+use crate::guest::definition::{Text, guest_name, parse};
 
 /// Root's folder.
 const SYSTEM: &str = "/etc/bulkhead/guests";
@@ -123,8 +123,13 @@ impl Store {
     /// # Errors
     /// When it cannot be read, or is no valid definition: the file, the line, the column and what is wrong.
     pub(crate) fn load(&self, name: &str) -> anyhow::Result<Option<Definition>> {
-        let stored = self.load_text(name)?;
-        Ok(stored.map(|stored| stored.definition))
+        let path = self.path(name)?;
+        let Some(bytes) = file::read(&path)? else {
+            return Ok(None);
+        };
+        let definition = parse(&bytes).map_err(|wrong| anyhow!("{}: {wrong}", path.display()))?;
+        check_name(&path, name, &definition)?;
+        Ok(Some(definition))
     }
 
     /// The definition of a guest and its text, if it has one.
@@ -139,12 +144,7 @@ impl Store {
         };
         let (text, definition) =
             Text::parse(&bytes).map_err(|wrong| anyhow!("{shown}: {wrong}"))?;
-        if definition.name != name {
-            bail!(
-                "{shown}: the guest's name in it is '{}': make that '{name}', or rename the file",
-                definition.name
-            );
-        }
+        check_name(&path, name, &definition)?;
         Ok(Some(Stored {
             definition,
             text,
@@ -197,6 +197,18 @@ impl Store {
         let name = guest_name(name).map_err(|wrong| anyhow!(wrong))?;
         Ok(self.folder.join(format!("{name}.{EXTENSION}")))
     }
+}
+
+/// Checks that a file bears the name of its guest.
+fn check_name(path: &Path, name: &str, definition: &Definition) -> anyhow::Result<()> {
+    if definition.name == name {
+        return Ok(());
+    }
+    bail!(
+        "{}: the guest's name in it is '{}': make that '{name}', or rename the file",
+        path.display(),
+        definition.name
+    )
 }
 
 #[cfg(test)]
