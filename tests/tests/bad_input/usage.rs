@@ -4,7 +4,6 @@ use crate::case::{Case, refused};
 
 pub(crate) const CASES: &[Case] = &[
     refused("bulkhead --no-such", 2, &["--no-such"]),
-    refused("bulkhead", 2, &["subcommand", "run"]),
     refused("bulkhead no-such", 2, &["no-such"]),
     refused("bulkhead run --no-such", 2, &["--no-such"]),
     refused("bulkhead run --kernel guest", 2, &["--name"]),
