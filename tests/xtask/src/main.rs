@@ -1,4 +1,5 @@
-//! `xtask`: the developers' one door: `cargo xtask setup`, `check`, `test`, `demo`, `bench`, `soak`.
+//! `xtask`: the developers' one door: `cargo xtask setup`, `check`, `test`, `demo`, `bench`, `manual`,
+//! `soak`.
 //!
 //! It installs, builds, calls and reports; what is tested is in `bulkhead-tests` and in the crates themselves. May
 //! touch the target folder, and Debian's packages in `setup` alone. It depends on none of them: it calls what they
@@ -14,6 +15,7 @@ mod bench;
 mod check;
 mod demo;
 mod fuzz;
+mod manual;
 mod project;
 mod run;
 mod setup;
@@ -50,6 +52,8 @@ enum Task {
         /// Only these figures; all by default.
         figures: Vec<String>,
     },
+    /// Write the manual's pages and the shells' completions, as a package installs them.
+    Manual,
     /// Run for hours what the tests run for minutes.
     Soak(soak::Options),
 }
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
         (Task::Check(options), Ok(project)) => check::run(&project, &options),
         (Task::Demo, Ok(project)) => demo::run(&project),
         (Task::Bench { figures }, Ok(project)) => bench::run(&project, &figures),
+        (Task::Manual, Ok(project)) => manual::run(&project),
         (Task::Test(options), Ok(project)) => test::run(&project, &options),
         (Task::Soak(options), Ok(project)) => soak::run(&project, &options),
     };

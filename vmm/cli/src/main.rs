@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     {
         return bulkhead_process::main(|_: SupervisorArgs| supervise::main());
     }
+    verbs::completion::answer();
     bulkhead_process::main_with(command_line::parse_own, |invocation| match invocation {
         Invocation::Verb(verb, output) => verb.run(output),
         Invocation::Commands(options, line) => verbs::interactive::run_line(options, &line),

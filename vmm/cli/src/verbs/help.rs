@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Command;
 
+use super::examples;
 use crate::command_line;
 use crate::output::{Output, print};
 
@@ -145,7 +146,12 @@ fn of_verb(command: &mut Command, name: &str) -> anyhow::Result<String> {
             near.unwrap_or_default()
         );
     };
-    Ok(format!("{}\n", verb.render_long_help()))
+    let mut text = format!("{}\n", verb.render_long_help());
+    for (index, (sentence, example)) in examples::of(name).enumerate() {
+        let heading = if index == 0 { "\nExamples:\n" } else { "" };
+        let _ = write!(text, "{heading}  {sentence}:\n      {example}\n");
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod affected;
 mod autostart;
+pub(crate) mod completion;
 mod console;
 mod cpu_stats;
 mod create;
@@ -21,11 +22,13 @@ mod domstate;
 mod domuuid;
 mod dumptoml;
 mod edit;
+mod examples;
 pub(crate) mod help;
 mod hostname;
 pub(crate) mod interactive;
 mod list;
 mod logs;
+mod manual;
 mod metadata;
 mod nodeinfo;
 mod power;
@@ -48,10 +51,13 @@ use crate::output::Output;
 pub(crate) enum Verb {
     Doctor(doctor::Args),
     Cd(interactive::Cd),
+    Completion(completion::Args),
     Echo(interactive::Echo),
     Exit(interactive::Quit),
     Help(help::Args),
     Hostname(hostname::Args),
+    #[command(hide = true)]
+    Manual(manual::Args),
     Nodeinfo(nodeinfo::Args),
     Pwd(interactive::Pwd),
     Quit(interactive::Quit),
@@ -139,6 +145,8 @@ impl Verb {
             Self::Doctor(args) => return doctor::run(args, output),
             Self::Help(args) => return help::run(&args, output),
             Self::Logs(args) => return logs::run(&args),
+            Self::Completion(args) => return completion::run(args),
+            Self::Manual(args) => return manual::run(&args),
             Self::Cd(_) => return interactive::outside("cd"),
             Self::Echo(args) => return interactive::echo(&args),
             Self::Exit(_) | Self::Quit(_) => return Ok(ExitCode::SUCCESS),

@@ -11,6 +11,7 @@ use rustyline::{Context, Helper};
 use super::words;
 use crate::command_line;
 use crate::shell::quote;
+use crate::verbs::completion;
 
 /// Completes verbs, options, and the names of guests.
 pub(super) struct Completion;
@@ -45,7 +46,7 @@ fn candidates(typed: &str) -> (usize, Vec<Pair>) {
     let all: Vec<_> = std::iter::once("bulkhead".into()).chain(texts).collect();
     let last = all.len().saturating_sub(1);
     let folder = std::env::current_dir().ok();
-    let mut command = command_line::command();
+    let mut command = completion::with_names(command_line::command());
     let found = clap_complete::engine::complete(&mut command, all, last, folder.as_deref());
     let found = found.unwrap_or_default().into_iter();
     let visible = found.filter(|candidate| !candidate.is_hide_set());
