@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use bulkhead_process::broker::Broker;
-use bulkhead_process::listen::{Listen, SocketFile};
+use bulkhead_process::listen::{Listen, SocketFile, passed};
 use rustix::io::{fcntl_dupfd_cloexec, ioctl_fionbio};
 use rustix::net::sockopt::{socket_peercred, socket_type};
 use rustix::net::{Shutdown, SocketFlags, SocketType, accept_with, shutdown};
@@ -22,17 +22,29 @@ use crate::connection::set_options;
 pub(crate) struct Listener {
     socket: OwnedFd,
     file: Option<SocketFile>,
+    /// Whether it is a service manager's, which goes on listening.
+    is_passed: bool,
 }
 
 impl Listener {
-    /// Listens at a path. A socket file that nobody listens on any more is replaced.
+    /// Takes the socket that a service manager has passed, or listens at a path. A socket file that nobody listens on
+    /// any more is replaced.
     pub(crate) fn bind(path: &Path, group: Option<u32>) -> Result<Self> {
+        if let Some(socket) = passed(SocketType::SEQPACKET)? {
+            set_options(&socket).context("cannot listen on the socket that was passed")?;
+            return Ok(Listener {
+                socket,
+                file: None,
+                is_passed: true,
+            });
+        }
         let listen = Listen::default().seqpacket().mode(0o660).group(group);
         let (socket, file) = listen.at(path)?.into_parts();
         set_options(&socket).with_context(|| format!("cannot listen on {}", path.display()))?;
         Ok(Listener {
             socket,
             file: Some(file),
+            is_passed: false,
         })
     }
 
@@ -47,7 +59,9 @@ impl Listener {
     /// Accepts no more clients. Connections that wait to be accepted are closed when the process ends: closing a socket
     /// with files in its messages can block here, and does not block there.
     pub(crate) fn end(self) {
-        let _ = shutdown(&self.socket, Shutdown::Read);
+        if !self.is_passed {
+            let _ = shutdown(&self.socket, Shutdown::Read);
+        }
         std::mem::forget(self.socket);
     }
 

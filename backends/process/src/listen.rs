@@ -5,6 +5,7 @@
 //! Programs that start at the same time lock the folder: one listens, the others fail because the path is in use.
 
 mod files;
+mod passed;
 mod pause;
 
 use std::ffi::OsStr;
@@ -20,6 +21,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 pub use files::refuse_files;
+pub use passed::passed;
 pub use pause::AcceptPause;
 
 /// The longest path of a Unix socket, without its terminator (unix(7)).
