@@ -16,6 +16,7 @@ mod live;
 mod output;
 mod program;
 mod runtime;
+mod service;
 mod shell;
 mod stats;
 mod store;
@@ -29,11 +30,12 @@ use command_line::Invocation;
 
 fn main() -> ExitCode {
     // The first argument, so that it cannot be a guest's name or the value of an option.
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|verb| verb == supervise::VERB)
-    {
+    let first = std::env::args_os().nth(1);
+    if first.as_ref().is_some_and(|verb| verb == supervise::VERB) {
         return bulkhead_process::main(|_: SupervisorArgs| supervise::main());
+    }
+    if first.is_some_and(|verb| verb == service::VERB) {
+        return bulkhead_process::main(service::main);
     }
     verbs::completion::answer();
     bulkhead_process::main_with(command_line::parse_own, |invocation| match invocation {

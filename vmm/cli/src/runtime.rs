@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::guest::EVENTS;
+use crate::guest::{EVENTS, MONITOR_FOLDER};
 use crate::supervise::{FIFO, state};
 
 /// The number of attempts to make a folder that other runs remove meanwhile.
@@ -157,12 +157,15 @@ impl GuestFolder {
             if !is_same(&lock, &path.join(LOCK)) {
                 continue;
             }
-            return Ok(Self {
+            let folder = Self {
                 path: path.to_owned(),
                 spare: lock.try_clone().ok(),
                 is_left: Cell::new(false),
                 _lock: lock,
-            });
+            };
+            // Only now that the name is reserved: a unit that starts looks for that after it has made its folder.
+            check_units(path)?;
+            return Ok(folder);
         }
     }
 
@@ -190,6 +193,29 @@ impl GuestFolder {
         }
         Ok(())
     }
+}
+
+/// The folder of the guests that systemd's units run.
+pub(crate) const UNITS: &str = "/run/bulkhead-units";
+
+/// Checks that no unit runs root's guest of this path.
+fn check_units(path: &Path) -> anyhow::Result<()> {
+    let name = path.file_name().unwrap_or_default();
+    let monitor = Path::new(UNITS).join(name).join(MONITOR_FOLDER);
+    if rustix::process::geteuid().is_root() && monitor.exists() {
+        let name = name.to_string_lossy();
+        let unit = crate::service::target(&name);
+        bail!("guest '{name}' is run by systemd: systemctl status '{unit}'");
+    }
+    Ok(())
+}
+
+/// Whether a command of root's runs the guest, or reserves its name.
+pub(crate) fn is_reserved(path: &Path) -> bool {
+    let held = |lock: File| {
+        flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+    };
+    File::open(path.join(LOCK)).is_ok_and(held)
 }
 
 /// Checks the runtime folder: a user who can rename the folders in it could put sockets of their own in the place of

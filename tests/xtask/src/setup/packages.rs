@@ -28,6 +28,7 @@ const PACKAGES: &[&str] = &[
     "qemu-user",
     "socat",
     "strace",
+    "systemd",
     "xfsprogs",
 ];
 

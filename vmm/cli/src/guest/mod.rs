@@ -9,5 +9,5 @@ mod process;
 
 pub(crate) use command_line::CommandLine;
 pub(crate) use definition::{Action, Definition, guest_name};
-pub(crate) use plan::{Console, EVENTS, Helper, Plan, Site};
+pub(crate) use plan::{Console, EVENTS, Helper, MONITOR_FOLDER, Plan, Site, Sockets, net_name};
 pub(crate) use process::{Process, Role};

@@ -12,7 +12,7 @@ use bulkhead_mac::MacAddr;
 
 use super::definition::{Definition, Disk, Net, Serial, VhostUser};
 use super::process::{Process, Role};
-use crate::program::Programs;
+use crate::program::{Program, Programs};
 
 /// The network that a helper has without further configuration.
 pub(crate) const DEFAULT_NETWORK: &str = "default";
@@ -29,10 +29,27 @@ pub(crate) struct Site<'a> {
     pub(crate) may_start_helper: bool,
     /// Where the guest's console is.
     pub(crate) console: Console,
+    /// Who makes the sockets on which the backends listen.
+    pub(crate) sockets: Sockets,
 }
 
 /// The file of the monitor's events in the guest's folder.
 pub(crate) const EVENTS: &str = "events.json";
+
+/// Who makes the sockets on which a guest's backends listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sockets {
+    /// Each backend its own, in the guest's folder.
+    Backends,
+    /// The service manager, which passes each backend its socket. The monitor may not write into the guest's folder,
+    /// so its sockets are in one of its own there.
+    ServiceManager,
+}
+
+/// The folder of a monitor's sockets in its guest's folder, where a service manager makes those of the backends.
+pub(crate) const MONITOR_FOLDER: &str = "vmm";
+/// The descriptor by which a service manager passes the only socket (sd_listen_fds(3)).
+const PASSED_SOCKET: &str = "3";
 
 /// Where a guest's console is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +111,27 @@ impl Site<'_> {
         self.folder(guest).join(format!("{name}.sock"))
     }
 
+    /// A socket of the monitor's.
+    pub(crate) fn monitor_socket(&self, guest: &Definition, name: &str) -> PathBuf {
+        match self.sockets {
+            Sockets::Backends => self.socket(guest, name),
+            Sockets::ServiceManager => {
+                let folder = self.folder(guest).join(MONITOR_FOLDER);
+                folder.join(format!("{name}.sock"))
+            }
+        }
+    }
+
+    /// A backend, with the socket on which it listens.
+    fn backend(&self, guest: &Definition, name: String, program: &Program) -> Process {
+        let socket = self.socket(guest, &name);
+        let process = Process::new(name, Role::Backend, program);
+        match self.sockets {
+            Sockets::Backends => process.option("--socket-path", socket),
+            Sockets::ServiceManager => process.option("--fd", PASSED_SOCKET),
+        }
+    }
+
     fn helper_socket(&self) -> PathBuf {
         match self.helper_socket {
             Some(socket) => socket.to_owned(),
@@ -122,11 +160,14 @@ fn helper(guest: &Definition, site: &Site<'_>) -> Helper {
     }
 }
 
+/// The name of a network card.
+pub(crate) fn net_name(index: usize) -> String {
+    format!("net{index}")
+}
+
 fn net_backend(guest: &Definition, net: &Net, index: usize, site: &Site<'_>) -> Process {
-    let name = format!("net{index}");
-    let socket = site.socket(guest, &name);
-    let process = Process::new(name, Role::Backend, &site.programs.net)
-        .option("--socket-path", socket)
+    let process = site
+        .backend(guest, net_name(index), &site.programs.net)
         .option("--network", &net.network)
         .option("--helper-socket", site.helper_socket())
         .option("--mac", guest.mac(net, index).to_string());
@@ -137,9 +178,8 @@ fn net_backend(guest: &Definition, net: &Net, index: usize, site: &Site<'_>) -> 
 }
 
 fn block_backend(guest: &Definition, disk: &Disk, name: String, site: &Site<'_>) -> Process {
-    let socket = site.socket(guest, &name);
-    let mut process = Process::new(name, Role::Backend, &site.programs.block)
-        .option("--socket-path", socket)
+    let mut process = site
+        .backend(guest, name, &site.programs.block)
         .option("--blk-file", &disk.path)
         .option("--format", disk.format.to_string());
     if disk.readonly {
@@ -171,7 +211,7 @@ fn monitor(guest: &Definition, site: &Site<'_>) -> anyhow::Result<Process> {
         process = process.option("--disk", disk_device(&site.socket(guest, &name), disk)?);
     }
     for (index, net) in guest.nets.iter().enumerate() {
-        let socket = site.socket(guest, &format!("net{index}"));
+        let socket = site.socket(guest, &net_name(index));
         let device = net_device(&socket, net, guest.mac(net, index))?;
         process = process.option("--net", device);
     }
@@ -179,9 +219,10 @@ fn monitor(guest: &Definition, site: &Site<'_>) -> anyhow::Result<Process> {
         process = process.option("--vhost-user", other_device(device)?);
     }
     let mut api = OsString::from("path=");
-    api.push(base_value(&site.socket(guest, "api"))?);
+    api.push(base_value(&site.monitor_socket(guest, "api"))?);
     process = process.option("--serial", serial(guest, site)?);
-    if site.console == Console::Socket {
+    // A service manager learns by the exit status how the guest ended.
+    if site.console == Console::Socket && site.sockets == Sockets::Backends {
         let mut events = OsString::from("path=");
         events.push(base_value(&site.folder(guest).join(EVENTS))?);
         process = process.option("--event-monitor", events);
@@ -229,7 +270,7 @@ fn serial(guest: &Definition, site: &Site<'_>) -> anyhow::Result<OsString> {
         (Serial::Console, Console::Terminal) => "tty".into(),
         (Serial::Console, Console::Socket) => {
             let mut word = OsString::from("socket=");
-            word.push(base_value(&site.socket(guest, "console"))?);
+            word.push(base_value(&site.monitor_socket(guest, "console"))?);
             word
         }
         (Serial::Off, _) => "off".into(),
@@ -263,256 +304,4 @@ fn value(text: &OsStr) -> anyhow::Result<OsString> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::guest::CommandLine;
-    use crate::program::Program;
-    use clap::Parser;
-
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        guest: CommandLine,
-    }
-
-    fn guest(words: &[&str]) -> Definition {
-        let line = ["run", "--name", "g", "--kernel", "/k"].iter().chain(words);
-        Line::parse_from(line).guest.into()
-    }
-
-    fn programs() -> Programs {
-        Programs {
-            vmm: Program::named("bulkhead-vmm"),
-            block: Program::named("bulkhead-block"),
-            net: Program::named("bulkhead-net"),
-            net_helper: Program::named("bulkhead-net-helper"),
-        }
-    }
-
-    fn site<'a>(programs: &'a Programs, base: &'a str) -> Site<'a> {
-        Site {
-            programs,
-            base: Path::new(base),
-            helper_socket: None,
-            may_start_helper: true,
-            console: Console::Terminal,
-        }
-    }
-
-    fn plan(words: &[&str]) -> Plan {
-        Plan::new(&guest(words), &site(&programs(), "/run/b")).unwrap()
-    }
-
-    fn commands(plan: &Plan) -> Vec<String> {
-        let helper = plan.helper.iter().flat_map(|helper| &helper.start);
-        let processes = helper.chain(&plan.processes);
-        processes
-            .map(|process| process.command().into_string().unwrap())
-            .collect()
-    }
-
-    #[test]
-    fn a_guest_is_its_helper_its_backends_and_its_monitor() {
-        let plan = plan(&[
-            "--disk",
-            "/d.raw",
-            "--net",
-            "default,mac=52:54:00:00:00:01",
-            "--cpus",
-            "2",
-            "--initramfs",
-            "/i",
-        ]);
-        assert_eq!(
-            commands(&plan),
-            [
-                "bulkhead-net-helper --socket-path /run/b/net-helper.sock --network default --exit-idle",
-                "bulkhead-net --socket-path /run/b/g/net0.sock --network default --helper-socket /run/b/net-helper.sock --mac 52:54:00:00:00:01",
-                "bulkhead-block --socket-path /run/b/g/vda.sock --blk-file /d.raw --format raw",
-                "bulkhead-vmm --kernel /k --initramfs /i --cmdline console=ttyS0 --cpus boot=2 --memory size=512M \
-                 --disk vhost_user=on,socket=/run/b/g/vda.sock \
-                 --net vhost_user=on,socket=/run/b/g/net0.sock,mac=52:54:00:00:00:01 --serial tty \
-                 --api-socket path=/run/b/g/api.sock",
-            ]
-        );
-        let needs: Vec<_> = plan
-            .processes
-            .iter()
-            .map(|process| process.needs_helper)
-            .collect();
-        assert_eq!(needs, [true, false, false]);
-    }
-
-    #[test]
-    fn a_helper_is_started_only_by_those_who_may_and_where_none_is_named() {
-        let (guest, programs) = (guest(&["--net", "default"]), programs());
-        let site = site(&programs, "/run/b");
-        let plan = |site: &Site<'_>| Plan::new(&guest, site).unwrap().helper.unwrap();
-        assert!(plan(&site).start.is_some());
-        let user = Site {
-            may_start_helper: false,
-            ..site.clone()
-        };
-        assert!(plan(&user).start.is_none());
-        let named = Site {
-            helper_socket: Some(Path::new("/h")),
-            ..site
-        };
-        let helper = plan(&named);
-        assert!(helper.start.is_none());
-        assert_eq!(helper.socket, Path::new("/h"));
-    }
-
-    #[test]
-    fn a_helper_is_started_for_the_default_network_only() {
-        for nets in [&["defualt"][..], &["default", "lan"]] {
-            let words: Vec<_> = nets.iter().flat_map(|net| ["--net", net]).collect();
-            let helper = plan(&words).helper.unwrap();
-            assert!(helper.start.is_none(), "{nets:?}");
-            assert_eq!(helper.networks, nets);
-        }
-    }
-
-    #[test]
-    fn the_monitor_comes_after_every_backend() {
-        let plan = plan(&["--disk", "/a.qcow2", "--disk", "/b.raw"]);
-        let monitor = plan.processes.last().unwrap();
-        assert_eq!(monitor.role, Role::Monitor);
-        assert_eq!(monitor.after, [0, 1]);
-    }
-
-    #[test]
-    fn a_command_names_the_file_and_its_format() {
-        let plan = plan(&["--disk", "/a b.qcow2,readonly=on,allow-path=/base"]);
-        let command = plan.processes[0].command().into_string().unwrap();
-        assert!(
-            command.ends_with(
-                "bulkhead-block --socket-path /run/b/g/vda.sock --blk-file '/a b.qcow2' --format qcow2 --read-only --allow-path /base"
-            ),
-            "{command}"
-        );
-    }
-
-    #[test]
-    fn a_runtime_folder_with_a_comma_is_one_value() {
-        let (guest, programs) = (guest(&[]), programs());
-        let plan = |base: &str| Plan::new(&guest, &site(&programs, base));
-        let commas = plan("/run/a,b").unwrap();
-        let last = commas.processes[0].args.last().unwrap();
-        assert_eq!(last, "path=\"/run/a,b/g/api.sock\"");
-        assert!(plan("/run/a\"b").is_err());
-    }
-
-    /// The words after `option` in the command of a process.
-    fn word_after(process: &Process, option: &str) -> Vec<String> {
-        let words = process.args.windows(2).filter(|pair| pair[0] == option);
-        let word = |pair: &[OsString]| pair[1].clone().into_string().unwrap();
-        words.map(word).collect()
-    }
-
-    fn plan_of(change: impl FnOnce(&mut Definition)) -> anyhow::Result<Plan> {
-        let mut guest = guest(&["--disk", "/d.raw", "--net", "default"]);
-        change(&mut guest);
-        Plan::new(&guest, &site(&programs(), "/run/b"))
-    }
-
-    #[test]
-    fn both_ends_of_a_device_have_its_queues() {
-        let plan = plan_of(|guest| {
-            guest.disks[0].queues = 4;
-            guest.disks[0].serial = Some("s 1".into());
-            guest.nets[0].queues = 2;
-        })
-        .unwrap();
-        let [net, disk, monitor] = &plan.processes[..] else {
-            panic!("{plan:?}");
-        };
-        assert_eq!(word_after(net, "--num-queues"), ["2"]);
-        assert_eq!(word_after(disk, "--num-queues"), ["4"]);
-        assert_eq!(word_after(disk, "--serial"), ["s 1"]);
-        let disk = word_after(monitor, "--disk");
-        assert_eq!(
-            disk,
-            ["vhost_user=on,socket=/run/b/g/vda.sock,num_queues=4"]
-        );
-        let net = word_after(monitor, "--net");
-        assert!(net[0].ends_with(",num_queues=5"), "{net:?}");
-    }
-
-    #[test]
-    fn the_serial_port_is_where_the_definition_says() {
-        for (serial, word) in [
-            (Serial::Console, "tty"),
-            (Serial::Off, "off"),
-            (Serial::File("/log/a,b".into()), "file=/log/a,b"),
-        ] {
-            let plan = plan_of(|guest| guest.serial = serial).unwrap();
-            let monitor = plan.processes.last().unwrap();
-            assert_eq!(word_after(monitor, "--serial"), [word]);
-        }
-    }
-
-    #[test]
-    fn devices_of_other_programs_are_the_monitors_alone() {
-        let share = VhostUser {
-            device_type: "fs".parse().unwrap(),
-            socket: "/run/fs,1.sock".into(),
-            tag: Some("share".into()),
-            queues: Some(3),
-        };
-        let plain = VhostUser {
-            device_type: "4".parse().unwrap(),
-            socket: "/run/rng.sock".into(),
-            tag: None,
-            queues: None,
-        };
-        let quote = VhostUser {
-            socket: "/run/a\"b".into(),
-            ..plain.clone()
-        };
-        let plan = plan_of(|guest| guest.vhost_user = vec![share, plain]).unwrap();
-        assert_eq!(plan.processes.len(), 3);
-        assert_eq!(
-            word_after(&plan.processes[2], "--vhost-user"),
-            [
-                "type=fs,socket=\"/run/fs,1.sock\",tag=share,num_queues=3",
-                "type=4,socket=/run/rng.sock"
-            ]
-        );
-        let error = plan_of(|guest| guest.vhost_user = vec![quote]).unwrap_err();
-        assert_eq!(
-            format!("{error:#}"),
-            "the 4 device: /run/a\"b has a double quote in it"
-        );
-    }
-
-    #[test]
-    fn disks_come_in_the_order_of_their_names() {
-        let plan = plan_of(|guest| {
-            let named = |path: &str, target: Option<&str>| Disk {
-                path: path.into(),
-                target: target.map(Into::into),
-                ..guest.disks[0].clone()
-            };
-            guest.disks = vec![
-                named("/second", Some("vdb")),
-                named("/third", None),
-                named("/first", Some("vda")),
-                named("/last", Some("vdaa")),
-            ];
-        })
-        .unwrap();
-        let files = plan.processes[1..5]
-            .iter()
-            .map(|disk| (disk.name.clone(), word_after(disk, "--blk-file").remove(0)));
-        let expected = [
-            ("vda", "/first"),
-            ("vdb", "/second"),
-            ("vdc", "/third"),
-            ("vdaa", "/last"),
-        ];
-        assert!(files.eq(expected.map(|(name, file)| (name.into(), file.into()))));
-        let sockets = word_after(&plan.processes[5], "--disk");
-        assert!(sockets[3].ends_with("/vdaa.sock"), "{sockets:?}");
-    }
-}
+mod tests;

@@ -55,10 +55,7 @@ impl Store {
     /// When a user has no home.
     pub(crate) fn open() -> anyhow::Result<Self> {
         if rustix::process::geteuid().is_root() {
-            return Ok(Self {
-                folder: SYSTEM.into(),
-                is_system: true,
-            });
+            return Ok(Self::system());
         }
         let absolute = |name: &str| {
             let path = std::env::var_os(name).map(PathBuf::from);
@@ -73,6 +70,14 @@ impl Store {
             folder: config.join(USER),
             is_system: false,
         })
+    }
+
+    /// The store of root, which every user may read.
+    pub(crate) fn system() -> Self {
+        Self {
+            folder: SYSTEM.into(),
+            is_system: true,
+        }
     }
 
     /// The names of all files that are definitions, or should be, in order.

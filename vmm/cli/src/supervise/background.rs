@@ -18,7 +18,7 @@ use super::proc::{self, ProcessId};
 use super::signals::Signals;
 use super::state::{LastEnd, Reason, RunState, State};
 use super::supervisor::{Outcome, Setting, Supervisor};
-use crate::guest::{Console, Definition, Plan, Site};
+use crate::guest::{Console, Definition, Plan, Site, Sockets};
 use crate::program::Programs;
 use crate::runtime::{self, GuestFolder};
 
@@ -214,6 +214,7 @@ fn plan(state: &State, base: &Path) -> anyhow::Result<Plan> {
         helper_socket: state.helper_socket.as_deref(),
         may_start_helper: rustix::process::geteuid().is_root(),
         console: Console::Socket,
+        sockets: Sockets::Backends,
     };
     Plan::new(&state.definition, &site)
 }

@@ -4,7 +4,7 @@
 //! In the foreground (`bulkhead run`) the guest ends with it. In the background it may be killed at any time: the guest
 //! goes on, and the next `bulkhead` command starts another supervisor, which adopts the processes.
 
-mod api;
+pub(crate) mod api;
 mod background;
 pub(crate) mod child;
 mod console;

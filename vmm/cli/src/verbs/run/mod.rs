@@ -97,6 +97,7 @@ fn plan(args: &Args, definition: &Definition, base: &Path) -> anyhow::Result<Pla
         helper_socket: helper_socket.as_deref(),
         may_start_helper: rustix::process::geteuid().is_root(),
         console: guest::Console::Terminal,
+        sockets: guest::Sockets::Backends,
     };
     Plan::new(definition, &site)
 }
