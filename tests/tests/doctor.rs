@@ -115,7 +115,7 @@ const ROOT: &[Case] = &[
         mended: None,
     },
     Case {
-        take: "ulimit -S -n 100",
+        take: "ulimit -S -n 30",
         check: "open files (nofile)",
         status: "fail",
         mend: "run: ulimit -S -n 1024",

@@ -12,7 +12,7 @@ struct Needed {
     /// The shell's option, and the size of its unit.
     option: &'static str,
     unit: u64,
-    /// Below this a guest does not start.
+    /// Below this not even a small guest starts.
     least: u64,
     /// Below this only small ones do.
     enough: u64,
@@ -27,8 +27,8 @@ const ALL: [Needed; 5] = [
         resource: Resource::Nofile,
         option: "n",
         unit: 1,
-        // A monitor has some 60 with one disk and one network card, and three for each queue more.
-        least: 128,
+        // A monitor with one disk has 30.
+        least: 32,
         enough: 1024,
         why: "each queue of each device takes descriptors",
     },
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_soft_limit_is_raised_by_the_shell_and_a_hard_one_by_root() {
         assert_eq!(files(1024, 1024).status(), Status::Ok);
-        let soft = files(64, 4096);
+        let soft = files(24, 4096);
         assert_eq!(soft.status(), Status::Fail);
         assert_eq!(soft.mend(true), Some(("run", "ulimit -S -n 1024")));
         let hard = files(512, 512);
