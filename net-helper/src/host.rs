@@ -33,6 +33,8 @@ pub(crate) struct Host {
     pub(crate) routing: Vec<RuleMessage>,
     /// Interfaces of others on top of this program's, which the table closes.
     pub(crate) above: Vec<u32>,
+    /// Whether such interfaces have come or gone since they were listed.
+    pub(crate) above_changed: bool,
     pub(crate) watch: Option<Watch>,
     pub(crate) dhcp: Vec<Dhcp>,
     pub(crate) record: Record,
@@ -71,6 +73,7 @@ impl Host {
             table: None,
             routing: Vec::new(),
             above: Vec::new(),
+            above_changed: true,
             watch: None,
             dhcp,
             record,

@@ -4,6 +4,7 @@
 //! Until then no packet passes that must not: the nftables table and the routing rules each suffice without the other,
 //! and both drop the packets of a TAP device without a bridge.
 
+use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
@@ -34,15 +35,25 @@ impl Host {
             return Vec::new();
         };
         let (networks, ports, above) = (&self.networks, &self.ports, &self.above);
+        let above_changed = Cell::new(false);
         let watched = Watched {
             is_bridge: &|index| networks.iter().any(|active| active.bridge == Some(index)),
             is_adopted: &|index| ports.iter().any(|p| p.index == index && p.is_adopted),
             is_disguised: &|link| is_disguised(link, networks, &self.record.owner),
-            is_above: &|link| is_above(link, networks, ports, above),
-            was_above: &|index| above.contains(&index),
+            is_above: &|link| {
+                let is = is_above(link, networks, ports, above);
+                above_changed.set(above_changed.get() || is);
+                is
+            },
+            was_above: &|index| {
+                let was = above.contains(&index);
+                above_changed.set(above_changed.get() || was);
+                was
+            },
             is_missing: self.is_damaged || networks.iter().any(|active| active.bridge.is_none()),
         };
         watch.read(&watched, self.table.as_ref().map(nft::Table::port));
+        self.above_changed |= above_changed.get();
         let changed = watch.take_ports();
         if watch.is_due() {
             let errors = self.repair();

@@ -47,7 +47,8 @@ impl Host {
         Ok(taps.iter().find_map(|tap| tap.controller))
     }
 
-    fn chains(&mut self, networks: &[Network], bridges: &[Option<u32>]) -> Result<Vec<nft::Chain>> {
+    /// Lists the interfaces on top of this program's.
+    fn list_above(&mut self, networks: &[Network], bridges: &[Option<u32>]) -> Result<()> {
         let group = self.record.owner.group();
         let links = self.links.all().context("cannot list the interfaces")?;
         let all = networks.iter().zip(bridges);
@@ -57,6 +58,15 @@ impl Host {
         let in_group = links.iter().filter(|link| link.group == group);
         ours.extend(in_group.map(|link| link.index));
         self.above = above(&links, ours);
+        Ok(())
+    }
+
+    fn chains(&mut self, networks: &[Network], bridges: &[Option<u32>]) -> Result<Vec<nft::Chain>> {
+        let group = self.record.owner.group();
+        // Listing hundreds of interfaces would keep clients waiting at each repair.
+        if std::mem::take(&mut self.above_changed) {
+            self.list_above(networks, bridges)?;
+        }
         let interfaces = Interfaces {
             networks,
             bridges,

@@ -133,7 +133,9 @@ fn concerns_bridge(raw: &Raw<'_>, watched: &Watched<'_>) -> bool {
                 let is_bridge = (watched.is_bridge)(link.index);
                 (is_bridge && (watched.is_disguised)(&link)) || (watched.is_above)(&link)
             };
-            watched.is_missing || link(raw).is_some_and(concerns)
+            // Most links are neither, and clients wait while hundreds of them are read.
+            let may_concern = (watched.is_bridge)(index(raw)) || is_on_top(raw);
+            watched.is_missing || (may_concern && link(raw).is_some_and(concerns))
         }
         _ => false,
     }
@@ -148,6 +150,26 @@ fn link(raw: &Raw<'_>) -> Option<Link> {
         }
         _ => None,
     }
+}
+
+/// Whether a link has the attribute `IFLA_LINK`, the interface that it is on top of.
+fn is_on_top(raw: &Raw<'_>) -> bool {
+    /// The length of `struct ifinfomsg`, after which attributes begin.
+    const GENERAL: usize = 16;
+    let mut rest = raw.whole.get(HEADER + GENERAL..).unwrap_or_default();
+    while let Some((&[a, b, c, d], _)) = rest.split_first_chunk() {
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        if u16::from_ne_bytes([c, d]) == libc::IFLA_LINK {
+            return true;
+        }
+        // Attributes are aligned to 4 bytes. One that is shorter than its own header ends the list.
+        let next = length.next_multiple_of(4);
+        rest = match length {
+            4.. => rest.get(next..).unwrap_or_default(),
+            _ => return false,
+        };
+    }
+    false
 }
 
 /// The index of an adopted TAP device that has changed or been removed: its last user may have closed it.

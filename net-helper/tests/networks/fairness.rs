@@ -10,61 +10,43 @@ use std::time::{Duration, Instant};
 use bulkhead_net_protocol::{Lease, TapRequest};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::host::{Helper, on_own_host};
+use crate::host::{Helper, on_own_host, run};
 
 /// How many devices one user drops at once.
 const MANY: usize = 511;
-/// How many of them may be removed from the end of one request to the end of the next, usually and at the most. The
-/// helper removes four at a time and none while it serves a request, so these are one removal that has begun, and those
-/// that fit into the time until the helper has a processor. A busy machine makes all of that take longer, so the test
-/// counts devices and does not measure time.
-const USUALLY: usize = 8;
-const AT_MOST: usize = 40;
 
-/// Requests, one after the other: how long each took, and how many devices were removed from the end of the one before
-/// to its own.
-struct Requests {
-    times: Vec<Duration>,
-    removed: Vec<usize>,
-}
+/// How long requests took, one after the other.
+struct Waits(Vec<Duration>);
 
-impl Requests {
-    /// Sends requests while `more` says so.
-    fn measure(helper: &Helper, mut more: impl FnMut() -> bool) -> Requests {
-        let (mut times, mut removed) = (Vec::new(), Vec::new());
-        let mut before = devices();
+impl Waits {
+    /// Asks while `more` says so.
+    fn measure(helper: &Helper, mut more: impl FnMut() -> bool) -> Waits {
+        let mut all = Vec::new();
         while more() {
             let start = Instant::now();
             let lease = helper.lease(&TapRequest::on("default")).unwrap();
-            times.push(start.elapsed());
-            // The new device is one more.
-            let now = devices();
-            removed.push((before + 1).saturating_sub(now));
-            before = now;
+            all.push(start.elapsed());
             drop(lease);
         }
-        times.sort();
-        removed.sort();
-        Requests { times, removed }
+        all.sort();
+        Waits(all)
+    }
+
+    fn median(&self) -> Duration {
+        self.0[self.0.len() / 2]
+    }
+
+    fn longest(&self) -> Duration {
+        self.0[self.0.len() - 1]
     }
 }
 
-fn median<T: Copy>(sorted: &[T]) -> T {
-    sorted[sorted.len() / 2]
-}
+/// What a request may take longer than usual, at the most.
+const LONGER: Duration = Duration::from_millis(50);
+/// How often it is measured until it shows: what this machine does besides is in both, but not evenly.
+const ROUNDS: usize = 5;
 
-fn longest<T: Copy>(sorted: &[T]) -> T {
-    sorted[sorted.len() - 1]
-}
-
-/// How many TAP devices of helpers this host has. Reading this file waits for no change of an interface.
-fn devices() -> usize {
-    let all = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-    let names = all.lines().filter(|line| line.contains("bhtap"));
-    names.count()
-}
-
-/// Has a client drop many devices in some way, and counts how many of them others wait for.
+/// Has a client drop many devices in some way, and compares how long others wait with how long they do usually.
 fn others_wait(drop_all: fn(Vec<Lease>)) {
     let files = Some(4096);
     let limit = Rlimit {
@@ -74,36 +56,61 @@ fn others_wait(drop_all: fn(Vec<Lease>)) {
     setrlimit(Resource::Nofile, limit).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let helper = Helper::start(folder.path(), "--network dhcp=off");
+    for round in 1.. {
+        let [usual, meanwhile] = measure(&helper, drop_all);
+        if meanwhile.longest() < LONGER + usual.longest() {
+            break;
+        }
+        // A machine on which no single request takes so little shows that most do, and that none takes as long as all
+        // devices.
+        let (few, many) = (usual.longest(), meanwhile.longest());
+        assert!(
+            many < Duration::from_millis(500) + 5 * few,
+            "longest {many:?}, usually {few:?}"
+        );
+        if round == ROUNDS {
+            println!("this machine is too busy for {LONGER:?}");
+            break;
+        }
+    }
+    helper.stop();
+}
+
+fn measure(helper: &Helper, drop_all: fn(Vec<Lease>)) -> [Waits; 2] {
     let lease = || helper.lease(&TapRequest::on("default")).unwrap();
     let many: Vec<_> = (0..MANY).map(|_| lease()).collect();
     let mut rounds = 50;
-    let usual = Requests::measure(&helper, || {
+    let usual = Waits::measure(helper, || {
         rounds -= 1;
         rounds > 0
     });
 
     let start = Instant::now();
     let dropping = std::thread::spawn(move || drop_all(many));
-    let meanwhile = Requests::measure(&helper, || !dropping.is_finished() || devices() > FEW);
+    let left = || {
+        run("ip -o link | grep -c bhtap || true")
+            .trim()
+            .parse::<usize>()
+            .unwrap()
+    };
+    let meanwhile = Waits::measure(helper, || !dropping.is_finished() || left() > FEW);
 
     let gone = start.elapsed();
     dropping.join().unwrap();
-    let [few, many] =
-        [&usual, &meanwhile].map(|requests| (median(&requests.times), longest(&requests.times)));
-    let removed = (median(&meanwhile.removed), longest(&meanwhile.removed));
+    let [few, many] = [&usual, &meanwhile].map(|waits| (waits.median(), waits.longest()));
     println!(
-        "{MANY} devices gone in {gone:?}; median and longest request {few:?} usually, {many:?} meanwhile, \
-         in which {removed:?} devices were removed"
+        "{MANY} devices gone in {gone:?}; median and longest request {few:?} usually, {many:?} meanwhile"
     );
     assert!(
-        removed.0 <= USUALLY && removed.1 <= AT_MOST,
-        "a request waited for so many devices: {:?}",
-        meanwhile.removed
+        many.0 < LONGER + few.0,
+        "median {:?}, usually {:?}",
+        many.0,
+        few.0
     );
-    helper.stop();
+    [usual, meanwhile]
 }
 
-/// How many devices of the test's own requests may still be there.
+/// What the requests of the test itself may have left.
 const FEW: usize = 8;
 
 #[test]

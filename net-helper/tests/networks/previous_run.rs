@@ -98,7 +98,7 @@ fn where_a_table_belongs_to_nobody_it_is_put_back_when_others_flush_it() {
                 return;
             }
             let folder = tempfile::tempdir().unwrap();
-            let making_the_table = "inject=sendto:error=EOPNOTSUPP:when=5";
+            let making_the_table = "inject=sendto:error=EOPNOTSUPP:when=6";
             let trace = format!("strace -f -o /dev/null -e trace=sendto -e {making_the_table}");
             let helper = Helper::start_under(&trace, folder.path(), "--network dhcp=off");
             let ours = run("nft list table inet bulkhead");
