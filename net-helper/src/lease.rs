@@ -58,6 +58,22 @@ impl Lease {
     }
 }
 
+impl Host {
+    /// The network that a client names.
+    pub(crate) fn network(&self, name: &str) -> Result<&ActiveNetwork, Refusal> {
+        let mut networks = self.networks.iter();
+        networks.find(|s| s.network.name == name).ok_or_else(|| {
+            let known = self.networks.iter().map(|s| s.network.name.as_str());
+            let known: Vec<_> = known.collect();
+            let why = format!(
+                "bulkhead-net-helper has no network {name:?}; it has {}",
+                known.join(", ")
+            );
+            refusal(RefusalKind::UnknownNetwork, why)
+        })
+    }
+}
+
 fn validate<'a>(
     request: &TapRequest,
     host: &Host,
@@ -65,18 +81,7 @@ fn validate<'a>(
 ) -> Result<Wanted, Refusal> {
     let invalid = |why: String| Err(refusal(RefusalKind::Invalid, why));
     let name = &request.network;
-    let Some(active) = host.networks.iter().find(|s| s.network.name == *name) else {
-        let known: Vec<_> = host
-            .networks
-            .iter()
-            .map(|s| s.network.name.as_str())
-            .collect();
-        let why = format!(
-            "bulkhead-net-helper has no network {name:?}; it has {}",
-            known.join(", ")
-        );
-        return Err(refusal(RefusalKind::UnknownNetwork, why));
-    };
+    let active = host.network(name)?;
     if !(1..=MAX_QUEUES).contains(&request.queues) {
         return invalid(format!(
             "{} queues: from 1 to {MAX_QUEUES} can be had",

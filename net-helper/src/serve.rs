@@ -5,13 +5,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bulkhead_net_protocol::{Channel, Packet, Refusal, RefusalKind, Reply, Request, decode};
+use bulkhead_net_protocol::{
+    AddressRequest, Channel, Packet, Refusal, RefusalKind, Reply, Request, decode,
+};
 use bulkhead_process::listen::{self, AcceptPause};
 use bulkhead_process::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::connection::{Closing, Next, peek};
+use crate::dhcp;
 use crate::host::Host;
 use crate::lease::{Lease, refusal};
 use crate::listen::Listener;
@@ -339,6 +342,7 @@ impl Server {
             Request::Tap(request) => request,
             Request::Hold => return self.hold(position),
             Request::Release => return self.release_hold(position),
+            Request::Addresses(request) => return self.addresses(position, &request, host),
             _ => return Err(invalid("unknown request".into())),
         };
         if self.clients.get(position).is_none_or(Client::needs_helper) {
@@ -378,6 +382,25 @@ impl Server {
         client.holds = true;
         self.was_needed = true;
         reply(client, &Reply::Held)
+    }
+
+    fn addresses(
+        &self,
+        position: usize,
+        request: &AddressRequest,
+        host: &Host,
+    ) -> Result<(), Refusal> {
+        let Some(client) = self.clients.get(position) else {
+            return Ok(());
+        };
+        if client.needs_helper() {
+            let why = "this connection is a lease or a hold".into();
+            return Err(refusal(RefusalKind::Invalid, why));
+        }
+        let network = &host.network(&request.network)?.network;
+        let found = dhcp::addresses(network, request.mac, host.state.path());
+        let found = found.map_err(|e| refusal(RefusalKind::System, format!("{e:#}")))?;
+        reply(client, &Reply::Addresses(found))
     }
 
     fn release_hold(&mut self, position: usize) -> Result<(), Refusal> {

@@ -10,7 +10,10 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-use crate::{Channel, Error, ErrorKind, Packet, Reply, Request, TapInfo, TapRequest, decode};
+use crate::{
+    AddressRequest, Addresses, Channel, Error, ErrorKind, Packet, Reply, Request, TapInfo,
+    TapRequest, decode,
+};
 
 /// How long to wait for a reply, which usually takes milliseconds.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,6 +94,16 @@ impl Client {
                     "bulkhead-net-helper gave {got} queues instead of {want}"
                 )))
             }
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    /// Requests the addresses that a guest has by DHCP, and waits for the reply, for at most 10 seconds.
+    pub fn request_addresses(&self, request: &AddressRequest) -> Result<Addresses, Error> {
+        let request = Request::Addresses(request.clone());
+        send_request(&self.channel, &request, REPLY_TIMEOUT)?;
+        match decode(&receive_reply(&self.channel, REPLY_TIMEOUT)?.bytes)? {
+            Reply::Addresses(addresses) => Ok(addresses),
             reply => Err(unexpected(reply)),
         }
     }

@@ -8,6 +8,8 @@
 //! has one, from start to end, over reboots of the guest. A helper with `--exit-idle` ends when the last lease and the
 //! last hold are gone, whoever has started it.
 //!
+//! On a connection that is neither, a client can ask which addresses a guest has by DHCP.
+//!
 //! A message is JSON of at most [`MAX_MESSAGE`] bytes, with the protocol's [`VERSION`]. A message with an unknown field
 //! is refused.
 //!
@@ -35,7 +37,8 @@ pub use channel::{Channel, Packet};
 pub use client::{Client, Connection, Hold, Lease, PendingHold};
 pub use error::{Error, ErrorKind};
 pub use message::{
-    Refusal, RefusalKind, Reply, Request, Subnet, TapInfo, TapRequest, decode, encode,
+    AddressRequest, Addresses, Refusal, RefusalKind, Reply, Request, Subnet, TapInfo, TapRequest,
+    decode, encode,
 };
 pub use path::{default_socket_path, start_command};
 pub use tap_mac::tap_mac;
@@ -48,3 +51,6 @@ pub const MAX_MESSAGE: usize = 4096;
 
 /// The most queues that a TAP device can have.
 pub const MAX_QUEUES: u16 = 16;
+
+/// The most addresses of one guest in a reply.
+pub const MAX_ADDRESSES: usize = 16;

@@ -21,6 +21,18 @@ pub enum Request {
     Hold,
     /// Ends the hold of this connection.
     Release,
+    /// The addresses that a guest has by DHCP. The connection can have further requests.
+    Addresses(AddressRequest),
+}
+
+/// The guest whose addresses a client requests: it must know both the network and the guest's MAC address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddressRequest {
+    /// The network that the guest is on.
+    pub network: String,
+    /// The guest's MAC address.
+    pub mac: MacAddr,
 }
 
 /// The TAP device that a client requests.
@@ -71,6 +83,8 @@ pub enum Reply {
         /// connection closes when the helper has removed everything.
         ends: bool,
     },
+    /// The addresses of a guest.
+    Addresses(Addresses),
     /// The request was refused and has had no effect.
     Refused(Refusal),
 }
@@ -102,6 +116,16 @@ pub struct Subnet {
     pub prefix: u8,
     /// The host's address on the bridge, which is the guests' gateway.
     pub gateway: Ipv4Addr,
+}
+
+/// The addresses that a guest has by DHCP, at most [`crate::MAX_ADDRESSES`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Addresses {
+    /// The addresses; none if the guest has not asked for one, or the network has no DHCP.
+    pub addresses: Vec<Ipv4Addr>,
+    /// The length of the network's prefix, in bits.
+    pub prefix: u8,
 }
 
 /// Why a request was refused.
@@ -205,6 +229,26 @@ mod tests {
         assert_eq!(
             text(encode(&Reply::Released { ends: true }).unwrap()),
             r#"{"version":1,"body":{"released":{"ends":true}}}"#
+        );
+    }
+
+    #[test]
+    fn addresses_are_written_as_documented() {
+        let request = Request::Addresses(AddressRequest {
+            network: "default".into(),
+            mac: "52:54:00:00:00:01".parse().unwrap(),
+        });
+        let reply = Reply::Addresses(Addresses {
+            addresses: vec![[192, 168, 124, 7].into()],
+            prefix: 24,
+        });
+        assert_eq!(
+            String::from_utf8(encode(&request).unwrap()).unwrap(),
+            r#"{"version":1,"body":{"addresses":{"network":"default","mac":"52:54:00:00:00:01"}}}"#
+        );
+        assert_eq!(
+            String::from_utf8(encode(&reply).unwrap()).unwrap(),
+            r#"{"version":1,"body":{"addresses":{"addresses":["192.168.124.7"],"prefix":24}}}"#
         );
     }
 

@@ -20,7 +20,7 @@ const PROGRAMS: &[&str] = &[
 ];
 
 /// The file of the leases in its folder.
-const LEASES: &str = "leases";
+pub(super) const LEASES: &str = "leases";
 
 /// The installed program.
 pub(super) fn program() -> Option<&'static str> {
@@ -55,8 +55,8 @@ impl User {
             .ok_or_else(|| anyhow!("/etc/passwd has no user dnsmasq or nobody"))
     }
 
-    /// Creates the folder of the leases. This user may write in it, and root may remove it even without
-    /// CAP_DAC_OVERRIDE.
+    /// Creates the folder of the leases. This user may write in it, and root may read the leases and remove it even
+    /// without CAP_DAC_OVERRIDE.
     pub(super) fn create_lease_folder(&self, path: &Path) -> Result<()> {
         let create = || -> io::Result<()> {
             match DirBuilder::new().create(path) {
@@ -70,7 +70,8 @@ impl User {
             // change its owner.
             let file = open_regular(&file, &mut options)?;
             fchown(&file, Some(self.uid), Some(self.gid))?;
-            file.set_permissions(Permissions::from_mode(0o660))?;
+            // Nobody but root and this user can enter the folder.
+            file.set_permissions(Permissions::from_mode(0o664))?;
             chown(path, None, Some(self.gid))?;
             set_permissions(path, Permissions::from_mode(0o770))
         };

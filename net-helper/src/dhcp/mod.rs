@@ -14,6 +14,7 @@
 
 mod dnsmasq;
 mod init;
+mod leases;
 mod lock;
 mod namespaces;
 mod params;
@@ -35,6 +36,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::network::Network;
 use crate::subnet::Ipv4Subnet;
 use dnsmasq::User;
+pub(crate) use leases::addresses;
 use lock::LockFile;
 use params::Role;
 use pipe::{SUPERVISOR_STOP_TIMEOUT, poll_readable};
@@ -79,7 +81,7 @@ impl Dhcp {
             anyhow!("dnsmasq is not installed and {network} needs it for DHCP: install dnsmasq-base, or say dhcp=off")
         })?;
         let user = User::find()?;
-        let leases = state.join(format!("{}.leases", network.name));
+        let leases = leases::folder(network, state);
         user.create_lease_folder(&leases)?;
         let mut params = vec![
             std::env::current_exe()

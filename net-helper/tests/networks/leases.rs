@@ -6,8 +6,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use bulkhead_mac::MacAddr;
 use bulkhead_net_protocol::{
-    Channel, Client, ErrorKind, RefusalKind, Reply, Request, TapRequest, decode,
+    AddressRequest, Channel, Client, ErrorKind, RefusalKind, Reply, Request, TapRequest, decode,
 };
 use bulkhead_test_frontend::descriptors;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -19,7 +20,7 @@ use rustix::net::{
 use rustix::process::Signal;
 use tap::{Options, Tap};
 
-use crate::host::{Helper, attempt, eventually, on_own_host, run};
+use crate::host::{Guest, Helper, attempt, eventually, on_own_host, run};
 
 fn exists(interface: &str) -> bool {
     attempt(&format!("ip link show {interface}"))
@@ -73,6 +74,49 @@ fn a_lease_is_what_was_asked_for() {
         );
         helper.stop();
     });
+}
+
+#[test]
+fn a_guests_addresses_are_those_that_dnsmasq_has_given_it() {
+    on_own_host(
+        "leases::a_guests_addresses_are_those_that_dnsmasq_has_given_it",
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            let networks =
+                "--network default --network name=lab,bridge=lab0,subnet=10.77.0.0/24,dhcp=off";
+            let helper = Helper::start(folder.path(), networks);
+            let guest = Guest::new(&helper, &TapRequest::on("default"));
+            let asked = |network: &str, mac: MacAddr| {
+                let network = network.to_owned();
+                Client::connect(&helper.socket)?.request_addresses(&AddressRequest { network, mac })
+            };
+            let mac = guest.lease.info.mac;
+            assert!(asked("default", mac).unwrap().addresses.is_empty());
+
+            let said = guest.dhcp(folder.path());
+
+            let found = asked("default", mac).unwrap();
+            assert_eq!(found.prefix, 24);
+            let [address] = found.addresses[..] else {
+                panic!("{found:?}");
+            };
+            assert!(
+                said.contains(&format!("ip={address} ")),
+                "{address}: {said}"
+            );
+            // Whoever does not know the MAC address, or names another network, learns nothing.
+            let other = "52:54:00:00:00:99".parse().unwrap();
+            assert!(asked("default", other).unwrap().addresses.is_empty());
+            assert!(asked("lab", mac).unwrap().addresses.is_empty());
+            let error = asked("no", mac).unwrap_err();
+            assert_eq!(
+                error.kind(),
+                ErrorKind::Refused(RefusalKind::UnknownNetwork)
+            );
+            drop(guest);
+            helper.stop();
+        },
+    );
 }
 
 #[test]
