@@ -54,7 +54,8 @@ pub(crate) fn free_id(base: &Path) -> u32 {
         .saturating_add(1)
 }
 
-fn names(base: &Path) -> Vec<String> {
+/// The names of the folders of guests.
+pub(crate) fn names(base: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(base) else {
         return Vec::new();
     };

@@ -30,6 +30,7 @@ pub(crate) struct Counters {
 pub(crate) struct Card {
     /// The name of the process that serves it.
     pub(crate) process: String,
+    pub(crate) network: String,
     pub(crate) mac: MacAddr,
     /// `None` while it has none, as when its process is being started again.
     pub(crate) tap: Option<String>,
@@ -45,6 +46,7 @@ pub(crate) fn of(domain: &Domain) -> Vec<Card> {
         let mac = guest.mac(net, index);
         Card {
             process: format!("net{index}"),
+            network: net.network.clone(),
             mac,
             tap: tap_of(mac),
         }

@@ -18,6 +18,8 @@ pub(crate) struct Vcpu {
     pub(crate) cpu: u32,
     /// The processor time that it has used, in nanoseconds.
     pub(crate) time: u64,
+    /// How long it has waited for a CPU of the host, in nanoseconds.
+    pub(crate) wait: u64,
 }
 
 /// The virtual CPUs of a guest, in their order; none where it does not run.
@@ -51,12 +53,14 @@ impl Vcpu {
             .1
             .split_ascii_whitespace()
             .nth(39 - 3)?;
-        let time = read("schedstat")?.split(' ').next()?.parse().ok()?;
+        let times = read("schedstat")?;
+        let mut times = times.split(' ').map(|time| time.parse().ok());
         Some(Self {
             index,
             thread: Pid::from_raw(thread)?,
             cpu: cpu.parse().ok()?,
-            time,
+            time: times.next()??,
+            wait: times.next()??,
         })
     }
 

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use super::child::{Child, Ground, Surroundings};
 use super::console::Hub;
-use super::control::{self, Change, Order, Responder, Response};
+use super::control::{self, Change, Order, Responder, Response, Subscriber};
 use super::ending::{CRASHED, Ending, RESET, monitor_ended};
 use super::event::{Ended, Event, Helper as HelperNews};
 use super::helper::Helper;
@@ -28,6 +28,9 @@ use crate::terminal::Terminal;
 
 /// How long the other processes may take to end by themselves after the guest, and again after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long clients may take to receive the last change.
+const REPORTING: Duration = Duration::from_secs(1);
 
 /// Why a guest is over.
 #[derive(Debug)]
@@ -80,7 +83,7 @@ pub(crate) struct Supervisor<'a> {
     /// The last warning about its absence, so that none is written twice.
     helper_missed: Option<String>,
     restart_when_off: bool,
-    subscribers: Vec<Sender<Change>>,
+    subscribers: Vec<Subscriber>,
     /// Those who ordered the end, which they learn of when it has come.
     waiting: Vec<Responder>,
     /// Called when the guest runs for the first time.
@@ -176,6 +179,11 @@ impl<'a> Supervisor<'a> {
     pub(crate) fn close(&mut self, ending: Ending) -> anyhow::Result<()> {
         // The state is not written, since the guest's folder is removed next.
         self.report(ending.state, ending.reason);
+        let deadline = Instant::now() + REPORTING;
+        for Subscriber { changes, written } in self.subscribers.drain(..) {
+            drop(changes);
+            let _ = written.recv_deadline(deadline);
+        }
         if let Some(console) = self.console.take() {
             console.finish();
         }
@@ -540,8 +548,8 @@ impl<'a> Supervisor<'a> {
             state,
             reason,
         };
-        let gone = |subscriber: &Sender<Change>| subscriber.send(change.clone()).is_ok();
-        self.subscribers.retain(gone);
+        self.subscribers
+            .retain(|subscriber| subscriber.changes.send(change.clone()).is_ok());
     }
 
     /// Writes the state for other commands. A guest is not started without it, but one that runs runs on.

@@ -13,15 +13,19 @@ mod doctor;
 mod domblklist;
 mod domdisplay;
 mod domid;
+mod domifaddr;
 mod domiflist;
 mod domifstat;
 mod dominfo;
+mod dommemstat;
 mod domname;
 mod domrename;
 mod domstate;
+mod domstats;
 mod domuuid;
 mod dumptoml;
 mod edit;
+mod event;
 mod examples;
 pub(crate) mod help;
 mod hostname;
@@ -97,6 +101,14 @@ pub(crate) enum Verb {
     Domiflist(domiflist::Args),
     /// Print what went through a network card of a guest
     Domifstat(domifstat::Args),
+    /// Print the addresses that a guest has by DHCP
+    Domifaddr(domifaddr::Args),
+    /// Print how much memory a guest has and takes
+    Dommemstat(dommemstat::Args),
+    /// Print figures of guests
+    Domstats(domstats::Args),
+    /// Wait for changes of guests' states
+    Event(event::Args),
     /// Say that a guest has no graphical display
     Domdisplay(domdisplay::Args),
     /// Say what to use in place of a command of QEMU's monitor
@@ -167,6 +179,10 @@ impl Verb {
             Self::Domblklist(args) => domblklist::run(&args, output),
             Self::Domiflist(args) => domiflist::run(&args, output),
             Self::Domifstat(args) => domifstat::run(&args, output),
+            Self::Domifaddr(args) => domifaddr::run(&args, output),
+            Self::Dommemstat(args) => dommemstat::run(&args, output),
+            Self::Domstats(args) => domstats::run(&args, output),
+            Self::Event(args) => event::run(&args, output),
             Self::Domdisplay(args) => domdisplay::run(&args, output),
             Self::QemuMonitorCommand(args) => qemu_monitor_command::run(&args, output),
             Self::Vcpuinfo(args) => vcpuinfo::run(&args, output),

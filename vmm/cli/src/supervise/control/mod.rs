@@ -84,7 +84,15 @@ pub(crate) enum Order {
     /// The order before is withdrawn, since the guest could not be asked to shut down.
     StayOff,
     SetMetadata(MetadataChange),
-    Subscribe(Sender<Change>),
+    Subscribe(Subscriber),
+}
+
+/// A client that gets each change.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    pub(super) changes: Sender<Change>,
+    /// Disconnected once the last change is written, or the client is gone.
+    pub(super) written: Receiver<()>,
 }
 
 /// By which the main thread responds to an order.

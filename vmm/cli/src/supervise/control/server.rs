@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bulkhead_process::listen::{self, AcceptPause};
-use crossbeam_channel::{Sender, unbounded};
-use rustix::event::{PollFd, PollFlags, poll};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded, unbounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Order, Request, Response, SOCKET, responder};
+use super::{Order, Request, Response, SOCKET, Subscriber, responder};
 use crate::supervise::api;
 use crate::supervise::console::Hub;
 use crate::supervise::event::Event;
@@ -26,6 +26,8 @@ const CLIENTS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest request.
 const LONGEST: u64 = 1 << 20;
+/// How often it is looked whether a client that waits for changes is still there.
+const LOOK: Duration = Duration::from_secs(1);
 /// The pause while no client can be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -193,13 +195,27 @@ impl Shared {
 
     fn send_changes(&self, client: &UnixStream) -> io::Result<()> {
         let (sender, changes) = unbounded();
-        self.order_silently(Order::Subscribe(sender));
+        let (_until_return, written) = bounded(0);
+        self.order_silently(Order::Subscribe(Subscriber {
+            changes: sender,
+            written,
+        }));
         write_line(client, &Response::Ok(Value::Null))?;
-        for change in changes {
-            write_line(client, &change)?;
+        loop {
+            match changes.recv_timeout(LOOK) {
+                Ok(change) => write_line(client, &change)?,
+                Err(RecvTimeoutError::Timeout) if !is_gone(client) => {}
+                Err(_) => return Ok(()),
+            }
         }
-        Ok(())
     }
+}
+
+/// Whether the client has closed the connection.
+fn is_gone(client: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(client, PollFlags::empty())];
+    let now = Timespec::default();
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 fn write_line(mut client: &UnixStream, value: &impl Serialize) -> io::Result<()> {
