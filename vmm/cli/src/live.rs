@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use crate::runtime;
 use crate::supervise::control::{Request, Response, SOCKET};
 use crate::supervise::{self, state::State};
 
@@ -41,8 +42,19 @@ pub(crate) fn get(base: &Path, name: &str) -> Option<State> {
     }
 }
 
+/// Gives a guest that begins its id, and writes its state into its folder, so that no other guest gets the same one.
+///
+/// # Errors
+/// When the state cannot be written.
+pub(crate) fn register(base: &Path, folder: &Path, state: &mut State) -> anyhow::Result<()> {
+    runtime::with_lock(base, || {
+        state.id = free_id(base);
+        state.write(folder)
+    })
+}
+
 /// The lowest id that no guest has, above those of all that run.
-pub(crate) fn free_id(base: &Path) -> u32 {
+fn free_id(base: &Path) -> u32 {
     let names = names(base);
     let states = names
         .iter()

@@ -19,6 +19,7 @@ use super::signals::Signals;
 use super::state::{LastEnd, Reason, RunState, State};
 use super::supervisor::{Outcome, Setting, Supervisor};
 use crate::guest::{Console, Definition, Plan, Site, Sockets};
+use crate::live;
 use crate::program::Programs;
 use crate::runtime::{self, GuestFolder};
 
@@ -189,11 +190,7 @@ fn claim(
     }
     folder.clear()?;
     let mut state = State::new(definition, persistent, helper_socket);
-    state.id = runtime::with_lock(base, || {
-        state.id = crate::live::free_id(base);
-        state.write(folder.path())?;
-        Ok(state.id)
-    })?;
+    live::register(base, folder.path(), &mut state)?;
     Ok((folder, state))
 }
 

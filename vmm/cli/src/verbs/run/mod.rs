@@ -52,11 +52,7 @@ fn run_in_foreground(args: &Args, base: &Path) -> anyhow::Result<ExitCode> {
     let plan = plan(args, &definition, base)?;
     let mut state = State::new(definition.with_shown_paths(), false, None);
     state.foreground = true;
-    state.id = runtime::with_lock(base, || {
-        state.id = live::free_id(base);
-        state.write(folder.path())?;
-        Ok(state.id)
-    })?;
+    live::register(base, folder.path(), &mut state)?;
     let setting = Setting {
         ground: Ground::Fore(console.input()),
         signals,
